@@ -1,0 +1,38 @@
+# The commands of the README. Each does its own set-up; `make run PYTHON=python3.13` chooses another Python.
+SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c '$(SUITABLE)' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: run test slow check clean
+
+run: $(VENV)/.run
+	$(VENV)/bin/opsin run digits_lenet
+
+test: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -n 2
+
+# On real data: export TFDS_DATA_DIR first.
+slow: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -n 2 -m slow
+
+check: $(VENV)/.dev
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/basedpyright
+	$(MAKE) --no-print-directory test
+
+clean:
+	rm -rf $(VENV) runs
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "opsin needs Python 3.11, 3.12 or 3.13: make $(MAKECMDGOALS) PYTHON=/path/to/python"; exit 1; }
+	@echo "setting up $(VENV) with $(PYTHON) (about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@$(PIP) -e '.[dev,wandb]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""From data sets to batches, and the augmentations that run on the device."""

@@ -1,0 +1,132 @@
+"""What every source returns: examples that are read one at a time, and how they become arrays."""
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Int
+
+_CHUNK = 256  # examples that a thread reads at a time: enough to hide what it costs to start
+
+
+class DataError(ValueError):
+    """A mistake in the data or in how they are asked for: one line, the cause and the way out."""
+
+
+class Records(Protocol):
+    """Random access to examples: each is a flat dict of numpy arrays.
+
+    A classification source gives `image`, uint8 [height, width, channels], and `label`, an int32
+    scalar. Reading must be safe from several threads.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Records that are in memory: a dict of arrays with one leading axis of equal length."""
+
+    arrays: Mapping[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {name: array[index] for name, array in self.arrays.items()}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One split of a data set.
+
+    Attributes:
+      records: the examples, read when indexed.
+      class_names: the name of each label, in order; empty where the set has no classes.
+      read_labels: a faster way to all labels than reading every example, if there is one.
+    """
+
+    records: Records
+    class_names: tuple[str, ...] = ()
+    read_labels: Callable[[], Int[np.ndarray, " n"]] | None = None
+
+
+Source = Callable[[str], Examples]
+"""A function from the name of a split, such as "train", to its examples."""
+
+
+def stack(records: Records, indices: Iterable[int]) -> dict[str, np.ndarray]:
+    """Reads some records and stacks them: `image` becomes [len(indices), height, width, channels].
+
+    Raises:
+      DataError: if the records differ in shape.
+    """
+    if isinstance(records, Arrays):
+        rows = np.fromiter(indices, np.int64)
+        return {name: array[rows] for name, array in records.arrays.items()}
+    read = [records[int(index)] for index in indices]
+    for name in read[0]:
+        _require_one_shape(name, (row[name].shape for row in read))
+    return {name: np.stack([row[name] for row in read]) for name in read[0]}
+
+
+def materialize(examples: Examples) -> dict[str, np.ndarray]:
+    """Reads a whole split into memory with one thread a core.
+
+    Returns:
+      Each record's arrays stacked: `image` uint8 [n, height, width, channels], `label` int32 [n].
+
+    Raises:
+      DataError: if the split is empty, an example cannot be read, or shapes differ.
+    """
+    records = examples.records
+    if isinstance(records, Arrays):
+        return dict(records.arrays)
+    count = len(records)
+    if count == 0:
+        raise DataError("this split has no examples; choose another one")
+    chunks = np.array_split(np.arange(count), math.ceil(count / _CHUNK))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = list(pool.map(partial(stack, records), chunks))
+    for name in parts[0]:
+        _require_one_shape(name, (part[name].shape[1:] for part in parts))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def fits_in_memory(examples: Examples, limit_bytes: int) -> bool:
+    """Whether the materialised split takes at most `limit_bytes`, judged by its first example."""
+    count = len(examples.records)
+    if count == 0:
+        return True
+    return count * sum(array.nbytes for array in examples.records[0].values()) <= limit_bytes
+
+
+def labels(examples: Examples) -> Int[np.ndarray, " n"]:
+    """All labels of a split, int32 [n], without decoding images where the source can do so.
+
+    Raises:
+      DataError: if the examples have no scalar `label`.
+    """
+    if examples.read_labels is not None:
+        return np.asarray(examples.read_labels(), np.int32)
+    records = examples.records
+    try:
+        return np.array([records[index]["label"] for index in range(len(records))], np.int32)
+    except KeyError as error:
+        raise DataError('these examples have no "label"; choose a set with classes') from error
+
+
+def _require_one_shape(name: str, shapes: Iterable[tuple[int, ...]]) -> None:
+    distinct = list(dict.fromkeys(shapes))
+    if len(distinct) > 1:
+        raise DataError(
+            f'examples differ in the shape of "{name}", such as {distinct[0]} and {distinct[1]}; '
+            "resize, crop or pad them to one shape in the source"
+        )

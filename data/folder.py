@@ -1,0 +1,141 @@
+"""A folder of images, one sub-folder a class."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image, ImageOps
+
+from data.examples import Arrays, DataError, Examples, fits_in_memory, materialize
+
+_MODES = {1: "L", 3: "RGB"}
+_LEFT_BY_DESKTOPS = {"Thumbs.db", "desktop.ini"}
+
+
+def folder(
+    path: str | os.PathLike[str],
+    split: str,
+    *,
+    size: int = 32,
+    channels: int = 3,
+    limit_bytes: int = 256 * 2**20,
+) -> Examples:
+    """Opens a folder of images.
+
+    With `path/train/<class>/…` each folder beside "train" is a split, and the classes are the
+    sub-folders of "train", in alphabetical order. Otherwise the classes are the sub-folders of
+    `path`, and every image whose `class/name` has a SHA-256 divisible by five is in "test", about
+    20 %, the others in "train": adding images does not move others to the other side.
+
+    Images may lie deeper inside a class folder. Hidden files are ignored, any other file must be an
+    image that Pillow reads. It is turned upright (EXIF), its transparency is dropped, and its
+    largest centred square is resized (bilinear, antialiased). A split of at most
+    `limit_bytes` after that is read at once, so that a bad file is found at the start; a larger
+    one is read image by image.
+
+    Args:
+      path: the folder.
+      split: "train", "test", or the name of another folder beside "train".
+      size: height and width of the images, in pixels.
+      channels: 1 (grey) or 3 (RGB); images of the other kind are converted.
+      limit_bytes: the largest split that is kept in memory.
+
+    Raises:
+      DataError: if the folder or the split is missing or empty, there are fewer than two classes,
+        or a file is not an image, is truncated, or has more than 8 bits a channel (in a
+        split above `limit_bytes`, when that image is read).
+    """
+    if channels not in _MODES or size < 1:
+        raise DataError(f"size {size} with {channels} channels; use 1 or 3 and at least one pixel")
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise DataError(f"no folder {root}; give the folder whose sub-folders are the classes")
+    # A folder "train" with files but no folders of its own is a class (of vehicles, say).
+    has_splits = bool(_subfolders(root / "train"))
+    directory = root / split if has_splits else root
+    names = _subfolders(root / "train" if has_splits else root)
+    available = _subfolders(root) if has_splits else ["train", "test"]
+    if len(names) < 2:
+        found = f'only "{names[0]}"' if names else "none"
+        raise DataError(f"{root} needs two or more sub-folders of images, one a class; has {found}")
+    if split not in available:
+        raise DataError(f'{root} has no split "{split}"; it has {", ".join(available)}')
+    if extra := sorted(set(_subfolders(directory)) - set(names)):
+        raise DataError(f"{directory / extra[0]} is not a class of {root / 'train'}; rename it")
+    files = [
+        (file, label)
+        for label, name in enumerate(names)
+        for file in _files(directory / name)
+        if has_splits or _is_test(file.relative_to(root)) == (split == "test")
+    ]
+    if not files:
+        raise DataError(
+            f'split "{split}" of {root} has no images; make folders {root / "train"} and '
+            f"{root / 'test'} with a folder for each class inside"
+        )
+    paths, label = zip(*files, strict=True)
+    records = _Images(paths, np.array(label, np.int32), size, channels)
+    examples = Examples(records, tuple(names), lambda: records.label)
+    if fits_in_memory(examples, limit_bytes):
+        return Examples(Arrays(materialize(examples)), tuple(names))
+    return examples
+
+
+@dataclass(frozen=True)
+class _Images:
+    paths: tuple[Path, ...]
+    label: Int[np.ndarray, " n"]
+    size: int
+    channels: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        image = _read(self.paths[index], self.size, self.channels)
+        return {"image": image, "label": self.label[index]}
+
+
+def _is_test(relative: Path) -> bool:
+    return int(hashlib.sha256(relative.as_posix().encode()).hexdigest(), 16) % 5 == 0
+
+
+def _subfolders(directory: Path) -> list[str]:
+    if not directory.is_dir():
+        return []
+    return sorted(p.name for p in directory.iterdir() if p.is_dir() and p.name[0] != ".")
+
+
+def _files(directory: Path) -> list[Path]:
+    if not directory.is_dir():
+        return []  # a test split may lack a class
+    files = sorted(
+        file
+        for file in directory.rglob("*")
+        if file.is_file()
+        and file.name not in _LEFT_BY_DESKTOPS
+        and not any(part.startswith(".") for part in file.relative_to(directory).parts)
+    )
+    if not files:
+        raise DataError(f"class folder {directory} has no images; add some or remove the folder")
+    return files
+
+
+def _read(path: Path, size: int, channels: int) -> UInt8[np.ndarray, "size size channels"]:
+    try:
+        with Image.open(path) as image:
+            if image.mode[0] in "IF":  # Pillow would clip them to white
+                raise ValueError("it has more than 8 bits a channel")
+            upright = ImageOps.exif_transpose(image)
+            if "transparency" in upright.info:  # else Pillow warns about palettes
+                upright = upright.convert("RGBA")
+            upright = upright.convert(_MODES[channels])
+    except Exception as error:  # Pillow's decoders raise many kinds
+        raise DataError(
+            f"cannot read image {path}: {error}; repair it, save it as an 8-bit image or remove it"
+        ) from error
+    square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(square).reshape(size, size, channels)

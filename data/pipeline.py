@@ -1,0 +1,141 @@
+"""The order of the examples, and batches in that order.
+
+Training has one order, set by the seed alone. `train_indices` gives it to a loop that keeps the
+data on the device; `train_batches` reads the same examples from a source. Neither depends on the
+number of processes: each process gets its slice of the same global batches.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+import grain
+import numpy as np
+
+from data.examples import Arrays, DataError, Examples, stack
+
+
+def train_indices(
+    n: int, *, batch: int, seed: int, process_index: int = 0, process_count: int = 1
+) -> grain.DatasetIterator[np.ndarray]:
+    """Endless batches of shuffled indices into a training split.
+
+    Every epoch visits every example once in an order of its own. Batches run across the end of an
+    epoch, so none is short and nothing is dropped; a batch may be larger than the split.
+
+    Args:
+      n: number of examples.
+      batch: global batch size, over all processes.
+      seed: of the order, from 0 to 2**32 - 1.
+      process_index: which slice of each global batch to give.
+      process_count: number of slices.
+
+    Returns:
+      An iterator over int32 [batch / process_count]. Its `get_state()` is a dict that JSON can
+      hold, the number of batches taken; `set_state(state)` continues from there, exactly.
+
+    Raises:
+      DataError: if the split is empty, or the batch is below 1 or does not divide.
+    """
+    order = _order(n, batch, seed, process_index, process_count)
+    # No threads: it is arithmetic, which Python's threads would only slow down.
+    return iter(order.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+
+
+def train_batches(
+    examples: Examples, *, batch: int, seed: int, process_index: int = 0, process_count: int = 1
+) -> grain.DatasetIterator[dict[str, np.ndarray]]:
+    """Endless shuffled batches, read ahead by threads, in the order of `train_indices`.
+
+    Args:
+      examples: the training split.
+      batch: global batch size, over all processes.
+      seed: of the order, from 0 to 2**32 - 1.
+      process_index: which slice of each global batch to give.
+      process_count: number of slices.
+
+    Returns:
+      An iterator over dicts such as `image` uint8 [batch / process_count, height, width, channels]
+      and `label` int32 [batch / process_count], with the states of `train_indices`.
+
+    Raises:
+      DataError: as `train_indices`; while iterating, if an example cannot be read or differs in
+        shape.
+    """
+    order = _order(len(examples.records), batch, seed, process_index, process_count)
+    return iter(order.map(partial(stack, examples.records)).to_iter_dataset(_read_ahead()))
+
+
+def eval_batches(
+    examples: Examples | Mapping[str, np.ndarray],
+    *,
+    batch: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Every example once, in order, in batches of one shape.
+
+    What the last batch lacks is filled with the first example, so that padding is as well-behaved
+    as data, and marked False in `valid`.
+
+    Args:
+      examples: a split, or its arrays as `materialize` gives them.
+      batch: global batch size, over all processes.
+      process_index: which slice of each global batch to give.
+      process_count: number of slices; every process gets the same number of batches.
+
+    Returns:
+      An iterator over dicts as those of `train_batches`, and `valid`, bool
+      [batch / process_count].
+
+    Raises:
+      DataError: as `train_batches`.
+    """
+    records = examples.records if isinstance(examples, Examples) else Arrays(examples)
+    n = len(records)
+    local = _local_batch(n, batch, process_index, process_count)
+
+    def load(start: int) -> dict[str, np.ndarray]:
+        indices = np.arange(start, start + local)
+        valid = indices < n
+        return stack(records, np.where(valid, indices, 0)) | {"valid": valid}
+
+    starts = grain.MapDataset.range(process_index * local, _round_up(n, batch), batch)
+    return iter(starts.map(load).to_iter_dataset(_read_ahead()))
+
+
+def _order(
+    n: int, batch: int, seed: int, process_index: int, process_count: int
+) -> grain.MapDataset[np.ndarray]:
+    local = _local_batch(n, batch, process_index, process_count)
+    shuffled = grain.MapDataset.range(n).seed(seed).shuffle().repeat()
+    # Endless, so it has no remainder to drop; without the flag grain's length overflows at batch 1.
+    slices = shuffled.batch(
+        local, drop_remainder=True, batch_fn=partial(np.asarray, dtype=np.int32)
+    )
+    # Slices follow each other in the one order: global batch 0, process 0, 1, …; global batch 1, …
+    return slices[process_index::process_count]
+
+
+def _local_batch(n: int, batch: int, process_index: int, process_count: int) -> int:
+    if n < 1:
+        raise DataError("this split has no examples; choose another one")
+    if batch < 1:
+        raise DataError(f"batch={batch}; use at least 1")
+    if batch % process_count:
+        raise DataError(
+            f"batch={batch} does not divide among {process_count} processes; "
+            f"use {_round_up(batch, process_count)}"
+        )
+    if not 0 <= process_index < process_count:
+        raise DataError(f"process_index={process_index} is not one of {process_count} processes")
+    return batch // process_count
+
+
+def _round_up(n: int, step: int) -> int:
+    return -(-n // step) * step
+
+
+def _read_ahead() -> grain.ReadOptions:
+    threads = min(16, os.cpu_count() or 1)  # each reads one batch at a time
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)

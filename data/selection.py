@@ -1,0 +1,116 @@
+"""Narrowing a training split: which examples to keep, as pure functions of the labels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from data.examples import DataError, Examples, Records
+
+
+def long_tail(
+    labels: Int[np.ndarray, " n"], *, imbalance: float, seed: int = 0
+) -> Int[np.ndarray, " kept"]:
+    """Indices of a subset whose class sizes fall off exponentially.
+
+    Class c of C, in order of the label, keeps floor(n_max * imbalance ** (-c / (C - 1))) examples,
+    drawn at random, and at least one. n_max is the most that lets every class supply its share;
+    for a balanced set that is the size of a class. CIFAR-10 at 100: 5000, 2997, 1796, …, 50.
+
+    Source: Cui et al., 2019, arXiv:1901.05555, section 5.1.
+
+    Args:
+      labels: int [n].
+      imbalance: the first class has this many times the examples of the last; at least 1.
+      seed: which examples of each class, at least 0.
+
+    Returns:
+      Sorted indices into `labels`.
+
+    Raises:
+      DataError: if there are fewer than two classes, or `imbalance` is below 1.
+    """
+    classes, available = np.unique(labels, return_counts=True)
+    if len(classes) < 2:
+        raise DataError(f"a long tail needs two or more classes, not {len(classes)}")
+    if imbalance < 1:
+        raise DataError(f"imbalance={imbalance} is below 1; it is the first class over the last")
+    share = float(imbalance) ** (-np.arange(len(classes)) / (len(classes) - 1))
+    # The small term makes up for rounding: 98 * 49 ** -1 must not come out as 1.999….
+    largest = np.floor(np.min(available / share) + 1e-6)
+    sizes = np.maximum(np.floor(largest * share + 1e-6), 1).astype(int)
+    return _of_each_class(labels, dict(zip(classes, sizes, strict=True)), seed)
+
+
+def per_class(labels: Int[np.ndarray, " n"], *, n: int, seed: int = 0) -> Int[np.ndarray, " kept"]:
+    """Indices of a subset with `n` examples of every class, drawn at random.
+
+    Subsets of one seed are nested: a smaller n keeps a part of what a larger n keeps.
+
+    Args:
+      labels: int [n].
+      n: examples of each class, at least 1.
+      seed: which examples of each class, at least 0.
+
+    Returns:
+      Sorted indices into `labels`.
+
+    Raises:
+      DataError: if `n` is below 1, or a class has fewer examples.
+    """
+    classes, available = np.unique(labels, return_counts=True)
+    if n < 1:
+        raise DataError(f"n={n} examples of each class; ask for at least 1")
+    if n > (fewest := available.min(initial=n)):
+        scarce = classes[available.argmin()]
+        raise DataError(
+            f"n={n} examples of each class, but class {scarce} has {fewest}; ask for at most that"
+        )
+    return _of_each_class(labels, dict.fromkeys(classes, n), seed)
+
+
+def select(examples: Examples, indices: Int[np.ndarray, " kept"]) -> Examples:
+    """The examples at `indices`, in that order.
+
+    Raises:
+      DataError: if there are no indices, or one is outside the split.
+    """
+    count = len(examples.records)
+    if len(indices) == 0:
+        raise DataError("the selection is empty; keep at least one example")
+    if np.min(indices) < 0 or np.max(indices) >= count:
+        raise DataError(
+            f"the selection has indices from {np.min(indices)} to {np.max(indices)}, but the split "
+            f"has {count} examples; select by the labels of the same split"
+        )
+    read = examples.read_labels
+    return Examples(
+        Subset(examples.records, indices),
+        examples.class_names,
+        None if read is None else lambda: read()[indices],
+    )
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some of the records, in the order of `indices`."""
+
+    records: Records
+    indices: Int[np.ndarray, " kept"]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.records[int(self.indices[index])]
+
+
+def _of_each_class(
+    labels: Int[np.ndarray, " n"], sizes: dict[np.integer, int], seed: int
+) -> Int[np.ndarray, " kept"]:
+    # One stream a class, and its first draws: so subsets nest, whatever the other classes keep.
+    kept = [
+        np.random.default_rng([seed, place]).permutation(np.flatnonzero(labels == label))[:size]
+        for place, (label, size) in enumerate(sizes.items())
+    ]
+    return np.sort(np.concatenate(kept))

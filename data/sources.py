@@ -1,0 +1,144 @@
+"""Data sets by name, and the two that need no files: handwritten digits and a synthetic set."""
+
+import difflib
+
+import numpy as np
+
+from data.examples import Arrays, DataError, Examples, Source, materialize
+from data.folder import folder
+from data.tfds_source import tfds
+
+_SPLITS = ("train", "test")
+_FORMS = {
+    "digits": "digits",
+    "synthetic": "synthetic",
+    "tfds": "tfds:NAME",
+    "folder": "folder:PATH",
+}
+
+
+def open_source(source: str | Source, split: str) -> Examples:
+    """Opens one split of a data set.
+
+    Args:
+      source: "digits", "synthetic", "tfds:NAME" (NAME as TFDS has it, with a version if wanted),
+        "folder:PATH", or a function `split -> Examples`; `functools.partial` sets the options of
+        `synthetic`, `tfds` and `folder`.
+      split: such as "train" or "test"; TFDS's slices, such as "train[:80%]", with "tfds:NAME".
+
+    Raises:
+      DataError: if the source or the split is unknown, or the data cannot be read.
+    """
+    if callable(source):
+        return source(split)
+    match source.partition(":"):
+        case ("digits", "", ""):
+            return digits(split)
+        case ("synthetic", "", ""):
+            return synthetic(split)
+        case ("tfds", ":", name) if name:
+            return tfds(name, split)
+        case ("folder", ":", path) if path:
+            return folder(path, split)
+        case (kind, _, _):
+            close = difflib.get_close_matches(kind, _FORMS, n=1)
+            nearest = _FORMS[close[0]] if close else f"tfds:{source}"
+            raise DataError(
+                f'unknown data source "{source}", did you mean "{nearest}"? It is one of '
+                f"{', '.join(_FORMS.values())}, or a function from a split to Examples"
+            )
+
+
+def digits(split: str) -> Examples:
+    """1,797 handwritten digits that scikit-learn ships, images uint8 [8, 8, 1].
+
+    The split is fixed and stratified: with the digits in order of their label, and otherwise in
+    the order of scikit-learn, every fifth one from the first is for testing. That leaves 1,437 in
+    "train" and 360 in "test". Grey levels 0 to 16 become 0 to 255, rounded.
+
+    Source: Alpaydin and Kaynak, 1998, Optical Recognition of Handwritten Digits, UCI repository
+    (its test set).
+
+    Raises:
+      DataError: if `split` is neither "train" nor "test".
+    """
+    _require_split("digits", split)
+    # Imported where it is used: it takes a second, and other sources do not need it.
+    from sklearn.datasets import load_digits
+
+    flat, target = load_digits(return_X_y=True)
+    is_test = np.zeros(len(target), bool)
+    is_test[np.argsort(target, kind="stable")[::5]] = True
+    chosen = is_test if split == "test" else ~is_test
+    image = np.round(flat[chosen] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    label = target[chosen].astype(np.int32)
+    return Examples(Arrays({"image": image, "label": label}), tuple(map(str, range(10))))
+
+
+def synthetic(
+    split: str,
+    *,
+    n: int = 1024,
+    size: int = 32,
+    channels: int = 3,
+    classes: int = 10,
+    seed: int = 0,
+) -> Examples:
+    """A set that any classifier learns in seconds: striped images, for tests and dry runs.
+
+    Example i has label i mod `classes`. The label sets the direction of the stripes (three periods
+    an image) and the tint; their phase varies by ±45 degrees, and Gaussian noise with a standard
+    deviation of a tenth of the range lies over them. Directions stay within a quarter turn, so a
+    flipped image keeps a label of its own. Example i does not depend on `n`.
+
+    Args:
+      split: "train" or "test", independent draws of `n` examples each.
+      n: number of examples.
+      size: height and width, in pixels.
+      channels: number of channels.
+      classes: number of classes.
+      seed: of the phases and of the noise, at least 0.
+
+    Raises:
+      DataError: if `split` is neither "train" nor "test".
+    """
+    _require_split("synthetic", split)
+    phase_rng, noise_rng = np.random.default_rng([seed, _SPLITS.index(split)]).spawn(2)
+    label = np.arange(n, dtype=np.int32) % classes
+    angle = (label + 0.5)[:, None, None] / classes * (np.pi / 2)
+    phase = phase_rng.uniform(-np.pi / 4, np.pi / 4, (n, 1, 1))
+    y, x = np.mgrid[-0.5 : 0.5 : size * 1j, -0.5 : 0.5 : size * 1j]
+    wave = np.cos(6 * np.pi * (np.cos(angle) * x + np.sin(angle) * y) + phase)  # [n, size, size]
+    hue = label[:, None] / classes + np.arange(channels) / 3
+    tint = 0.65 + 0.35 * np.cos(2 * np.pi * hue)[:, None, None]  # [n, 1, 1, channels]
+    noise = noise_rng.standard_normal((n, size, size, channels), np.float32)
+    bright = 0.5 + 0.3 * wave[..., None] * tint + 0.1 * noise
+    image = np.round(255 * np.clip(bright, 0, 1)).astype(np.uint8)
+    names = tuple(f"stripes {index}" for index in range(classes))
+    return Examples(Arrays({"image": image, "label": label}), names)
+
+
+def shrunk(split: str, *, source: str | Source, factor: int) -> Examples:
+    """A set with its images made smaller: each pixel is the mean of `factor` × `factor` of them.
+
+    Args:
+      split: of the source.
+      source: what to shrink, as for `open_source`.
+      factor: must divide height and width.
+
+    Raises:
+      DataError: if it does not, or the source cannot be opened.
+    """
+    examples = open_source(source, split)
+    arrays = materialize(examples)
+    count, height, width, channels = arrays["image"].shape
+    if factor < 1 or height % factor or width % factor:
+        raise DataError(f"factor={factor} does not divide images of {height}x{width} pixels")
+    shape = (count, height // factor, factor, width // factor, factor, channels)
+    image = np.round(arrays["image"].reshape(shape).mean(axis=(2, 4))).astype(np.uint8)
+    return Examples(Arrays(arrays | {"image": image}), examples.class_names)
+
+
+def _require_split(name: str, split: str) -> None:
+    if split not in _SPLITS:
+        raise DataError(f'"{name}" has no split "{split}"; use "train" or "test"')

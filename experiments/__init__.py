@@ -1,0 +1,1 @@
+"""Experiments: define, sweep, run, report."""

@@ -1,0 +1,33 @@
+"""LeNet-5 reads handwritten digits: 98 % of 360 unseen ones after a minute on two cores.
+
+The first thing to run. Its 1,797 digits of 8×8 pixels come with scikit-learn: no download.
+
+    opsin run digits_lenet
+"""
+
+from functools import partial
+
+from data.augment import random_crop
+from models.classification.lenet import LeNet5
+from train.experiment import Data, Experiment, Loop
+from train.optim import Optimizer, adamw, cosine
+from train.tasks.classify import Classify
+
+SMOKE = {"loop.duration": "2 steps", "data.batch": 16, "data.eval_batch": 120}
+
+
+def config() -> Experiment:
+    """LeNet-5 with AdamW, images shifted by up to one pixel."""
+    return Experiment(
+        task=Classify(model=LeNet5(num_classes=10)),
+        data=Data(
+            source="digits",
+            batch=64,
+            eval_batch=360,
+            augment=(partial(random_crop, padding=1),),
+        ),
+        optimizer=Optimizer(
+            method=adamw, learning_rate=2e-3, schedule=cosine, warmup="1 epoch", weight_decay=0.01
+        ),
+        loop=Loop(duration="40 epochs", evaluate_every="5 epochs", checkpoint_every="5 epochs"),
+    )

@@ -1,0 +1,275 @@
+"""The command line: ``opsin list | run | sweep | report | inspect``.
+
+jax is imported only once the runtime is set up, and not at all to list experiments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments import catalogue
+from experiments.config import ConfigError, override, parse
+from experiments.runtime import Runtime, default_cache, set_up
+
+if TYPE_CHECKING:
+    from experiments.report import Report
+    from experiments.runs import Options
+    from train.experiment import Experiment
+
+RESULTS = Path("results")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command and exits: 0 done, 1 a run failed, 2 the user's mistake."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes no positional arguments after an option: overrides may stand anywhere.
+    if any(text.startswith("-") for text in rest) or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    try:
+        code = options.command(options)
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        if options.trace:
+            traceback.print_exc()
+        print(f"opsin: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="opsin", description="Computer-vision research: define, sweep, run, report."
+    )
+    parser.set_defaults(trace=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--trace", action="store_true", help="show the trace of an error")
+
+    runtime = argparse.ArgumentParser(add_help=False, parents=[shared])
+    group = runtime.add_argument_group("runtime")
+    group.add_argument("--platform", choices=("cpu", "cuda", "tpu"), help="default: the best")
+    group.add_argument("--devices", type=int, metavar="N", help="fake N devices on the CPU")
+    group.add_argument("--deterministic", action="store_true", help="same bits on a GPU, slower")
+    group.add_argument("--memory-fraction", type=float, metavar="F", help="GPU memory to reserve")
+    group.add_argument("--cache", type=Path, default=default_cache(), help="of compiled programs")
+
+    training = argparse.ArgumentParser(add_help=False)
+    group = training.add_argument_group("output")
+    group.add_argument("--workdir", type=Path, default=Path("runs"), help="default: runs")
+    group.add_argument("--quiet", action="store_true", help="no progress bar")
+    group.add_argument("--tensorboard", action="store_true", help="also write event files")
+    group.add_argument("--wandb", action="store_true", help="also log to Weights & Biases")
+
+    command = commands.add_parser("list", help="every experiment with its claim", parents=[shared])
+    command.set_defaults(command=_list)
+
+    command = commands.add_parser("run", help="train one", parents=[runtime, training])
+    _add_name_and_overrides(command)
+    command.add_argument("--smoke", action="store_true", help="two steps, to see that it runs")
+    command.set_defaults(command=_run)
+
+    command = commands.add_parser("sweep", help="run an ablation", parents=[runtime, training])
+    _add_name_and_overrides(command)
+    command.add_argument("--seeds", type=int, metavar="N", help="default: those of its table")
+    command.add_argument("--index", type=int, default=0, metavar="I", help="this machine's share")
+    command.add_argument("--of", type=int, default=1, metavar="N", help="number of shares")
+    command.add_argument("--dry-run", action="store_true", help="only list the runs")
+    command.set_defaults(command=_sweep)
+
+    command = commands.add_parser("report", help="write tables and figures", parents=[shared])
+    command.add_argument("name", nargs="?", metavar="NAME", help="default: all of results/")
+    command.add_argument("--workdir", type=Path, default=Path("runs"), help="default: runs")
+    command.add_argument("--results", type=Path, default=RESULTS, help="default: results")
+    command.add_argument("--readme", type=Path, default=Path("README.md"), help="its table")
+    command.add_argument("--check", action="store_true", help="compare, change nothing")
+    command.set_defaults(command=_report)
+
+    command = commands.add_parser("inspect", help="draw training batches", parents=[runtime])
+    _add_name_and_overrides(command)
+    command.add_argument("--batches", type=int, default=1, metavar="N", help="default: 1")
+    command.add_argument("--output", type=Path, metavar="PNG", help="default: NAME_batch.png")
+    command.set_defaults(command=_inspect)
+    return parser
+
+
+def _add_name_and_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="of an experiment, see opsin list")
+    parser.add_argument("overrides", nargs="*", metavar="path=value", help="e.g. data.batch=64")
+
+
+def _list(options: argparse.Namespace) -> int:
+    found = catalogue.experiments()
+    width = max(len(name) for name in found)
+    for name, path in found.items():
+        print(f"{name:<{width}}  {catalogue.claim(path)}")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    module, base, overrides = _configured(options)
+    from experiments.runs import execute
+    from experiments.sweep import arm_of
+
+    experiment = override(base, {**(module.SMOKE if options.smoke else {}), **overrides})
+    arm = arm_of(experiment, base, catalogue.arms(module))
+    outcome = execute(options.name, arm, experiment, _run_options(options))
+    if not outcome.finished:
+        print(f"stopped at step {outcome.step}, saved; the same command goes on from there")
+    for name, value in outcome.metrics.items():
+        if name.count("/") == 1:
+            print(f"{name:<24} {value:.4f}")
+    for picture in sorted(outcome.directory.glob("*.png")):
+        print(picture)
+    print(outcome.directory)
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    module, experiment, overrides = _configured(options)
+    from experiments.runs import directory_of, execute
+    from experiments.sweep import expand, share
+
+    seeds = options.seeds or (module.TABLE.seeds if hasattr(module, "TABLE") else 3)
+    planned = expand(experiment, catalogue.arms(module), seeds, overrides)
+    mine = list(share(planned, options.index, options.of))
+    failed = []
+    for number, run in enumerate(mine, start=1):
+        directory = directory_of(options.name, run.experiment, options.workdir)
+        state = next((s for s in ("DONE", "FAILED") if (directory / s).exists()), "to do")
+        print(
+            f"[{number}/{len(mine)}] {run.arm}, seed {run.seed}: {directory} ({state})", flush=True
+        )
+        if options.dry_run:
+            continue
+        try:
+            outcome = execute(options.name, run.arm, run.experiment, _run_options(options))
+        except Exception as error:  # one failed run must not lose the others
+            if _exit_code(error) is None:
+                traceback.print_exc()
+            print(f"  failed: {error}", file=sys.stderr)
+            failed.append(run)
+            continue
+        if not outcome.finished:
+            print(f"stopped at step {outcome.step}, saved; the same command goes on from there")
+            return 0
+    if failed:
+        names = ", ".join(f"{run.arm} (seed {run.seed})" for run in failed)
+        print(f"opsin: {len(failed)} of {len(mine)} runs failed: {names}", file=sys.stderr)
+        return 1
+    if not options.dry_run:
+        print(f"done; now: opsin report {options.name}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from experiments import report
+    from experiments.rows import collect
+
+    if options.name:
+        chosen = _table_of(options.name)
+        if not options.check:
+            rows = collect(options.workdir / options.name, chosen.arms)
+            report.write(rows, chosen, options.results)
+            print((options.results / f"{options.name}.md").read_text())
+        reports = [chosen]
+    else:
+        names = sorted(path.stem for path in options.results.glob("*.jsonl"))
+        reports = [_table_of(name) for name in names]
+    if options.check:
+        stale = [file for chosen in reports for file in report.check(chosen, options.results)]
+        if not options.name and not report.readme_is_current(
+            options.readme, report.readme_table(reports, options.results)
+        ):
+            stale.append(str(options.readme))
+        for file in stale:
+            print(f"opsin: {file} is not what its data give: run opsin report", file=sys.stderr)
+        return 1 if stale else 0
+    if not options.name:
+        for chosen in reports:
+            report.derive(chosen, options.results)
+        report.update_readme(options.readme, report.readme_table(reports, options.results))
+    print(options.results)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    _, experiment, overrides = _configured(options)
+    from experiments.inspection import draw_batches
+
+    output = options.output or Path(f"{options.name}_batch.png")
+    draw_batches(override(experiment, overrides), options.batches, output)
+    print(output)
+    return 0
+
+
+def _table_of(name: str) -> Report:
+    from experiments.table import Report
+
+    module = catalogue.find(name)
+    if not hasattr(module, "TABLE"):
+        raise ConfigError(f"{name} has no TABLE to report: opsin run {name} prints its numbers")
+    arms = [arm.name for arm in catalogue.arms(module)]
+    claim = catalogue.claim(catalogue.experiments()[name])
+    return Report(name=name, claim=claim, arms=arms, table=module.TABLE)
+
+
+def _configured(options: argparse.Namespace) -> tuple[Any, Experiment, dict[str, Any]]:
+    """Sets up the runtime, then imports the experiment and reads the overrides."""
+    set_up(
+        Runtime(
+            platform=options.platform,
+            devices=options.devices,
+            deterministic=options.deterministic,
+            memory_fraction=options.memory_fraction,
+            cache=options.cache,
+        )
+    )
+    module = catalogue.find(options.name)
+    return module, module.config(), dict(parse(text) for text in options.overrides)
+
+
+def _run_options(options: argparse.Namespace) -> Options:
+    from experiments.runs import Options
+
+    return Options(
+        workdir=options.workdir,
+        progress=not options.quiet,
+        tensorboard=options.tensorboard,
+        wandb=options.wandb,
+    )
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2 for a user's mistake, 1 for a run that failed, None for a bug, which keeps its trace."""
+    from data.examples import DataError
+    from experiments.runs import RunError
+    from experiments.table import ReportError
+    from train.checkpoint import CheckpointError, SaveError
+    from train.durations import DurationError
+    from train.logging import LoggingError, NonFiniteError
+    from train.program import SettingError
+    from train.sharding import DeviceError
+
+    if isinstance(error, NonFiniteError | SaveError):
+        return 1
+    mistakes = (
+        ConfigError, DataError, RunError, ReportError, CheckpointError, DurationError,
+        LoggingError, SettingError, DeviceError,
+    )  # fmt: skip
+    return 2 if isinstance(error, mistakes) else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Training batches as the model sees them, for people to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from data import augment
+from train.experiment import Experiment
+from train.feed import Feed
+from train.figures import image_grid, save
+from train.loop import open_training
+from train.state import stream
+
+
+def draw_batches(experiment: Experiment, batches: int, path: Path, *, images: int = 36) -> None:
+    """Draws the first images of the first training batches, augmented, with their labels.
+
+    Args:
+        experiment: whose data and seed.
+        batches: how many batches; each gives an equal share of the images.
+        path: PNG to write.
+        images: most images to draw.
+
+    Raises:
+        DataError: if the data cannot be read.
+    """
+    data = experiment.data
+    examples = open_training(experiment)
+    feed = Feed(examples, data.batch, experiment.seed, data.resident_megabytes)
+    key = jax.random.key(experiment.seed)
+    share = max(1, min(images // batches, data.batch))
+    shown = []
+    for step in range(batches):
+        batch = augment.scale(feed.batch_on_host())
+        batch = augment.apply(stream(key, step, "augment"), batch, data.augment)
+        shown.append(jax.tree.map(lambda x: np.asarray(x[:share]), batch))
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *shown)
+    title = (
+        f"{len(examples.records)} training images; batch of {data.batch}, seed {experiment.seed}"
+    )
+    grid = image_grid(
+        joined["image"],
+        labels=joined.get("label"),
+        class_names=examples.class_names,
+        title=title,
+    )
+    save(grid, path)

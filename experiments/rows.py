@@ -1,0 +1,180 @@
+"""The raw data of a report: one row for each run that ended, from run folders to JSON Lines."""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.table import ReportError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One run that ended, well or not.
+
+    Attributes:
+        arm: the arm of the sweep; "default" for a run without one.
+        seed: the run's seed.
+        id: the name of its folder, which is the hash of its resolved config.
+        status: how it ended.
+        commit: the commit that it ran on, or "unknown".
+        dirty: whether files differed from that commit.
+        devices: the kind of each device.
+        hardware: the machine.
+        versions: library -> version, Python among them.
+        seconds: how long it took; None for a failed run.
+        metrics: its final metrics; empty for a failed run.
+        error: of a failed run, the line that says why; None for the others.
+    """
+
+    arm: str
+    seed: int
+    id: str
+    status: Literal["done", "failed"]
+    commit: str
+    dirty: bool
+    devices: Sequence[str]
+    hardware: str
+    versions: Mapping[str, str]
+    seconds: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+
+def collect(run_dir: Path, arms: Sequence[str]) -> list[Row]:
+    """Reads the runs below `run_dir` that ended, sorted by arm and seed.
+
+    A folder without `DONE` or `FAILED` gives no row, and the report lists its seed as missing. Runs
+    of arms that are not in `arms` give none either, and a warning is logged.
+
+    Args:
+        run_dir: `runs/<experiment>`, with a folder for each run.
+        arms: the arms of the sweep, in order.
+
+    Raises:
+        ReportError: no run of these arms has ended, a file is missing or broken, or two runs claim
+            the same arm and seed.
+    """
+    folders = sorted(path for path in run_dir.glob("*") if path.is_dir())
+    ended = [_read_run(path) for path in folders if _status(path) is not None]
+    rows = [row for row in ended if row.arm in arms]
+    if strangers := sorted({row.arm for row in ended} - set(arms)):
+        logging.getLogger(__name__).warning(
+            "left out the runs in %s whose arm is not in the sweep: %s", run_dir, strangers
+        )
+    if not rows:
+        raise ReportError(
+            f"no run of the sweep has ended in {run_dir} ({len(folders)} folders, {len(ended)} "
+            f"ended): run opsin sweep {run_dir.name}"
+        )
+    taken: dict[tuple[str, int], Row] = {}
+    for row in rows:
+        other = taken.setdefault((row.arm, row.seed), row)
+        if other is not row:
+            raise ReportError(
+                f"arm {row.arm!r}, seed {row.seed} has two runs in {run_dir}, {other.id} and "
+                f"{row.id}, of different configs: remove the one that does not count, "
+                f"rm -r {run_dir / other.id} or rm -r {run_dir / row.id}"
+            )
+    return in_order(rows, arms)
+
+
+def in_order(rows: Iterable[Row], arms: Sequence[str]) -> list[Row]:
+    """`rows` in the order of `arms`, then of seeds."""
+    return sorted(rows, key=lambda row: (arms.index(row.arm), row.seed))
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Writes one JSON object a line; floats keep every digit."""
+    lines = []
+    for row in rows:
+        record = {**asdict(row), "metrics": dict(sorted(row.metrics.items()))}
+        record["versions"] = dict(sorted(row.versions.items()))
+        lines.append(json.dumps({k: v for k, v in record.items() if v is not None}) + "\n")
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Reads what `write_rows` wrote.
+
+    Raises:
+        ReportError: the file is missing, or a line of it is no row.
+    """
+    if not path.exists():
+        raise ReportError(f"no {path}: write it with opsin report {path.stem}")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows.append(Row(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise ReportError(
+                f"{path}, line {number} is no row ({error}): write the file again with "
+                f"opsin report {path.stem}"
+            ) from error
+    return rows
+
+
+def _status(folder: Path) -> Literal["done", "failed"] | None:
+    if (folder / "DONE").exists():  # a failed run that was repeated and ended well is done
+        return "done"
+    return "failed" if (folder / "FAILED").exists() else None
+
+
+def _read_run(folder: Path) -> Row:
+    keys = ("commit", "dirty", "devices", "hardware", "versions", "python")
+    env = _read(folder / "env.json", *keys)
+    if (folder / "arm.json").exists():
+        place = _read(folder / "arm.json", "arm", "seed")
+    else:
+        place = {"arm": "default", **_read(folder / "config.json", "seed")}
+    failed = _status(folder) == "failed"
+    summary = {} if failed else _read_summary(folder / "summary.json")
+    return Row(
+        arm=place["arm"],
+        seed=place["seed"],
+        id=folder.name,
+        status="failed" if failed else "done",
+        commit=env["commit"] or "unknown",
+        dirty=bool(env["dirty"]),
+        devices=env["devices"],
+        hardware=env["hardware"],
+        versions={"python": env["python"], **env["versions"]},
+        seconds=summary.get("seconds"),
+        metrics={name: value for name, value in summary.items() if name != "seconds"},
+        error=_error_line((folder / "FAILED").read_text(encoding="utf-8")) if failed else None,
+    )
+
+
+def _read(path: Path, *keys: str) -> dict[str, Any]:
+    """The JSON object in `path`, which must have `keys`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ReportError(
+            f"{path} cannot be read ({error}): remove {path.parent} and repeat the run"
+        ) from error
+    lacking = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if lacking:
+        raise ReportError(
+            f"{path} has no {', '.join(lacking)}: remove {path.parent} and repeat the run"
+        )
+    return content
+
+
+def _read_summary(path: Path) -> dict[str, float]:
+    summary = _read(path, "seconds")
+    for name, value in summary.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ReportError(
+                f"{path} has {name!r} = {value!r}, which is no number: remove {path.parent} and "
+                "repeat the run"
+            )
+    return summary
+
+
+def _error_line(text: str) -> str:
+    """The line that says why: the first one, or the last one of a traceback."""
+    lines = text.strip().splitlines() or ["no reason given"]
+    return (lines[-1] if lines[0].startswith("Traceback") else lines[0]).strip()

@@ -1,0 +1,191 @@
+"""A run and its directory: what is written before, during and after training."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+from filelock import FileLock, Timeout
+
+from experiments.config import identity, resolve
+from train.experiment import Experiment
+from train.logging import TensorBoard, WeightsAndBiases, Writer, replace_text
+from train.loop import fit
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
+
+
+class RunError(ValueError):
+    """A run directory that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, as far as it has no influence on the result.
+
+    Attributes:
+        workdir: parent of all run directories.
+        progress: whether to show a bar.
+        tensorboard: also write event files.
+        wandb: also log to Weights & Biases.
+    """
+
+    workdir: Path = Path("runs")
+    progress: bool = True
+    tensorboard: bool = False
+    wandb: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run.
+
+    Attributes:
+        directory: of the run.
+        finished: False if it was stopped before its last step.
+        metrics: the final numbers; empty if it was stopped.
+        step: steps taken.
+    """
+
+    directory: Path
+    finished: bool
+    metrics: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
+
+
+def directory_of(name: str, experiment: Experiment, workdir: Path) -> Path:
+    """``workdir/name/id``, the id being the hash of the resolved experiment."""
+    return workdir / name / identity(experiment)
+
+
+def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Outcome:
+    """Runs an experiment to its end, or goes on with it; a finished one is only read.
+
+    Raises:
+        RunError: the directory cannot be written, or another run is live in it.
+        Exception: whatever training raises; it is also written to ``FAILED``.
+    """
+    directory = directory_of(name, experiment, options.workdir)
+    with _locked(directory):
+        place = {"experiment": name, "arm": arm, "seed": experiment.seed}
+        _write_json(directory / "arm.json", place)
+        if (directory / "DONE").exists():
+            metrics = json.loads((directory / "summary.json").read_text())
+            return Outcome(directory, True, metrics, int(metrics["steps"]))
+        (directory / "FAILED").unlink(missing_ok=True)
+        config = resolve(experiment)
+        _write_json(directory / "config.json", config)
+        _write_json(directory / "env.json", environment())
+        try:
+            with _stop_signal() as stopped:
+                result = fit(
+                    experiment,
+                    directory,
+                    config=config,
+                    stop=lambda: bool(stopped),
+                    writers=_writers(name, directory, config, options),
+                    progress=options.progress,
+                )
+        except Exception as error:
+            replace_text(directory / "FAILED", f"{type(error).__name__}: {error}\n")
+            raise
+        if result.finished:
+            _write_json(directory / "summary.json", result.metrics)
+            replace_text(directory / "DONE", "")
+        return Outcome(directory, result.finished, result.metrics, result.step)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    replace_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Where and with what this runs: commit, versions, devices, hardware."""
+    house = Path(__file__).parent.parent
+    commit = _git(house, "rev-parse", "HEAD")
+    return {
+        "commit": commit,
+        "dirty": bool(_git(house, "status", "--porcelain")) if commit else None,
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
+        "hardware": f"{_processor()}, {os.cpu_count()} cores",
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _git(house: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(house), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None  # no git, or installed from an archive
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _writers(name: str, directory: Path, config: dict[str, Any], options: Options) -> list[Writer]:
+    writers: list[Writer] = []
+    if options.tensorboard:
+        writers.append(TensorBoard(directory / "tensorboard"))
+    if options.wandb:
+        writers.append(WeightsAndBiases(directory, f"{name}-{directory.name}", config))
+    return writers
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Holds the directory for one live run; the lock dies with the process."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise RunError(
+            f"another run is live in {directory}: wait for it, or change something, e.g. seed=1"
+        ) from error
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {directory} ({error.strerror}): choose another place with --workdir"
+        ) from error
+    with lock:
+        yield
+        lock.release()
+
+
+@contextmanager
+def _stop_signal() -> Iterator[list[int]]:
+    """A list that fills when SIGTERM or Ctrl-C comes; a second Ctrl-C interrupts at once."""
+    received: list[int] = []
+
+    def receive(number: int, frame: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,78 @@
+"""An ablation: every arm under every seed, finished runs skipped, failed ones marked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.config import Arm, ConfigError, identity, override
+from train.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a sweep."""
+
+    arm: str
+    seed: int
+    experiment: Experiment
+
+
+def expand(
+    experiment: Experiment,
+    arms: Sequence[Arm],
+    seeds: int,
+    overrides: Mapping[str, Any] | None = None,
+) -> list[Planned]:
+    """Every arm under seeds 0 … ``seeds`` − 1; seeds turn slowest, so that each is a whole table.
+
+    Args:
+        experiment: what the arms change.
+        arms: names and overrides.
+        seeds: how many.
+        overrides: for every arm, on top of its own.
+
+    Raises:
+        ConfigError: two arms of the same name, or that run the same thing.
+    """
+    planned = [
+        Planned(
+            arm.name,
+            seed,
+            override(experiment, {**arm.overrides, "seed": seed, **(overrides or {})}),
+        )
+        for seed in range(seeds)
+        for arm in arms
+    ]
+    seen: dict[str, Planned] = {}
+    for run in planned:
+        twin = seen.setdefault(identity(run.experiment), run)
+        if twin is not run:
+            raise ConfigError(
+                f"{run.arm} with seed {run.seed} and {twin.arm} with seed {twin.seed} are one and "
+                "the same run: give them different overrides"
+            )
+    if len({(run.arm, run.seed) for run in planned}) < len(planned):
+        raise ConfigError("two arms of this sweep have the same name")
+    return planned
+
+
+def arm_of(experiment: Experiment, base: Experiment, arms: Sequence[Arm]) -> str:
+    """The arm that an experiment is a run of, under whatever seed; ``"custom"`` if of none."""
+    target = identity(experiment)
+    for arm in arms:
+        if identity(override(base, {**arm.overrides, "seed": experiment.seed})) == target:
+            return arm.name
+    return "custom"
+
+
+def share(planned: Sequence[Planned], index: int, of: int) -> Iterator[Planned]:
+    """Every ``of``-th run from ``index`` on: ``of`` machines do a sweep together.
+
+    Raises:
+        ConfigError: if the index is not in 0 … of − 1.
+    """
+    if not 0 <= index < of:
+        raise ConfigError(f"--index {index} --of {of}: the index counts from 0 to {of - 1}")
+    return iter(planned[index::of])

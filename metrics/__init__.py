@@ -1,0 +1,1 @@
+"""Metric states that merge by addition."""

@@ -1,0 +1,198 @@
+"""Metrics of classification, from the logits and labels of one batch to a state that merges.
+
+Axes before the classes are free (images, pixels). `valid` drops padding and ignored labels,
+`labels != 255`: every valid label must lie in [0, classes). Logits with a NaN never count as right.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Integer
+
+from metrics.state import Mean, Metric, Sum, valid_or_all
+
+
+def accuracy(
+    logits: Float[Array, "*batch classes"],
+    labels: Integer[Array, "*batch"] | Float[Array, "*batch classes"],
+    valid: Bool[Array, "*batch"] | None = None,
+) -> Mean:
+    """Share of entries whose largest logit is that of the label; of equal ones the first counts.
+
+    Soft labels (mixup) stand for their most probable class.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    return top_k_accuracy(logits, labels, valid, k=1)
+
+
+def top_k_accuracy(
+    logits: Float[Array, "*batch classes"],
+    labels: Integer[Array, "*batch"] | Float[Array, "*batch classes"],
+    valid: Bool[Array, "*batch"] | None = None,
+    *,
+    k: int = 5,
+) -> Mean:
+    """Share of entries whose label is among the k largest logits; 1 if k ≥ classes.
+
+    Equal logits rank by class index, as in `jnp.argmax` and `jax.lax.top_k`, so equal logits for
+    all classes score as chance does and not 1. Soft labels stand for their most probable class.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    return Mean.from_values(_correct(logits, labels, k), valid)
+
+
+def negative_log_likelihood(
+    logits: Float[Array, "*batch classes"],
+    labels: Integer[Array, "*batch"],
+    valid: Bool[Array, "*batch"] | None = None,
+) -> Mean:
+    """Mean of −log p_y in nats, without smoothing or weights.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    _check_labels(logits, labels)
+    logits = logits.astype(jnp.float32)
+    return Mean.from_values(optax.softmax_cross_entropy_with_integer_labels(logits, labels), valid)
+
+
+@flax.struct.dataclass
+class ConfusionMatrix(Metric):
+    """How often each true class was taken for each class."""
+
+    counts: Sum  # [true, predicted], int32
+
+    def per_class(self) -> dict[str, np.ndarray]:
+        """`precision`, `recall` and `f1` [classes]: 0/0 is 0, a class that never occurs is NaN."""
+        counts = np.asarray(self.counts, np.int64)
+        hits, true, predicted = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
+
+        def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+            value = numerator / np.maximum(denominator, 1)  # no hits without a denominator: 0/0 = 0
+            return np.where(true + predicted > 0, value, np.nan)
+
+        return {
+            "precision": ratio(hits, predicted),
+            "recall": ratio(hits, true),
+            "f1": ratio(2 * hits, true + predicted),
+        }
+
+    def compute(self) -> dict[str, float]:
+        """`precision_macro`, `recall_macro`, `f1_macro`, `f1_micro`, and per class `recall/0`, ….
+
+        As in scikit-learn with zero_division=0 and the labels that occur: 0/0 is 0 (a class that is
+        never predicted has precision 0), and a class neither true nor predicted anywhere has no
+        entry and takes no part in a macro average, the plain mean over classes. One label per
+        example makes micro precision, recall and F1 all equal to accuracy. All is NaN of no
+        examples.
+        """
+        counts = np.asarray(self.counts, np.int64)
+        examples = counts.sum()
+        macro, single = {}, {}
+        for kind, values in self.per_class().items():
+            present = {f"{kind}/{i}": float(v) for i, v in enumerate(values) if not np.isnan(v)}
+            macro[f"{kind}_macro"] = sum(present.values()) / len(present) if present else np.nan
+            single |= present
+        micro = float(np.trace(counts) / examples) if examples else np.nan
+        return {**macro, "f1_micro": micro, **single}
+
+
+def confusion_matrix(
+    predictions: Integer[Array, "*batch"] | Float[Array, "*batch num_classes"],
+    labels: Integer[Array, "*batch"],
+    num_classes: int,
+    valid: Bool[Array, "*batch"] | None = None,
+) -> ConfusionMatrix:
+    """Counts pairs of true and predicted class.
+
+    Args:
+        predictions: predicted classes, or logits, whose largest counts (of equal ones the first).
+            Logits with a NaN are counted as the class after the true one: as an error, wherever it
+            falls.
+        labels: true classes.
+        num_classes: rows and columns of the matrix; pairs outside are not counted.
+        valid: entries that count.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    labels = labels.astype(jnp.int32)
+    if jnp.issubdtype(predictions.dtype, jnp.floating):
+        _check_labels(predictions, labels)
+        if predictions.shape[-1] != num_classes:
+            raise ValueError(f"logits {predictions.shape} are not of {num_classes} classes")
+        broken = jnp.isnan(predictions).any(axis=-1)
+        predictions = jnp.where(broken, (labels + 1) % num_classes, predictions.argmax(axis=-1))
+    elif predictions.shape != labels.shape:
+        raise ValueError(f"predictions {predictions.shape} do not fit labels {labels.shape}")
+    weights = valid_or_all(valid, labels.shape).astype(jnp.int32)
+    counts = jnp.zeros((num_classes, num_classes), jnp.int32)
+    cells = counts.at[labels, predictions]
+    return ConfusionMatrix(cells.add(weights, mode="drop", wrap_negative_indices=False))
+
+
+@flax.struct.dataclass
+class Calibration(Metric):
+    """Confidence and correctness in equal-width bins of confidence."""
+
+    confidence: Sum  # [bins], float32: sums of the largest probability
+    correct: Sum  # [bins], int32
+    count: Sum  # [bins], int32
+
+    def compute(self) -> dict[str, float]:
+        """The error Σ_b n_b / n · |accuracy_b − confidence_b|, in [0, 1]; NaN of no examples."""
+        examples = np.asarray(self.count, np.int64).sum()
+        confidence = np.asarray(self.confidence, np.float64)
+        gaps = np.abs(np.asarray(self.correct, np.int64) - confidence).sum()  # n_b cancels
+        return {"": float(gaps / examples) if examples else float("nan")}
+
+
+def calibration(
+    logits: Float[Array, "*batch classes"],
+    labels: Integer[Array, "*batch"],
+    valid: Bool[Array, "*batch"] | None = None,
+    *,
+    bins: int = 15,
+) -> Calibration:
+    """Expected calibration error, with `bins` of confidence of equal width, open on the left.
+
+    Guo et al., 2017, arXiv:1706.04599, eq. 3. Logits with a NaN have no confidence: the error
+    becomes NaN.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    right = _correct(logits, labels, 1)
+    valid = valid_or_all(valid, right.shape)
+    confidence = jax.nn.softmax(logits.astype(jnp.float32)).max(axis=-1)
+    place = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
+    return Calibration(
+        confidence=jnp.zeros(bins).at[place].add(jnp.where(valid, confidence, 0.0)),
+        correct=jnp.zeros(bins, jnp.int32).at[place].add((right & valid).astype(jnp.int32)),
+        count=jnp.zeros(bins, jnp.int32).at[place].add(valid.astype(jnp.int32)),
+    )
+
+
+def _correct(logits: Array, labels: Array, k: int) -> Array:
+    """Whether the label is among the k largest logits."""
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        if labels.shape != logits.shape:
+            raise ValueError(f"soft labels {labels.shape} do not fit logits {logits.shape}")
+        labels = labels.argmax(axis=-1)
+    _check_labels(logits, labels)
+    classes = jnp.arange(logits.shape[-1])
+    own = jnp.where(classes == labels[..., None], logits, -jnp.inf).max(axis=-1, keepdims=True)
+    ahead = (logits > own) | ((logits == own) & (classes < labels[..., None]))
+    # Comparisons with NaN are false, so nothing would be ahead of a NaN.
+    return (ahead.sum(axis=-1) < k) & ~jnp.isnan(logits).any(axis=-1)
+
+
+def _check_labels(logits: Array, labels: Array) -> None:
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(f"labels {labels.shape} do not fit logits {logits.shape}")

@@ -1,0 +1,102 @@
+"""Metrics as states: sums and counts, made on the device, that become numbers on the host.
+
+Because every leaf is a sum over examples, batches, devices and processes merge in any order:
+addition under `jit`, `jax.lax.psum` under `pmap`. Counts are integers, so they come out the same on
+any number of devices. On the device they are int32: bring the state of each batch to the host
+(`to_host`: int64 and float64) and merge it there.
+"""
+
+import operator
+from collections.abc import Mapping
+from typing import TypeVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Num
+
+Sum = jax.Array | np.ndarray | np.number  # of examples: on the device, later on the host
+AnyMetric = TypeVar("AnyMetric", bound="Metric")
+
+
+@flax.struct.dataclass
+class Metric:
+    """Additive arrays. A subclass names them and says in `compute` what they amount to."""
+
+    def merge(self: AnyMetric, other: AnyMetric) -> AnyMetric:
+        """Leaf-wise sum: the state of both sets of examples together."""
+        return jax.tree.map(operator.add, self, other)
+
+    def compute(self) -> dict[str, float]:
+        """The numbers, on the host: `{"": value}`, or several by name, `{"f1_macro": value, …}`."""
+        raise NotImplementedError
+
+
+@flax.struct.dataclass
+class Mean(Metric):
+    """Mean of one number per example."""
+
+    total: Sum  # [], int32 for counts, else float32
+    count: Sum  # [], int32
+
+    @classmethod
+    def from_values(
+        cls,
+        values: Num[Array, "*batch"] | Bool[Array, "*batch"],
+        valid: Bool[Array, "*batch"] | None = None,
+    ) -> "Mean":
+        """Sums `values`; entries that are not `valid` take no part, not even a NaN."""
+        valid = valid_or_all(valid, values.shape)
+        # Without a dtype a sum of bfloat16 stays bfloat16.
+        real = jnp.issubdtype(values.dtype, jnp.floating)
+        total = jnp.sum(jnp.where(valid, values, 0), dtype=jnp.float32 if real else jnp.int32)
+        return cls(total=total, count=jnp.sum(valid, dtype=jnp.int32))
+
+    def compute(self) -> dict[str, float]:
+        """The mean; NaN of no examples."""
+        count = int(self.count)
+        return {"": float(self.total) / count if count else float("nan")}
+
+
+def to_host(metric: AnyMetric) -> AnyMetric:
+    """The same state in NumPy, int64 and float64: exact sums over a whole evaluation set."""
+
+    def widen(leaf: np.ndarray) -> np.ndarray:
+        return np.asarray(leaf, np.int64 if np.issubdtype(leaf.dtype, np.integer) else np.float64)
+
+    return jax.tree.map(widen, jax.device_get(metric))
+
+
+def compute_all(metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """One flat dictionary of numbers.
+
+    A metric of one number goes by its key, one of several by the names that it gives.
+    `{"accuracy": Mean, "confusion": ConfusionMatrix}` becomes `{"accuracy": …, "f1_macro": …, …}`.
+
+    Raises:
+        ValueError: two metrics give the same name.
+    """
+    numbers: dict[str, float] = {}
+    for key, metric in metrics.items():
+        for name, value in metric.compute().items():
+            name = name or key
+            if name in numbers:
+                raise ValueError(f"two metrics are called {name!r}; the second comes from {key!r}")
+            numbers[name] = value
+    return numbers
+
+
+def valid_or_all(
+    valid: Bool[Array, "*batch"] | None, shape: tuple[int, ...]
+) -> Bool[Array, "*batch"]:
+    """The mask of entries that count: all of them if None.
+
+    Raises:
+        ValueError: a mask of another shape.
+    """
+    if valid is None:
+        return jnp.ones(shape, bool)
+    if valid.shape != shape:
+        raise ValueError(f"valid {valid.shape} must have one entry per example, {shape}")
+    return valid

@@ -1,0 +1,1 @@
+"""Flax modules, one architecture per file."""

@@ -1,0 +1,1 @@
+"""Networks that classify whole images; their backbones serve the other tasks."""

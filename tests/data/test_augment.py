@@ -1,0 +1,362 @@
+"""Augmentations: closed forms, distributions, and draws that depend on the key and the row only."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from scipy import stats
+
+from data import augment
+from data.randaugment import rand_augment
+
+
+def images(rows: int, height: int, width: int, channels: int = 3) -> jax.Array:
+    return jax.random.uniform(jax.random.key(7), (rows, height, width, channels))
+
+
+def run(function, batch, seed: int = 0, **options) -> dict[str, np.ndarray]:
+    """The augmented batch, by the compiled function."""
+    augmented = jax.jit(partial(function, **options))(jax.random.key(seed), batch)
+    return jax.device_get(augmented)
+
+
+def test_scale_then_normalize():
+    pixels = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    scaled = augment.scale({"image": pixels, "label": np.arange(2)})
+    assert scaled["image"].dtype == jnp.float32
+    np.testing.assert_allclose(scaled["image"], pixels / 255, rtol=1e-6)
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    normal = augment.normalize(scaled, mean, std)
+    np.testing.assert_allclose(
+        normal["image"], (pixels / 255 - mean) / np.array(std), rtol=1e-5, atol=1e-6
+    )
+    with pytest.raises(ValueError, match="uint8"):
+        augment.scale(scaled)
+    with pytest.raises(ValueError, match="std"):
+        augment.normalize(scaled, 0.0, 0.0)
+
+
+def test_flip_mirrors_left_and_right():
+    batch = {"image": images(256, 3, 4)}
+    original = np.asarray(batch["image"])
+    mirrored = original[:, :, ::-1]
+    np.testing.assert_array_equal(
+        run(augment.random_flip, batch, probability=1.0)["image"], mirrored
+    )
+    np.testing.assert_array_equal(
+        run(augment.random_flip, batch, probability=0.0)["image"], original
+    )
+    flipped = run(augment.random_flip, batch, probability=0.25)
+    is_flipped = (flipped["image"] == mirrored).all((1, 2, 3))
+    np.testing.assert_array_equal(
+        flipped["image"], np.where(is_flipped[:, None, None, None], mirrored, original)
+    )
+    assert 0.25 - 0.11 < is_flipped.mean() < 0.25 + 0.11  # four standard errors
+    # The same key draws the same flips: twice is the identity.
+    twice = run(augment.random_flip, flipped, probability=0.25)
+    np.testing.assert_array_equal(twice["image"], original)
+
+
+@pytest.mark.parametrize(("mode", "padding"), [("constant", 1), ("reflect", 2), ("constant", 0)])
+def test_crop_takes_each_slice_of_the_padded_image(mode, padding):
+    batch = {"image": images(256, 5, 6)}
+    cropped = run(augment.random_crop, batch, padding=padding, mode=mode)["image"]
+    width = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    padded = np.pad(np.asarray(batch["image"]), width, mode)
+    offsets = [(y, x) for y in range(2 * padding + 1) for x in range(2 * padding + 1)]
+    matches = np.stack(
+        [(padded[:, y : y + 5, x : x + 6] == cropped).all((1, 2, 3)) for y, x in offsets]
+    )
+    np.testing.assert_array_equal(matches.sum(0), 1)
+    assert matches.any(1).all()  # every offset is drawn; chance would miss one with p < 0.001
+
+
+def crop_boxes(rows: int, side: int, **options) -> np.ndarray:
+    """[rows, (top, left, height, width)], read off crops of a ramp, which bilinear sampling keeps.
+
+    Crops are enlarged, so that only the pixels next to the border feel it; the middle does not.
+    """
+    y, x = np.mgrid[:side, :side] + 0.5
+    ramp = np.broadcast_to(np.stack([y, x], -1).astype(np.float32), (rows, side, side, 2))
+    size = 4 * side
+    crops = run(augment.random_resized_crop, {"image": ramp}, size=size, **options)["image"]
+    low, high = 3 * size // 8, 5 * size // 8
+    extent_y = 4 * (crops[:, high, low, 0] - crops[:, low, low, 0])
+    extent_x = 4 * (crops[:, low, high, 1] - crops[:, low, low, 1])
+    share = (low + 0.5) / size
+    top = crops[:, low, low, 0] - share * extent_y
+    left = crops[:, low, low, 1] - share * extent_x
+    return np.stack([top, left, extent_y, extent_x], -1)
+
+
+def test_resized_crop_draws_area_ratio_and_place_evenly():
+    # With these options every draw fits, so the marginal distributions are exact.
+    top, left, height, width = crop_boxes(512, 16, scale=(0.1, 0.5), ratio=(3 / 4, 4 / 3)).T
+    draws = {
+        "area": (height * width / 256 - 0.1) / 0.4,
+        "ratio": np.log(width / height) / np.log(16 / 9) + 0.5,
+        "top": top / (16 - height),
+        "left": left / (16 - width),
+    }
+    for name, draw in draws.items():
+        assert stats.kstest(draw, "uniform").pvalue > 0.01, name
+    # Independent: a correlation of 512 pairs has a standard error of 0.044.
+    assert np.abs(np.corrcoef(list(draws.values())) - np.eye(4)).max() < 0.18
+
+
+def test_resized_crop_that_cannot_fit_keeps_its_ratio():
+    _, left, height, width = crop_boxes(64, 16, scale=(1.0, 1.0), ratio=(0.5, 0.5)).T
+    np.testing.assert_allclose(height, 16, atol=1e-3)
+    np.testing.assert_allclose(width, 8, atol=1e-3)
+    assert left.min() > -1e-3
+    assert left.max() < 8 + 1e-3
+
+
+def test_resized_crop_of_everything_is_the_identity():
+    batch = {"image": images(4, 8, 6)}
+    whole = run(augment.random_resized_crop, batch, scale=(1.0, 1.0), ratio=(6 / 8, 6 / 8))
+    np.testing.assert_allclose(whole["image"], batch["image"], atol=1e-5)
+
+
+def test_jitter_of_strength_zero_is_the_identity():
+    batch = {"image": images(4, 4, 4)}
+    np.testing.assert_array_equal(run(augment.color_jitter, batch)["image"], batch["image"])
+
+
+def test_jitter_draws_the_brightness_evenly():
+    batch = {"image": jnp.full((512, 2, 2, 3), 0.5)}
+    factor = 2 * run(augment.color_jitter, batch, brightness=0.8)["image"][:, 0, 0, 0]
+    assert stats.kstest((factor - 0.2) / 1.6, "uniform").pvalue > 0.01
+
+
+def test_jitter_applies_its_steps_in_either_order():
+    # Black and white pixels in equal number. Brightness up, clipped, then contrast down leaves them
+    # symmetric about 1/2; the other order does not. Both factors so: 1/4; that order: 1/2.
+    chess = jnp.broadcast_to(jnp.eye(2)[None, :, :, None], (512, 2, 2, 1))
+    jittered = run(augment.color_jitter, {"image": chess}, brightness=0.9, contrast=0.9)["image"]
+    low, high = jittered.min((1, 2, 3)), jittered.max((1, 2, 3))
+    brightness_first = (low > 0) & (np.abs(low + high - 1) < 1e-6)
+    assert abs(brightness_first.mean() - 1 / 8) < 0.06  # four standard errors
+
+
+def test_hue_jitter_keeps_the_value_and_grey():
+    batch = {"image": images(8, 4, 4).at[0].set(0.4)}
+    turned = run(augment.color_jitter, batch, hue=0.5)["image"]
+    np.testing.assert_allclose(turned.max(-1), np.asarray(batch["image"]).max(-1), atol=1e-6)
+    np.testing.assert_allclose(turned[0], 0.4, atol=1e-6)
+    assert (np.abs(turned - batch["image"])[1:].mean((1, 2, 3)) > 1e-3).all()
+
+
+@pytest.mark.parametrize("size", [1, 4, 5])
+def test_cutout_fills_a_clipped_square_around_any_pixel(size):
+    rows, height, width = 512, 5, 6
+    batch = {"image": images(rows, height, width)}
+    cut = run(augment.cutout, batch, size=size, fill=(2.0, 3.0, 4.0))["image"]
+    erased = (cut == np.array([2.0, 3.0, 4.0])).all(-1)
+    np.testing.assert_array_equal(cut, np.where(erased[..., None], [2.0, 3.0, 4.0], batch["image"]))
+    assert {mask.tobytes() for mask in erased} == clipped_rectangles(height, width, size, size)
+
+
+def clipped_rectangles(height: int, width: int, *size: int) -> set[bytes]:
+    """Masks of the rectangle around every pixel; chance misses one in 512 draws with p < 1e-5."""
+    masks = set()
+    for y in range(height):
+        for x in range(width):
+            top, left = y - size[0] // 2, x - size[1] // 2
+            mask = np.zeros((height, width), bool)
+            mask[max(top, 0) : top + size[0], max(left, 0) : left + size[1]] = True
+            masks.add(mask.tobytes())
+    return masks
+
+
+@pytest.mark.parametrize("per_example", [False, True])
+def test_mixup_averages_images_and_labels_alike(per_example):
+    rows = 6
+    batch = {"image": images(rows, 3, 4), "label": jnp.arange(rows)}
+    options = {"alpha": 1.0, "num_classes": rows, "per_example": per_example}
+    if per_example:  # soft labels, which need no number of classes
+        batch["label"], options["num_classes"] = jnp.eye(rows), None
+    mixed = run(augment.mixup, batch, **options)
+    share = mixed["label"].diagonal()
+    assert len(set(share.tolist())) == (rows if per_example else 1)
+    identity = np.eye(rows)
+    expected = share[:, None] * identity + (1 - share[:, None]) * np.roll(identity, 1, 0)
+    np.testing.assert_allclose(mixed["label"], expected, atol=1e-6)
+    original, weight = np.asarray(batch["image"]), share[:, None, None, None]
+    expected = weight * original + (1 - weight) * np.roll(original, 1, 0)
+    np.testing.assert_allclose(mixed["image"], expected, atol=1e-6)
+
+
+def test_mixup_draws_lambda_from_a_beta_distribution():
+    rows, alpha = 2048, 0.2
+    # A white image and a black one in turn: the white ones become their lambda.
+    batch = {
+        "image": jnp.tile(jnp.array([1.0, 0.0]), rows // 2)[:, None, None, None],
+        "label": jnp.zeros(rows, jnp.int32),
+    }
+    mixed = run(augment.mixup, batch, alpha=alpha, num_classes=1, per_example=True)
+    share = mixed["image"][::2, 0, 0, 0]
+    assert stats.kstest(share, stats.beta(alpha, alpha).cdf).pvalue > 0.01
+    variance = 1 / (4 * (2 * alpha + 1))
+    assert abs(share.mean() - 0.5) < 4 * np.sqrt(variance / len(share))
+    assert abs(share.var() / variance - 1) < 0.15
+
+
+@pytest.mark.parametrize("per_example", [False, True])
+def test_cutmix_labels_are_the_pasted_area(per_example):
+    rows, height, width = 16, 10, 7
+    values = jnp.arange(rows, dtype=jnp.float32)  # image i is i everywhere
+    batch = {
+        "image": jnp.broadcast_to(values[:, None, None, None], (rows, height, width, 1)),
+        "label": jnp.arange(rows),
+    }
+    mixed = run(augment.cutmix, batch, alpha=1.0, num_classes=rows, per_example=per_example)
+    row = np.arange(rows)
+    pasted = mixed["image"][..., 0] == np.roll(row, 1)[:, None, None]
+    np.testing.assert_array_equal(
+        mixed["image"][..., 0], np.where(pasted, np.roll(row, 1)[:, None, None], row[:, None, None])
+    )
+    # A full rectangle: as many pixels as its rows times its columns.
+    area = pasted.sum((1, 2))
+    np.testing.assert_array_equal(area, pasted.any(2).sum(1) * pasted.any(1).sum(1))
+    assert (len(set(area)) > 1) == per_example
+    assert area.max() > 0
+    share = area / (height * width)
+    np.testing.assert_allclose(mixed["label"][row, row], 1 - share, atol=1e-6)
+    np.testing.assert_allclose(mixed["label"][row, row - 1], share, atol=1e-6)
+    np.testing.assert_allclose(mixed["label"].sum(1), 1, atol=1e-6)
+
+
+def test_cutmix_rectangle_has_the_sides_that_lambda_asks_for():
+    # A huge alpha pins lambda to 1/2: sides of sqrt(1/2) of 6 and 5, so 4 and 3.
+    black_and_white = jnp.tile(jnp.array([1.0, 0.0]), 256)[:, None, None, None]
+    batch = {
+        "image": jnp.broadcast_to(black_and_white, (512, 6, 5, 1)),
+        "label": jnp.zeros(512, jnp.int32),
+    }
+    mixed = run(augment.cutmix, batch, alpha=1e6, num_classes=1, per_example=True)
+    pasted = mixed["image"][..., 0] != np.asarray(batch["image"])[..., 0]
+    assert {mask.tobytes() for mask in pasted} == clipped_rectangles(6, 5, 4, 3)
+
+
+def test_a_tiny_alpha_is_finite_and_keeps_images_pure():
+    batch = {"image": images(64, 2, 2), "label": jnp.eye(64)}
+    mixed = run(augment.mixup, batch, alpha=1e-3, per_example=True)
+    assert np.isfinite(mixed["image"]).all()
+    assert ((mixed["label"] > 1 - 1e-4).sum(1) == 1).mean() > 0.9
+
+
+PIPELINE = (
+    partial(augment.random_crop, padding=2, mode="reflect"),
+    augment.random_flip,
+    augment.random_resized_crop,
+    partial(augment.color_jitter, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
+    rand_augment,
+    partial(augment.cutout, size=4),
+    partial(augment.cutmix, alpha=1.0, num_classes=5, per_example=True),
+)
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict[str, jax.Array]:
+    """The same image in every row, so that differences come from the draws alone."""
+    image = jnp.broadcast_to(images(1, 16, 12), (8, 16, 12, 3))
+    return {"image": image, "label": jnp.arange(8) % 5, "valid": jnp.arange(8) > 3}
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return jax.jit(partial(augment.apply, augmentations=PIPELINE))
+
+
+def test_draws_differ_by_key_and_by_row(pipeline, batch, key):
+    augmented = pipeline(key, batch)
+    jax.tree.map(np.testing.assert_array_equal, augmented, pipeline(key, batch))
+    both = np.concatenate([augmented["image"], pipeline(jax.random.key(1), batch)["image"]])
+    distance = np.abs(both[:, None] - both).mean((2, 3, 4)) + np.eye(len(both))
+    assert distance.min() > 0.01
+
+
+def test_half_a_batch_run_eagerly_draws_the_same(pipeline, batch, key):
+    half = jax.tree.map(lambda array: array[:4], batch)
+    before = jax.tree.map(np.array, half)
+    eager, compiled = augment.apply(key, half, PIPELINE), pipeline(key, batch)
+    jax.tree.map(np.testing.assert_array_equal, half, before)
+    np.testing.assert_array_equal(eager["valid"], half["valid"])
+    # Row 0 is mixed with the last row, which is another one in half a batch.
+    np.testing.assert_allclose(eager["image"][1:], compiled["image"][1:4], atol=1e-5)
+    np.testing.assert_allclose(eager["label"][1:], compiled["label"][1:4], atol=1e-6)
+
+
+def test_a_pipeline_keeps_shape_type_and_range(pipeline, batch, key):
+    augmented = pipeline(key, batch)
+    assert augmented["image"].dtype == jnp.float32
+    assert augmented["image"].shape == batch["image"].shape
+    assert augmented["image"].min() > -1e-6
+    assert augmented["image"].max() < 1 + 1e-6
+    np.testing.assert_allclose(augmented["label"].sum(-1), 1, atol=1e-6)
+
+
+def test_eight_devices_draw_what_one_draws(pipeline, batch, key):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    sharded = jax.jit(
+        partial(augment.apply, augmentations=PIPELINE),
+        in_shardings=(replicated, rows),
+        out_shardings=rows,
+    )(key, batch)
+    assert len(sharded["image"].sharding.device_set) == 8
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), sharded, pipeline(key, batch))
+
+
+def test_one_channel_passes_through_and_has_no_colour(batch, key):
+    gray = {**batch, "image": batch["image"][..., :1]}
+    through = jax.eval_shape(partial(augment.apply, augmentations=PIPELINE), key, gray)
+    assert through["image"].shape == (8, 16, 12, 1)
+    jittered = run(augment.color_jitter, gray, saturation=0.5, hue=0.5)
+    np.testing.assert_array_equal(jittered["image"], gray["image"])
+
+
+def test_each_place_in_a_pipeline_has_its_own_stream(batch, key):
+    flip = augment.random_flip
+    twice = augment.apply(key, batch, (flip, flip))
+    by_hand = flip(jax.random.fold_in(key, 1), flip(jax.random.fold_in(key, 0), batch))
+    np.testing.assert_array_equal(twice["image"], by_hand["image"])
+    assert not jnp.array_equal(twice["image"], batch["image"])
+
+
+BAD = [
+    (partial(augment.random_crop, padding=-1), "padding"),
+    (partial(augment.random_crop, mode="wrap"), "mode"),
+    (partial(augment.random_flip, probability=1.1), "probability"),
+    (partial(augment.random_resized_crop, scale=(0.0, 1.0)), "scale"),
+    (partial(augment.random_resized_crop, scale=(0.5, 1.1)), "scale"),
+    (partial(augment.random_resized_crop, ratio=(2.0, 1.0)), "ratio"),
+    (partial(augment.random_resized_crop, size=0), "size"),
+    (partial(augment.color_jitter, contrast=-0.1), "contrast=-0.1"),
+    (partial(augment.color_jitter, hue=0.6), "hue"),
+    (partial(augment.cutout, size=0), "size"),
+    (partial(augment.cutout, size=13), "size"),
+    (partial(augment.mixup, alpha=0.0, num_classes=5), "alpha"),
+    (partial(augment.mixup, alpha=1.0), "num_classes"),
+    (partial(augment.cutmix, alpha=-1.0, num_classes=5), "alpha"),
+    (partial(augment.cutmix, alpha=1.0), "num_classes"),
+]
+
+
+@pytest.mark.parametrize(("function", "message"), BAD)
+def test_bad_options_are_named_in_one_line(function, message, batch, key):
+    with pytest.raises(ValueError, match=message) as error:
+        jax.eval_shape(function, key, batch)
+    assert "\n" not in str(error.value)
+
+
+def test_unscaled_images_and_labels_of_another_width_are_refused(batch, key):
+    with pytest.raises(ValueError, match="see scale"):
+        augment.random_flip(key, {"image": jnp.zeros((2, 4, 4, 3), jnp.uint8)})
+    with pytest.raises(ValueError, match="num_classes=5"):
+        augment.mixup(key, {**batch, "label": jnp.zeros((8, 4))}, alpha=1.0, num_classes=5)

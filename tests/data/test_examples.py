@@ -1,0 +1,78 @@
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from data.examples import (
+    Arrays,
+    DataError,
+    Examples,
+    fits_in_memory,
+    labels,
+    materialize,
+    stack,
+)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Records that are made when read, as those of a file are."""
+
+    sizes: list[int]
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def __getitem__(self, index):
+        size = self.sizes[index]
+        return {"image": np.full((size, size, 1), index % 256, np.uint8), "label": np.int32(index)}
+
+
+def test_materialize_keeps_every_example_in_order():
+    arrays = materialize(Examples(Listed([2] * 1000)))  # several chunks, the last one short
+    assert arrays["image"].shape == (1000, 2, 2, 1)
+    assert arrays["image"].dtype == np.uint8
+    assert arrays["label"].dtype == np.int32
+    np.testing.assert_array_equal(arrays["label"], np.arange(1000))
+    np.testing.assert_array_equal(arrays["image"][:, 1, 1, 0], np.arange(1000) % 256)
+
+
+def test_stack_gives_the_same_rows_from_memory_and_from_records():
+    read = Listed([3] * 10)
+    held = Arrays(materialize(Examples(read)))
+    indices = [4, 4, 0, 9]
+    for records in (read, held):
+        rows = stack(records, indices)
+        np.testing.assert_array_equal(rows["label"], indices)
+        np.testing.assert_array_equal(rows["image"][:, 0, 0, 0], indices)
+
+
+@pytest.mark.parametrize("sizes", [[2, 3], [2] * 900 + [3] * 900])  # within a chunk and between
+def test_materialize_refuses_different_shapes(sizes):
+    with pytest.raises(DataError, match=r'"image".*\(2, 2, 1\) and \(3, 3, 1\); resize, crop'):
+        materialize(Examples(Listed(sizes)))
+
+
+def test_materialize_refuses_an_empty_split():
+    with pytest.raises(DataError, match="no examples"):
+        materialize(Examples(Listed([])))
+
+
+def test_fits_in_memory_counts_every_array_of_every_example():
+    examples = Examples(Listed([3] * 10))  # 9 bytes of image and 4 of label each
+    assert fits_in_memory(examples, 130)
+    assert not fits_in_memory(examples, 129)
+    assert fits_in_memory(Examples(Listed([])), 0)
+
+
+def test_labels_uses_the_fast_way_if_there_is_one():
+    slow = Examples(Listed([2] * 5))
+    np.testing.assert_array_equal(labels(slow), np.arange(5))
+    fast = Examples(Listed([2] * 5), read_labels=lambda: np.full(5, 7))
+    np.testing.assert_array_equal(labels(fast), np.full(5, 7))
+    assert labels(slow).dtype == labels(fast).dtype == np.int32
+
+
+def test_labels_says_that_there_are_none():
+    with pytest.raises(DataError, match='no "label"'):
+        labels(Examples(Arrays({"image": np.zeros((2, 1, 1, 1), np.uint8)})))

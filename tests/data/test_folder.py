@@ -1,0 +1,216 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.examples import DataError, labels, materialize
+from data.folder import folder
+from data.pipeline import train_batches
+
+_CLASSES = ("ant", "bee")
+
+
+def _save(file, value, shape=(6, 6, 3)):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full(shape, value, np.uint8)).save(file)
+
+
+def _fill(root, classes=_CLASSES, count=20):
+    for place, name in enumerate(classes):
+        for index in range(count):
+            _save(root / name / f"{index:03}.png", 100 * place + index)
+
+
+@pytest.fixture
+def split_folder(tmp_path):
+    _fill(tmp_path / "train", count=3)
+    _fill(tmp_path / "test", count=2)
+    return tmp_path
+
+
+def test_reads_train_and_test_folders(split_folder):
+    examples = folder(split_folder, "train", size=6)
+    arrays = materialize(examples)
+    assert examples.class_names == _CLASSES
+    assert arrays["image"].shape == (6, 6, 6, 3)
+    assert arrays["image"].dtype == np.uint8
+    assert arrays["label"].dtype == np.int32
+    np.testing.assert_array_equal(arrays["image"][:, 0, 0, 0], [0, 1, 2, 100, 101, 102])
+    np.testing.assert_array_equal(arrays["label"], [0, 0, 0, 1, 1, 1])
+    assert len(folder(split_folder, "test").records) == 4
+
+
+def test_labels_are_those_of_train_where_test_lacks_a_class(split_folder):
+    for file in (split_folder / "test" / "ant").iterdir():
+        file.unlink()
+    (split_folder / "test" / "ant").rmdir()
+    examples = folder(split_folder, "test")
+    assert examples.class_names == _CLASSES
+    np.testing.assert_array_equal(labels(examples), [1, 1])
+
+
+def test_one_folder_is_split_by_name_and_stays_so(tmp_path):
+    _fill(tmp_path, count=100)
+
+    def values(split):
+        return set(materialize(folder(tmp_path, split, size=6))["image"][:, 0, 0, 0].tolist())
+
+    train, test = values("train"), values("test")
+    assert train | test == {100 * place + index for place in (0, 1) for index in range(100)}
+    assert not train & test
+    assert 25 <= len(test) <= 55  # binomial, 200 at 0.2, within 2.7 standard deviations
+    _save(tmp_path / "ant" / "new.png", 250)
+    assert values("train") - {250} == train
+    assert values("test") - {250} == test
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    _fill(tmp_path, classes=("bus", "train"))
+    assert folder(tmp_path, "train").class_names == ("bus", "train")
+
+
+def test_finds_deeper_images_and_ignores_what_desktops_leave(split_folder):
+    _save(split_folder / "train" / "ant" / "more" / "deep.png", 50)
+    for name in (".DS_Store", "Thumbs.db", "more/.hidden", ".cache/notes.txt"):
+        file = split_folder / "train" / "ant" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"x")
+    (split_folder / "train" / ".git").mkdir()
+    values = materialize(folder(split_folder, "train", size=6))["image"][:, 0, 0, 0]
+    np.testing.assert_array_equal(values, [0, 1, 2, 50, 100, 101, 102])
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 20), (20, 8), (8, 8)])
+def test_the_centre_square_is_kept(split_folder, height, width):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(image).save(split_folder / "train" / "ant" / "000.png")
+    top, left = (height - 8) // 2, (width - 8) // 2
+    kept = folder(split_folder, "train", size=8).records[0]["image"]
+    np.testing.assert_array_equal(kept, image[top : top + 8, left : left + 8])
+
+
+def test_resizing_is_bilinear_and_antialiased(split_folder):
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(image).save(split_folder / "train" / "ant" / "000.png")
+    triangle = 1 - np.abs(np.arange(8) - 3.5) / 8  # as wide as eight pixels to each side
+    weights = np.outer(triangle, triangle) / triangle.sum() ** 2
+    one = folder(split_folder, "train", size=1).records[0]["image"]
+    np.testing.assert_allclose(one[0, 0], np.tensordot(weights, image, 2), atol=1.5)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_8_bit_mode_becomes_grey_or_rgb(split_folder, mode, channels):
+    file = split_folder / "train" / "ant" / "000.png"
+    file.unlink()
+    file = file.with_suffix(".tif") if mode == "CMYK" else file
+    Image.new("RGB", (6, 6), "white").convert(mode).save(file)
+    image = folder(split_folder, "train", size=4, channels=channels).records[0]["image"]
+    np.testing.assert_array_equal(image, np.full((4, 4, channels), 255, np.uint8))
+
+
+def test_a_transparent_palette_gives_its_colour_without_a_warning(split_folder):
+    image = Image.new("P", (6, 6), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    image.save(split_folder / "train" / "ant" / "000.png", transparency=b"\xff\x80")
+    read = folder(split_folder, "train").records[0]["image"]
+    np.testing.assert_array_equal(read[0, 0], [10, 20, 30])
+
+
+def test_an_image_is_turned_upright(split_folder):
+    upright = np.zeros((6, 6, 3), np.uint8)
+    upright[0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # orientation: stored upside down
+    stored = Image.fromarray(upright[::-1])
+    stored.save(split_folder / "train" / "ant" / "000.png", exif=exif)
+    read = folder(split_folder, "train", size=6).records[0]["image"]
+    np.testing.assert_array_equal(read, upright)
+
+
+def _truncated(file: Path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(file)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _deep(file: Path):
+    Image.fromarray(np.full((6, 6), 4096, np.uint16)).save(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("notes.txt", lambda file: file.write_text("not an image")),
+        ("empty.png", lambda file: file.write_bytes(b"")),
+        ("cut.png", _truncated),
+        ("cut.jpg", _truncated),
+        ("deep.png", _deep),
+    ],
+)
+def test_a_bad_file_is_named_at_the_start_or_when_read(split_folder, name, write):
+    bad = split_folder / "train" / "bee" / name
+    write(bad)
+    with pytest.raises(DataError, match=f"cannot read image {bad}") as caught:
+        folder(split_folder, "train")
+    assert "\n" not in str(caught.value)
+    examples = folder(split_folder, "train", limit_bytes=0)  # as if the set were large
+    np.testing.assert_array_equal(labels(examples), [0, 0, 0, 1, 1, 1, 1])  # reads no image
+    with pytest.raises(DataError, match=f"cannot read image {bad}"):
+        next(train_batches(examples, batch=7, seed=0))
+
+
+def test_a_large_folder_reads_the_same(split_folder):
+    at_once = materialize(folder(split_folder, "train"))
+    one_by_one = materialize(folder(split_folder, "train", limit_bytes=0))
+    for name, array in at_once.items():
+        np.testing.assert_array_equal(one_by_one[name], array)
+        assert one_by_one[name].dtype == array.dtype
+
+
+def _no_classes(root):
+    _save(root / "000.png", 0)
+
+
+def _one_class(root):
+    _fill(root, classes=("ant",))
+
+
+def _class_without_images(root):
+    _fill(root)
+    (root / "cat").mkdir()
+
+
+def _test_with_a_class_of_its_own(root):
+    _fill(root / "train", count=1)
+    _fill(root / "test", classes=("cow",), count=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "split", "message"),
+    [
+        (lambda root: None, "train", "two or more sub-folders of images.*has none"),
+        (_no_classes, "train", "two or more sub-folders of images.*has none"),
+        (_one_class, "train", 'two or more sub-folders.*has only "ant"'),
+        (_class_without_images, "train", "class folder .*cat has no images"),
+        (_test_with_a_class_of_its_own, "test", "test/cow is not a class of .*train"),
+        (_fill, "validation", 'no split "validation"; it has train, test'),
+        (lambda root: _fill(root / "train"), "test", 'no split "test"; it has train'),
+        (lambda root: (root / "test").mkdir() or _fill(root / "train"), "test", "has no images"),
+        (lambda root: _fill(root, count=1), "test", "has no images; make folders .*train and"),
+    ],
+)
+def test_a_wrong_layout_is_explained(tmp_path, make, split, message):
+    make(tmp_path)
+    with pytest.raises(DataError, match=message) as caught:
+        folder(tmp_path, split)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_folder_and_wrong_options_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"no folder .*nowhere"):
+        folder(tmp_path / "nowhere", "train")
+    for options in ({"channels": 2}, {"size": 0}):
+        with pytest.raises(DataError, match="use 1 or 3 and at least one pixel"):
+            folder(tmp_path, "train", **options)

@@ -1,0 +1,201 @@
+import io
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets
+from PIL import Image
+
+from data.examples import DataError, labels, materialize
+from data.tfds_source import tfds
+
+_IMAGES = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), np.uint8)
+_REAL = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+
+
+class Tiny(tensorflow_datasets.core.GeneratorBasedBuilder, skip_registration=True):
+    """Noise with labels, boxes and a name; incompressible, so that damage hits what is read."""
+
+    VERSION = tensorflow_datasets.core.Version("1.0.0")
+
+    def _info(self):
+        features = tensorflow_datasets.features
+        return tensorflow_datasets.core.DatasetInfo(
+            builder=self,
+            features=features.FeaturesDict(
+                {
+                    "id": features.Text(),
+                    "image": features.Image(shape=(16, 16, 3)),
+                    "label": features.ClassLabel(names=["cat", "dog", "owl"]),
+                    "objects": features.Sequence({"bbox": features.BBoxFeature()}),
+                }
+            ),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(24), "test": self._generate_examples(6)}
+
+    def _generate_examples(self, count):
+        box = tensorflow_datasets.features.BBox(0.0, 0.25, 0.5, 1.0)
+        for index in range(count):
+            png = io.BytesIO()  # given an array, TFDS would call TensorFlow to encode it
+            Image.fromarray(_IMAGES[index]).save(png, "PNG")
+            png.seek(0)
+            objects = [{"bbox": box}] * 2
+            yield index, {"id": "x", "image": png, "label": index % 3, "objects": objects}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tfds")
+    Tiny(data_dir=root, file_format="array_record").download_and_prepare()
+    return root
+
+
+def test_reads_what_was_written(prepared):
+    examples = tfds("tiny", "train", data_dir=prepared)
+    arrays = materialize(examples)
+    assert set(arrays) == {"image", "label", "objects/bbox"}  # text is dropped
+    np.testing.assert_array_equal(arrays["image"], _IMAGES)
+    np.testing.assert_array_equal(arrays["label"], np.arange(24) % 3)
+    assert arrays["label"].dtype == np.int32
+    assert arrays["objects/bbox"].dtype == np.float32
+    np.testing.assert_array_equal(arrays["objects/bbox"][23], [[0.0, 0.25, 0.5, 1.0]] * 2)
+    assert examples.class_names == ("cat", "dog", "owl")
+    assert len(list(examples.records)) == 24  # iterates, and stops
+
+
+def test_labels_are_read_without_images(prepared, monkeypatch):
+    examples = tfds("tiny", "train", data_dir=prepared)
+
+    def decode(*_):
+        raise AssertionError("an image was decoded")
+
+    monkeypatch.setattr(tensorflow_datasets.features.Image, "decode_example_np", decode)
+    np.testing.assert_array_equal(labels(examples), np.arange(24) % 3)
+
+
+@pytest.mark.parametrize(
+    ("split", "chosen"),
+    [("train[:75%]", range(18)), ("train[-5:]", range(19, 24)), ("test+train[:1]", [*range(6), 0])],
+)
+def test_splits_have_tfds_syntax(prepared, split, chosen):
+    arrays = materialize(tfds("tiny:1.0.0", split, data_dir=prepared))
+    np.testing.assert_array_equal(arrays["image"], _IMAGES[list(chosen)])
+
+
+def test_the_environment_is_read_when_called(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    assert len(tfds("tiny", "test").records) == 6
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(DataError, match=str(tmp_path)):
+        tfds("tiny", "test")
+
+
+def test_needs_no_tensorflow_and_keeps_the_console_clean(prepared):
+    code = """
+import sys
+from data.sources import open_source
+print(open_source("tfds:tiny", "train").records[0]["image"].shape, "tensorflow" in sys.modules)
+"""
+    environment = os.environ | {"TFDS_DATA_DIR": str(prepared)}
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    assert run.stdout == "(16, 16, 3) False\n"
+    assert run.stderr == ""
+
+
+def test_a_missing_set_says_where_it_was_looked_for_and_how_to_get_it(prepared, tmp_path):
+    absent = tmp_path / "absent"
+    for root, held in ((prepared, "tiny"), (absent, "none")):
+        with pytest.raises(DataError) as caught:
+            tfds("mnist", "train", data_dir=root)
+        message = str(caught.value)
+        assert f'no data set "mnist" in {root}, which holds' in message
+        assert held in message
+        assert "set TFDS_DATA_DIR" in message
+        assert 'pip install "opsin[prepare]" && tfds build mnist' in message
+        assert f"--file_format=array_record --data_dir={root}" in message
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize("split", ["validation", "train[:80%", "", "test+val"])
+def test_an_unknown_split_names_the_known_ones(prepared, split):
+    with pytest.raises(DataError, match=r"no split .*it has train, test, and slices") as caught:
+        tfds("tiny", split, data_dir=prepared)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_slice_is_refused(prepared):
+    with pytest.raises(DataError, match=r'"train\[:1%\]".*is empty'):
+        tfds("tiny", "train[:1%]", data_dir=prepared)
+
+
+def test_an_unknown_version_is_refused(prepared):
+    with pytest.raises(DataError, match=r"tfds build tiny:9.0.0") as caught:
+        tfds("tiny:9.0.0", "train", data_dir=prepared)
+    assert "\n" not in str(caught.value)
+
+
+_SHARD = "tiny-train.array_record-00000-of-00001"
+
+
+def _cut(file, share):
+    os.truncate(file, int(file.stat().st_size * share))
+
+
+def _garble(file):
+    data = bytearray(file.read_bytes())
+    data[: len(data) // 2] = b"\xff" * (len(data) // 2)
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        (_SHARD, Path.unlink),
+        (_SHARD, lambda file: _cut(file, 0)),
+        (_SHARD, lambda file: _cut(file, 0.5)),
+        (_SHARD, lambda file: _cut(file, 0.99)),
+        (_SHARD, _garble),
+        ("dataset_info.json", Path.unlink),
+        ("dataset_info.json", lambda file: _cut(file, 0.5)),
+        ("features.json", Path.unlink),
+        ("features.json", lambda file: _cut(file, 0.5)),
+    ],
+)
+def test_damage_is_found_on_opening(prepared, tmp_path, name, damage):
+    shutil.copytree(prepared / "tiny", tmp_path / "tiny")
+    damage(tmp_path / "tiny" / "1.0.0" / name)
+    with pytest.raises(DataError) as caught:
+        tfds("tiny", "train", data_dir=tmp_path)
+    message = str(caught.value)
+    assert f'data set "tiny" in {tmp_path}' in message
+    assert "prepare it again with: " in message
+    assert message.endswith("--overwrite")
+    assert "\n" not in message
+
+
+def test_a_directory_without_data_is_refused(tmp_path):
+    (tmp_path / "mnist").mkdir()  # TFDS has code for this name, and would go on to prepare it
+    with pytest.raises(DataError, match=f'"mnist" in {tmp_path}.*tfds build mnist'):
+        tfds("mnist", "train", data_dir=tmp_path)
+
+
+@pytest.mark.skipif(not (_REAL / "cifar10").is_dir(), reason="CIFAR-10 is not prepared here")
+def test_cifar10_has_its_published_size():
+    assert len(tfds("cifar10", "train", data_dir=_REAL).records) == 50_000
+    examples = tfds("cifar10", "test", data_dir=_REAL)
+    np.testing.assert_array_equal(np.bincount(labels(examples)), 1000)
+    assert examples.records[0]["image"].shape == (32, 32, 3)
+    assert examples.class_names[0] == "airplane"

@@ -1,0 +1,120 @@
+"""From run folders to rows: what ended, what failed and what is broken."""
+
+import json
+
+import pytest
+
+from experiments.rows import collect
+from experiments.table import ReportError
+
+ARMS = ("focal-2", "focal-1")  # the order of the sweep, not of the alphabet
+
+
+def write_run(folder, arm="focal-1", seed=0, end="DONE", summary=None, error=""):
+    folder.mkdir(parents=True)
+    env = {"commit": "abc1234", "dirty": True, "devices": ["cpu:cpu"], "hardware": "2 cores"}
+    env |= {"python": "3.11.9", "versions": {"jax": "0.10.2"}, "command": "opsin sweep focal"}
+    (folder / "config.json").write_text(json.dumps({"seed": seed}))
+    (folder / "env.json").write_text(json.dumps(env))
+    if arm is not None:
+        (folder / "arm.json").write_text(json.dumps({"arm": arm, "seed": seed}))
+    if end == "DONE":
+        summary = summary or {"test/accuracy": 0.9, "test/nll": 0.1, "seconds": 3.5}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    if end is not None:
+        (folder / end).write_text(error)
+
+
+def test_collect_reads_each_run_that_ended(tmp_path):
+    runs = tmp_path / "focal"
+    write_run(runs / "aa", arm="focal-2", seed=0)
+    write_run(runs / "bb", arm="focal-1", seed=1, end="FAILED", error="TrainError: nan\nmore")
+    write_run(runs / "cc", arm="focal-1", seed=0)
+    write_run(runs / "dd", arm="focal-1", seed=2, end=None)
+    (runs / "notes.txt").write_text("not a run")
+    other, first, second = collect(runs, ARMS)
+    assert [(r.arm, r.seed, r.id) for r in (other, first, second)] == [
+        ("focal-2", 0, "aa"),
+        ("focal-1", 0, "cc"),
+        ("focal-1", 1, "bb"),
+    ]
+    assert first.metrics == {"test/accuracy": 0.9, "test/nll": 0.1}
+    assert (first.seconds, first.status, first.error) == (3.5, "done", None)
+    assert (first.commit, first.dirty, first.devices) == ("abc1234", True, ["cpu:cpu"])
+    assert first.hardware == "2 cores"
+    assert first.versions == {"python": "3.11.9", "jax": "0.10.2"}
+    assert (second.status, second.error, second.metrics) == ("failed", "TrainError: nan", {})
+
+
+def test_a_run_without_an_arm_is_the_default_one(tmp_path):
+    write_run(tmp_path / "focal" / "aa", arm=None, seed=4)
+    (only,) = collect(tmp_path / "focal", ["default"])
+    assert (only.arm, only.seed) == ("default", 4)
+
+
+def test_a_run_outside_a_repository_has_an_unknown_commit(tmp_path):
+    folder = tmp_path / "focal" / "aa"
+    write_run(folder)
+    env = json.loads((folder / "env.json").read_text())
+    (folder / "env.json").write_text(json.dumps({**env, "commit": None, "dirty": None}))
+    (only,) = collect(tmp_path / "focal", ARMS)
+    assert (only.commit, only.dirty) == ("unknown", False)
+
+
+def test_the_error_of_a_traceback_is_its_last_line(tmp_path):
+    trace = 'Traceback (most recent call last):\n  File "loop.py", line 3\nValueError: boom\n'
+    write_run(tmp_path / "focal" / "aa", end="FAILED", error=trace)
+    assert collect(tmp_path / "focal", ARMS)[0].error == "ValueError: boom"
+
+
+def test_a_run_that_was_repeated_and_ended_well_is_done(tmp_path):
+    write_run(tmp_path / "focal" / "aa")
+    (tmp_path / "focal" / "aa" / "FAILED").write_text("TrainError: nan")
+    assert collect(tmp_path / "focal", ARMS)[0].status == "done"
+
+
+def test_runs_of_other_arms_are_left_out_aloud(tmp_path, caplog):
+    write_run(tmp_path / "focal" / "aa", arm="focal-1")
+    write_run(tmp_path / "focal" / "bb", arm="focal-9")
+    assert [r.arm for r in collect(tmp_path / "focal", ARMS)] == ["focal-1"]
+    assert "focal-9" in caplog.text
+
+
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_no_runs_names_the_command(tmp_path, unfinished):
+    if unfinished:
+        write_run(tmp_path / "focal" / "aa", end=None)
+    with pytest.raises(ReportError, match=r"run opsin sweep focal$"):
+        collect(tmp_path / "focal", ARMS)
+
+
+def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path):
+    write_run(tmp_path / "focal" / "aa", seed=1)
+    write_run(tmp_path / "focal" / "bb", seed=1)
+    with pytest.raises(ReportError, match=r"'focal-1', seed 1 has two runs .*aa and bb.* rm -r "):
+        collect(tmp_path / "focal", ARMS)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("summary.json", '{"test/accuracy": 0.9', "summary.json cannot be read"),
+        ("summary.json", '{"test/accuracy": 0.9}', "summary.json has no seconds"),
+        ("summary.json", '{"seconds": 1, "test/accuracy": "0.9"}', "'0.9', which is no number"),
+        ("summary.json", "[]", "summary.json has no seconds"),
+        ("env.json", "{}", "env.json has no commit, dirty"),
+        ("arm.json", '{"arm": "focal-1"}', "arm.json has no seed"),
+        ("env.json", None, "env.json cannot be read"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, file, content, message):
+    folder = tmp_path / "focal" / "aa"
+    write_run(folder)
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(content)
+    with pytest.raises(ReportError, match=message) as caught:
+        collect(tmp_path / "focal", ARMS)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)

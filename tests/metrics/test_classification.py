@@ -1,0 +1,263 @@
+"""Batches of any size, padding and device count give what scikit-learn gives on the whole set."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from sklearn import metrics as sklearn_metrics
+
+from metrics.classification import (
+    ConfusionMatrix,
+    accuracy,
+    calibration,
+    confusion_matrix,
+    negative_log_likelihood,
+    top_k_accuracy,
+)
+from metrics.state import Metric, compute_all, to_host
+
+CLASSES = 6
+BATCH = 8
+
+
+def states(logits, labels, valid=None) -> dict[str, Metric]:
+    return {
+        "accuracy": accuracy(logits, labels, valid),
+        "top3": top_k_accuracy(logits, labels, valid, k=3),
+        "nll": negative_log_likelihood(logits, labels, valid),
+        "ece": calibration(logits, labels, valid),
+        "confusion": confusion_matrix(logits, labels, CLASSES, valid),
+    }
+
+
+compiled_states = jax.jit(states)  # one shape, [BATCH, CLASSES], for the whole file
+
+
+def evaluate(logits, labels, padding):
+    """Merges batches of BATCH rows; at least `padding[i]` rows of batch i are NaN and not valid."""
+    total, start, batch = None, 0, 0
+    while start < len(labels) or batch < len(padding):
+        take = min(BATCH - (padding[batch] if batch < len(padding) else 0), len(labels) - start)
+        rows = slice(start, start + take)
+        batch_logits = np.full((BATCH, CLASSES), np.nan, np.float32)
+        batch_labels = np.full(BATCH, 255, np.int32)
+        valid = np.zeros(BATCH, bool)
+        batch_logits[:take], batch_labels[:take], valid[:take] = logits[rows], labels[rows], True
+        state = {
+            k: to_host(m) for k, m in compiled_states(batch_logits, batch_labels, valid).items()
+        }
+        total = state if total is None else {k: total[k].merge(m) for k, m in state.items()}
+        start, batch = start + take, batch + 1
+    return compute_all(total)
+
+
+def draw(seed, examples, present=CLASSES):
+    """Logits with a signal, and labels of the first `present` classes only."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, present, examples).astype(np.int32)
+    logits = rng.normal(size=(examples, CLASSES)) + 1.5 * np.eye(CLASSES)[labels]
+    return logits.astype(np.float32), labels
+
+
+def reference(logits, labels):
+    """The same numbers from scikit-learn; the calibration error from its definition."""
+    z = logits.astype(np.float64)
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    predictions = logits.argmax(axis=1)
+    present = np.union1d(labels, predictions)
+    score = functools.partial(
+        sklearn_metrics.precision_recall_fscore_support,
+        labels,
+        predictions,
+        labels=present,
+        zero_division=0,
+    )
+    precision, recall, f1, _ = score(average=None)
+    expected = dict(
+        zip(["precision_macro", "recall_macro", "f1_macro"], score(average="macro"), strict=False)
+    )
+    for name, values in [("precision", precision), ("recall", recall), ("f1", f1)]:
+        expected |= {f"{name}/{c}": v for c, v in zip(present, values, strict=True)}
+    expected["f1_micro"] = score(average="micro")[2]
+    expected["accuracy"] = sklearn_metrics.accuracy_score(labels, predictions)
+    every = range(CLASSES)
+    expected["top3"] = sklearn_metrics.top_k_accuracy_score(labels, logits, k=3, labels=every)
+    expected["nll"] = sklearn_metrics.log_loss(labels, p, labels=every)
+    confidence, right, error = p.max(axis=1), predictions == labels, 0.0
+    for b in range(15):
+        inside = (confidence > b / 15) & (confidence <= (b + 1) / 15)
+        if inside.any():
+            error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    expected["ece"] = error
+    return expected
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10_000),
+    examples=st.integers(1, 37),
+    present=st.integers(1, CLASSES),
+    padding=st.lists(st.integers(0, BATCH), max_size=6),
+)
+def test_any_split_and_padding_is_scikit_learn_on_the_whole_set(seed, examples, present, padding):
+    logits, labels = draw(seed, examples, present)
+    assert evaluate(logits, labels, padding) == pytest.approx(reference(logits, labels), abs=2e-6)
+
+
+def test_counts_are_those_of_scikit_learn():
+    logits, labels = draw(0, BATCH)
+    counts = compiled_states(logits, labels, np.ones(BATCH, bool))["confusion"].counts
+    expected = sklearn_metrics.confusion_matrix(labels, logits.argmax(1), labels=range(CLASSES))
+    np.testing.assert_array_equal(counts, expected)
+    from_classes = confusion_matrix(jnp.asarray(logits).argmax(1), jnp.asarray(labels), CLASSES)
+    np.testing.assert_array_equal(from_classes.counts, expected)
+
+
+def test_nothing_valid_is_nan_everywhere():
+    logits, labels = draw(0, BATCH)
+    numbers = compute_all(compiled_states(logits, labels, np.zeros(BATCH, bool)))
+    expected = {"accuracy", "top3", "nll", "ece", "f1_micro"}
+    assert set(numbers) == expected | {f"{k}_macro" for k in ("precision", "recall", "f1")}
+    assert np.isnan(list(numbers.values())).all()
+
+
+def test_eight_devices_give_the_states_of_one():
+    """Counts exactly, sums to rounding: one global batch under jit, sharded or not."""
+    logits, labels = draw(3, BATCH)
+    valid = np.arange(BATCH) < 5
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    sharded = compiled_states(*jax.device_put((logits, labels, valid), sharding))
+    single = compiled_states(logits, labels, valid)
+    assert len(sharded["nll"].total.sharding.device_set) == 8
+    for a, b in zip(jax.tree.leaves(sharded), jax.tree.leaves(single), strict=True):
+        if jnp.issubdtype(b.dtype, jnp.integer):
+            np.testing.assert_array_equal(a, b)
+        else:
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_pixels_are_entries():
+    """[batch, height, width, classes] is the same as one long list, without the ignored label."""
+    logits, labels = draw(4, 2 * BATCH)
+    labels[[1, 5, 6]] = 255
+    image = jnp.asarray(logits).reshape(2, 4, 2, CLASSES)
+    mask = jnp.asarray(labels).reshape(2, 4, 2)
+    numbers = compute_all(jax.jit(states)(image, mask, mask != 255))
+    keep = labels != 255
+    assert numbers == pytest.approx(reference(logits[keep], labels[keep]), abs=2e-6)
+    byte = jax.jit(states)(image, mask.astype(jnp.uint8), mask != 255)
+    assert compute_all(byte) == numbers
+
+
+def test_soft_labels_stand_for_their_most_probable_class():
+    logits, labels = draw(5, BATCH)
+    other = np.eye(CLASSES)[(labels + 1) % CLASSES]
+    mixed = jnp.asarray(0.7 * np.eye(CLASSES)[labels] + 0.3 * other, jnp.float32)
+    assert accuracy(logits, mixed).compute() == accuracy(logits, labels).compute()
+    top = functools.partial(top_k_accuracy, logits, k=2)
+    assert top(mixed).compute() == top(labels).compute()
+
+
+@pytest.mark.parametrize("k", range(1, CLASSES + 1))
+def test_equal_logits_rank_by_class(k):
+    """A collapsed network scores k of CLASSES, as a guess does; ties go as in jax.lax.top_k."""
+    labels = jnp.arange(BATCH) % CLASSES
+    once = jnp.arange(BATCH) < CLASSES
+    state = top_k_accuracy(jnp.zeros((BATCH, CLASSES)), labels, once, k=k)
+    assert state.compute() == {"": k / CLASSES}
+    ties = jax.random.randint(jax.random.key(6), (BATCH, CLASSES), 0, 3).astype(jnp.float32)
+    _, best = jax.lax.top_k(ties, k)
+    expected = (best == labels[:, None]).any(axis=1).sum()
+    assert int(top_k_accuracy(ties, labels, k=k).total) == int(expected)
+
+
+@pytest.mark.parametrize("columns", [2, slice(None)])
+def test_nan_logits_are_never_right(columns):
+    """One NaN anywhere, or nothing but NaN: wrong for every class, for every k."""
+    labels = np.arange(BATCH, dtype=np.int32) % CLASSES
+    logits = np.eye(CLASSES, dtype=np.float32)[labels]
+    logits[:, columns] = np.nan
+    assert int(top_k_accuracy(logits, labels, k=CLASSES).total) == 0
+    numbers = compute_all(compiled_states(logits, labels, np.ones(BATCH, bool)))
+    wrong = ("accuracy", "top3", "f1_micro", "recall_macro", "precision_macro")
+    assert [numbers[name] for name in wrong] == [0.0] * 5
+    assert np.isnan([numbers["nll"], numbers["ece"]]).all()
+
+
+def test_labels_out_of_range_are_not_taken_for_other_classes():
+    """−1 would count from the end and 255 from nowhere."""
+    outside = np.array([-1, 255] * 4, np.int32)
+    logits = np.eye(CLASSES, dtype=np.float32)[[-1, 0] * 4]
+    numbers = compiled_states(logits, outside, np.ones(BATCH, bool))
+    assert numbers["accuracy"].compute() == {"": 0.0}
+    assert int(numbers["confusion"].counts.sum()) == 0
+    predicted = confusion_matrix(jnp.asarray(outside), jnp.zeros(BATCH, jnp.int32), CLASSES)
+    assert int(predicted.counts.sum()) == 0
+
+
+def test_zero_over_zero_and_absent_classes():
+    """Class 1 is never predicted (precision 0), 2 is never true (recall 0), 3 is neither."""
+    matrix = ConfusionMatrix(jnp.zeros((4, 4), jnp.int32).at[0, 0].set(2).at[1, 2].set(1))
+    numbers = matrix.compute()
+    assert numbers["precision/1"] == numbers["recall/2"] == numbers["f1/1"] == numbers["f1/2"] == 0
+    assert "recall/3" not in numbers
+    assert numbers["recall_macro"] == numbers["precision_macro"] == pytest.approx(1 / 3)
+    assert np.isnan(matrix.per_class()["f1"][3])
+
+
+def test_calibration_closed_forms():
+    """Always 0.75 sure: error 0 if three of four are right, 0.75 if none is. Bins are (a, b]."""
+    logits = np.log(np.array([[0.75] + [0.05] * 5] * BATCH, np.float32))
+    every = np.ones(BATCH, bool)
+    for wrong, error in [(BATCH // 4, 0.0), (BATCH, 0.75)]:
+        labels = (np.arange(BATCH) < wrong).astype(np.int32)
+        state = compiled_states(logits, labels, every)["ece"]
+        assert state.compute()[""] == pytest.approx(error, abs=1e-6)
+    edges = np.full((BATCH, CLASSES), -1e4, np.float32)
+    edges[:, 0] = 0.0
+    edges[:3, 1] = 0.0  # three are half sure, five wholly
+    halves = calibration(edges, labels, bins=2)
+    np.testing.assert_array_equal(halves.count, [3, 5])
+    np.testing.assert_array_equal(halves.confidence, [1.5, 5.0])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_small_floats(dtype):
+    """Equal to float32 on the rounded logits: nothing more is lost."""
+    logits, labels = draw(7, BATCH)
+    small = jnp.asarray(logits, dtype)
+    expected = compute_all(compiled_states(small.astype(jnp.float32), labels, np.ones(BATCH, bool)))
+    actual = jax.jit(states)(small, labels)
+    assert actual["nll"].total.dtype == actual["ece"].confidence.dtype == jnp.float32
+    assert compute_all(actual) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("metric", "logits", "labels"),
+    [
+        (accuracy, np.zeros((4, 3)), np.zeros((4, 1), int)),
+        (accuracy, np.zeros((4, 3)), np.zeros((4, 2))),
+        (negative_log_likelihood, np.zeros((4, 3)), np.zeros((4, 1), int)),
+        (calibration, np.zeros((4, 3)), np.zeros(3, int)),
+        (functools.partial(confusion_matrix, num_classes=3), np.zeros((4, 3)), np.zeros(3, int)),
+        (functools.partial(confusion_matrix, num_classes=3), np.zeros(4, int), np.zeros(3, int)),
+    ],
+)
+def test_labels_that_do_not_fit_raise(metric, logits, labels):
+    with pytest.raises(ValueError, match="do not fit"):
+        jax.eval_shape(metric, logits, labels)
+
+
+def test_other_shapes_that_do_not_fit_raise():
+    logits, labels = np.zeros((4, 3)), np.zeros(4, int)
+    with pytest.raises(ValueError, match="not of 5 classes"):
+        confusion_matrix(logits, labels, 5)
+    for metric in (accuracy, negative_log_likelihood, calibration):
+        with pytest.raises(ValueError, match="one entry per example"):
+            jax.eval_shape(metric, logits, labels, np.ones((4, 1), bool))

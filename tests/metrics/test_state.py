@@ -1,0 +1,101 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metrics.classification import ConfusionMatrix
+from metrics.state import Mean, Metric, compute_all, to_host
+
+
+def mean(total, count):
+    return Mean(total=jnp.asarray(total), count=jnp.asarray(count))
+
+
+def test_mean_counts_valid_entries_only():
+    values = jnp.array([[1.0, jnp.nan], [2.5, 7.0]])
+    state = Mean.from_values(values, jnp.array([[True, False], [True, False]]))
+    assert state.total.dtype == jnp.float32
+    assert state.count.dtype == jnp.int32
+    assert state.compute() == {"": 1.75}
+
+
+@pytest.mark.parametrize("dtype", [bool, jnp.int32, jnp.uint8])
+def test_counts_stay_integers(dtype):
+    state = Mean.from_values(jnp.ones(300, dtype))
+    assert state.total.dtype == jnp.int32
+    assert int(state.total) == 300
+
+
+def test_small_floats_are_summed_in_float32():
+    state = Mean.from_values(jnp.ones(1000, jnp.bfloat16))  # bfloat16 cannot count to 1000
+    assert state.compute() == {"": 1.0}
+
+
+def test_mean_of_nothing_is_nan_and_neutral():
+    empty = Mean.from_values(jnp.ones(3), jnp.zeros(3, bool))
+    assert np.isnan(empty.compute()[""])
+    assert empty.merge(mean(3.0, 2)).compute() == {"": 1.5}
+
+
+def test_merge_is_addition_on_device_on_host_and_over_an_axis():
+    """What the loop does three ways: jit, NumPy, and psum over devices."""
+    states = [mean(1.0, 2), mean(0.5, 3), mean(4.0, 5)]
+    expected = {"": 5.5 / 10}
+    on_device = jax.jit(lambda a, b, c: a.merge(b).merge(c))(*states)
+    assert on_device.compute() == expected
+    on_host = to_host(states[0]).merge(to_host(states[2])).merge(to_host(states[1]))
+    assert on_host.compute() == expected
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    summed = jax.vmap(lambda s: jax.lax.psum(s, "i"), axis_name="i")(stacked)
+    assert jax.tree.map(lambda leaf: leaf[0], summed).compute() == expected
+
+
+def test_host_states_are_wide():
+    """Beyond 2³¹ counts and 24 bits of a float32 sum nothing is lost."""
+    batch = mean(jnp.float32(2**24), jnp.int32(2**31 - 1))
+    one = mean(jnp.float32(1.0), jnp.int32(1))
+    total = to_host(batch).merge(to_host(one))
+    assert total.total.dtype == np.float64
+    assert total.count.dtype == np.int64
+    assert (float(total.total), int(total.count)) == (2**24 + 1, 2**31)
+    assert total.compute() == {"": (2**24 + 1) / 2**31}
+
+
+def test_compute_all_gives_flat_names():
+    metrics = {
+        "accuracy": mean(3, 4),
+        "nll": mean(1.0, 4),
+        "confusion": ConfusionMatrix(jnp.array([[3, 0], [1, 0]])),
+    }
+    assert compute_all(metrics) == {
+        "accuracy": 0.75,
+        "nll": 0.25,
+        "precision_macro": 0.375,
+        "recall_macro": 0.5,
+        "f1_macro": pytest.approx(3 / 7),
+        "f1_micro": 0.75,
+        "precision/0": 0.75,
+        "precision/1": 0.0,
+        "recall/0": 1.0,
+        "recall/1": 0.0,
+        "f1/0": pytest.approx(6 / 7),
+        "f1/1": 0.0,
+    }
+    assert all(type(value) is float for value in compute_all(metrics).values())
+    assert compute_all({}) == {}
+
+
+def test_two_metrics_of_one_name_raise():
+    clash = {"a": ConfusionMatrix(jnp.eye(2)), "b": ConfusionMatrix(jnp.eye(2))}
+    with pytest.raises(ValueError, match=r"'precision_macro'.*'b'"):
+        compute_all(clash)
+
+
+def test_mask_of_another_shape_raises():
+    with pytest.raises(ValueError, match="one entry per example"):
+        Mean.from_values(jnp.ones((4, 2)), jnp.ones(4, bool))
+
+
+def test_base_metric_has_no_numbers():
+    with pytest.raises(NotImplementedError):
+        Metric().compute()

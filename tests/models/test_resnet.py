@@ -1,0 +1,255 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.signal import correlate
+
+from models.classification import resnet
+from models.classification.resnet import (
+    BasicBlock,
+    BottleneckBlock,
+    ResNet18,
+    ResNet50,
+    ResNetBackbone,
+    cifar_resnet,
+)
+from models.layers import Conv, batch_norm, group_norm
+
+
+def abstract_params(model, size):
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+
+
+def count(model, size=32):
+    return sum(p.size for p in jax.tree.leaves(abstract_params(model, size)))
+
+
+@pytest.mark.parametrize(
+    ("depth", "total"),
+    [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032), (101, 44_549_160), (152, 60_192_808)],
+)
+def test_imagenet_parameter_counts(depth, total):
+    assert count(getattr(resnet, f"ResNet{depth}")(), 224) == total
+
+
+@pytest.mark.parametrize(
+    ("depth", "total"),
+    [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)],
+)
+def test_cifar_parameter_counts(depth, total):
+    assert count(getattr(resnet, f"ResNet{depth}")()) == total
+
+
+def test_parameter_counts_of_other_forms():
+    assert count(resnet.ResNet20(shortcut="projection")) == 272_474
+    assert count(resnet.ResNet18Cifar()) == 11_173_962
+    assert count(resnet.ResNet50Cifar()) == 23_520_842
+
+
+def test_plain_twin_has_the_parameters_of_option_a():
+    plain = abstract_params(cifar_resnet(20, residual=False), 32)
+    residual = abstract_params(cifar_resnet(20), 32)
+    assert plain == residual
+
+
+def feature_shapes(model, height, width):
+    images = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
+    features, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+    return {stride: feature.shape for stride, feature in features.items()}
+
+
+def test_features_by_stride():
+    assert feature_shapes(ResNet50(width=8).without_head(), 64, 96) == {
+        4: (2, 16, 24, 32),
+        8: (2, 8, 12, 64),
+        16: (2, 4, 6, 128),
+        32: (2, 2, 3, 256),
+    }
+    assert feature_shapes(ResNet18(width=8).without_head(), 65, 33) == {
+        4: (2, 17, 9, 8),
+        8: (2, 9, 5, 16),
+        16: (2, 5, 3, 32),
+        32: (2, 3, 2, 64),
+    }
+    assert feature_shapes(cifar_resnet(8).without_head(), 32, 32) == {
+        1: (2, 32, 32, 16),
+        2: (2, 16, 16, 32),
+        4: (2, 8, 8, 64),
+    }
+
+
+# Blocks, against numpy.
+
+
+def block(kind, **fields):
+    conv = partial(Conv, use_bias=False, padding=0)
+    return kind(**({"channels": 4, "stride": 1, "conv": conv, "norm": batch_norm} | fields))
+
+
+def conv_numpy(x, kernel, stride, padding):
+    x = np.pad(x, ((padding, padding), (padding, padding), (0, 0)))
+    maps = [correlate(x, kernel[..., o], "valid")[..., 0] for o in range(kernel.shape[-1])]
+    return np.stack(maps, -1)[::stride, ::stride]
+
+
+@pytest.mark.parametrize(
+    ("kind", "paddings", "strides"),
+    [(BasicBlock, (1, 1), (2, 1)), (BottleneckBlock, (0, 1, 0), (1, 2, 1))],
+)
+def test_strided_projection_block_equals_numpy(kind, paddings, strides, key, randomise):
+    x = jax.random.normal(key, (1, 6, 8, 3))
+    model = block(kind, stride=2)
+    variables = randomise(model, x)
+    params, statistics = jax.tree.map(np.asarray, (variables["params"], variables["batch_stats"]))
+
+    def layer(y, conv, norm, stride, padding):
+        y = conv_numpy(y, params[conv]["kernel"], stride, padding)
+        y = (y - statistics[norm]["mean"]) / np.sqrt(statistics[norm]["var"] + 1e-5)
+        return y * params[norm]["scale"] + params[norm]["bias"]
+
+    y = np.asarray(x[0])
+    for index, (padding, stride) in enumerate(zip(paddings, strides, strict=True), start=1):
+        if index > 1:
+            y = np.maximum(y, 0)
+        y = layer(y, f"conv{index}", f"norm{index}", stride, padding)
+    shortcut = layer(np.asarray(x[0]), "shortcut_conv", "shortcut_norm", 2, 0)
+    expected = np.maximum(y + shortcut, 0)
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, x)[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [BasicBlock, BottleneckBlock])
+def test_zero_block_is_the_identity_and_its_plain_twin_is_zero(kind, key):
+    x = jnp.abs(jax.random.normal(key, (2, 5, 5, 4 * kind.expansion)))
+    model = block(kind, zero_init_last_norm=True)
+    y, variables = jax.jit(model.init_with_output)(key, x)
+    np.testing.assert_array_equal(y, x)
+    plain = block(kind, zero_init_last_norm=True, residual=False)
+    np.testing.assert_array_equal(jax.jit(plain.apply)(variables, x), jnp.zeros_like(x))
+
+
+def test_option_a_takes_every_second_pixel_and_adds_zero_channels(key):
+    x = jnp.abs(jax.random.normal(key, (2, 5, 6, 3)))
+    model = block(BasicBlock, stride=2, shortcut="identity-pad", zero_init_last_norm=True)
+    y, variables = jax.jit(model.init_with_output)(key, x)
+    np.testing.assert_array_equal(y[..., :3], x[:, ::2, ::2])
+    np.testing.assert_array_equal(y[..., 3:], jnp.zeros((2, 3, 3, 1)))
+    assert "shortcut_conv" not in variables["params"]
+
+
+def test_imagenet_stem_equals_numpy(key, randomise):
+    x = jax.random.normal(key, (1, 13, 16, 3))
+    stem = ResNetBackbone(stage_sizes=(0,), block=BasicBlock, width=2)
+    variables = randomise(stem, x)
+    features = jax.jit(stem.apply)(variables, x)
+    y = conv_numpy(np.asarray(x[0]), np.asarray(variables["params"]["stem_conv"]["kernel"]), 2, 3)
+    mean, var = (np.asarray(variables["batch_stats"]["stem_norm"][k]) for k in ("mean", "var"))
+    norm = variables["params"]["stem_norm"]
+    y = (y - mean) / np.sqrt(var + 1e-5) * np.asarray(norm["scale"]) + np.asarray(norm["bias"])
+    y = np.maximum(y, 0)
+    y = np.pad(y, ((1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(y, (3, 3), axis=(0, 1))[::2, ::2]
+    np.testing.assert_allclose(features[4][0], windows.max((-2, -1)), atol=1e-5)
+
+
+# One small network, compiled once for each mode.
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
+
+
+@pytest.fixture(scope="module")
+def small(images, randomise):
+    model = cifar_resnet(8, width=4)
+    return model, randomise(model, images)
+
+
+@pytest.fixture(scope="module")
+def trained(small, images):
+    """Logits and statistics of one forward pass in training."""
+    model, variables = small
+    return jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))(variables, images)
+
+
+def test_training_updates_statistics_and_evaluation_does_not(small, trained, images):
+    model, variables = small
+    run = jax.jit(partial(model.apply, mutable=["batch_stats"]))
+    logits, after = run(variables, images)
+    jax.tree.map(np.testing.assert_array_equal, after["batch_stats"], variables["batch_stats"])
+    others = images.at[1:].multiply(7.0)
+    np.testing.assert_allclose(run(variables, others)[0][0], logits[0], atol=1e-5)
+
+    after = trained[1]
+    changed = jax.tree.map(
+        lambda a, b: bool((a != b).all()), after["batch_stats"], variables["batch_stats"]
+    )
+    assert all(jax.tree.leaves(changed))
+    assert {s.dtype for s in jax.tree.leaves(after)} == {jnp.dtype("float32")}
+
+
+def test_classifier_is_backbone_mean_and_head(small, images):
+    model, variables = small
+    part = {name: tree["backbone"] for name, tree in variables.items()}
+    features = jax.jit(model.without_head().apply)(part, images)
+    head = variables["params"]["head"]
+    expected = features[4].mean((1, 2)) @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, images), expected, atol=1e-5)
+    assert variables["params"].keys() == {"backbone", "head"}
+
+
+def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32(small, trained, images):
+    model, variables = small
+    half = model.clone(dtype=jnp.bfloat16)
+    run = jax.jit(partial(half.apply, train=True, mutable=["batch_stats"]))
+    logits, after = run(variables, images)
+    full, full_after = trained
+    assert logits.dtype == jnp.float32
+    assert not jnp.array_equal(logits, full)
+    np.testing.assert_allclose(logits, full, atol=0.2)
+    init = half.without_head().init_with_output
+    features, initial = jax.eval_shape(init, jax.random.key(0), images)
+    assert {f.dtype for f in features.values()} == {jnp.dtype("bfloat16")}
+    assert {a.dtype for a in jax.tree.leaves((initial, after))} == {jnp.dtype("float32")}
+    statistics = [tree["batch_stats"]["backbone"]["stem_norm"] for tree in (after, full_after)]
+    np.testing.assert_allclose(statistics[0]["mean"], statistics[1]["mean"], atol=1e-3)
+
+
+def test_group_norm_needs_no_statistics_and_mixes_no_images(images, randomise):
+    model = cifar_resnet(8, width=4, norm=partial(group_norm, groups=2), axis_name="devices")
+    run = jax.jit(partial(model.apply, train=True))
+    variables = randomise(model, images)
+    assert variables.keys() == {"params"}
+    others = images.at[1:].multiply(7.0)
+    logits, same = run(variables, images)[0], run(variables, others)[0]
+    np.testing.assert_allclose(same, logits, atol=1e-5)
+
+
+def test_axis_name_synchronises_statistics(small, trained, images):
+    model, variables = small
+    both, after = trained
+    split = model.clone(axis_name="devices")
+    apply = partial(split.apply, train=True, mutable=["batch_stats"])
+    logits, synchronised = jax.jit(jax.vmap(apply, in_axes=(None, 0), axis_name="devices"))(
+        variables, images.reshape(2, 2, 8, 8, 3)
+    )
+    np.testing.assert_allclose(logits.reshape(both.shape), both, atol=1e-4)
+    jax.tree.map(
+        lambda one, two: np.testing.assert_allclose(two[1], one, atol=1e-5), after, synchronised
+    )
+
+
+def test_bad_options_are_named():
+    images = jnp.zeros((1, 8, 8, 3))
+    with pytest.raises(ValueError, match=r"\[batch, height, width, channels\]; got \(8, 8, 3\)"):
+        cifar_resnet(8).init(jax.random.key(0), images[0])
+    with pytest.raises(ValueError, match='"imagenet" or "cifar"; got \'big\''):
+        cifar_resnet(8, stem="big").init(jax.random.key(0), images)
+    with pytest.raises(ValueError, match='"identity-pad" or "projection"; got \'C\''):
+        cifar_resnet(8, shortcut="C").init(jax.random.key(0), images)
+    for depth in (2, 21):
+        with pytest.raises(ValueError, match=f"6n \\+ 2 layers .* got {depth}"):
+            cifar_resnet(depth)

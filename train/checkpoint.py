@@ -1,0 +1,186 @@
+"""Checkpoints: orbax behind one small surface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from train.paths import flatten
+from train.state import State
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or no place for one: the cause, and the way out."""
+
+
+class SaveError(RuntimeError):
+    """A checkpoint that could not be written: which one is the last good one."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest last. A context manager: leaving it waits for the writer.
+
+    Saving is asynchronous and atomic: a checkpoint appears under its name once it is complete. The
+    two newest are kept, so that one good one survives whatever happens to the other.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory.absolute()  # orbax fails late on relative paths
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True),
+                item_names=("state", "metadata"),
+            )
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write checkpoints to {self.directory}: {error}"
+            ) from error
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.wait()
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """The newest step that is saved completely, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: State, metadata: dict[str, Any]) -> None:
+        """Starts to save the state under its step; ``metadata`` is JSON.
+
+        The arrays are copied before this returns: the caller may donate them.
+
+        Raises:
+            SaveError: if this save cannot start, or the one before failed.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        metadata = metadata | {"shapes": _shapes(state)}
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
+                    metadata=ocp.args.JsonSave(metadata),  # pyright: ignore[reportCallIssue]
+                ),
+            )
+        except Exception as error:  # orbax, tensorstore and the file system each raise their own
+            raise self._save_error(error) from error
+
+    def wait(self) -> None:
+        """Returns once everything is on the disk.
+
+        Raises:
+            SaveError: if a save failed, naming the last good checkpoint.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._save_error(error) from error
+
+    def restore(self, state: State, config: dict[str, Any]) -> tuple[State, dict[str, Any]]:
+        """The newest checkpoint, on the devices of now.
+
+        Args:
+            state: abstract state, ``jax.ShapeDtypeStruct`` leaves with their shardings.
+            config: resolved config of this run, compared to the one that was saved.
+
+        Returns:
+            The state and the metadata it was saved with.
+
+        Raises:
+            CheckpointError: if it is damaged, or of another model or config: says what differs.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            raise CheckpointError(f"there is no checkpoint in {self.directory}")
+        path = self.directory / str(step)
+        try:
+            metadata = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    metadata=ocp.args.JsonRestore()  # pyright: ignore[reportCallIssue]
+                ),
+            )["metadata"]
+        except Exception as error:
+            raise self._damaged(path, error) from error
+        self._check(path, "config", _leaves(metadata.get("config", {})), _leaves(config))
+        self._check(path, "model", metadata.get("shapes", {}), _shapes(state))
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(state)  # pyright: ignore[reportCallIssue]
+                ),
+            )["state"]
+        except Exception as error:
+            raise self._damaged(path, error) from error
+        return restored, metadata
+
+    def _check(self, path: Path, what: str, saved: dict[str, Any], here: dict[str, Any]) -> None:
+        different = [
+            f"{name} is {saved.get(name, 'absent')} there and {here.get(name, 'absent')} here"
+            for name in sorted(saved.keys() | here.keys())
+            if saved.get(name) != here.get(name)
+        ]
+        if different:
+            more = f" (and {len(different) - 2} more)" if len(different) > 2 else ""
+            raise CheckpointError(
+                f"checkpoint {path} is of another {what}: {'; '.join(different[:2])}{more}. "
+                "Move it away to start from the beginning"
+            )
+
+    def _damaged(self, path: Path, error: Exception) -> CheckpointError:
+        older = [step for step in self._manager.all_steps() if step != int(path.name)]
+        way_out = (
+            f"delete it to go on from step {max(older)}" if older else "delete it to start again"
+        )
+        return CheckpointError(f"checkpoint {path} is damaged ({_one_line(error)}): {way_out}")
+
+    def _save_error(self, error: Exception) -> SaveError:
+        steps = [int(p.name) for p in self.directory.iterdir() if p.name.isdigit()]
+        good = f"the last good one is step {max(steps)}" if steps else "there is no earlier one"
+        return SaveError(
+            f"cannot save a checkpoint in {self.directory} ({_one_line(error)}): {good}; "
+            "free some space and run the same command again"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
+
+
+def _shapes(state: PyTree) -> dict[str, str]:
+    """Path → ``float32[3, 3]`` of the model's variables."""
+    leaves = flatten({"params": state.params, "mutable": state.mutable})
+    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves.items()}
+
+
+def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    """Leaves of nested JSON by dotted path."""
+    if isinstance(tree, dict):
+        items = tree.items()
+    elif isinstance(tree, list):
+        items = ((str(index), value) for index, value in enumerate(tree))
+    else:
+        return {path: tree}
+    flat = {}
+    for name, value in items:
+        flat |= _leaves(value, f"{path}.{name}" if path else name)
+    return flat

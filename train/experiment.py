@@ -1,0 +1,92 @@
+"""What a run is: a frozen tree of real objects that the loop takes and nothing else adds to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from data.examples import Examples
+from train.optim import Optimizer
+from train.sharding import Parallel
+from train.tasks.task import Batch, Task
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images, in which batches.
+
+    Attributes:
+        source: ``"digits"``, ``"tfds:mnist"``, ``"folder:/path"``, ``"synthetic"``, or a function
+            ``split -> Examples``.
+        train_split: the split that is trained on.
+        eval_splits: name in the log → split that is evaluated.
+        select: ``(labels, *, seed) -> indices`` of the training images to keep, or None for all.
+        batch: global training batch, over all devices and processes.
+        eval_batch: global evaluation batch; the last one is padded and masked.
+        augment: functions ``(key, batch) -> batch``, applied in order, on the device.
+        mean: channel means that are subtracted from images in [0, 1], after augmentation.
+        std: channel standard deviations that they are then divided by.
+        resident_megabytes: a training set up to this size lives on the device.
+    """
+
+    source: str | Callable[[str], Examples] = "digits"
+    train_split: str = "train"
+    eval_splits: Mapping[str, str] = field(default_factory=lambda: {"test": "test"})
+    select: Callable[..., np.ndarray] | None = None
+    batch: int = 128
+    eval_batch: int = 500
+    augment: tuple[Callable[..., Batch], ...] = ()
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    resident_megabytes: int = 1024
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How long to train, and what to do on the way. Durations: ``"20 epochs"`` or ``"500 steps"``.
+
+    Attributes:
+        duration: the length of training.
+        log_every: between two lines of training metrics.
+        evaluate_every: between two evaluations; there is always one at the end.
+        checkpoint_every: between two checkpoints; there is always one at the end.
+        steps_per_dispatch: steps in one call of the device. More hides the latency of the host.
+        accumulate: microbatches that a batch is cut into, for memory.
+        ema_decay: decay of the moving average of parameters and batch statistics, or None.
+        strategy: ``"jit"`` over a mesh of devices, or ``"pmap"``.
+        previews: images in a preview picture; 0 draws none.
+    """
+
+    duration: str = "10 epochs"
+    log_every: str = "10 steps"
+    evaluate_every: str = "1 epoch"
+    checkpoint_every: str = "1 epoch"
+    steps_per_dispatch: int = 1
+    accumulate: int = 1
+    ema_decay: float | None = None
+    strategy: Literal["jit", "pmap"] = "jit"
+    previews: int = 25
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run, completely: its resolved form is hashed into the run's id.
+
+    Attributes:
+        task: what is learned, with its model and loss.
+        data: what it is learned from.
+        optimizer: how gradients become updates.
+        loop: how long, and what happens on the way.
+        parallel: how the devices share the work.
+        seed: of initialisation, data order, augmentation and dropout.
+    """
+
+    task: Task
+    data: Data = field(default_factory=Data)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    loop: Loop = field(default_factory=Loop)
+    parallel: Parallel = field(default_factory=Parallel)
+    seed: int = 0

@@ -1,0 +1,259 @@
+"""Metrics to the disk and the screen: always JSON lines and a progress bar, more if asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from metrics.state import Mean, Metric, compute_all, to_host
+
+
+class Writer(Protocol):
+    """A place for metrics."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records ``split/metric`` numbers at a step."""
+        ...
+
+    def close(self) -> None:
+        """Writes what is still held back."""
+        ...
+
+
+class JsonLines:
+    """``metrics.jsonl``: one object a line with ``step`` and ``split/metric`` keys.
+
+    Lines after ``last_step``, and one that was cut off, are dropped first: after a crash the steps
+    behind the checkpoint run again, and no line may stand twice.
+    """
+
+    def __init__(self, path: Path, last_step: int):
+        kept = [line for line in read_lines(path) if line["step"] <= last_step]
+        replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a", buffering=1)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends a line. JSON knows no NaN: such values are null."""
+        line = {"step": step} | {n: v if math.isfinite(v) else None for n, v in metrics.items()}
+        self._file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class TensorBoard:
+    """Event files for TensorBoard, written without TensorFlow."""
+
+    def __init__(self, directory: Path):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory), flush_secs=10)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds scalars."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Closes the event file."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run in Weights & Biases; ``WANDB_MODE=offline`` keeps it in the run's directory."""
+
+    def __init__(self, directory: Path, name: str, config: Mapping[str, Any]):
+        try:
+            import wandb
+        except ModuleNotFoundError as error:
+            raise LoggingError("--wandb needs the extra: pip install 'opsin[wandb]'") from error
+        self._run = wandb.init(
+            project="opsin",
+            id=f"{name.replace('/', '-')}",
+            dir=directory,
+            config=dict(config),
+            resume="allow",
+        )
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Logs the metrics at their step."""
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        """Finishes the run."""
+        self._run.finish()
+
+
+class LoggingError(ValueError):
+    """A place for metrics that is not there."""
+
+
+class Console:
+    """A progress bar with loss, accuracy and images a second; evaluations stay above it."""
+
+    def __init__(self, total: int, step: int, enabled: bool):
+        self._enabled = enabled
+        self._bar = tqdm(
+            total=total,
+            initial=step,
+            unit="step",
+            disable=not enabled,
+            dynamic_ncols=True,
+            # Logs of jobs are files: a line a minute is enough there.
+            mininterval=0.2 if sys.stderr.isatty() else 30.0,
+        )
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Moves the bar; evaluations stay on the screen as lines."""
+        shown = {
+            name.removeprefix("train/"): _short(metrics[name])
+            for name in ("train/loss", "train/accuracy", "train/images_per_second")
+            if name in metrics
+        }
+        if shown:
+            if "images_per_second" in shown:
+                shown["img/s"] = shown.pop("images_per_second")
+            self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(step - self._bar.n)
+        evaluated = [item for item in metrics.items() if not item[0].startswith("train/")][:4]
+        if evaluated and self._enabled:
+            text = "  ".join(f"{name} {_short(value)}" for name, value in evaluated)
+            self._bar.write(f"step {step}: {text}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Leaves the finished bar on the screen."""
+        self._bar.close()
+
+
+class MetricsLog:
+    """Training metrics, read one dispatch late so that the host never waits for the device.
+
+    A line is the mean over all steps since the line before. That window outlives a restart:
+    ``window()`` goes into the checkpoint.
+    """
+
+    def __init__(self, writers: Sequence[Writer], batch: int, window: list[Any] | None = None):
+        self._writers, self._batch = writers, batch
+        self._pending: deque[tuple[int, int, dict[str, Metric], bool]] = deque()
+        self._window = window
+        self.start_clock()
+
+    def window(self) -> list[Any] | None:
+        """The sums of the open window as JSON, None if it is empty. Call ``drain`` before."""
+        return self._window
+
+    def start_clock(self) -> None:
+        """Starts to measure speed anew, after a pause that was not training."""
+        self._since, self._images = time.monotonic(), 0
+
+    def push(self, step: int, count: int, metrics: dict[str, Metric], *, flush: bool) -> None:
+        """Takes the metrics of the dispatch that ended at ``step``, and works off the one before.
+
+        Raises:
+            NonFiniteError: a term of the loss was not finite in the one before.
+        """
+        self._pending.append((step, count, metrics, flush))
+        while len(self._pending) > 1:
+            self._work_off()
+
+    def drain(self) -> None:
+        """Waits for the device and works off all there is.
+
+        Raises:
+            NonFiniteError: a term of the loss was not finite.
+        """
+        while self._pending:
+            self._work_off()
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes numbers to every writer."""
+        for writer in self._writers:
+            writer.write(step, metrics)
+
+    def close(self) -> None:
+        """Closes every writer."""
+        for writer in self._writers:
+            writer.close()
+
+    def _work_off(self) -> None:
+        step, count, stacked, flush = self._pending.popleft()
+        metrics = {
+            name: jax.tree.map(lambda leaf: leaf[:count], to_host(metric))
+            for name, metric in stacked.items()
+        }
+        _check_finite(metrics, step - count)
+        window = jax.tree.map(lambda leaf: leaf.sum(axis=0), metrics)
+        leaves, structure = jax.tree.flatten(window)
+        if self._window is not None:
+            leaves = [np.add(*pair) for pair in zip(leaves, self._window, strict=True)]
+            window = jax.tree.unflatten(structure, leaves)
+        self._images += count * self._batch
+        if not flush:
+            self._window = [leaf.tolist() for leaf in leaves]
+            return
+        self._window = None
+        numbers = {f"train/{name}": value for name, value in compute_all(window).items()}
+        speed = self._images / max(time.monotonic() - self._since, 1e-9)
+        self.write(step, numbers | {"train/images_per_second": speed})
+        self.start_clock()
+
+
+class NonFiniteError(RuntimeError):
+    """A term of the loss that is infinite or not a number."""
+
+
+def _check_finite(metrics: Mapping[str, Metric], steps_before: int) -> None:
+    """Raises NonFiniteError, which names the first step with such a term, and the term."""
+    # The total and the gradient are not finite because a term is: they come last.
+    names = sorted(metrics, key=lambda name: (name == "gradient_norm", name == "loss", name))
+    broken = [
+        (int(np.argmin(np.isfinite(metric.total))), order, name)
+        for order, name in enumerate(names)
+        if isinstance(metric := metrics[name], Mean) and not np.isfinite(metric.total).all()
+    ]
+    if broken:
+        index, _, name = min(broken)
+        value = float(metrics[name].total[index])  # pyright: ignore[reportAttributeAccessIssue]
+        raise NonFiniteError(
+            f"train/{name} is {value} at step {steps_before + index + 1}: "
+            "lower optimizer.learning_rate or set optimizer.clip_norm"
+        )
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.4f}"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file; a last line that was cut off is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all: to a neighbour first, which then takes its name."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)

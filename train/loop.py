@@ -1,0 +1,253 @@
+"""The training loop: one for every task, every strategy and any number of devices."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from data import pipeline
+from data.examples import Examples, fits_in_memory, labels, materialize
+from data.selection import select
+from data.sources import open_source
+from metrics.classification import ConfusionMatrix
+from metrics.state import Metric, compute_all, to_host
+from train import figures
+from train.checkpoint import Checkpoints
+from train.durations import in_steps
+from train.experiment import Experiment
+from train.feed import Feed
+from train.logging import Console, JsonLines, MetricsLog, NonFiniteError, Writer, read_lines
+from train.program import Program, build
+from train.sharding import batch_sharding
+from train.state import State
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a call of ``fit`` ended.
+
+    Attributes:
+        finished: False if it was asked to stop before the last step.
+        step: steps taken in all, earlier calls included.
+        metrics: final ``split/metric`` numbers, with ``seconds``, ``steps`` and ``parameters``.
+    """
+
+    finished: bool
+    step: int
+    metrics: dict[str, float]
+
+
+def fit(
+    experiment: Experiment,
+    directory: Path,
+    *,
+    config: dict[str, Any],
+    stop: Callable[[], bool] = lambda: False,
+    writers: Sequence[Writer] = (),
+    progress: bool = True,
+) -> Result:
+    """Trains an experiment, or goes on with it from its newest checkpoint.
+
+    Args:
+        experiment: what to run.
+        directory: of the run; checkpoints, ``metrics.jsonl`` and pictures go there.
+        config: the resolved experiment, kept in the checkpoints and compared on restoring.
+        stop: asked after each dispatch; when True, the state is saved and ``fit`` returns.
+        writers: more places for the metrics.
+        progress: whether to show a bar.
+
+    Raises:
+        DataError, DeviceError, DurationError, SettingError: the experiment asks for what cannot be.
+        CheckpointError: a checkpoint cannot be read or written.
+        NonFiniteError: a term of the loss is not finite.
+    """
+    data, loop, length = experiment.data, experiment.loop, experiment.loop.steps_per_dispatch
+    examples = open_training(experiment)
+    feed = Feed(examples, data.batch, experiment.seed, data.resident_megabytes)
+    held_out = {name: _open_held_out(experiment, split) for name, split in data.eval_splits.items()}
+    steps_per_epoch = feed.examples / data.batch
+    program = build(experiment, feed.batch, steps_per_epoch, feed.fetch)
+    log_at, evaluate_at, save_at = (
+        _Every(in_steps(duration, steps_per_epoch), program.steps)
+        for duration in (loop.log_every, loop.evaluate_every, loop.checkpoint_every)
+    )
+    began = time.monotonic()
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        window = None
+        if checkpoints.latest() is None:
+            state = program.init()
+        else:
+            state, metadata = checkpoints.restore(program.state, config)
+            feed.seek(metadata["position"])
+            window = metadata["window"]
+            began -= metadata["seconds"]
+        step = int(state.step)
+        lines = JsonLines(directory / "metrics.jsonl", step)
+        console = Console(program.steps, step, progress)
+        log = MetricsLog([lines, console, *writers], data.batch, window)
+        try:
+            store = feed.store(program.mesh)
+            dispatch = program.compile(store, feed.abstract_items(length, program.mesh))
+            log.start_clock()
+            while step < program.steps:
+                count = min(length, *(at.next(step) - step for at in (evaluate_at, save_at)))
+                items = feed.take(count, length, program.mesh)
+                state, metrics = dispatch(state, store, items, np.int32(count))
+                step += count
+                stopping = stop()
+                evaluating, saving = evaluate_at(step), save_at(step) or stopping
+                log.push(step, count, metrics, flush=log_at.within(step, count))
+                if evaluating or saving:
+                    log.drain()
+                if evaluating:
+                    for name, (source, arrays) in held_out.items():
+                        states = evaluate(program, state, arrays, data.eval_batch, name)
+                        log.write(step, _numbers(states))
+                        _draw(program, state, source, states, directory, name, loop.previews)
+                if saving:
+                    record = {
+                        "config": config,
+                        "position": feed.position(),
+                        "window": log.window(),
+                        "seconds": time.monotonic() - began,
+                    }
+                    checkpoints.save(state, record)
+                if evaluating or saving:
+                    log.start_clock()
+                if stopping and step < program.steps:
+                    return Result(False, step, {})
+            checkpoints.wait()
+        except NonFiniteError as error:
+            good = checkpoints.latest()
+            kept = "there is no checkpoint before it" if good is None else f"step {good} is saved"
+            raise NonFiniteError(f"{error}; {kept} in {checkpoints.directory}") from None
+        finally:
+            log.close()
+    final = _last_evaluation(directory / "metrics.jsonl")
+    figures.save(figures.training_curve(directory / "metrics.jsonl"), directory / "curve.png")
+    sizes = {"steps": step, "parameters": sum(x.size for x in jax.tree.leaves(state.params))}
+    return Result(True, step, final | sizes | {"seconds": time.monotonic() - began})
+
+
+def open_training(experiment: Experiment) -> Examples:
+    """The training images, narrowed by ``data.select``, which also draws by the run's seed."""
+    data = experiment.data
+    examples = open_source(data.source, data.train_split)
+    if data.select is None:
+        return examples
+    return select(examples, data.select(labels(examples), seed=experiment.seed))
+
+
+def evaluate(
+    program: Program,
+    state: State,
+    examples: Examples | dict[str, np.ndarray],
+    batch: int,
+    split: str,
+) -> dict[str, dict[str, Metric]]:
+    """Metric states over a whole set: ``split`` → states, and ``split_ema`` for the moving average.
+
+    States are added on the host in 64 bits, so that neither padding nor batch size shows in them.
+    """
+    variables = {split: (state.params, state.mutable)}
+    if state.ema is not None:
+        variables[f"{split}_ema"] = (state.ema["params"], state.ema["mutable"])
+    pending: dict[str, list[dict[str, Metric]]] = {name: [] for name in variables}
+    sharding = batch_sharding(program.mesh)
+    for host in pipeline.eval_batches(examples, batch=batch):
+        device = jax.device_put(host, sharding)
+        for name, (params, mutable) in variables.items():
+            pending[name].append(program.evaluate(params, mutable, device))
+    return {name: _merged(states) for name, states in pending.items()}
+
+
+def _merged(states: list[dict[str, Metric]]) -> dict[str, Metric]:
+    """Sums states leaf by leaf on the host."""
+    on_host = [{name: to_host(metric) for name, metric in state.items()} for state in states]
+    return jax.tree.map(lambda *leaves: sum(leaves), *on_host)
+
+
+def _numbers(evaluated: dict[str, dict[str, Metric]]) -> dict[str, float]:
+    """Flat ``split/metric`` numbers; what a metric breaks down into (``f1_macro``) comes last."""
+    numbers = {
+        f"{split}/{name}": (name not in states, value)
+        for split, states in evaluated.items()
+        for name, value in compute_all(states).items()
+    }
+    ordered = sorted(numbers.items(), key=lambda item: item[1][0])
+    return {name: value for name, (_, value) in ordered}
+
+
+def _draw(
+    program: Program,
+    state: State,
+    examples: Examples,
+    evaluated: dict[str, dict[str, Metric]],
+    directory: Path,
+    split: str,
+    count: int,
+) -> None:
+    """Writes the confusion matrix and the task's previews of the first images of a split."""
+    for name, metric in evaluated[split].items():
+        if isinstance(metric, ConfusionMatrix):
+            title = f"{split}, step {int(state.step)}"
+            figure = figures.confusion_matrix(
+                np.asarray(metric.counts), examples.class_names, title
+            )
+            figures.save(figure, directory / f"{name}_{split}.png")
+    if count == 0:
+        return
+    first = select(examples, np.arange(min(count, len(examples.records))))
+    batch = jax.device_put(next(pipeline.eval_batches(first, batch=len(first.records))))
+    for name, preview in program.preview(state.params, state.mutable, batch).items():
+        preview = jax.device_get(preview)
+        figure = figures.image_grid(
+            preview.images,
+            labels=preview.labels,
+            predictions=preview.predictions,
+            class_names=examples.class_names,
+            title=f"{split}, step {int(state.step)}",
+        )
+        figures.save(figure, directory / "previews" / f"{split}_{name}.png")
+
+
+def _open_held_out(
+    experiment: Experiment, split: str
+) -> tuple[Examples, Examples | dict[str, np.ndarray]]:
+    """A split to evaluate on: as it is opened, and its images in memory if they fit."""
+    data = experiment.data
+    examples = open_source(data.source, split)
+    fits = fits_in_memory(examples, data.resident_megabytes * 2**20)
+    return examples, materialize(examples) if fits else examples
+
+
+def _last_evaluation(metrics: Path) -> dict[str, float]:
+    """The last value of every number that is not of training."""
+    last: dict[str, float] = {}
+    for line in read_lines(metrics):
+        last |= {name: x for name, x in line.items() if name != "step" and x is not None}
+    return {name: value for name, value in last.items() if not name.startswith("train/")}
+
+
+class _Every:
+    """Every so many steps, and at the last one."""
+
+    def __init__(self, interval: int, last: int):
+        self.interval, self.last = max(interval, 1), last
+
+    def __call__(self, step: int) -> bool:
+        return step % self.interval == 0 or step == self.last
+
+    def within(self, step: int, count: int) -> bool:
+        """Whether one of the last ``count`` steps was due."""
+        return step // self.interval > (step - count) // self.interval or step == self.last
+
+    def next(self, step: int) -> int:
+        """The next step after this one that is due."""
+        return min((step // self.interval + 1) * self.interval, self.last)

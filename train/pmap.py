@@ -1,0 +1,50 @@
+"""The pmap strategy: the same task step, mapped over devices instead of partitioned by XLA.
+
+Each device draws its own randomness (augmentation, dropout) and mixes images (mixup, CutMix) among
+its own; without these it gives the same numbers as ``jit`` over the global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
+
+from train.state import State
+from train.step import Metrics, Step
+from train.tasks.task import Batch
+
+AXIS = "devices"
+
+
+def make_pmap_dispatch(
+    step: Step, fetch: Callable[[PyTree, PyTree], Batch], mesh: Mesh
+) -> Callable:
+    """One step over the devices of a mesh, called like the program of ``train.step.make_dispatch``.
+
+    Args:
+        step: made with ``axis_name=AXIS``, so that it averages gradients and sums metrics.
+        fetch: ``(store, item) -> batch``.
+        mesh: its devices are used; the state stays whole on each.
+    """
+    devices = list(mesh.devices.flat)
+    # Unstacked in and out: the state keeps the shapes that checkpoints and evaluation know.
+    mapped = jax.pmap(
+        step,
+        axis_name=AXIS,
+        in_axes=(None, 0),
+        out_axes=(None, None),
+        devices=devices,
+        donate_argnums=0,
+    )
+    gather = jax.jit(fetch)
+
+    def dispatch(state: State, store: PyTree, items: PyTree, count: Array) -> tuple[State, Metrics]:
+        batch = gather(store, jax.tree.map(lambda x: x[0], items))
+        shards = jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), batch)
+        state, metrics = mapped(state, shards)
+        return state, jax.tree.map(lambda m: m[None], metrics)
+
+    return dispatch

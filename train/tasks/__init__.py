@@ -1,0 +1,1 @@
+"""How a model, a loss and metrics become a training step: one file per kind of learning."""

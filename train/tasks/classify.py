@@ -1,0 +1,107 @@
+"""Image classification."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import cast
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from losses.classification import cross_entropy_loss
+from losses.regularization import l2_loss
+from metrics.classification import (
+    accuracy,
+    calibration,
+    confusion_matrix,
+    negative_log_likelihood,
+    top_k_accuracy,
+)
+from metrics.state import Mean, Metric
+from train.tasks.task import Aux, Batch, Preview
+
+
+@dataclass(frozen=True)
+class Classify:
+    """Learns one class an image.
+
+    Attributes:
+        model: ``model(images, train=…) -> logits [batch, classes]``.
+        loss_function: ``(logits, labels) -> [batch]``; labels are integers, or soft after mixup.
+        l2: weight of ½‖kernels‖² in the loss (decay by the optimiser is the usual way).
+        groups: ``(name, classes)`` pairs; ``accuracy_<name>`` is that over the images of these
+            classes, as for the head and the tail of a long-tailed set.
+    """
+
+    model: nn.Module
+    loss_function: Callable[..., Float[Array, " batch"]] = cross_entropy_loss
+    l2: float = 0.0
+    groups: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
+        """All variables of the model."""
+        return self.model.init(key, batch["image"], train=False)
+
+    def loss(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], Aux]:
+        """Mean loss over the batch, plus the L2 term if there is one."""
+        logits, mutable = self.model.apply(
+            {"params": params, **mutable},
+            batch["image"],
+            train=True,
+            rngs={"dropout": key},
+            mutable=list(mutable),
+        )
+        labels = batch["label"]
+        unreduced = self.loss_function(logits, labels)
+        total = jnp.mean(unreduced)
+        metrics: dict[str, Metric] = {"accuracy": accuracy(logits, labels)}
+        if self.l2:
+            penalty = l2_loss(params)
+            metrics["data_loss"] = Mean.from_values(unreduced)
+            metrics["l2_loss"] = Mean.from_values(penalty[None])
+            total += self.l2 * penalty
+        metrics["loss"] = Mean.from_values(jnp.broadcast_to(total, unreduced.shape))
+        return total, Aux(mutable, metrics)
+
+    def evaluate(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> dict[str, Metric]:
+        """Accuracy, NLL, calibration and the confusion matrix over the valid images."""
+        logits = self._logits(params, mutable, batch)
+        labels, valid = batch["label"], batch["valid"]
+        classes = logits.shape[-1]
+        metrics: dict[str, Metric] = {
+            "accuracy": accuracy(logits, labels, valid),
+            "nll": negative_log_likelihood(logits, labels, valid),
+            "ece": calibration(logits, labels, valid=valid),
+            "confusion": confusion_matrix(logits, labels, classes, valid),
+        }
+        if classes > 5:
+            metrics["top5"] = top_k_accuracy(logits, labels, valid, k=5)
+        for name, members in self.groups:
+            inside = valid & jnp.isin(labels, jnp.asarray(members))
+            metrics[f"accuracy_{name}"] = accuracy(logits, labels, inside)
+        return metrics
+
+    def preview(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> dict[str, Preview]:
+        """Images with their true and predicted class."""
+        predictions = jnp.argmax(self._logits(params, mutable, batch), axis=-1)
+        return {"predictions": Preview(batch["image"], batch["label"], predictions)}
+
+    def over_axis(self, axis_name: str) -> Classify:
+        """The same task with batch statistics taken over a named axis."""
+        if "axis_name" not in {field.name for field in fields(self.model)}:
+            return self
+        return replace(self, model=self.model.clone(axis_name=axis_name))
+
+    def _logits(
+        self, params: PyTree, mutable: PyTree, batch: Batch
+    ) -> Float[Array, "batch classes"]:
+        logits = self.model.apply({"params": params, **mutable}, batch["image"], train=False)
+        return cast(Array, logits)

@@ -1,0 +1,71 @@
+"""What every kind of learning supplies to the loop."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import flax.struct
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from metrics.state import Metric
+
+Batch = dict[str, Array]
+
+
+@flax.struct.dataclass
+class Aux:
+    """What a loss returns beside its value.
+
+    Attributes:
+        mutable: the mutable variables after the step.
+        metrics: metric states of this batch; every term of the loss is one of them, so that a term
+            that is not finite can be named.
+    """
+
+    mutable: PyTree
+    metrics: dict[str, Metric]
+
+
+@flax.struct.dataclass
+class Preview:
+    """Images for people to look at, with the classes to write above them.
+
+    Attributes:
+        images: [n, H, W, C] in [0, 1].
+        labels: true classes [n], or None.
+        predictions: predicted classes [n], or None.
+    """
+
+    images: Float[Array, "n height width channels"]
+    labels: Int[Array, " n"] | None = None
+    predictions: Int[Array, " n"] | None = None
+
+
+class Task(Protocol):
+    """How a model, a loss and metrics become a step. Implementations are frozen dataclasses."""
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
+        """All variables of the model: ``{"params": …}`` and its mutable collections."""
+        ...
+
+    def loss(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], Aux]:
+        """The scalar to descend, the mean over the batch, and what else the step must know."""
+        ...
+
+    def evaluate(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> dict[str, Metric]:
+        """Metric states of a batch in which ``batch["valid"]`` marks what counts."""
+        ...
+
+    def preview(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> dict[str, Preview]:
+        """Pictures of what the model does with a batch."""
+        ...
+
+    def over_axis(self, axis_name: str) -> Any:
+        """The same task for pmap: batch statistics are averaged over the named axis."""
+        ...
