@@ -6,15 +6,16 @@ jax is imported only once the runtime is set up, and not at all to list experime
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from experiments import catalogue
-from experiments.config import ConfigError, override, parse
-from experiments.runtime import Runtime, default_cache, set_up
+from experiments.config import ConfigError, override, parse_all
+from experiments.runtime import Runtime, require, set_up
 
 if TYPE_CHECKING:
     from experiments.report import Report
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 1 a run failed, 2 the user's mistake."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax and TFDS: we report their errors
     # argparse takes no positional arguments after an option: overrides may stand anywhere.
     if any(text.startswith("-") for text in rest) or (rest and not hasattr(options, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -47,25 +49,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"opsin: {message}: see {self.prog} --help\n")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1")
+    return share
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="opsin", description="Computer-vision research: define, sweep, run, report."
     )
     parser.set_defaults(trace=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = _Parser(add_help=False)
     shared.add_argument("--trace", action="store_true", help="show the trace of an error")
 
-    runtime = argparse.ArgumentParser(add_help=False, parents=[shared])
+    runtime = _Parser(add_help=False, parents=[shared])
     group = runtime.add_argument_group("runtime")
     group.add_argument("--platform", choices=("cpu", "cuda", "tpu"), help="default: the best")
-    group.add_argument("--devices", type=int, metavar="N", help="fake N devices on the CPU")
+    group.add_argument("--devices", type=_positive, metavar="N", help="fake N devices on the CPU")
     group.add_argument("--deterministic", action="store_true", help="same bits on a GPU, slower")
-    group.add_argument("--memory-fraction", type=float, metavar="F", help="GPU memory to reserve")
-    group.add_argument("--cache", type=Path, default=default_cache(), help="of compiled programs")
+    group.add_argument("--memory-fraction", type=_share, metavar="F", help="GPU memory to reserve")
+    group.add_argument("--cache", type=Path, help="place of compiled programs")
 
-    training = argparse.ArgumentParser(add_help=False)
+    training = _Parser(add_help=False)
     group = training.add_argument_group("output")
     group.add_argument("--workdir", type=Path, default=Path("runs"), help="default: runs")
     group.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -82,9 +105,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("sweep", help="run an ablation", parents=[runtime, training])
     _add_name_and_overrides(command)
-    command.add_argument("--seeds", type=int, metavar="N", help="default: those of its table")
+    command.add_argument("--seeds", type=_positive, metavar="N", help="default: those of its table")
     command.add_argument("--index", type=int, default=0, metavar="I", help="this machine's share")
-    command.add_argument("--of", type=int, default=1, metavar="N", help="number of shares")
+    command.add_argument("--of", type=_positive, default=1, metavar="N", help="number of shares")
     command.add_argument("--dry-run", action="store_true", help="only list the runs")
     command.set_defaults(command=_sweep)
 
@@ -98,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("inspect", help="draw training batches", parents=[runtime])
     _add_name_and_overrides(command)
-    command.add_argument("--batches", type=int, default=1, metavar="N", help="default: 1")
+    command.add_argument("--batches", type=_positive, default=1, metavar="N", help="default: 1")
     command.add_argument("--output", type=Path, metavar="PNG", help="default: NAME_batch.png")
     command.set_defaults(command=_inspect)
     return parser
@@ -236,8 +259,10 @@ def _configured(options: argparse.Namespace) -> tuple[Any, Experiment, dict[str,
             cache=options.cache,
         )
     )
+    if options.platform:
+        require(options.platform)
     module = catalogue.find(options.name)
-    return module, module.config(), dict(parse(text) for text in options.overrides)
+    return module, module.config(), parse_all(options.overrides)
 
 
 def _run_options(options: argparse.Namespace) -> Options:
@@ -259,8 +284,8 @@ def _exit_code(error: Exception) -> int | None:
     from train.checkpoint import CheckpointError, SaveError
     from train.durations import DurationError
     from train.logging import LoggingError, NonFiniteError
-    from train.program import SettingError
     from train.sharding import DeviceError
+    from train.tasks.task import SettingError
 
     if isinstance(error, NonFiniteError | SaveError):
         return 1

@@ -9,17 +9,16 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
-from beartype import BeartypeConf
 from beartype.door import is_bearable
 
 Tree = TypeVar("Tree")
-_TOWER = BeartypeConf(is_pep484_tower=True)  # an int is good where a float is asked for
 
 
 class ConfigError(ValueError):
@@ -47,17 +46,35 @@ def parse(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{text!r} is not an override: write path=value, as in seed=1")
     try:
         return path, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         pass
     module, colon, name = value.partition(":")
     if colon and all(part.isidentifier() for part in [*module.split("."), name]):
         try:
-            return path, getattr(importlib.import_module(module), name)
-        except ModuleNotFoundError:
-            return path, value  # "tfds:mnist" is a string: there is no module of that name
-        except AttributeError as error:
-            raise ConfigError(f"{path}: {error}") from error
+            found = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name and f"{module}.".startswith(f"{error.name}."):
+                return path, value  # "tfds:mnist" is a string: there is no module of that name
+            raise ConfigError(f"{path}: cannot import {module}: {error}") from error
+        if hasattr(found, name):
+            return path, getattr(found, name)
+        if hasattr(found, "__file__") and found.__file__:  # else a mere directory, called "tfds"
+            raise ConfigError(f"{path}: module {module} has no {name!r}")
     return path, value
+
+
+def parse_all(texts: Iterable[str]) -> dict[str, Any]:
+    """Path → value of several overrides.
+
+    Raises:
+        ConfigError: as ``parse``, and if a path comes twice.
+    """
+    overrides: dict[str, Any] = {}
+    for path, value in map(parse, texts):
+        if path in overrides:
+            raise ConfigError(f"{path} is overridden twice: leave one of them out")
+        overrides[path] = value
+    return overrides
 
 
 def override(tree: Tree, overrides: Mapping[str, Any]) -> Tree:
@@ -70,22 +87,35 @@ def override(tree: Tree, overrides: Mapping[str, Any]) -> Tree:
         ConfigError: unknown path (names the nearest one) or a value of the wrong type.
     """
     for path, value in overrides.items():
-        tree = _replace(tree, path.split("."), value, path, tree)
+        tree = _replace(tree, Any, path.split("."), value, path, tree)
     return tree
 
 
 def resolve(node: Any) -> Any:
-    """The tree as JSON: everything that makes this run what it is, functions by their name."""
+    """The tree as JSON: everything that makes this run what it is.
+
+    A function is its name, with the values of its keyword-only options if it has any.
+
+    Raises:
+        ConfigError: for an object that cannot be found by a name, such as a lambda.
+    """
+    if isinstance(node, float) and not math.isfinite(node):
+        return str(node)  # JSON has no infinity
     if node is None or isinstance(node, bool | int | float | str):
         return node
     if isinstance(node, Mapping):
         return {str(key): resolve(value) for key, value in node.items()}
     if isinstance(node, tuple | list):
         return [resolve(value) for value in node]
-    if isinstance(node, partial):
-        keywords = {name: resolve(value) for name, value in sorted(node.keywords.items())}
-        positional = {"args": [resolve(value) for value in node.args]} if node.args else {}
-        return {"call": _name(node.func), **positional, **keywords}
+    if isinstance(node, partial | types.FunctionType):
+        function, args, given = (
+            (node.func, node.args, node.keywords) if isinstance(node, partial) else (node, (), {})
+        )
+        options = {"args": [resolve(value) for value in args]} if args else {}
+        for name, (value, _) in _children(node).items():
+            if name in given or _is_plain(value):
+                options[name] = resolve(value)
+        return {"call": _name(function), **options} if options else _name(function)
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         children = {name: resolve(value) for name, (value, _) in _children(node).items()}
         return {"type": _name(type(node)), **children}
@@ -109,34 +139,68 @@ def paths(tree: Any, prefix: str = "") -> Iterator[str]:
 def _name(node: Any) -> str:
     name = getattr(node, "__qualname__", None) or getattr(node, "__name__", None)
     module = getattr(node, "__module__", None)
-    if not name or not module or "<" in name:
+    instance = getattr(node, "__self__", None)  # of a bound method: its state has no name
+    bound = instance is not None and not isinstance(instance, type | types.ModuleType)
+    if not name or not module or "<" in name or bound:
         raise ConfigError(
             f"{node!r} in a config has no name to find it by: use a function or class of a module, "
             "or a functools.partial of one"
         )
-    return f"{module}:{name}"
+    return f"{_public_module(node, module, name)}:{name}"
 
 
-def _children(node: Any) -> dict[str, tuple[Any, Any]]:
+def _public_module(node: Any, module: str, name: str) -> str:
+    """The shortest module that offers the object, if its own is private: those move about."""
+    if not _is_private(module):
+        return module
+    package = module.partition(".")[0]
+    offering = [
+        path
+        for path, loaded in list(sys.modules.items())
+        if path.partition(".")[0] == package
+        and not _is_private(path)
+        and isinstance(loaded, types.ModuleType)
+        and vars(loaded).get(name) is node
+    ]
+    return min(offering, key=lambda path: (path.count("."), path), default=module)
+
+
+def _is_private(module: str) -> bool:
+    return any(part.startswith("_") and not part.startswith("__") for part in module.split("."))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a default can be resolved: a library's own marker for "not given" cannot."""
+    try:
+        resolve(value)
+    except ConfigError:
+        return False
+    return value is not inspect.Parameter.empty
+
+
+def _children(node: Any, hint: Any = Any) -> dict[str, tuple[Any, Any]]:
     """Name → (value, type hint) of what lies below a node."""
     if isinstance(node, Mapping):
-        return {str(key): (value, Any) for key, value in node.items()}
+        return {str(key): (value, _element_hint(hint)) for key, value in node.items()}
     if isinstance(node, tuple | list):
-        return {str(index): (value, Any) for index, value in enumerate(node)}
+        return {str(i): (value, _element_hint(hint, i)) for i, value in enumerate(node)}
     if isinstance(node, partial):
-        given = dict(node.keywords)
-        bound = len(node.args)
-        return {
-            name: (given.get(name, parameter.default), _evaluate(node.func, parameter.annotation))
-            for index, (name, parameter) in enumerate(_parameters(node.func).items())
-            if index >= bound
-            and (name in given or parameter.kind is inspect.Parameter.KEYWORD_ONLY)
+        options = {
+            name: (parameter.default, _evaluate(node.func, parameter.annotation))
+            for name, parameter in _parameters(node.func).items()
+            if name in node.keywords or parameter.kind is inspect.Parameter.KEYWORD_ONLY
+            if not _is_linens_own(node.func, name)
         }
+        given = {
+            name: (value, options.get(name, (None, Any))[1])
+            for name, value in node.keywords.items()
+        }
+        return options | given
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         return {
             field.name: (getattr(node, field.name), _field_hint(type(node), field.name))
             for field in dataclasses.fields(node)
-            if field.init and not (field.name in ("parent", "name") and hasattr(node, "scope"))
+            if field.init and not _is_linens_own(node, field.name)
         }
     if isinstance(node, types.FunctionType):
         return {
@@ -147,20 +211,23 @@ def _children(node: Any) -> dict[str, tuple[Any, Any]]:
     return {}
 
 
-def _replace(node: Any, path: list[str], value: Any, full: str, root: Any) -> Any:
-    if not path:
-        return value
+def _is_linens_own(module: Any, field: str) -> bool:
+    return field in ("parent", "name") and hasattr(module, "scope")
+
+
+def _replace(node: Any, hint: Any, path: list[str], value: Any, full: str, root: Any) -> Any:
     name, rest = path[0], path[1:]
-    children = _children(node)
+    children = _children(node, hint)
     if name not in children:
         near = difflib.get_close_matches(full, list(paths(root)), n=1, cutoff=0.0)
         raise ConfigError(f"there is no {full!r} to override: did you mean {near[0]!r}?")
     child, hint = children[name]
-    new = (
-        _checked(value, hint, full, child) if not rest else _replace(child, rest, value, full, root)
-    )
+    if rest:
+        new = _replace(child, hint, rest, value, full, root)
+    else:
+        new = _checked(value, hint, full, child)
     if isinstance(node, Mapping):
-        return {**node, name: new}
+        return {key: new if str(key) == name else item for key, item in node.items()}
     if isinstance(node, tuple | list):
         items = list(node)
         items[int(name)] = new
@@ -179,25 +246,75 @@ def _checked(value: Any, hint: Any, path: str, present: Any) -> Any:
     """The value, if it is of the type that the path takes."""
     if hint is Any and type(present) in (bool, int, float, str):
         hint = type(present)
-    integer = isinstance(value, int) and not isinstance(value, bool)
-    if integer and not is_bearable(value, hint) and is_bearable(float(value), hint):
-        return float(value)
+    fitted = _fitted(value, hint)
+    if not _fits(fitted, hint):
+        raise ConfigError(
+            f"{path} takes {_described(hint)}, not {value!r}; {_shown(present)} by default"
+        )
+    return fitted
+
+
+def _fitted(value: Any, hint: Any) -> Any:
+    """The value with lists as tuples and integers as floats, where the hint asks for them."""
     if isinstance(value, list) and not is_bearable(value, hint):
         value = tuple(value)
-    stray_bool = isinstance(value, bool) and hint in (int, float, int | None, float | None)
-    if stray_bool or not is_bearable(value, hint, conf=_TOWER):
-        expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-        raise ConfigError(
-            f"{path} takes {expected}, not {value!r}; it is {_shown(present)} by default"
-        )
+    if isinstance(value, tuple):
+        return tuple(_fitted(item, _element_hint(hint, i)) for i, item in enumerate(value))
+    if isinstance(value, Mapping):
+        return {key: _fitted(item, _element_hint(hint)) for key, item in value.items()}
+    if type(value) is int and not is_bearable(value, hint) and is_bearable(float(value), hint):
+        return float(value)
     return value
 
 
-def _shown(value: Any) -> str:
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(value, tuple) and not all(
+        _fits(item, _element_hint(hint, index)) for index, item in enumerate(value)
+    ):
+        return False
+    # To Python, a bool is an int; to a person, it is a slip.
+    members = _members(hint)
+    stray_bool = isinstance(value, bool) and int in members and bool not in members
+    return not stray_bool and is_bearable(value, hint)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _element_hint(hint: Any, index: int = 0) -> Any:
+    """V of ``Mapping[K, V]``, X of ``tuple[X, ...]``, the one in its place of ``tuple[X, Y]``."""
+    for member in _members(hint):
+        origin, arguments = get_origin(member), get_args(member)
+        if not isinstance(origin, type) or not arguments:
+            continue
+        if issubclass(origin, Mapping):
+            return arguments[1]
+        if origin is tuple and arguments[-1] is not Ellipsis:
+            return arguments[index] if index < len(arguments) else Any
+        if issubclass(origin, Sequence):
+            return arguments[0]
+    return Any
+
+
+def _described(hint: Any) -> str:
+    if get_origin(hint) is Callable:
+        return "a function"
+    if isinstance(hint, type):
+        return hint.__name__
+    return str(hint).replace("typing.", "").replace("collections.abc.", "")
+
+
+def _shown(present: Any) -> str:
+    if present is inspect.Parameter.empty:
+        return "there is none"
     try:
-        return json.dumps(resolve(value))
+        resolved = resolve(present)
     except ConfigError:
-        return repr(value)
+        return f"it is {present!r}"
+    if isinstance(resolved, dict):
+        resolved = resolved.get("type", resolved.get("call", resolved))
+    return f"it is {json.dumps(resolved)}"
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from data import augment
+from experiments.config import ConfigError
 from train.experiment import Experiment
 from train.feed import Feed
 from train.figures import image_grid, save
@@ -25,6 +26,7 @@ def draw_batches(experiment: Experiment, batches: int, path: Path, *, images: in
         images: most images to draw.
 
     Raises:
+        ConfigError: if the picture cannot be written.
         DataError: if the data cannot be read.
     """
     data = experiment.data
@@ -47,4 +49,9 @@ def draw_batches(experiment: Experiment, batches: int, path: Path, *, images: in
         class_names=examples.class_names,
         title=title,
     )
-    save(grid, path)
+    try:
+        save(grid, path)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {path} ({error.strerror}): choose another place with --output"
+        ) from error

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -121,8 +122,13 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
         "hardware": f"{_processor()}, {os.cpu_count()} cores",
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
     }
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    return "opsin" if name == "__main__.py" else name  # python -m experiments
 
 
 def _git(house: Path, *arguments: str) -> str | None:
@@ -168,8 +174,9 @@ def _locked(directory: Path) -> Iterator[None]:
         raise RunError(
             f"cannot write to {directory} ({error.strerror}): choose another place with --workdir"
         ) from error
-    with lock:
+    try:
         yield
+    finally:
         lock.release()
 
 

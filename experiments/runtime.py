@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.config import ConfigError
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -17,7 +19,7 @@ class Runtime:
         devices: number of CPU devices to fake, or None.
         deterministic: GPU kernels that give the same bits every time, at some cost of speed.
         memory_fraction: share of the GPU's memory to take at the start; None takes it as needed.
-        cache: directory of compiled programs, None for no cache.
+        cache: directory of compiled programs; None takes the one of the user.
     """
 
     platform: str | None = None
@@ -27,38 +29,62 @@ class Runtime:
     cache: Path | None = None
 
 
-def default_cache() -> Path:
-    """Where compiled programs are kept between runs."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "opsin" / "compiled"
-
-
 def set_up(runtime: Runtime) -> None:
-    """Writes the settings to the environment. Variables that the user has set win.
+    """Writes the settings to the environment.
+
+    What is asked for wins over variables that the user has set, and those over the defaults.
 
     Raises:
+        ConfigError: if CPU devices are to be faked on another platform.
         RuntimeError: if jax is imported already.
     """
     if "jax" in sys.modules:
         raise RuntimeError("jax was imported before the runtime was set up")
-    settings = {
+    if runtime.devices and runtime.platform not in (None, "cpu"):
+        raise ConfigError(f"--devices fakes CPU devices: leave out --platform {runtime.platform}")
+    defaults = {
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "GRPC_VERBOSITY": "ERROR",
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "true" if runtime.memory_fraction else "false",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "JAX_COMPILATION_CACHE_DIR": str(_default_cache()),
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(2 * 1024**3),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }
-    flags = os.environ.get("XLA_FLAGS", "")
+    asked: dict[str, str] = {}
     if runtime.platform:
-        settings["JAX_PLATFORMS"] = runtime.platform
+        asked["JAX_PLATFORMS"] = runtime.platform
     if runtime.devices:
-        settings["JAX_PLATFORMS"] = "cpu"
-        settings["JAX_NUM_CPU_DEVICES"] = str(runtime.devices)
+        asked["JAX_PLATFORMS"] = "cpu"
+        asked["JAX_NUM_CPU_DEVICES"] = str(runtime.devices)
     if runtime.memory_fraction:
-        settings["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(runtime.memory_fraction)
+        asked["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true"
+        asked["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(runtime.memory_fraction)
     if runtime.deterministic:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+        flags = os.environ.get("XLA_FLAGS", "")
+        asked["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     if runtime.cache:
-        settings["JAX_COMPILATION_CACHE_DIR"] = str(runtime.cache)
-        settings["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2 * 1024**3)
-        settings["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
+        asked["JAX_COMPILATION_CACHE_DIR"] = str(runtime.cache)
+    os.environ.update({**defaults, **os.environ, **asked})
+
+
+def require(platform: str) -> None:
+    """Starts jax on a platform that was asked for.
+
+    Raises:
+        ConfigError: if it is not there.
+    """
+    import jax
+
+    try:
+        jax.devices()
+    except Exception as error:  # jax raises RuntimeError, its plug-ins whatever they like
+        cause = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"no {platform} device here ({cause}): leave out --platform {platform} to take "
+            "the best there is"
+        ) from error
+
+
+def _default_cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "opsin" / "compiled"

@@ -36,6 +36,9 @@ def expand(
     Raises:
         ConfigError: two arms of the same name, or that run the same thing.
     """
+    names = [arm.name for arm in arms]
+    if double := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"two arms of this sweep are called {double[0]!r}: rename one")
     planned = [
         Planned(
             arm.name,
@@ -53,8 +56,6 @@ def expand(
                 f"{run.arm} with seed {run.seed} and {twin.arm} with seed {twin.seed} are one and "
                 "the same run: give them different overrides"
             )
-    if len({(run.arm, run.seed) for run in planned}) < len(planned):
-        raise ConfigError("two arms of this sweep have the same name")
     return planned
 
 

@@ -173,17 +173,17 @@ def _masked(
     if soft and ignore_label is not None:
         raise ValueError("ignore_label needs integer labels; use where with soft labels")
     keep = _mask(where, logits.shape[:-1])
+    labels = labels.astype(jnp.float32 if soft else jnp.int32)  # bytes cannot be compared with −1
     if ignore_label is not None:
-        keep &= labels.astype(jnp.int32) != ignore_label  # −1 does not fit uint8
+        keep &= labels != ignore_label
     # What goes in is masked, not only the loss: backwards, the zero of an outer mask times a NaN
     # is a NaN.
     logits = jnp.where(keep[..., None], logits.astype(jnp.float32), 0.0)
     if soft:
-        return logits, jnp.where(keep[..., None], labels.astype(jnp.float32), 0.0), keep
+        return logits, jnp.where(keep[..., None], labels, 0.0), keep
     classes = logits.shape[-1]
-    labels = jnp.where(keep, labels.astype(jnp.int32), 0)
-    known = (labels >= 0) & (labels < classes)
-    return logits, jnp.where(known[..., None], jax.nn.one_hot(labels, classes), jnp.nan), keep
+    wrong = keep & ((labels < 0) | (labels >= classes))
+    return logits, jnp.where(wrong[..., None], jnp.nan, jax.nn.one_hot(labels, classes)), keep
 
 
 def _masked_binary(logits: Array, labels: Array, where: Array | None) -> tuple[Array, Array, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -50,9 +51,13 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
-            self.wait()
-        self._manager.close()
+        try:
+            if error is None:
+                self.wait()
+        finally:
+            # Closing reports a failed save once more; ``save`` or ``wait`` has told it already.
+            with suppress(Exception):
+                self._manager.close()
 
     def latest(self) -> int | None:
         """The newest step that is saved completely, or None."""

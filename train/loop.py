@@ -69,6 +69,7 @@ def fit(
     """
     data, loop, length = experiment.data, experiment.loop, experiment.loop.steps_per_dispatch
     examples = open_training(experiment)
+    experiment.task.check(examples.class_names)
     feed = Feed(examples, data.batch, experiment.seed, data.resident_megabytes)
     held_out = {name: _open_held_out(experiment, split) for name, split in data.eval_splits.items()}
     steps_per_epoch = feed.examples / data.batch

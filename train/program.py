@@ -19,11 +19,7 @@ from train.pmap import AXIS, make_pmap_dispatch
 from train.sharding import batch_sharding, check_batch, make_mesh, replicated, state_sharding
 from train.state import State
 from train.step import Metrics, init_state, make_dispatch, make_step
-from train.tasks.task import Batch, Preview
-
-
-class SettingError(ValueError):
-    """Settings of a run that do not fit one another."""
+from train.tasks.task import Batch, Preview, SettingError
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,10 @@ def build(
         ema=loop.ema_decay is not None,
     )
     sample = {name: jnp.zeros((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
-    shapes = jax.eval_shape(init, prepare(sample))
+    try:
+        shapes = jax.eval_shape(init, prepare(sample))
+    except ValueError as error:  # a model says which images it takes
+        raise SettingError(f"task.model and the data do not fit: {error}") from error
     shardings = state_sharding(shapes, mesh, experiment.parallel.min_shard_size)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

@@ -134,7 +134,7 @@ def make_step(
             decay = ema_decay_at(state.step, ema_decay)
             ema = ema_update(ema, {"params": params, "mutable": mutable}, decay)
         metrics |= {
-            "gradient_norm": Mean.from_values(optax.global_norm(grads)[None]),
+            "gradient_norm": Mean.from_values(optax.tree.norm(grads)[None]),
             "learning_rate": Mean.from_values(jnp.asarray(schedule(state.step), jnp.float32)[None]),
         }
         state = replace(

@@ -115,6 +115,12 @@ def test_resized_crop_that_cannot_fit_keeps_its_ratio():
     assert left.max() < 8 + 1e-3
 
 
+def test_resized_crop_draws_again_where_a_box_does_not_fit():
+    _, _, height, width = crop_boxes(256, 16, scale=(0.5, 1.0), ratio=(1 / 3, 3.0)).T
+    # 28 % of the draws fit, so ten fail with p = 0.04; only then a side is that of the image.
+    assert (np.maximum(height, width) > 16 - 1e-3).mean() < 0.1
+
+
 def test_resized_crop_of_everything_is_the_identity():
     batch = {"image": images(4, 8, 6)}
     whole = run(augment.random_resized_crop, batch, scale=(1.0, 1.0), ratio=(6 / 8, 6 / 8))
@@ -319,6 +325,12 @@ def test_one_channel_passes_through_and_has_no_colour(batch, key):
     assert through["image"].shape == (8, 16, 12, 1)
     jittered = run(augment.color_jitter, gray, saturation=0.5, hue=0.5)
     np.testing.assert_array_equal(jittered["image"], gray["image"])
+
+
+def test_image_i_draws_from_the_key_folded_with_i(batch, key):
+    drawn = augment.map_images(lambda key, image: jax.random.uniform(key), key, batch)["image"]
+    expected = [jax.random.uniform(jax.random.fold_in(key, row)) for row in range(8)]
+    np.testing.assert_array_equal(drawn, expected)
 
 
 def test_each_place_in_a_pipeline_has_its_own_stream(batch, key):

@@ -225,6 +225,16 @@ def test_ignored_labels_change_nothing(loss, logits, labels, ignored):
 
 
 @pytest.mark.parametrize("loss", SOFTMAX_LOSSES)
+def test_masks_leave_no_nan_on_the_way(loss, logits, labels, soft_labels):
+    """Else `jax_debug_nans` would stop at an ignored pixel."""
+    keep = labels != 2
+    with jax.debug_nans(True):
+        gradient(loss, logits, jnp.where(keep, labels, 255), ignore_label=255)
+        broken = jnp.where(keep[..., None], soft_labels, jnp.inf)
+        gradient(loss, logits, broken, where=keep)
+
+
+@pytest.mark.parametrize("loss", SOFTMAX_LOSSES)
 def test_bytes_as_labels(loss, logits, labels):
     """Masks are stored as uint8; −1 and 300 classes do not fit a byte and must work."""
     expected = loss(logits, labels)

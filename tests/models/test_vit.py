@@ -74,7 +74,7 @@ def test_block_equals_numpy(randomise):
     z = layer_norm(y, p["norm2"]) @ p["mlp1"]["kernel"] + p["mlp1"]["bias"]
     z = z * (1 + erf(z / np.sqrt(2))) / 2
     expected = y + z @ p["mlp2"]["kernel"] + p["mlp2"]["bias"]
-    np.testing.assert_allclose(block.apply(variables, x), expected, atol=1e-4)
+    np.testing.assert_allclose(block.apply(variables, jnp.asarray(x)), expected, atol=1e-4)
 
 
 def test_embedding_is_the_strided_convolution_row_by_row(images, randomise):

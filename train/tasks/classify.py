@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import cast
 
@@ -20,7 +20,7 @@ from metrics.classification import (
     top_k_accuracy,
 )
 from metrics.state import Mean, Metric
-from train.tasks.task import Aux, Batch, Preview
+from train.tasks.task import Aux, Batch, Preview, SettingError
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,15 @@ class Classify:
     loss_function: Callable[..., Float[Array, " batch"]] = cross_entropy_loss
     l2: float = 0.0
     groups: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def check(self, class_names: Sequence[str]) -> None:
+        """Raises SettingError unless the model has one output a class."""
+        outputs = getattr(self.model, "num_classes", None)
+        if class_names and outputs not in (None, len(class_names)):
+            raise SettingError(
+                f"task.model.num_classes is {outputs} and the data have {len(class_names)} classes: "
+                f"set task.model.num_classes={len(class_names)}"
+            )
 
     def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
         """All variables of the model."""

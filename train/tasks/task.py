@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import flax.struct
@@ -41,8 +42,20 @@ class Preview:
     predictions: Int[Array, " n"] | None = None
 
 
+class SettingError(ValueError):
+    """Settings of a run that do not fit one another."""
+
+
 class Task(Protocol):
     """How a model, a loss and metrics become a step. Implementations are frozen dataclasses."""
+
+    def check(self, class_names: Sequence[str]) -> None:
+        """Compares the task to the classes of the data before anything runs.
+
+        Raises:
+            SettingError: if they do not fit; names the field to change.
+        """
+        ...
 
     def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
         """All variables of the model: ``{"params": …}`` and its mutable collections."""

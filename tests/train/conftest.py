@@ -1,0 +1,85 @@
+"""A network with everything that can go wrong (batch statistics, biases), small enough to compile at once."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from data.sources import synthetic
+from models.layers import Norm, batch_norm
+from train.experiment import Data, Experiment, Loop
+from train.optim import Optimizer, constant, sgd
+from train.tasks.classify import Classify
+
+
+class Tiny(nn.Module):
+    """A convolution, batch norm and two dense layers."""
+
+    num_classes: int = 4
+    norm: Norm = batch_norm
+    axis_name: str | None = None
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool = False) -> Any:
+        norm = self.norm(train=train, axis_name=self.axis_name, dtype=self.dtype, name="norm")
+        x = nn.Conv(8, (3, 3), strides=2, dtype=self.dtype, name="conv")(x)
+        x = nn.relu(norm(x)).reshape(len(x), -1)
+        x = nn.relu(nn.Dense(16, dtype=self.dtype, name="hidden")(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, name="head")(x)
+
+
+TINY_DATA = Data(
+    source=partial(synthetic, n=40, size=8, channels=1, classes=4),
+    batch=16,
+    eval_batch=16,
+)
+
+
+def make_tiny() -> Experiment:
+    """Six steps of SGD with momentum on 40 synthetic images: 2.5 steps an epoch."""
+    return Experiment(
+        task=Classify(model=Tiny()),
+        data=TINY_DATA,
+        optimizer=Optimizer(method=sgd, learning_rate=0.1, schedule=constant, weight_decay=1e-3),
+        loop=Loop(
+            duration="6 steps",
+            log_every="2 steps",
+            evaluate_every="3 steps",
+            checkpoint_every="3 steps",
+            ema_decay=0.9,
+            previews=0,
+        ),
+    )
+
+
+@pytest.fixture
+def tiny() -> Experiment:
+    """See ``make_tiny``."""
+    return make_tiny()
+
+
+def assert_trees_equal(a: Any, b: Any) -> None:
+    """Bit for bit, keys included."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+
+    def plain(x: Any) -> Any:
+        return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert (jax.device_get(plain(x)) == jax.device_get(plain(y))).all()
+
+
+def assert_trees_close(a: Any, b: Any, *, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+    """To float32 rounding."""
+    jax.tree.map(
+        lambda x, y: jnp.allclose(x, y, rtol=rtol, atol=atol)
+        or pytest.fail(f"{abs(x - y).max()} apart"),
+        jax.device_get(a),
+        jax.device_get(b),
+    )

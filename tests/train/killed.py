@@ -1,0 +1,45 @@
+"""Run by test_loop in a process of its own: trains, and comes to harm at a given step.
+
+    python -m tests.train.killed DIRECTORY STEP kill|disk-full
+"""
+
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+from experiments.config import override, resolve  # noqa: E402
+from tests.train.conftest import make_tiny  # noqa: E402
+from train.loop import fit  # noqa: E402
+
+
+def main() -> None:
+    """Trains the tiny experiment of the tests."""
+    directory, step, harm = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    experiment = override(make_tiny(), {"parallel.data": 1, "loop.log_every": "1 step"})
+    dispatched = 0
+
+    def stop() -> bool:
+        nonlocal dispatched
+        dispatched += 1
+        if dispatched == step and harm == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if dispatched == step and harm == "disk-full":
+            while not (directory / "checkpoints" / "3").exists():  # it is written beside training
+                time.sleep(0.01)
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
+        return False
+
+    fit(experiment, directory, config=resolve(experiment), stop=stop, progress=False)
+
+
+if __name__ == "__main__":
+    main()

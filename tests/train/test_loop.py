@@ -1,0 +1,217 @@
+"""The loop: resuming is bit for bit, evaluation is exact, nothing is compiled twice."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
+
+from data.sources import synthetic
+from experiments.config import override, resolve
+from tests.train.conftest import assert_trees_equal, make_tiny
+from tests.train.test_step import lay_out
+from train.checkpoint import Checkpoints
+from train.experiment import Experiment
+from train.logging import JsonLines, NonFiniteError, read_lines
+from train.loop import evaluate, fit
+from train.optim import sgd
+from train.state import State
+
+TIMES = ("train/images_per_second",)
+
+
+@pytest.fixture(scope="module")
+def experiment() -> Experiment:
+    return override(make_tiny(), {"parallel.data": 1, "loop.log_every": "1 step"})
+
+
+@pytest.fixture(scope="module")
+def straight(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    directory = tmp_path_factory.mktemp("straight")
+    result = fit(experiment, directory, config=resolve(experiment), progress=False)
+    assert result.finished
+    assert result.step == 6
+    return directory
+
+
+def last_state(directory: Path, experiment: Experiment) -> tuple[State, Any]:
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        state, record = checkpoints.restore(lay_out(experiment)[1].state, resolve(experiment))
+    return state, record["position"]
+
+
+def lines(directory: Path) -> list[dict[str, float]]:
+    """The log without what depends on the clock."""
+    return [
+        {name: value for name, value in line.items() if name not in TIMES}
+        for line in read_lines(directory / "metrics.jsonl")
+    ]
+
+
+def assert_same_run(one: Path, other: Path, experiment: Experiment) -> None:
+    state, position = last_state(one, experiment)
+    other_state, other_position = last_state(other, experiment)
+    assert_trees_equal(state, other_state)  # parameters, statistics, momentum, averages, key, step
+    assert position == other_position
+    assert lines(one) == lines(other)
+
+
+def harmed(directory: Path, step: int, harm: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.train.killed", str(directory), str(step), harm]
+    house = Path(__file__).parents[2]
+    return subprocess.run(command, capture_output=True, text=True, cwd=house, check=False)
+
+
+def test_killed_and_resumed_is_the_straight_run_bit_for_bit(experiment, straight, tmp_path: Path):
+    assert harmed(tmp_path, 6, "kill").returncode == -9
+    before = lines(tmp_path)
+    assert max(line["step"] for line in before) == 4  # past the checkpoint of step 3
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "train/lo')  # cut off in the middle of a line
+    result = fit(experiment, tmp_path, config=resolve(experiment), progress=False)
+    assert result.finished
+    assert_same_run(tmp_path, straight, experiment)
+    kinds = [(line["step"], frozenset(line)) for line in lines(tmp_path)]
+    assert len(set(kinds)) == len(kinds)  # no line twice
+
+
+def test_stopped_and_resumed_is_the_straight_run_bit_for_bit(experiment, straight, tmp_path: Path):
+    asked = iter([False, True])
+    stopped = fit(
+        experiment,
+        tmp_path,
+        config=resolve(experiment),
+        stop=lambda: next(asked),
+        progress=False,
+    )
+    assert (stopped.finished, stopped.step) == (False, 2)
+    assert fit(experiment, tmp_path, config=resolve(experiment), progress=False).finished
+    assert_same_run(tmp_path, straight, experiment)
+
+
+def test_an_open_window_of_metrics_outlives_a_stop(tmp_path: Path):
+    """Logged every four steps, stopped after two: the line of step 4 is the mean of all four."""
+    experiment = override(
+        make_tiny(),
+        {"parallel.data": 1, "loop.log_every": "4 steps", "loop.evaluate_every": "6 steps"},
+    )
+    config = resolve(experiment)
+    fit(experiment, tmp_path / "straight", config=config, progress=False)
+    asked = iter([False, True])
+    fit(experiment, tmp_path / "a", config=config, stop=lambda: next(asked), progress=False)
+    fit(experiment, tmp_path / "a", config=config, progress=False)
+    assert lines(tmp_path / "a") == lines(tmp_path / "straight")
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(experiment, straight, tmp_path: Path):
+    done = harmed(tmp_path, 4, "disk-full")
+    assert done.returncode == 1
+    assert "SaveError: cannot save a checkpoint" in done.stderr
+    assert "the last good one is step 3" in done.stderr
+    assert fit(experiment, tmp_path, config=resolve(experiment), progress=False).finished
+    assert_same_run(tmp_path, straight, experiment)
+
+
+def test_a_finished_run_is_read_and_not_trained_again(experiment, straight, tmp_path: Path):
+    before = (straight / "metrics.jsonl").read_text()
+    result = fit(experiment, straight, config=resolve(experiment), progress=False)
+    assert result.finished
+    assert (straight / "metrics.jsonl").read_text() == before
+    final = lines(straight)[-1]
+    assert result.metrics["test/accuracy"] == final["test/accuracy"]
+    assert result.metrics["test_ema/nll"] == final["test_ema/nll"]
+    assert result.metrics["parameters"] == 9 * 8 + 8 + 2 * 8 + 128 * 16 + 16 + 16 * 4 + 4
+
+
+def test_each_program_is_compiled_once(experiment: Experiment, tmp_path: Path):
+    compiled: list[str] = []
+
+    def listen(event: str, duration: float, **details: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(str(details.get("fun_name")))
+
+    uneven = override(
+        experiment, {"loop.steps_per_dispatch": 4, "loop.evaluate_every": "5 steps"}
+    )  # dispatches of 3, 2 and 1 steps, and a padded last evaluation batch
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        fit(uneven, tmp_path, config=resolve(uneven), progress=False)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    for name in ("several", "evaluate", "init_state"):
+        assert sum(name in function for function in compiled) == 1, compiled
+
+
+@pytest.mark.parametrize("layout", [{"parallel.data": 1}, {"parallel.data": 8}])
+@pytest.mark.parametrize("batch", [16, 24])
+def test_evaluation_is_that_of_numpy_on_sizes_that_do_not_divide(layout, batch: int):
+    """37 images in padded batches, on one device and on eight, against scikit-learn."""
+    source = partial(synthetic, n=37, size=8, channels=1, classes=4)
+    experiment = override(make_tiny(), {**layout, "data.source": source, "loop.ema_decay": None})
+    program = lay_out(experiment)[1]
+    state, examples = program.init(), source("test")
+    states = evaluate(program, state, examples, batch, "test")["test"]
+
+    images, labels = examples.records.arrays["image"], examples.records.arrays["label"]
+    logits = experiment.task.model.apply(
+        {"params": jax.device_get(state.params), **jax.device_get(state.mutable)}, images / 255
+    )
+    probabilities = np.asarray(jax.nn.softmax(logits), np.float64)
+    predictions = probabilities.argmax(axis=-1)
+    accuracy = accuracy_score(labels, predictions)
+    assert states["accuracy"].compute()[""] == pytest.approx(accuracy, abs=1e-12)
+    nll = log_loss(labels, probabilities / probabilities.sum(axis=-1, keepdims=True))
+    assert states["nll"].compute()[""] == pytest.approx(nll, rel=1e-5)
+    np.testing.assert_array_equal(
+        states["confusion"].counts, confusion_matrix(labels, predictions, labels=range(4))
+    )
+    assert states["confusion"].counts.sum() == 37
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_step_and_checkpoint(
+    experiment: Experiment, tmp_path: Path
+):
+    explosive = override(
+        experiment,
+        {
+            "optimizer.method": partial(sgd, momentum=0.0, nesterov=False),
+            "optimizer.learning_rate": 1e30,
+            "loop.checkpoint_every": "1 step",
+        },
+    )
+    with pytest.raises(NonFiniteError) as caught:
+        fit(explosive, tmp_path, config=resolve(explosive), progress=False)
+    text = str(caught.value)
+    assert "train/loss is nan at step 2" in text
+    assert "step 1 is saved in" in text
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == 1
+
+
+def test_the_term_that_broke_is_named_before_the_total(tmp_path: Path):
+    """One kernel grows beyond the root of float32: its square is infinite, the logits are not."""
+    scale = (("hidden/kernel", 1e22),)
+    experiment = override(make_tiny(), {"parallel.data": 1, "optimizer.lr_scale": scale})
+    experiment = replace(experiment, task=replace(experiment.task, l2=1e-3))
+    with pytest.raises(NonFiniteError, match=r"train/l2_loss is inf at step"):
+        fit(experiment, tmp_path, config=resolve(experiment), progress=False)
+
+
+def test_json_lines_hold_null_for_what_json_cannot(tmp_path: Path):
+    log = JsonLines(tmp_path / "metrics.jsonl", 0)
+    log.write(1, {"test/nll": float("nan"), "test/accuracy": 0.5})
+    log.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "step": 1,
+        "test/nll": None,
+        "test/accuracy": 0.5,
+    }

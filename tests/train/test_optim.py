@@ -1,0 +1,101 @@
+"""Schedules, masks and scales in closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from train.durations import DurationError, in_steps
+from train.optim import Optimizer, adamw, constant, cosine, lamb, lars, lion, sgd, staircase
+
+PARAMS = {
+    "layer": {"kernel": jnp.full((3, 4), 2.0), "bias": jnp.full((4,), 2.0)},
+    "norm": {"scale": jnp.full((4,), 2.0)},
+    "head": {"kernel": jnp.full((4, 2), 2.0)},
+}
+ZEROS = jax.tree.map(jnp.zeros_like, PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [("500 steps", 500), ("1 step", 1), ("2 epochs", 5), ("0.5 epochs", 2), ("1 epoch", 3)],
+)
+def test_durations_are_converted_with_every_started_step_counted(text: str, steps: int):
+    assert in_steps(text, 40 / 16) == steps
+
+
+@pytest.mark.parametrize("text", ["", "5", "5 hours", "1.5 steps", "-1 epochs", "5epochs"])
+def test_a_duration_that_cannot_be_read_shows_how_to_write_one(text: str):
+    with pytest.raises(DurationError, match=r"duration '.*': "):
+        in_steps(text, 2.5)
+
+
+def test_constant_warms_up_linearly():
+    schedule = constant(0.4, 100, 4)
+    assert [float(schedule(n)) for n in (0, 1, 2, 4, 99)] == pytest.approx([0, 0.1, 0.2, 0.4, 0.4])
+
+
+def test_cosine_starts_at_the_peak_after_the_warmup_and_ends_at_its_end():
+    schedule = cosine(2.0, 110, 10, end=0.1)
+    assert float(schedule(10)) == pytest.approx(2.0)
+    assert float(schedule(60)) == pytest.approx(2.0 * 0.55)  # half way: the mean of 1 and 0.1
+    assert float(schedule(110)) == pytest.approx(0.2)
+
+
+def test_staircase_drops_at_its_boundaries_counted_from_the_first_step():
+    schedule = staircase(1.0, 100, 10, boundaries=(0.5, 0.75), factor=0.1)
+    values = [float(schedule(n)) for n in (10, 49, 50, 74, 75)]
+    assert values == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+
+
+@pytest.mark.parametrize("method", [sgd, adamw, lion, lamb, lars])
+def test_weight_decay_leaves_biases_norms_and_excluded_paths_alone(method):
+    optimizer = Optimizer(
+        method=method, learning_rate=0.1, schedule=constant, weight_decay=0.5, no_decay=("head",)
+    )
+    transform, _ = optimizer.build(10, 1.0)
+    updates, _ = transform.update(ZEROS, transform.init(PARAMS), PARAMS)
+    assert (updates["layer"]["kernel"] < 0).all()
+    for untouched in (updates["layer"]["bias"], updates["norm"]["scale"], updates["head"]["kernel"]):
+        assert (untouched == 0).all()
+
+
+def test_sgd_decay_is_l2_and_adamw_decay_is_decoupled():
+    gradients = jax.tree.map(jnp.ones_like, PARAMS)
+    for method, expected in (
+        (sgd, -0.1 * 1.9 * (1 + 0.5 * 2.0)),  # Nesterov's first step: 1 + momentum
+        (adamw, -0.1 * (1.0 + 0.5 * 2.0)),  # Adam's first step is ±1
+    ):
+        optimizer = Optimizer(
+            method=method, learning_rate=0.1, schedule=constant, weight_decay=0.5
+        )
+        transform, _ = optimizer.build(10, 1.0)
+        updates, _ = transform.update(gradients, transform.init(PARAMS), PARAMS)
+        np.testing.assert_allclose(updates["layer"]["kernel"], expected, rtol=1e-5)
+
+
+def test_clipping_bounds_the_global_norm():
+    optimizer = Optimizer(
+        method=sgd, learning_rate=1.0, schedule=constant, clip_norm=0.5, weight_decay=0.0
+    )
+    transform, _ = optimizer.build(10, 1.0)
+    gradients = jax.tree.map(lambda x: 100.0 * jnp.ones_like(x), PARAMS)
+    updates, _ = transform.update(gradients, transform.init(PARAMS), PARAMS)
+    assert float(optax.tree.norm(updates)) == pytest.approx(1.9 * 0.5, rel=1e-5)
+
+
+def test_learning_rates_scale_by_path_and_along_stacked_layers():
+    optimizer = Optimizer(
+        method=sgd,
+        learning_rate=1.0,
+        schedule=constant,
+        lr_scale=(("layer/kernel", (1.0, 0.5, 0.25)), ("layer", 0.1), ("head", 0.0)),
+    )
+    transform, _ = optimizer.build(10, 1.0)
+    gradients = jax.tree.map(jnp.ones_like, PARAMS)
+    updates, _ = transform.update(gradients, transform.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(updates["layer"]["kernel"][:, 0], [-1.9, -0.95, -0.475], rtol=1e-6)
+    np.testing.assert_allclose(updates["layer"]["bias"], -0.19, rtol=1e-6)
+    np.testing.assert_allclose(updates["norm"]["scale"], -1.9, rtol=1e-6)
+    assert (updates["head"]["kernel"] == 0).all()

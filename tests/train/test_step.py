@@ -1,0 +1,205 @@
+"""The step is one function, however it is laid out: devices, strategy, microbatches, dispatch."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.config import override
+from losses.classification import cross_entropy_loss
+from tests.train.conftest import Tiny, assert_trees_close, assert_trees_equal
+from train.experiment import Experiment
+from train.feed import Feed
+from train.loop import open_training
+from train.program import Program, build
+from train.sharding import fsdp_spec
+from train.state import State
+from train.tasks.classify import Classify
+from train.tasks.task import SettingError
+
+
+def lay_out(experiment: Experiment) -> tuple[Feed, Program]:
+    """Images and program; nothing is compiled."""
+    data = experiment.data
+    feed = Feed(open_training(experiment), data.batch, experiment.seed, data.resident_megabytes)
+    return feed, build(experiment, feed.batch, feed.examples / data.batch, feed.fetch)
+
+
+def run(experiment: Experiment, steps: int = 3) -> tuple[list[State], dict[str, list[float]]]:
+    """The state before the first step and after each dispatch; loss and gradient norm of each step."""
+    length = experiment.loop.steps_per_dispatch
+    feed, program = lay_out(experiment)
+    store = feed.store(program.mesh)
+    dispatch = program.compile(store, feed.abstract_items(length, program.mesh))
+    state, history = program.init(), {"loss": [], "gradient_norm": []}
+    states, step = [jax.device_get(state)], 0
+    while step < steps:
+        count = min(length, steps - step)
+        items = feed.take(count, length, program.mesh)
+        state, metrics = dispatch(state, store, items, np.int32(count))
+        states.append(jax.device_get(state))
+        step += count
+        for name, values in history.items():
+            mean = metrics[name].total / metrics[name].count
+            values.extend(float(x) for x in jax.device_get(mean)[:count])
+    return states, history
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_one_device: Experiment):
+    return run(tiny_one_device)
+
+
+@pytest.fixture(scope="module")
+def tiny_one_device() -> Experiment:
+    from tests.train.conftest import make_tiny
+
+    return override(make_tiny(), {"parallel.data": 1})
+
+
+def assert_same_run(a, b) -> None:
+    """Losses, gradient norms, parameters, batch statistics, momentum and moving averages."""
+    np.testing.assert_allclose(a[1]["loss"], b[1]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(a[1]["gradient_norm"], b[1]["gradient_norm"], rtol=1e-4)
+    for name in ("params", "mutable", "opt_state", "ema"):
+        final = (getattr(states[-1], name) for states, _ in (a, b))
+        assert_trees_close(*final, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"parallel.data": 8},
+        {"parallel.data": 1, "parallel.fsdp": 8, "parallel.min_shard_size": 8},
+        {"parallel.data": 2, "parallel.fsdp": 2, "parallel.min_shard_size": 8},
+        {"parallel.data": 8, "loop.strategy": "pmap"},
+        {"loop.steps_per_dispatch": 2},
+        {"data.resident_megabytes": 0},
+    ],
+    ids=["data-8", "fsdp-8", "data-2-fsdp-2", "pmap-8", "two-a-dispatch", "streamed"],
+)
+def test_every_layout_takes_the_same_steps(tiny_one_device: Experiment, reference, layout):
+    """Batch norm included: its statistics are those of the global batch everywhere."""
+    assert_same_run(run(override(tiny_one_device, layout)), reference)
+
+
+def test_the_pmap_test_would_notice_statistics_of_one_replica(tiny_one_device, reference):
+    class Lonely(Tiny):
+        """A network that does not hear of the axis."""
+
+    lonely = replace(tiny_one_device.task, model=Lonely(axis_name=None))
+    object.__setattr__(lonely, "over_axis", lambda name: lonely)
+    experiment = override(
+        replace(tiny_one_device, task=lonely), {"parallel.data": 8, "loop.strategy": "pmap"}
+    )
+    losses = run(experiment)[1]["loss"]
+    assert not np.allclose(losses, reference[1]["loss"], rtol=1e-3)
+
+
+def test_fsdp_holds_an_eighth_of_what_it_shards(tiny_one_device: Experiment):
+    layout = {"parallel.data": 1, "parallel.fsdp": 8, "parallel.min_shard_size": 8}
+    state = lay_out(override(tiny_one_device, layout))[1].init()  # born sharded
+    sharded = 0
+    for leaf in jax.tree.leaves((state.params, state.opt_state, state.ema)):
+        expected = 8 if fsdp_spec(leaf.shape, 8, 8) != jax.sharding.PartitionSpec() else 1
+        assert leaf.addressable_shards[0].data.size * expected == leaf.size
+        sharded += expected > 1
+    assert sharded > 10
+
+
+def without_batch_norm(experiment: Experiment) -> Experiment:
+    from models.layers import group_norm
+
+    return replace(experiment, task=Classify(model=Tiny(norm=partial(group_norm, groups=2))))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_four_microbatches_are_one_batch(tiny_one_device: Experiment, devices: int):
+    """Without batch norm, whose statistics are those of a microbatch."""
+    experiment = override(without_batch_norm(tiny_one_device), {"parallel.data": devices})
+    whole = run(experiment, steps=2)
+    assert_same_run(run(override(experiment, {"loop.accumulate": 4}), steps=2), whole)
+
+
+def test_frozen_parameters_stay_and_cost_no_backward_work(tiny_one_device: Experiment):
+    def flops(experiment: Experiment) -> float:
+        feed, program = lay_out(experiment)
+        compiled = program.compile(feed.store(program.mesh), feed.abstract_items(1, program.mesh))
+        return compiled.cost_analysis()["flops"]  # pyright: ignore[reportFunctionMemberAccess]
+
+    frozen = override(tiny_one_device, {"optimizer.freeze": ("conv", "norm", "hidden")})
+    states, _ = run(frozen)
+    first, after = states[0], states[-1]
+    for name in ("conv", "norm", "hidden"):
+        assert_trees_equal(first.params[name], after.params[name])
+    assert not np.array_equal(first.params["head"]["kernel"], after.params["head"]["kernel"])
+    momenta = [x for x in jax.tree.leaves(after.opt_state) if x.ndim > 1]
+    assert [x.shape for x in momenta] == [(16, 4)]  # no optimiser state but the head's
+    # Forward work stays; the backward pass ends at the head.
+    assert flops(frozen) < 0.55 * flops(tiny_one_device)
+
+
+def test_the_moving_average_follows_every_step(reference):
+    """Recomputed on the host from the parameters after each step: e ← d e + (1 − d) p."""
+    states, _ = reference
+    average = states[0].params["head"]["kernel"]
+    for n, state in enumerate(states[1:]):
+        decay = min(0.9, (1 + n) / (10 + n))
+        average = decay * average + (1 - decay) * state.params["head"]["kernel"]
+        np.testing.assert_allclose(
+            state.ema["params"]["head"]["kernel"], average, rtol=1e-5, atol=1e-7
+        )
+
+
+def test_dropout_draws_anew_each_step_and_the_same_on_any_number_of_devices(tiny_one_device):
+    task = Classify(model=Tiny(dropout=0.5))
+    one = run(replace(tiny_one_device, task=task))
+    eight = run(override(replace(tiny_one_device, task=task), {"parallel.data": 8}))
+    assert_same_run(one, eight)
+    frozen_weights = override(
+        replace(tiny_one_device, task=task),
+        {"optimizer.learning_rate": 0.0, "data.batch": 40, "loop.ema_decay": None},
+    )
+    losses = run(frozen_weights)[1]["loss"]
+    assert len(set(losses)) == 3  # the same images and weights: only dropout differs
+
+
+def test_bfloat16_computes_in_half_and_keeps_float32(tiny_one_device, reference):
+    task = Classify(model=Tiny(dtype=jnp.bfloat16))
+    states, history = run(replace(tiny_one_device, task=task))
+    kept = (states[-1].params, states[-1].mutable, states[-1].ema)
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {np.dtype("float32")}
+    assert history["loss"] != reference[1]["loss"]
+    np.testing.assert_allclose(history["loss"], reference[1]["loss"], rtol=5e-2)
+
+
+def test_l2_is_a_named_term_of_the_loss(tiny_one_device: Experiment):
+    task = Classify(model=Tiny(), loss_function=partial(cross_entropy_loss, smoothing=0.1), l2=0.01)
+    experiment = replace(tiny_one_device, task=task)
+    state = lay_out(experiment)[1].init()
+    batch = {"image": jnp.ones((4, 8, 8, 1)), "label": jnp.arange(4)}
+    loss, aux = task.loss(state.params, state.mutable, batch, state.key)
+    means = {name: float(m.total / m.count) for name, m in aux.metrics.items()}
+    squares = sum(
+        float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(state.params) if leaf.ndim > 1
+    )
+    assert means["l2_loss"] == pytest.approx(squares / 2, rel=1e-5)
+    assert float(loss) == pytest.approx(means["data_loss"] + 0.01 * squares / 2, rel=1e-5)
+    assert means["loss"] == pytest.approx(float(loss), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        ({"loop.strategy": "pmap", "loop.steps_per_dispatch": 2}, "loop.steps_per_dispatch=1"),
+        ({"loop.strategy": "pmap", "parallel.fsdp": 2}, "parallel.fsdp=1"),
+        ({"loop.accumulate": 0}, "at least 1"),
+        ({"loop.ema_decay": 1.0}, "loop.ema_decay=1.0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(tiny_one_device: Experiment, overrides, text: str):
+    with pytest.raises(SettingError, match=text):
+        lay_out(override(tiny_one_device, overrides))
