@@ -84,7 +84,7 @@ class Checkpoints:
                 ),
             )
         except Exception as error:  # orbax, tensorstore and the file system each raise their own
-            raise self._save_error(error) from error
+            raise self.save_error(error) from error
 
     def wait(self) -> None:
         """Returns once everything is on the disk.
@@ -96,7 +96,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:
-            raise self._save_error(error) from error
+            raise self.save_error(error) from error
 
     def restore(self, state: State, config: dict[str, Any]) -> tuple[State, dict[str, Any]]:
         """The newest checkpoint, on the devices of now.
@@ -157,12 +157,13 @@ class Checkpoints:
         )
         return CheckpointError(f"checkpoint {path} is damaged ({_one_line(error)}): {way_out}")
 
-    def _save_error(self, error: Exception) -> SaveError:
+    def save_error(self, error: Exception) -> SaveError:
+        """What to raise when something of the run could not be written."""
         steps = [int(p.name) for p in self.directory.iterdir() if p.name.isdigit()]
         good = f"the last good one is step {max(steps)}" if steps else "there is no earlier one"
         return SaveError(
-            f"cannot save a checkpoint in {self.directory} ({_one_line(error)}): {good}; "
-            "free some space and run the same command again"
+            f"cannot write to {self.directory.parent} ({_one_line(error)}): {good}; "
+            "make room and run the same command again"
         )
 
 

@@ -64,7 +64,8 @@ def fit(
 
     Raises:
         DataError, DeviceError, DurationError, SettingError: the experiment asks for what cannot be.
-        CheckpointError: a checkpoint cannot be read or written.
+        CheckpointError: a checkpoint cannot be read.
+        SaveError: the disk is full, or cannot be written for another reason.
         NonFiniteError: a term of the loss is not finite.
     """
     data, loop, length = experiment.data, experiment.loop, experiment.loop.steps_per_dispatch
@@ -124,14 +125,17 @@ def fit(
                 if stopping and step < program.steps:
                     return Result(False, step, {})
             checkpoints.wait()
+            curve = figures.training_curve(directory / "metrics.jsonl")
+            figures.save(curve, directory / "curve.png")
         except NonFiniteError as error:
             good = checkpoints.latest()
             kept = "there is no checkpoint before it" if good is None else f"step {good} is saved"
             raise NonFiniteError(f"{error}; {kept} in {checkpoints.directory}") from None
+        except OSError as error:  # a full disk shows first wherever it is written to first
+            raise checkpoints.save_error(error) from error
         finally:
             log.close()
     final = _last_evaluation(directory / "metrics.jsonl")
-    figures.save(figures.training_curve(directory / "metrics.jsonl"), directory / "curve.png")
     sizes = {"steps": step, "parameters": sum(x.size for x in jax.tree.leaves(state.params))}
     return Result(True, step, final | sizes | {"seconds": time.monotonic() - began})
 

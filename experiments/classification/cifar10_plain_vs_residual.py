@@ -4,12 +4,12 @@ He et al., 2015, arXiv:1512.03385, Fig. 6 and Table 6: on CIFAR-10 the error of 
 from 20 to 56 layers, that of residual networks falls (ResNet-20 91.25 %, ResNet-56 93.03 %).
 
 In small, so that twelve runs fit two cores: images of 16×16 pixels (each the mean of 2×2), batches
-of 64 instead of 128, 1,500 steps (1.9 epochs) instead of 64,000, a cosine schedule instead of two
+of 64 instead of 128, 1,000 steps (1.3 epochs) instead of 64,000, a cosine schedule instead of two
 drops. Depths, widths, shortcuts (option A), augmentation in kind, momentum and weight decay are
-the paper's. Every arm sees the same images the same number of times;
-first_10k is the accuracy on 10,000 of them. After so few steps the
-question is how fast a network can be trained, not how good it becomes: accuracies are far below
-the paper's. The images are stored as JPEG, which costs a little more.
+the paper's. Every arm sees the same images the same number of times; first_10k is the accuracy on
+10,000 of them. After so few steps the question is how fast a network can be trained, not how good
+it becomes: accuracies are far below the paper's. The images are stored as JPEG, which costs a
+little more.
 
     opsin sweep cifar10_plain_vs_residual
     opsin report cifar10_plain_vs_residual
@@ -39,7 +39,7 @@ SMOKE = {
 }
 
 TABLE = Table(
-    title="Plain and residual networks on CIFAR-10 at 16x16, 1,500 steps",
+    title="Plain and residual networks on CIFAR-10 at 16x16, 1,000 steps",
     metrics={"test/accuracy": ".2%", "first_10k/accuracy": ".2%", "test/nll": ".3f"},
     lower_is_better=("test/nll",),
     baseline={f"{kind}-56": f"{kind}-20" for kind in KINDS},
@@ -69,13 +69,13 @@ def config() -> Experiment:
             method=partial(sgd, momentum=0.9, nesterov=False),
             learning_rate=0.1,
             schedule=cosine,
-            warmup="150 steps",
+            warmup="100 steps",
             weight_decay=1e-4,
         ),
         loop=Loop(
-            duration="1500 steps",
+            duration="1000 steps",
             log_every="25 steps",
-            evaluate_every="1500 steps",
+            evaluate_every="1000 steps",
             checkpoint_every="250 steps",
         ),
     )

@@ -26,6 +26,7 @@ def environment(monkeypatch):
 
 def test_the_defaults(environment):
     set_up(Runtime())
+    environment.pop("PYTEST_CURRENT_TEST", None)
     assert environment == {
         "HOME": "/home/ada",
         "TF_CPP_MIN_LOG_LEVEL": "2",
@@ -101,7 +102,7 @@ def test_a_platform_that_is_not_there_is_named(monkeypatch):
         raise AssertionError  # what jax raises for cuda where its plug-in is not installed
 
     monkeypatch.setattr(jax, "devices", devices)
-    with pytest.raises(ConfigError, match="no cuda device here .*: leave out --platform cuda"):
+    with pytest.raises(ConfigError, match=r"no cuda device here .*: leave out --platform cuda"):
         require("cuda")
 
 
