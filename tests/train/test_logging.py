@@ -1,0 +1,124 @@
+"""What is logged where."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metrics.state import Mean
+from train.logging import (
+    Console,
+    JsonLines,
+    LoggingError,
+    MetricsLog,
+    TensorBoard,
+    WeightsAndBiases,
+    read_lines,
+    replace_text,
+)
+
+
+class Memory:
+    """A writer that keeps what it is given."""
+
+    def __init__(self):
+        self.lines = []
+
+    def write(self, step, metrics):
+        self.lines.append((step, dict(metrics)))
+
+    def close(self):
+        pass
+
+
+def stacked(*values: float) -> dict[str, Mean]:
+    """Metrics of a dispatch of several steps, four images each."""
+    totals = np.float32(values) * 4
+    return {"loss": Mean(total=totals, count=np.full(len(values), 4, np.int32))}
+
+
+def test_a_line_is_the_mean_over_its_window_and_comes_one_dispatch_late():
+    memory = Memory()
+    log = MetricsLog([memory], batch=4)
+    log.push(2, 2, stacked(1.0, 2.0), flush=False)
+    log.push(4, 2, stacked(3.0, 6.0), flush=True)
+    assert memory.lines == []  # the device may still be at work on it
+    log.push(6, 2, stacked(5.0, 5.0), flush=False)
+    (step, numbers), *rest = memory.lines
+    assert (step, numbers["train/loss"], rest) == (4, 3.0, [])
+    assert numbers["train/images_per_second"] > 0
+    log.drain()
+    assert log.window() == [40.0, 8]  # still open: it belongs to the next line
+
+
+def test_rows_of_a_dispatch_beyond_its_count_are_not_read():
+    memory = Memory()
+    log = MetricsLog([memory], batch=4)
+    log.push(1, 1, stacked(1.0, float("nan")), flush=True)
+    log.drain()
+    assert memory.lines[0][1]["train/loss"] == 1.0
+
+
+def test_tensorboard_events_hold_the_numbers(tmp_path: Path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    writer = TensorBoard(tmp_path)
+    writer.write(3, {"test/accuracy": 0.5})
+    writer.close()
+    (file,) = tmp_path.iterdir()
+    data, found = file.read_bytes(), {}
+    while data:  # records: length, crc, event, crc
+        length = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + length])
+        found |= {value.tag: (event.step, value.simple_value) for value in event.summary.value}
+        data = data[16 + length :]
+    assert found == {"test/accuracy": (3, 0.5)}
+
+
+def test_weights_and_biases_works_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    writer = WeightsAndBiases(tmp_path, "digits_lenet-abc", {"seed": 0})
+    writer.write(1, {"train/loss": 2.0})
+    writer.close()
+    (recorded,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert b"train/loss" in recorded.read_bytes()
+
+
+def test_without_the_extra_the_error_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    with pytest.raises(LoggingError, match=r"pip install"):
+        WeightsAndBiases(tmp_path, "name", {})
+
+
+def test_the_bar_shows_loss_accuracy_and_speed_and_keeps_evaluations(capsys):
+    console = Console(total=10, step=0, enabled=True)
+    console.write(
+        5, {"train/loss": 0.5, "train/accuracy": 0.75, "train/images_per_second": 1234.0}
+    )
+    console.write(5, {"test/accuracy": 0.9, "test/nll": 0.3})
+    console.close()
+    shown = capsys.readouterr().err
+    assert "loss=0.5000" in shown
+    assert "accuracy=0.7500" in shown
+    assert "img/s=1234" in shown
+    assert "step 5: test/accuracy 0.9000  test/nll 0.3000" in shown
+
+
+def test_reopening_drops_what_came_after_the_checkpoint(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 2}\n{"step": 3, "a": 3}\n{"step": 4')
+    log = JsonLines(path, 2)
+    log.write(3, {"a": 30.0})
+    log.close()
+    assert read_lines(path) == [{"step": 1, "a": 1}, {"step": 2, "a": 2}, {"step": 3, "a": 30.0}]
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path):
+    path = tmp_path / "summary.json"
+    replace_text(path, json.dumps({"a": 1}))
+    replace_text(path, json.dumps({"a": 2}))
+    assert json.loads(path.read_text()) == {"a": 2}
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
