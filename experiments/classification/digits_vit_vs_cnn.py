@@ -1,11 +1,12 @@
-"""With few images a CNN beats a ViT; how many digits does it take to close the gap?
+"""With few images a CNN beats a ViT; how far do a thousand digits close the gap?
 
 Dosovitskiy et al., 2021, arXiv:2010.11929, section 4.3 and Fig. 4: convolution's built-in
 assumptions help when data are few, and attention catches up with more. Their sets have 9 to 300
 million images; here are 20 to 1,000 digits of 8×8 pixels, balanced over the classes. LeNet-5
 (61,706 parameters) meets a ViT of patch 2, depth 4 and width 64 (136,010 parameters), both with the
-same optimiser, schedule, shifts by one pixel, and 600 steps of 64 images, so that an arm with fewer
-images repeats them more often. The seed also draws the images.
+same optimiser, schedule, shifts by one pixel, and 1,500 steps of 64 images, so that an arm with
+fewer images repeats them more often. The seed also draws the images. The learning rate was set so
+that the ViT fits 1,000 images (99 % in training); the CNN is not sensitive to it.
 
     opsin sweep digits_vit_vs_cnn
     opsin report digits_vit_vs_cnn
@@ -24,7 +25,7 @@ from train.experiment import Data, Experiment, Loop
 from train.optim import Optimizer, adamw, cosine
 from train.tasks.classify import Classify
 
-SIZES = (20, 50, 100, 200, 500, 1000)
+SIZES = (20, 50, 200, 1000)
 MODELS = ("cnn", "vit")
 
 SMOKE = {"data.batch": 16, "data.eval_batch": 120, "loop.duration": "2 steps"}
@@ -54,17 +55,17 @@ def config() -> Experiment:
         ),
         optimizer=Optimizer(
             method=adamw,
-            learning_rate=1e-3,
+            learning_rate=3e-3,
             schedule=cosine,
-            warmup="60 steps",
+            warmup="150 steps",
             weight_decay=0.05,
             clip_norm=1.0,
         ),
         loop=Loop(
-            duration="600 steps",
-            log_every="20 steps",
-            evaluate_every="200 steps",
-            checkpoint_every="600 steps",
+            duration="1500 steps",
+            log_every="25 steps",
+            evaluate_every="750 steps",
+            checkpoint_every="750 steps",
         ),
     )
 

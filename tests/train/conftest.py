@@ -1,4 +1,4 @@
-"""A network with everything that can go wrong (batch statistics, biases), small enough to compile at once."""
+"""A network with all that can go wrong (batch statistics, biases), small enough to compile."""
 
 from functools import partial
 from typing import Any
@@ -78,8 +78,9 @@ def assert_trees_equal(a: Any, b: Any) -> None:
 def assert_trees_close(a: Any, b: Any, *, rtol: float = 1e-5, atol: float = 1e-6) -> None:
     """To float32 rounding."""
     jax.tree.map(
-        lambda x, y: jnp.allclose(x, y, rtol=rtol, atol=atol)
-        or pytest.fail(f"{abs(x - y).max()} apart"),
+        lambda x, y: (
+            jnp.allclose(x, y, rtol=rtol, atol=atol) or pytest.fail(f"{abs(x - y).max()} apart")
+        ),
         jax.device_get(a),
         jax.device_get(b),
     )

@@ -1,6 +1,6 @@
 """Run by test_loop in a process of its own: trains, and comes to harm at a given step.
 
-    python -m tests.train.killed DIRECTORY STEP kill|disk-full
+python -m tests.train.killed DIRECTORY STEP kill|disk-full
 """
 
 import os

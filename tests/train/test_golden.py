@@ -1,7 +1,8 @@
 """The first step of two networks, number by number, against a recorded one.
 
-The record holds the loss and, for every parameter, the norm of its value after initialisation and of
-its gradient. Both ways: a parameter that the record lacks fails as much as one that the code lacks.
+The record holds the loss and, for every parameter, the norm of its value after initialisation and
+of its gradient. Both ways: a parameter that the record lacks fails as much as one that the code
+lacks.
 To record anew, on purpose:
 
     python -m tests.train.test_golden

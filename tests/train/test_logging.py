@@ -95,9 +95,7 @@ def test_without_the_extra_the_error_says_how_to_install_it(tmp_path, monkeypatc
 
 def test_the_bar_shows_loss_accuracy_and_speed_and_keeps_evaluations(capsys):
     console = Console(total=10, step=0, enabled=True)
-    console.write(
-        5, {"train/loss": 0.5, "train/accuracy": 0.75, "train/images_per_second": 1234.0}
-    )
+    console.write(5, {"train/loss": 0.5, "train/accuracy": 0.75, "train/images_per_second": 1234.0})
     console.write(5, {"test/accuracy": 0.9, "test/nll": 0.3})
     console.close()
     shown = capsys.readouterr().err

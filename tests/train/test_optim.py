@@ -57,7 +57,11 @@ def test_weight_decay_leaves_biases_norms_and_excluded_paths_alone(method):
     transform, _ = optimizer.build(10, 1.0)
     updates, _ = transform.update(ZEROS, transform.init(PARAMS), PARAMS)
     assert (updates["layer"]["kernel"] < 0).all()
-    for untouched in (updates["layer"]["bias"], updates["norm"]["scale"], updates["head"]["kernel"]):
+    for untouched in (
+        updates["layer"]["bias"],
+        updates["norm"]["scale"],
+        updates["head"]["kernel"],
+    ):
         assert (untouched == 0).all()
 
 
@@ -67,9 +71,7 @@ def test_sgd_decay_is_l2_and_adamw_decay_is_decoupled():
         (sgd, -0.1 * 1.9 * (1 + 0.5 * 2.0)),  # Nesterov's first step: 1 + momentum
         (adamw, -0.1 * (1.0 + 0.5 * 2.0)),  # Adam's first step is ±1
     ):
-        optimizer = Optimizer(
-            method=method, learning_rate=0.1, schedule=constant, weight_decay=0.5
-        )
+        optimizer = Optimizer(method=method, learning_rate=0.1, schedule=constant, weight_decay=0.5)
         transform, _ = optimizer.build(10, 1.0)
         updates, _ = transform.update(gradients, transform.init(PARAMS), PARAMS)
         np.testing.assert_allclose(updates["layer"]["kernel"], expected, rtol=1e-5)

@@ -35,7 +35,11 @@ def test_the_mesh_takes_all_devices_or_those_asked_for():
 
 def test_every_leaf_of_a_state_follows_from_its_shape():
     mesh = make_mesh(Parallel(data=1, fsdp=8))
-    leaves = {"params": jnp.zeros((256, 128)), "moment": jnp.zeros((256, 128)), "step": jnp.int32(0)}
+    leaves = {
+        "params": jnp.zeros((256, 128)),
+        "moment": jnp.zeros((256, 128)),
+        "step": jnp.int32(0),
+    }
     shardings = state_sharding(leaves, mesh, 2**10)
     assert shardings["params"].spec == shardings["moment"].spec == P("fsdp")
     assert shardings["step"].spec == P()

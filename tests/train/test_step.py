@@ -29,7 +29,7 @@ def lay_out(experiment: Experiment) -> tuple[Feed, Program]:
 
 
 def run(experiment: Experiment, steps: int = 3) -> tuple[list[State], dict[str, list[float]]]:
-    """The state before the first step and after each dispatch; loss and gradient norm of each step."""
+    """States before the first step and after each dispatch; losses and gradient norms."""
     length = experiment.loop.steps_per_dispatch
     feed, program = lay_out(experiment)
     store = feed.store(program.mesh)

@@ -45,7 +45,7 @@ class Classify:
         outputs = getattr(self.model, "num_classes", None)
         if class_names and outputs not in (None, len(class_names)):
             raise SettingError(
-                f"task.model.num_classes is {outputs} and the data have {len(class_names)} classes: "
+                f"task.model.num_classes is {outputs}, the data have {len(class_names)} classes: "
                 f"set task.model.num_classes={len(class_names)}"
             )
 

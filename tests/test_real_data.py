@@ -1,0 +1,83 @@
+"""Slow: real images, real training. Skipped where the data is not."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.examples import labels
+from data.sources import open_source
+from experiments.catalogue import find
+from experiments.config import override, resolve
+from experiments.runs import Options, execute
+from train.logging import read_lines
+from train.loop import fit
+
+pytestmark = pytest.mark.slow
+
+
+def needs(name: str) -> None:
+    directory = os.environ.get("TFDS_DATA_DIR")
+    if not directory or not (Path(directory) / name).is_dir():
+        pytest.skip(f"no {name}: point TFDS_DATA_DIR at a directory that holds it")
+
+
+def test_make_run_reads_ninety_eight_per_cent_of_the_digits(tmp_path: Path):
+    outcome = execute(
+        "digits_lenet",
+        "default",
+        find("digits_lenet").config(),
+        Options(workdir=tmp_path, progress=False),
+    )
+    assert outcome.metrics["test/accuracy"] >= 0.98
+    for picture in ("curve.png", "confusion_test.png", "previews/test_predictions.png"):
+        assert (outcome.directory / picture).stat().st_size > 5_000
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "shape", "per_class"),
+    [
+        ("mnist", (60_000, 10_000), (28, 28, 1), {0: 5923, 1: 6742, 5: 5421}),
+        ("cifar10", (50_000, 10_000), (32, 32, 3), dict.fromkeys(range(10), 5000)),
+    ],
+)
+def test_real_sets_have_their_known_sizes(name, sizes, shape, per_class):
+    needs(name)
+
+    train, test = (open_source(f"tfds:{name}", split) for split in ("train", "test"))
+    assert (len(train.records), len(test.records)) == sizes
+    assert train.records[0]["image"].shape == shape
+    counts = np.bincount(labels(train), minlength=10)
+    assert {c: int(counts[c]) for c in per_class} == per_class
+
+
+def test_lenet_learns_mnist_in_one_epoch(tmp_path: Path):
+    needs("mnist")
+    experiment = override(find("mnist_lenet").config(), {"loop.duration": "1 epoch"})
+    result = fit(experiment, tmp_path, config=resolve(experiment), progress=False)
+    assert result.metrics["test/accuracy"] >= 0.97
+
+
+def test_streamed_cifar_trains_as_the_resident_one(tmp_path: Path):
+    needs("cifar10")
+    module = find("cifar10_plain_vs_residual")
+    losses = []
+    for megabytes in (0, 1024):
+        experiment = override(
+            module.config(),
+            {
+                "data.source": "tfds:cifar10",
+                "data.eval_splits": {"test": "test[:500]"},
+                "data.resident_megabytes": megabytes,
+                "loop.duration": "3 steps",
+                "loop.log_every": "1 step",
+                "data.batch": 16,
+            },
+        )
+        directory = tmp_path / str(megabytes)
+        fit(experiment, directory, config=resolve(experiment), progress=False)
+        lines = read_lines(directory / "metrics.jsonl")
+        losses.append([line["train/loss"] for line in lines if "train/loss" in line])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    assert len(losses[0]) == 3
