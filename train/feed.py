@@ -33,7 +33,6 @@ class Feed:
         self.examples = len(examples.records)
         self.resident = fits_in_memory(examples, resident_megabytes * 2**20)
         self.fetch: Callable[[PyTree, PyTree], Batch] = _rows if self.resident else _itself
-        self.class_names = examples.class_names
         place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
         if self.resident:
             self._arrays = materialize(examples)

@@ -26,6 +26,7 @@ from train.logging import Console, JsonLines, MetricsLog, NonFiniteError, Writer
 from train.program import Program, build
 from train.sharding import batch_sharding
 from train.state import State
+from train.tasks.task import SettingError
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ def fit(
     steps_per_epoch = feed.examples / data.batch
     program = build(experiment, feed.batch, steps_per_epoch, feed.fetch)
     log_at, evaluate_at, save_at = (
-        _Every(in_steps(duration, steps_per_epoch), program.steps)
-        for duration in (loop.log_every, loop.evaluate_every, loop.checkpoint_every)
+        _Every(name, in_steps(getattr(loop, name), steps_per_epoch), program.steps)
+        for name in ("log_every", "evaluate_every", "checkpoint_every")
     )
     began = time.monotonic()
     with Checkpoints(directory / "checkpoints") as checkpoints:
@@ -107,19 +108,14 @@ def fit(
                 log.push(step, count, metrics, flush=log_at.within(step, count))
                 if evaluating or saving:
                     log.drain()
-                if evaluating:
-                    for name, (source, arrays) in held_out.items():
-                        states = evaluate(program, state, arrays, data.eval_batch, name)
-                        log.write(step, _numbers(states))
-                        _draw(program, state, source, states, directory, name, loop.previews)
+                for name, (source, arrays) in held_out.items() if evaluating else ():
+                    states = evaluate(program, state, arrays, data.eval_batch, name)
+                    log.write(step, _numbers(states))
+                    _draw(program, state, source, states, directory, name, loop.previews)
                 if saving:
-                    record = {
-                        "config": config,
-                        "position": feed.position(),
-                        "window": log.window(),
-                        "seconds": time.monotonic() - began,
-                    }
-                    checkpoints.save(state, record)
+                    now = {"position": feed.position(), "window": log.window()}
+                    seconds = time.monotonic() - began
+                    checkpoints.save(state, {"config": config, "seconds": seconds, **now})
                 if evaluating or saving:
                     log.start_clock()
                 if stopping and step < program.steps:
@@ -243,8 +239,10 @@ def _last_evaluation(metrics: Path) -> dict[str, float]:
 class _Every:
     """Every so many steps, and at the last one."""
 
-    def __init__(self, interval: int, last: int):
-        self.interval, self.last = max(interval, 1), last
+    def __init__(self, name: str, interval: int, last: int):
+        if interval < 1:
+            raise SettingError(f"loop.{name} is less than one step")
+        self.interval, self.last = interval, last
 
     def __call__(self, step: int) -> bool:
         return step % self.interval == 0 or step == self.last

@@ -77,6 +77,8 @@ def build(
     check_batch(data.batch, mesh, loop.accumulate)
     check_batch(data.eval_batch, mesh, name="data.eval_batch")
     steps = in_steps(loop.duration, steps_per_epoch)
+    if steps < 1:
+        raise SettingError(f"loop.duration={loop.duration!r} is less than one step")
     transform, schedule = experiment.optimizer.build(steps, steps_per_epoch)
     prepare = partial(_prepare, data.mean, data.std)
 

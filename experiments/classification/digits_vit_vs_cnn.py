@@ -6,7 +6,7 @@ million images; here are 20 to 1,000 digits of 8×8 pixels, balanced over the cl
 (61,706 parameters) meets a ViT of patch 2, depth 4 and width 64 (136,010 parameters), both with the
 same optimiser, schedule, shifts by one pixel, and 1,500 steps of 64 images, so that an arm with
 fewer images repeats them more often. The seed also draws the images. The learning rate was set so
-that the ViT fits 1,000 images (99 % in training); the CNN is not sensitive to it.
+that the ViT fits 1,000 images (99 % in training).
 
     opsin sweep digits_vit_vs_cnn
     opsin report digits_vit_vs_cnn
