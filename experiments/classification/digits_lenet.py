@@ -1,4 +1,4 @@
-"""LeNet-5 reads handwritten digits: 98 % of 360 unseen ones after a minute on two cores.
+"""LeNet-5 reads handwritten digits: 98 % of 360 unseen ones after half a minute on two cores.
 
 The first thing to run. Its 1,797 digits of 8×8 pixels come with scikit-learn: no download.
 
@@ -8,6 +8,8 @@ The first thing to run. Its 1,797 digits of 8×8 pixels come with scikit-learn: 
 from functools import partial
 
 from data.augment import random_crop
+from experiments.table import Table
+from losses.classification import cross_entropy_loss
 from models.classification.lenet import LeNet5
 from train.experiment import Data, Experiment, Loop
 from train.optim import Optimizer, adamw, cosine
@@ -15,11 +17,21 @@ from train.tasks.classify import Classify
 
 SMOKE = {"loop.duration": "2 steps", "data.batch": 16, "data.eval_batch": 120}
 
+TABLE = Table(
+    title="LeNet-5 on scikit-learn's digits",
+    metrics={"test/accuracy": ".2%", "test/nll": ".4f", "test/ece": ".4f"},
+    lower_is_better=("test/nll", "test/ece"),
+    seeds=3,
+)
+
 
 def config() -> Experiment:
-    """LeNet-5 with AdamW, images shifted by up to one pixel."""
+    """LeNet-5 with AdamW, smoothed labels, and images shifted by up to one pixel."""
     return Experiment(
-        task=Classify(model=LeNet5(num_classes=10)),
+        task=Classify(
+            model=LeNet5(num_classes=10),
+            loss_function=partial(cross_entropy_loss, smoothing=0.1),
+        ),
         data=Data(
             source="digits",
             batch=64,
