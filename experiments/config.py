@@ -17,8 +17,10 @@ from functools import partial
 from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
 from beartype.door import is_bearable
+from beartype.roar import BeartypeException
 
 Tree = TypeVar("Tree")
+_REQUIRED = inspect.Parameter.empty  # stands where an option has no default
 
 
 class ConfigError(ValueError):
@@ -175,7 +177,7 @@ def _is_plain(value: Any) -> bool:
         resolve(value)
     except ConfigError:
         return False
-    return value is not inspect.Parameter.empty
+    return value is not _REQUIRED
 
 
 def _children(node: Any, hint: Any = Any) -> dict[str, tuple[Any, Any]]:
@@ -248,21 +250,22 @@ def _checked(value: Any, hint: Any, path: str, present: Any) -> Any:
         hint = type(present)
     fitted = _fitted(value, hint)
     if not _fits(fitted, hint):
+        default = "it has no" if present is _REQUIRED else f"it is {_shown(present)} by"
         raise ConfigError(
-            f"{path} takes {_described(hint)}, not {value!r}; {_shown(present)} by default"
+            f"{path} takes {_described(hint)}, not {_shown(value)}; {default} default"
         )
     return fitted
 
 
 def _fitted(value: Any, hint: Any) -> Any:
     """The value with lists as tuples and integers as floats, where the hint asks for them."""
-    if isinstance(value, list) and not is_bearable(value, hint):
+    if isinstance(value, list) and not _bearable(value, hint):
         value = tuple(value)
     if isinstance(value, tuple):
         return tuple(_fitted(item, _element_hint(hint, i)) for i, item in enumerate(value))
     if isinstance(value, Mapping):
         return {key: _fitted(item, _element_hint(hint)) for key, item in value.items()}
-    if type(value) is int and not is_bearable(value, hint) and is_bearable(float(value), hint):
+    if type(value) is int and not _bearable(value, hint) and _bearable(float(value), hint):
         return float(value)
     return value
 
@@ -275,7 +278,7 @@ def _fits(value: Any, hint: Any) -> bool:
     # To Python, a bool is an int; to a person, it is a slip.
     members = _members(hint)
     stray_bool = isinstance(value, bool) and int in members and bool not in members
-    return not stray_bool and is_bearable(value, hint)
+    return not stray_bool and _bearable(value, hint)
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
@@ -297,24 +300,38 @@ def _element_hint(hint: Any, index: int = 0) -> Any:
     return Any
 
 
-def _described(hint: Any) -> str:
-    if get_origin(hint) is Callable:
-        return "a function"
-    if isinstance(hint, type):
-        return hint.__name__
-    return str(hint).replace("typing.", "").replace("collections.abc.", "")
-
-
-def _shown(present: Any) -> str:
-    if present is inspect.Parameter.empty:
-        return "there is none"
+def _bearable(value: Any, hint: Any) -> bool:
     try:
-        resolved = resolve(present)
+        return is_bearable(value, hint)
+    except BeartypeException:  # a hint that only type checkers can read
+        return True
+
+
+def _described(hint: Any) -> str:
+    """A hint as people read it."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Callable:
+        return "a function"
+    if origin in (Union, types.UnionType):
+        return " | ".join(map(_described, arguments))
+    if isinstance(origin, type):
+        return f"{origin.__name__}[{', '.join(map(_described, arguments))}]"
+    if hint is Ellipsis:
+        return "..."
+    if hint is types.NoneType:
+        return "None"
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _shown(value: Any) -> str:
+    """A value as it is written in an override, an object by its name."""
+    try:
+        resolved = resolve(value)
     except ConfigError:
-        return f"it is {present!r}"
-    if isinstance(resolved, dict):
-        resolved = resolved.get("type", resolved.get("call", resolved))
-    return f"it is {json.dumps(resolved)}"
+        return repr(value)
+    if not callable(value) and not dataclasses.is_dataclass(value):
+        return repr(value)
+    return resolved if isinstance(resolved, str) else resolved.get("type") or resolved["call"]
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -142,7 +142,7 @@ def _validate(rows: Sequence[Row], report: Report) -> None:
                 f"{report.name}.jsonl has the arm {row.arm!r}, which its sweep lacks: write it "
                 f"again with opsin report {report.name}"
             )
-        for metric in report.table.metrics:
+        for metric in report.table.all_metrics():
             if row.status == "done" and metric not in row.metrics:
                 near = difflib.get_close_matches(
                     metric, row.metrics, n=max(1, len(row.metrics)), cutoff=0.0
@@ -196,7 +196,7 @@ def _csv(rows: Sequence[Row], report: Report) -> str:
     writer.writerow(HEADER.split(","))
     for arm in report.arms:
         seconds = _seconds(rows, arm)
-        for metric in report.table.metrics:
+        for metric in report.table.all_metrics():
             result = estimate(list(_values(rows, arm, metric).values()))
             delta = _delta(rows, report, arm, metric) or Estimate(n=0)
             numbers = (result.mean, result.std, result.low, result.high)
@@ -240,6 +240,8 @@ def _markdown(rows: Sequence[Row], report: Report) -> str:
         lines.append([*cells, "" if seconds is None else f"{seconds:.1f}"])
     legend = MEAN_LEGEND if table.baseline is None else f"{MEAN_LEGEND} {DELTA_LEGEND}"
     parts = [f"# {table.title}", report.claim, _markdown_table(lines), legend]
+    if table.details:
+        parts.append(_markdown_table(_details(rows, report)))
     if gaps := _gaps(rows, report):
         parts.append("Incomplete:\n\n" + "\n".join(gaps))
     parts.append(f"![{table.title}]({report.name}.png)")
@@ -248,6 +250,17 @@ def _markdown(rows: Sequence[Row], report: Report) -> str:
     )
     parts.append("\n".join(_origins(rows)))
     return "\n\n".join(parts) + "\n"
+
+
+def _details(rows: Sequence[Row], report: Report) -> list[list[str]]:
+    """Header and rows of the second table: an arm a row, mean ± std of each detail."""
+    details = report.table.details
+    lines = [["arm", *map(report.table.header, details)]]
+    for arm in report.arms:
+        results = {name: estimate(list(_values(rows, arm, name).values())) for name in details}
+        cells = [_mean_and_std(result, details[name]) for name, result in results.items()]
+        lines.append([f"`{arm}`", *cells])
+    return lines
 
 
 def _gaps(rows: Sequence[Row], report: Report) -> list[str]:

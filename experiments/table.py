@@ -38,6 +38,8 @@ class Table:
         title: one line over the table and the figure.
         metrics: metric name -> how to show it, a Python format such as ".3f" or, for a share,
             ".2%". The first one is the headline.
+        details: more of them, such as the recall of each class: a table of their own without
+            differences, and not in the figure.
         lower_is_better: the metrics of which less is better.
         baseline: the arm that all others are compared to, or arm -> the arm that it is compared
             to, or None for no comparison.
@@ -50,6 +52,7 @@ class Table:
 
     title: str
     metrics: Mapping[str, str]
+    details: Mapping[str, str] = field(default_factory=dict)
     lower_is_better: Sequence[str] = ()
     baseline: str | Mapping[str, str] | None = None
     paper: Mapping[tuple[str, str], str] = field(default_factory=dict)
@@ -57,6 +60,10 @@ class Table:
     lines: Mapping[str, tuple[str, float]] | None = None
     x_label: str = ""
     x_scale: Literal["linear", "log"] = "linear"
+
+    def all_metrics(self) -> dict[str, str]:
+        """`metrics`, then `details`."""
+        return {**self.metrics, **self.details}
 
     def baseline_of(self, arm: str) -> str | None:
         """The arm that `arm` is compared to; None if it is not compared."""
@@ -66,7 +73,7 @@ class Table:
 
     def header(self, metric: str) -> str:
         """The metric's name with its unit and the direction that is better."""
-        unit = " (%)" if self.metrics[metric].endswith("%") else ""
+        unit = " (%)" if self.all_metrics()[metric].endswith("%") else ""
         return f"{metric}{unit} {'↓' if metric in self.lower_is_better else '↑'}"
 
 
@@ -94,7 +101,7 @@ class Report:
         if not table.metrics:
             raise ReportError(f"TABLE of {self.name} names no metric")
         named = {*table.lower_is_better, *(metric for _, metric in table.paper)}
-        if unknown := sorted(named - table.metrics.keys()):
+        if unknown := sorted(named - table.all_metrics().keys()):
             raise ReportError(
                 f"TABLE of {self.name} uses {unknown[0]!r}, which is not among its metrics: "
                 + ", ".join(table.metrics)

@@ -19,7 +19,7 @@ from PIL import Image
 import experiments.runs
 from data.sources import synthetic
 from experiments import catalogue, cli
-from experiments.config import Arm, override
+from experiments.config import Arm, identity, override
 from experiments.runs import directory_of
 from models.classification.lenet import LeNet5
 from models.classification.vit import ViT
@@ -160,13 +160,13 @@ def test_a_sweep_goes_on_after_a_failure_and_skips_what_is_done(opsin, monkeypat
     trained, fit = [], experiments.runs.fit
 
     def counting(experiment, *arguments, **options):
-        trained.append(experiment)
+        trained.append(identity(experiment))
         return fit(experiment, *arguments, **options)
 
     monkeypatch.setattr(experiments.runs, "fit", counting)
     again = opsin("sweep", "tiny", "--quiet", "--seeds", "1")
     assert again.code == 1
-    assert trained == [runs["broken"]]
+    assert trained == [identity(runs["broken"])]
     assert re.findall(r"\((DONE|FAILED|to do)\)", again.out) == ["DONE", "FAILED", "DONE"]
 
 
@@ -240,7 +240,7 @@ def folder_of_images(root: Path, classes: int = 2, count: int = 3) -> Path:
         ("run tiny seed", "'seed' is not an override: write path=value, as in seed=1"),
         ("run tiny seed=1 --quiet seed=2", "seed is overridden twice"),
         ("run tiny task.loss_function=losses.classification:fokal", "has no 'fokal'"),
-        ("run tiny loop.duration=10", 'loop.duration takes str, not 10; it is "3 steps"'),
+        ("run tiny loop.duration=10", "loop.duration takes str, not 10; it is '3 steps'"),
         ("run tiny loop.duration=ten", "duration 'ten': write '20 epochs' or '500 steps'"),
         ("run tiny loop.log_every=1.5steps", "duration '1.5steps': write"),
         ("run tiny optimizer.warmup=0.5_steps", "duration '0.5 steps': steps are whole"),

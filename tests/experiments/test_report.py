@@ -343,3 +343,15 @@ def test_reports_start_without_heavy_libraries():
         "assert not {'jax', 'flax', 'matplotlib', 'scipy'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_details_have_a_table_of_their_own_and_are_in_the_csv(tmp_path):
+    table = Table(title="t", metrics={"test/accuracy": ".1%"}, details={"test/recall/0": ".2f"})
+    report = Report(name="x", claim="A claim.", arms=["a"], table=table)
+    rows = [
+        row("a", seed, metrics={"test/accuracy": 0.5, "test/recall/0": value})
+        for seed, value in enumerate((0.25, 0.75))
+    ]
+    write(rows, report, tmp_path)
+    assert "| `a` | 0.50 ± 0.35 |" in (tmp_path / "x.md").read_text()
+    assert "a,test/recall/0,2,0.5,0.353553," in (tmp_path / "x.csv").read_text()

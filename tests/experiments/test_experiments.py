@@ -1,0 +1,183 @@
+"""Every experiment is quiet to import, claims something, runs, and fits its own table."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import catalogue, cli
+from experiments.config import identity, override, resolve
+from experiments.rows import read_rows
+from experiments.runs import Options, execute
+from experiments.sweep import expand
+from experiments.table import Report
+
+HOUSE = Path(__file__).parents[2]
+NAMES = sorted(catalogue.experiments())
+
+IMPORT_ALL = """
+from experiments import catalogue
+from experiments.config import override
+for name in catalogue.experiments():
+    module = catalogue.find(name)
+    module.config()
+    for arm in catalogue.arms(module):
+        override(module.config(), arm.overrides)
+import jax
+jax.config.update("jax_num_cpu_devices", 3)  # raises once the devices are in use
+assert jax.device_count() == 3
+"""
+
+
+def test_importing_experiments_prints_writes_and_starts_nothing(tmp_path):
+    here = {"HOME": str(tmp_path), "PYTHONPATH": str(HOUSE), "TFDS_DATA_DIR": "/nowhere"}
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", IMPORT_ALL],
+        cwd=tmp_path,
+        env={**os.environ, **here},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout, done.stderr) == ("", "")
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_no_two_experiments_have_one_name():
+    stems = [path.stem for path in catalogue.HOUSE.glob("*/*.py") if path.stem != "__init__"]
+    assert sorted(stems) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_docstring_is_a_claim_with_its_command(name):
+    module = catalogue.find(name)
+    claim = catalogue.claim(catalogue.experiments()[name])
+    assert claim == (module.__doc__ or "").partition("\n")[0]
+    assert claim.endswith((".", "?"))
+    assert claim[0].isupper()
+    commands = [line.strip() for line in (module.__doc__ or "").splitlines()]
+    expected = ["sweep", "report"] if hasattr(module, "TABLE") else ["run"]
+    assert [f"opsin {verb} {name}" in commands for verb in expected] == [True] * len(expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_config_is_complete_and_the_table_fits_its_arms(name):
+    module = catalogue.find(name)
+    experiment = module.config()
+    assert json.loads(json.dumps(resolve(experiment))) == resolve(experiment)
+    assert identity(module.config()) == identity(experiment)
+    arms = catalogue.arms(module)
+    if not hasattr(module, "TABLE"):
+        assert len(arms) == 1
+        return
+    planned = expand(experiment, arms, module.TABLE.seeds)
+    assert len({identity(run.experiment) for run in planned}) == len(arms) * module.TABLE.seeds
+    # Raises for an arm or a metric that is not there.
+    report = Report(name=name, claim="", arms=[arm.name for arm in arms], table=module.TABLE)
+    assert module.TABLE.seeds >= 3
+    compared = [arm for arm in report.arms if module.TABLE.baseline_of(arm)]
+    assert len(compared) < len(arms)  # a baseline is not compared to itself
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_smoke_runs_to_its_end(name, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))  # it must need no data
+    module = catalogue.find(name)
+    experiment = override(module.config(), {**module.SMOKE, "parallel.data": 1, "seed": 3})
+    outcome = execute(name, "arm", experiment, Options(tmp_path, progress=False))
+    assert capfd.readouterr() == ("", "")
+    assert (outcome.finished, outcome.step) == (True, 2)
+    directory = tmp_path / name / identity(experiment)
+    assert outcome.directory == directory
+
+    def read(file: str):
+        return json.loads((directory / file).read_text())
+
+    assert (directory / "DONE").exists()
+    assert not (directory / "FAILED").exists()
+    assert read("config.json") == resolve(experiment)
+    assert read("arm.json") == {"experiment": name, "arm": "arm", "seed": 3}
+    assert read("env.json").keys() == {
+        "commit", "dirty", "versions", "python", "devices", "hardware", "command",
+    }  # fmt: skip
+    summary = read("summary.json")
+    assert summary == outcome.metrics
+    assert summary["steps"] == 2
+    assert summary["parameters"] > 10_000
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    logged = {key: value for line in lines for key, value in line.items()}
+    assert logged["step"] == 2
+    assert {"train/loss", "train/accuracy", "train/learning_rate"} <= logged.keys()
+    assert all(np.isfinite(value) for value in logged.values())
+    promised = set(module.TABLE.metrics) if hasattr(module, "TABLE") else {"test/accuracy"}
+    assert promised <= summary.keys()
+    assert promised <= logged.keys()
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == ["2"]
+    splits = experiment.data.eval_splits
+    pictures = {"curve.png", *(f"confusion_{split}.png" for split in splits)}
+    assert {path.name for path in directory.glob("*.png")} == pictures
+    previews = {f"{split}_predictions.png" for split in splits}
+    assert {path.name for path in (directory / "previews").iterdir()} == previews
+    for path in directory.rglob("*.png"):
+        with Image.open(path) as picture:
+            assert np.asarray(picture.convert("L")).std() > 5, f"{path} is blank"
+
+
+SMALL = """
+import flax.linen as nn
+
+class Linear(nn.Module):
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+
+linear = Linear()
+"""
+
+
+def test_an_ablation_from_sweep_to_report(tmp_path, monkeypatch, capsys):
+    """All arms of a real one, with a network that compiles in a moment."""
+    name = "mnist_focal_longtail"
+    (tmp_path / "small_model_of_a_test.py").write_text(SMALL)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "set_up", lambda runtime: None)
+    smaller = [
+        "task.model=small_model_of_a_test:linear", "data.source=synthetic", "data.batch=16",
+        "data.eval_batch=512", "loop.duration=2 steps", "loop.previews=0",
+    ]  # fmt: skip
+
+    def opsin(*arguments: str) -> int:
+        with pytest.raises(SystemExit) as exited:
+            cli.main(arguments)
+        return exited.value.code
+
+    assert opsin("sweep", name, "--quiet", "--seeds", "1", *smaller) == 0
+    assert f"done; now: opsin report {name}" in capsys.readouterr().out
+    assert opsin("report", name) == 0
+    arms = [arm.name for arm in catalogue.arms(catalogue.find(name))]
+    rows = read_rows(tmp_path / "results" / f"{name}.jsonl")
+    assert [(row.arm, row.seed) for row in rows] == [(arm, 0) for arm in arms]
+    assert {row.status for row in rows} == {"done"}
+    assert len({row.id for row in rows}) == len(rows)
+    table = (tmp_path / "results" / f"{name}.md").read_text()
+    assert capsys.readouterr().out == f"{table}\nresults\n"
+    assert catalogue.claim(catalogue.experiments()[name]) in table
+    for arm in arms:
+        assert f"| `{arm}` | 1 of 3 |" in table  # two seeds are missing, and it says so
+        assert f"- `{arm}`: missing seed 1; missing seed 2" in table
+    assert {path.suffix for path in (tmp_path / "results").iterdir()} == {
+        ".jsonl", ".csv", ".md", ".png",
+    }  # fmt: skip
+    assert opsin("report", name, "--check") == 0
+    (tmp_path / "results" / f"{name}.csv").write_text("by hand")
+    assert opsin("report", name, "--check") == 1
+    assert f"opsin: {name}.csv is not what its data give" in capsys.readouterr().err

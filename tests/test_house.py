@@ -1,0 +1,220 @@
+"""The house keeps its own rules: docs/design.md and README.md, executed."""
+
+import ast
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from experiments import catalogue
+from experiments.config import identity, override, parse_all
+
+HOUSE = Path(__file__).parents[1]
+ROOM = re.compile(r"^\| `(\w+)/` \|.*\| ([^|]+) \|$", re.MULTILINE)
+DESIGN = ROOM.findall((HOUSE / "docs" / "design.md").read_text())
+ROOMS = [name for name, _ in DESIGN if (HOUSE / name).is_dir() and name not in ("results", "tests")]
+
+
+def files(*rooms: str) -> list[Path]:
+    return sorted(path for room in rooms for path in (HOUSE / room).rglob("*.py"))
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of what a file imports, anywhere in it: ``train.loop.fit``."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write imports in full"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def allowed(room: str) -> set[str]:
+    """The rooms that a room may import, by the table of the design."""
+    above = [name for name, _ in DESIGN][: [name for name, _ in DESIGN].index(room)]
+    rule = dict(DESIGN)[room]
+    if rule == "everything":
+        return {name for name, _ in DESIGN if name != "tests"}
+    if rule.startswith("all above"):
+        return {*above, room}
+    return {*re.findall(r"`(\w+)`", rule), room}
+
+
+def test_the_table_is_read():
+    assert set(ROOMS) >= {"ops", "losses", "metrics", "models", "data", "train", "experiments"}
+    assert allowed("ops") == {"ops"}
+    assert allowed("losses") == {"ops", "losses"}
+    assert allowed("train") == {"ops", "losses", "metrics", "models", "data", "train"}
+    packages = {path.parent.name for path in HOUSE.glob("*/__init__.py")}
+    assert packages == set(ROOMS)  # no room that the design does not know
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_point_up_the_table_only(room):
+    every = {name for name, _ in DESIGN}
+    wrong = [
+        f"{path.relative_to(HOUSE)} imports {name}"
+        for path in files(room)
+        for name in imports(path)
+        if name.partition(".")[0] in every - allowed(room)
+    ]
+    assert wrong == []
+
+
+def test_array_mathematics_needs_array_libraries_only():
+    libraries = {name.partition(".")[0] for path in files("ops") for name in imports(path)}
+    standard = {"collections", "functools", "itertools", "math", "typing"}
+    assert libraries - standard <= {"jax", "jaxtyping", "numpy", "dm_pix", "ops"}
+
+
+def test_nothing_private_is_imported():
+    private = [
+        f"{path.relative_to(HOUSE)} imports {name}"
+        for path in files(*ROOMS, "tests")
+        for name in imports(path)
+        if any(part.startswith("_") and not part.endswith("__") for part in name.split("."))
+    ]
+    reached = [
+        f"{path.relative_to(HOUSE)}, line {node.lineno}"
+        for path in files(*ROOMS, "tests")
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute) and node.attr == "_src"
+    ]
+    assert private + reached == []
+
+
+def test_no_drawer_for_odds_and_ends():
+    vague = re.compile(r"(^|_)(utils?|helpers?|misc|common|tools|legacy|v2)(_|$)")
+    names = [path for path in files(*ROOMS, "tests") if vague.search(path.stem)]
+    folders = [path for room in (*ROOMS, "tests") for path in (HOUSE / room).rglob("*/")]
+    assert names + [path for path in folders if vague.search(path.name)] == []
+
+
+def test_no_file_is_long():
+    lengths = {
+        path.relative_to(HOUSE): len(path.read_text().splitlines()) for path in files(*ROOMS)
+    }
+    assert {path: lines for path, lines in lengths.items() if lines > 400} == {}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_all_that_is_public_is_documented(room):
+    bare = []
+    for path in files(room):
+        module = tree(path)
+        public = [
+            node
+            for node in module.body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        ]
+        bare += [
+            f"{path.relative_to(HOUSE)}: {getattr(node, 'name', 'module')}"
+            for node in [module, *public]
+            if not ast.get_docstring(node)
+        ]
+    assert bare == []
+
+
+CHECKS = ("raises", "warns", "fail", "check_grads", "debug_nans")
+
+
+def asserts(function: ast.FunctionDef, module: ast.Module) -> bool:
+    """Whether a test can fail: by assert, an expected exception, or a function that asserts."""
+    helpers = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assert):
+            return True
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func).rpartition(".")[2]
+        of_a_process = any(word.arg == "check" for word in node.keywords) and name == "run"
+        if name.startswith("assert") or name in CHECKS or of_a_process:
+            return True
+        helper = helpers.get(name)
+        if helper is not None and helper is not function and asserts(helper, module):
+            return True
+    return False
+
+
+def test_every_test_can_fail():
+    vacuous = [
+        f"{path.relative_to(HOUSE)}: {node.name}"
+        for path in files("tests")
+        for module in [tree(path)]
+        for node in ast.walk(module)
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test")
+        if not asserts(node, module)
+    ]
+    assert vacuous == []
+
+
+def test_each_room_has_tests_under_its_name():
+    untested = [room for room in ROOMS if room != "benchmarks" and not files(f"tests/{room}")]
+    assert untested == []
+
+
+# What the README promises.
+
+README = (HOUSE / "README.md").read_text()
+PAGES = {"README.md": README} | {
+    name: ast.get_docstring(tree(path)) or "" for name, path in catalogue.experiments().items()
+}
+
+
+def test_the_readme_names_commands_that_make_knows():
+    named = set(re.findall(r"`make ([a-z]+)|^make ([a-z]+)", README, re.MULTILINE))
+    wanted = {one or other for one, other in named}
+    assert {"run", "test", "check"} <= wanted
+    for target in sorted(wanted):
+        done = subprocess.run(
+            ["make", "--dry-run", target], cwd=HOUSE, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+
+COMMANDS = [
+    (page, command)
+    for page, text in PAGES.items()
+    for command in re.findall(
+        r"(?:`|^ *|&& |[A-Z_]+=\S+ )(opsin [a-z][^`\n&]*)", text, re.MULTILINE
+    )
+    if "NAME" not in command
+]
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_documented_commands_name_what_is_there(page, command):
+    _, verb, *rest = shlex.split(command)
+    assert verb in ("list", "run", "sweep", "report", "inspect")
+    positional = [word for word in rest if not word.startswith("-")]
+    if not positional:
+        return
+    name, *overrides = positional
+    module = catalogue.find(name)
+    assert override(module.config(), parse_all(overrides)) is not None
+    assert verb != "report" or hasattr(module, "TABLE")
+
+
+def test_commands_are_found():
+    assert len([page for page, _ in COMMANDS if page == "README.md"]) >= 8
+
+
+def test_the_experiment_that_the_readme_explains_is_the_one_that_runs():
+    module = catalogue.find("digits_lenet")
+    (code,) = re.findall(r"```python\n(def config.*?)```", README, re.DOTALL)
+    scope = dict(vars(module))
+    exec(code, scope)
+    assert identity(scope["config"]()) == identity(module.config())
+
+
+def test_every_file_that_the_documents_link_to_exists():
+    linked = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert linked
+    assert [path for path in linked if not (HOUSE / path).exists()] == []
