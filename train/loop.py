@@ -24,7 +24,7 @@ from train.experiment import Experiment
 from train.feed import Feed
 from train.logging import Console, JsonLines, MetricsLog, NonFiniteError, Writer, read_lines
 from train.program import Program, build
-from train.sharding import batch_sharding
+from train.sharding import batch_sharding, batch_shards
 from train.state import State
 from train.tasks.task import SettingError
 
@@ -154,8 +154,11 @@ def evaluate(
 ) -> dict[str, dict[str, Metric]]:
     """Metric states over a whole set: ``split`` → states, and ``split_ema`` for the moving average.
 
-    States are added on the host in 64 bits, so that neither padding nor batch size shows in them.
+    States are added on the host in 64 bits, so that neither padding nor batch size shows in them:
+    the batch is rounded up to what the devices can share.
     """
+    shards = batch_shards(program.mesh)
+    batch = -(-batch // shards) * shards
     variables = {split: (state.params, state.mutable)}
     if state.ema is not None:
         variables[f"{split}_ema"] = (state.ema["params"], state.ema["mutable"])

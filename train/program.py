@@ -75,7 +75,6 @@ def build(
         raise SettingError(f"loop.ema_decay={loop.ema_decay} is not in [0, 1)")
     mesh = make_mesh(experiment.parallel)
     check_batch(data.batch, mesh, loop.accumulate)
-    check_batch(data.eval_batch, mesh, name="data.eval_batch")
     steps = in_steps(loop.duration, steps_per_epoch)
     if steps < 1:
         raise SettingError(f"loop.duration={loop.duration!r} is less than one step")

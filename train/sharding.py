@@ -61,16 +61,23 @@ def make_mesh(parallel: Parallel, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def check_batch(batch: int, mesh: Mesh, accumulate: int = 1, name: str = "data.batch") -> None:
+def batch_shards(mesh: Mesh) -> int:
+    """The number of devices that share a batch."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_batch(batch: int, mesh: Mesh, accumulate: int = 1) -> None:
     """Raises DeviceError unless every device gets the same number of images in every microbatch."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = batch_shards(mesh)
     if batch % (shards * accumulate):
         parts = f"{shards} devices" + (
             f" times {accumulate} microbatches" if accumulate > 1 else ""
         )
         lower = batch // (shards * accumulate) * shards * accumulate
         nearest = lower or shards * accumulate
-        raise DeviceError(f"{name}={batch} does not divide by {parts}: try {name}={nearest}")
+        raise DeviceError(
+            f"data.batch={batch} does not divide by {parts}: try data.batch={nearest}"
+        )
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:

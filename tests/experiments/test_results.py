@@ -1,0 +1,22 @@
+"""What is committed in results/ is of the experiments as they stand."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments import catalogue
+from experiments.config import identity
+from experiments.rows import read_rows
+from experiments.sweep import expand
+
+RESULTS = sorted((Path(__file__).parents[2] / "results").glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_every_run_is_one_of_the_sweep_by_its_id(path: Path):
+    module = catalogue.find(path.stem)
+    planned = {
+        (run.arm, run.seed): identity(run.experiment)
+        for run in expand(module.config(), catalogue.arms(module), module.TABLE.seeds)
+    }
+    assert {(row.arm, row.seed): row.id for row in read_rows(path)} == planned

@@ -1,0 +1,44 @@
+"""What a scheduler does to a run: SIGTERM, and the same command again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HOUSE = Path(__file__).parents[2]
+COMMAND = [
+    *(sys.executable, "-m", "experiments", "run", "digits_lenet", "--quiet"),
+    *("data.batch=16", "data.augment=()", "loop.log_every=1 step", "loop.previews=0"),
+]
+
+
+def test_sigterm_saves_and_exits_0_and_the_same_command_goes_on(tmp_path: Path):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    command = [*COMMAND, "loop.duration=100000 steps", f"--workdir={tmp_path}"]
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command, cwd=HOUSE, env=environment, stdout=subprocess.PIPE, text=True
+        )
+
+    def steps_logged() -> int:
+        return sum(len(f.read_text().splitlines()) for f in tmp_path.glob("*/*/metrics.jsonl"))
+
+    saved = []
+    for _ in range(2):
+        process, before = start(), steps_logged()
+        while steps_logged() < before + 5:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert "saved; the same command goes on from there" in output
+        (directory,) = (tmp_path / "digits_lenet").iterdir()
+        assert output.splitlines()[-1] == str(directory)
+        assert not (directory / "DONE").exists()
+        saved.append(max(int(p.name) for p in (directory / "checkpoints").glob("[0-9]*")))
+        assert f"stopped at step {saved[-1]}" in output
+    assert saved[1] > saved[0] >= 5
