@@ -39,7 +39,7 @@ def tfds(name: str, split: str, *, data_dir: str | os.PathLike[str] | None = Non
         data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     ).expanduser()
     build = (
-        f'pip install "opsin[prepare]" && tfds build {name} '
+        f"pip install -e '.[prepare]' && tfds build {name} "
         f"--file_format=array_record --data_dir={root}"
     )
     if not (root / name.partition(":")[0]).is_dir():

@@ -72,20 +72,25 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run in Weights & Biases; ``WANDB_MODE=offline`` keeps it in the run's directory."""
+    """A run in Weights & Biases; ``WANDB_MODE=offline`` keeps it in the run's directory.
+
+    Raises:
+        LoggingError: if wandb is not installed, or does not start.
+    """
 
     def __init__(self, directory: Path, name: str, config: Mapping[str, Any]):
         try:
             import wandb
         except ModuleNotFoundError as error:
-            raise LoggingError("--wandb needs the extra: pip install 'opsin[wandb]'") from error
-        self._run = wandb.init(
-            project="opsin",
-            id=f"{name.replace('/', '-')}",
-            dir=directory,
-            config=dict(config),
-            resume="allow",
-        )
+            raise LoggingError("--wandb needs the extra: pip install -e '.[wandb]'") from error
+        try:
+            self._run = wandb.init(
+                project="opsin", id=name, dir=directory, config=dict(config), resume="allow"
+            )
+        except wandb.Error as error:
+            raise LoggingError(
+                f"--wandb: {error} Or keep the run in its directory: WANDB_MODE=offline"
+            ) from error
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs the metrics at their step."""

@@ -124,7 +124,7 @@ def test_a_missing_set_says_where_it_was_looked_for_and_how_to_get_it(prepared, 
         assert f'no data set "mnist" in {root}, which holds' in message
         assert held in message
         assert "set TFDS_DATA_DIR" in message
-        assert 'pip install "opsin[prepare]" && tfds build mnist' in message
+        assert "pip install -e '.[prepare]' && tfds build mnist" in message
         assert f"--file_format=array_record --data_dir={root}" in message
         assert "\n" not in message
 

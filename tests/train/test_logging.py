@@ -87,6 +87,17 @@ def test_weights_and_biases_works_offline(tmp_path: Path, monkeypatch: pytest.Mo
     assert b"train/loss" in recorded.read_bytes()
 
 
+def test_without_a_key_the_error_says_what_to_do(tmp_path: Path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+
+    def init(**options):
+        raise wandb.Error("No API key configured.")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(LoggingError, match=r"No API key.* WANDB_MODE=offline"):
+        WeightsAndBiases(tmp_path, "digits_lenet-abc", {})
+
+
 def test_without_the_extra_the_error_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(LoggingError, match=r"pip install"):
