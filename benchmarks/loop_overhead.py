@@ -13,6 +13,7 @@ import resource
 import statistics
 import tempfile
 import time
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def bare(experiment: Experiment, steps: int) -> float:
     """Seconds a step of the compiled program, called in a plain Python loop."""
     data = experiment.data
     feed = Feed(open_training(experiment), data.batch, experiment.seed, data.resident_megabytes)
-    program = build(experiment, feed.batch, feed.examples / data.batch, feed.fetch)
+    program = build(experiment, feed.batch, Fraction(feed.examples, data.batch), feed.fetch)
     store = feed.store(program.mesh)
     dispatch = program.compile(store, feed.abstract_items(1, program.mesh))
     state, items = program.init(), feed.take(1, 1, program.mesh)

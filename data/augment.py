@@ -78,11 +78,18 @@ def normalize(batch: Batch, mean: float | Sequence[float], std: float | Sequence
     """Subtracts `mean` and divides by `std`, one number or one a channel, in units of [0, 1].
 
     Raises:
-      ValueError: a standard deviation is not positive.
+      ValueError: a standard deviation is not positive, or there are neither one nor as many numbers
+        as channels.
     """
     if np.any(np.asarray(std) <= 0):
         raise ValueError(f"normalize: std must be positive, got {std}")
     images = _images(batch)
+    for name, numbers in (("mean", mean), ("std", std)):
+        if np.size(numbers) not in (1, images.shape[-1]):
+            raise ValueError(
+                f"normalize: {name} has {np.size(numbers)} numbers, "
+                f"images {images.shape[-1]} channels"
+            )
     centred = images - jnp.asarray(mean, images.dtype)
     return {**batch, "image": centred / jnp.asarray(std, images.dtype)}
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data.examples import labels
+from data.selection import long_tail
 from data.sources import open_source
 from experiments.catalogue import find
 from experiments.config import override, resolve
@@ -50,6 +51,13 @@ def test_real_sets_have_their_known_sizes(name, sizes, shape, per_class):
     assert train.records[0]["image"].shape == shape
     counts = np.bincount(labels(train), minlength=10)
     assert {c: int(counts[c]) for c in per_class} == per_class
+
+
+def test_the_long_tail_of_mnist_has_the_size_that_its_experiment_states():
+    needs("mnist")
+    kept = long_tail(labels(open_source("tfds:mnist", "train")), imbalance=100)
+    module = find("mnist_focal_longtail")
+    assert f"{len(kept):,} images" in (module.__doc__ or "")
 
 
 def test_lenet_learns_mnist_in_one_epoch(tmp_path: Path):

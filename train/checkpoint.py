@@ -7,10 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from train.paths import flatten
 from train.state import State
 
 
@@ -152,10 +152,10 @@ class Checkpoints:
 
     def _damaged(self, path: Path, error: Exception) -> CheckpointError:
         older = [step for step in self._manager.all_steps() if step != int(path.name)]
-        way_out = (
-            f"delete it to go on from step {max(older)}" if older else "delete it to start again"
+        way_out = f"to go on from step {max(older)}" if older else "to start from the beginning"
+        return CheckpointError(
+            f"checkpoint {path} cannot be read ({_one_line(error)}): move it away {way_out}"
         )
-        return CheckpointError(f"checkpoint {path} is damaged ({_one_line(error)}): {way_out}")
 
     def save_error(self, error: Exception) -> SaveError:
         """What to raise when something of the run could not be written."""
@@ -173,9 +173,11 @@ def _one_line(error: Exception) -> str:
 
 
 def _shapes(state: PyTree) -> dict[str, str]:
-    """Path → ``float32[3, 3]`` of the model's variables."""
-    leaves = flatten({"params": state.params, "mutable": state.mutable})
-    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves.items()}
+    """Path → ``float32[3, 3]`` of every array of the state."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
 
 
 def _leaves(tree: Any, path: str = "") -> dict[str, Any]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
+from fractions import Fraction
 
 
 class DurationError(ValueError):
     """A duration that cannot be read."""
 
 
-def in_steps(duration: str, steps_per_epoch: float) -> int:
+def in_steps(duration: str, steps_per_epoch: Fraction) -> int:
     """The number of optimiser steps in a duration.
 
     Args:
         duration: a number and a unit, such as ``"500 steps"``, ``"1 step"`` or ``"0.5 epochs"``.
-        steps_per_epoch: examples in the training set over the global batch, not rounded.
+        steps_per_epoch: examples in the training set over the global batch, exact.
 
     Raises:
         DurationError: if the text is anything else.
@@ -22,10 +24,10 @@ def in_steps(duration: str, steps_per_epoch: float) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) (step|epoch)s?", duration)
     if match is None:
         raise DurationError(f"duration {duration!r}: write '20 epochs' or '500 steps'")
-    amount, unit = float(match[1]), match[2]
+    amount, unit = Fraction(match[1]), match[2]
     if unit == "epoch":
         # A started step counts: two epochs never show an example less than twice.
-        return -int(-amount * steps_per_epoch // 1)
-    if amount != int(amount):
+        return math.ceil(amount * steps_per_epoch)
+    if amount.denominator != 1:
         raise DurationError(f"duration {duration!r}: steps are whole")
     return int(amount)

@@ -67,6 +67,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    class_names = class_names or [str(index) for index in range(classes)]
     if classes <= 25:
         axes.set_xticks(range(classes), class_names, rotation=45, ha="right")
         axes.set_yticks(range(classes), class_names)
@@ -125,7 +126,8 @@ def image_grid(
 def class_caption(label: np.ndarray, class_names: Sequence[str]) -> str:
     """The name of a class, or the shares of a soft label: ``cat 0.7 dog 0.3``."""
     if np.ndim(label) == 0:
-        return class_names[int(label)]
+        return class_names[int(label)] if class_names else str(label)
+    class_names = class_names or [str(index) for index in range(len(label))]
     parts = [(share, name) for share, name in zip(label, class_names, strict=True) if share > 0.005]
     if len(parts) == 1:
         return parts[0][1]

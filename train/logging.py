@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -189,8 +190,9 @@ class MetricsLog:
 
     def close(self) -> None:
         """Closes every writer."""
-        for writer in self._writers:
-            writer.close()
+        with ExitStack() as stack:  # all of them, even if one cannot write its last line
+            for writer in self._writers:
+                stack.callback(writer.close)
 
     def _work_off(self) -> None:
         step, count, stacked, flush = self._pending.popleft()
@@ -221,8 +223,9 @@ class NonFiniteError(RuntimeError):
 
 def _check_finite(metrics: Mapping[str, Metric], steps_before: int) -> None:
     """Raises NonFiniteError, which names the first step with such a term, and the term."""
-    # The total and the gradient are not finite because a term is: they come last.
-    names = sorted(metrics, key=lambda name: (name == "gradient_norm", name == "loss", name))
+    # The total and the norms are not finite because a term is: they come last.
+    last = ("loss", "gradient_norm", "parameter_norm")
+    names = sorted(metrics, key=lambda name: (last.index(name) + 1 if name in last else 0, name))
     broken = [
         (int(np.argmin(np.isfinite(metric.total))), order, name)
         for order, name in enumerate(names)
@@ -232,8 +235,8 @@ def _check_finite(metrics: Mapping[str, Metric], steps_before: int) -> None:
         index, _, name = min(broken)
         value = float(metrics[name].total[index])  # pyright: ignore[reportAttributeAccessIssue]
         raise NonFiniteError(
-            f"train/{name} is {value} at step {steps_before + index + 1}: "
-            "lower optimizer.learning_rate or set optimizer.clip_norm"
+            f"train/{name} is {value} at step {steps_before + index + 1}: lower "
+            "optimizer.learning_rate, set optimizer.clip_norm, or look for labels out of range"
         )
 
 

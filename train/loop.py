@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,9 @@ from train.program import Program, build
 from train.sharding import batch_sharding, batch_shards
 from train.state import State
 from train.tasks.task import SettingError
+
+# The disk is full, over quota or read-only; or the file is too large, or not ours.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES)
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ def fit(
     experiment.task.check(examples.class_names)
     feed = Feed(examples, data.batch, experiment.seed, data.resident_megabytes)
     held_out = {name: _open_held_out(experiment, split) for name, split in data.eval_splits.items()}
-    steps_per_epoch = feed.examples / data.batch
+    steps_per_epoch = Fraction(feed.examples, data.batch)
     program = build(experiment, feed.batch, steps_per_epoch, feed.fetch)
     log_at, evaluate_at, save_at = (
         _Every(name, in_steps(getattr(loop, name), steps_per_epoch), program.steps)
@@ -124,14 +130,17 @@ def fit(
             curve = figures.training_curve(directory / "metrics.jsonl")
             figures.save(curve, directory / "curve.png")
         except NonFiniteError as error:
+            checkpoints.wait()
             good = checkpoints.latest()
             kept = "there is no checkpoint before it" if good is None else f"step {good} is saved"
             raise NonFiniteError(f"{error}; {kept} in {checkpoints.directory}") from None
         except OSError as error:  # a full disk shows first wherever it is written to first
+            if error.errno not in UNWRITABLE:
+                raise
             raise checkpoints.save_error(error) from error
         finally:
             log.close()
-    final = _last_evaluation(directory / "metrics.jsonl")
+    final = last_evaluation(directory / "metrics.jsonl")
     sizes = {"steps": step, "parameters": sum(x.size for x in jax.tree.leaves(state.params))}
     return Result(True, step, final | sizes | {"seconds": time.monotonic() - began})
 
@@ -164,15 +173,18 @@ def evaluate(
         variables[f"{split}_ema"] = (state.ema["params"], state.ema["mutable"])
     pending: dict[str, list[dict[str, Metric]]] = {name: [] for name in variables}
     sharding = batch_sharding(program.mesh)
-    for host in pipeline.eval_batches(examples, batch=batch):
+    for index, host in enumerate(pipeline.eval_batches(examples, batch=batch)):
         device = jax.device_put(host, sharding)
         for name, (params, mutable) in variables.items():
-            pending[name].append(program.evaluate(params, mutable, device))
+            states = program.evaluate(params, mutable, device, np.int32(index))
+            pending[name].append(states)
+            # One batch late: the device is busy meanwhile, and holds no more than two.
+            pending[name] = [_merged(pending[name][:-1]), states] if index else [states]
     return {name: _merged(states) for name, states in pending.items()}
 
 
 def _merged(states: list[dict[str, Metric]]) -> dict[str, Metric]:
-    """Sums states leaf by leaf on the host."""
+    """Sums states on the host."""
     on_host = [{name: to_host(metric) for name, metric in state.items()} for state in states]
     return jax.tree.map(lambda *leaves: sum(leaves), *on_host)
 
@@ -231,12 +243,12 @@ def _open_held_out(
     return examples, materialize(examples) if fits else examples
 
 
-def _last_evaluation(metrics: Path) -> dict[str, float]:
-    """The last value of every number that is not of training."""
+def last_evaluation(metrics: Path) -> dict[str, float]:
+    """The last value of every number that is not of training; NaN where it was none."""
     last: dict[str, float] = {}
     for line in read_lines(metrics):
-        last |= {name: x for name, x in line.items() if name != "step" and x is not None}
-    return {name: value for name, value in last.items() if not name.startswith("train/")}
+        last |= {name: math.nan if x is None else x for name, x in line.items()}
+    return {n: x for n, x in last.items() if n != "step" and not n.startswith("train/")}
 
 
 class _Every:

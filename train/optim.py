@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -132,8 +133,8 @@ class Optimizer:
         schedule: ``(peak, steps, warmup) -> step -> learning rate``.
         warmup: a duration, e.g. ``"5 epochs"``, of linear warm-up from zero.
         weight_decay: strength of the decay.
-        no_decay: paths (regular expressions) that are not decayed. Arrays with fewer than two axes
-            (biases, scales of norms) never are.
+        no_decay: paths (regular expressions) that are not decayed. Only kernels are at all: not
+            biases, scales of norms, positions or tokens, whatever their number of axes.
         clip_norm: largest global norm of the gradient, or None.
         freeze: paths that are not trained: no gradient is computed for them.
         lr_scale: ``(pattern, factor)`` pairs; the first pattern found in a path scales its updates.
@@ -151,7 +152,7 @@ class Optimizer:
     lr_scale: tuple[tuple[str, float | tuple[float, ...]], ...] = ()
 
     def build(
-        self, steps: int, steps_per_epoch: float
+        self, steps: int, steps_per_epoch: Fraction
     ) -> tuple[optax.GradientTransformation, Schedule]:
         """The transformation of gradients and its schedule, for a run of ``steps`` steps."""
         warmup = in_steps(self.warmup, steps_per_epoch)
@@ -163,10 +164,10 @@ class Optimizer:
         return optax.chain(*parts), schedule
 
     def decay_mask(self, params: PyTree) -> PyTree:
-        """True where weight decay acts."""
+        """True where weight decay acts: by name, since a scan gives biases two axes."""
         mask = {
-            path: jnp.ndim(value) > 1 and not any(re.search(p, path) for p in self.no_decay)
-            for path, value in flatten(params).items()
+            path: path.endswith("kernel") and not any(re.search(p, path) for p in self.no_decay)
+            for path in flatten(params)
         }
         return unflatten(mask)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -15,9 +18,11 @@ from jaxtyping import Array, Key, PyTree
 from data import augment
 from train.durations import in_steps
 from train.experiment import Experiment
+from train.optim import Optimizer
+from train.paths import flatten
 from train.pmap import AXIS, make_pmap_dispatch
 from train.sharding import batch_sharding, check_batch, make_mesh, replicated, state_sharding
-from train.state import State
+from train.state import State, stream
 from train.step import Metrics, init_state, make_dispatch, make_step
 from train.tasks.task import Batch, Preview, SettingError
 
@@ -31,7 +36,7 @@ class Program:
         state: shapes and shardings of the state.
         init: ``() -> State``, born sharded.
         compile: ``(store, items) -> dispatch``; see ``train.step.make_dispatch``.
-        evaluate: ``(params, mutable, batch) -> metric states``.
+        evaluate: ``(params, mutable, batch, index of the batch) -> metric states``.
         preview: ``(params, mutable, batch) -> {name: Preview}``.
         steps: the length of the run.
     """
@@ -40,7 +45,7 @@ class Program:
     state: State
     init: Callable[[], State]
     compile: Callable[[PyTree, PyTree], Callable[..., tuple[State, Metrics]]]
-    evaluate: Callable[[PyTree, PyTree, Batch], Metrics]
+    evaluate: Callable[[PyTree, PyTree, Batch, Any], Metrics]
     preview: Callable[[PyTree, PyTree, Batch], dict[str, Preview]]
     steps: int
 
@@ -48,7 +53,7 @@ class Program:
 def build(
     experiment: Experiment,
     batch: Mapping[str, jax.ShapeDtypeStruct],
-    steps_per_epoch: float,
+    steps_per_epoch: Fraction,
     fetch: Callable[[PyTree, PyTree], Batch],
 ) -> Program:
     """Lays an experiment out on the devices. Nothing is compiled or allocated yet.
@@ -64,6 +69,13 @@ def build(
     """
     task, data, loop = experiment.task, experiment.data, experiment.loop
     pmap = loop.strategy == "pmap"
+    if experiment.seed < 0 or data.eval_batch < 1 or loop.previews < 0:
+        raise SettingError("seed and loop.previews are at least 0, and data.eval_batch at least 1")
+    for split in data.eval_splits:
+        if split == "train" or split.removesuffix("_ema") in data.eval_splits.keys() - {split}:
+            raise SettingError(
+                f"data.eval_splits: {split!r} is also the name of other metrics; choose another"
+            )
     if loop.steps_per_dispatch < 1 or loop.accumulate < 1:
         raise SettingError("loop.steps_per_dispatch and loop.accumulate are at least 1")
     if pmap and (loop.steps_per_dispatch > 1 or experiment.parallel.fsdp > 1):
@@ -79,25 +91,23 @@ def build(
     if steps < 1:
         raise SettingError(f"loop.duration={loop.duration!r} is less than one step")
     transform, schedule = experiment.optimizer.build(steps, steps_per_epoch)
-    prepare = partial(_prepare, data.mean, data.std)
+    key = jax.random.key(experiment.seed)
 
     def prepare_training(key: Key[Array, ""], batch: Batch) -> Batch:
         batch = augment.apply(key, augment.scale(batch), data.augment)
         return augment.normalize(batch, data.mean, data.std)
 
-    init = partial(
-        init_state,
-        task,
-        transform,
-        experiment.optimizer,
-        key=jax.random.key(experiment.seed),
-        ema=loop.ema_decay is not None,
-    )
-    sample = {name: jnp.zeros((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
-    try:
-        shapes = jax.eval_shape(init, prepare(sample))
-    except ValueError as error:  # a model says which images it takes
-        raise SettingError(f"task.model and the data do not fit: {error}") from error
+    def prepare(batch: Batch) -> Batch:
+        return augment.normalize(augment.scale(batch), data.mean, data.std)
+
+    def init() -> State:
+        sample = {name: jnp.zeros((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+        ema = loop.ema_decay is not None
+        return init_state(task, transform, experiment.optimizer, prepare(sample), key, ema=ema)
+
+    with _traced("the model and its images"):
+        shapes = jax.eval_shape(init)
+    _check_patterns(experiment.optimizer, shapes.params)
     shardings = state_sharding(shapes, mesh, experiment.parallel.min_shard_size)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -131,24 +141,24 @@ def build(
             donate_argnums=0,
         )
         count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+        with _traced("the training step"):
+            lowered = jitted.lower(state, store, items, count)
         # Compiled ahead of time: another shape raises instead of compiling again unseen.
-        return jitted.lower(state, store, items, count).compile()
-
-    key = jax.random.key(0)  # evaluation draws the same numbers every time
+        return lowered.compile()
 
     @jax.jit
-    def evaluate(params: PyTree, mutable: PyTree, batch: Batch) -> Metrics:
-        return task.evaluate(params, mutable, prepare(batch), key)
+    def evaluate(params: PyTree, mutable: PyTree, batch: Batch, index: Array) -> Metrics:
+        return task.evaluate(params, mutable, prepare(batch), stream(key, index, "evaluate"))
 
     @jax.jit
     def preview(params: PyTree, mutable: PyTree, batch: Batch) -> dict[str, Preview]:
-        pictures = task.preview(params, mutable, prepare(batch), key)
+        pictures = task.preview(params, mutable, prepare(batch), stream(key, 0, "preview"))
         return {name: _unnormalized(p, data.mean, data.std) for name, p in pictures.items()}
 
     return Program(
         mesh=mesh,
         state=state,
-        init=lambda: jax.jit(init, out_shardings=shardings)(prepare(sample)),
+        init=jax.jit(init, out_shardings=shardings),
         compile=compile,
         evaluate=evaluate,
         preview=preview,
@@ -156,8 +166,27 @@ def build(
     )
 
 
-def _prepare(mean: tuple[float, ...], std: tuple[float, ...], batch: Batch) -> Batch:
-    return augment.normalize(augment.scale(batch), mean, std)
+@contextmanager
+def _traced(what: str) -> Iterator[None]:
+    """Turns what a model or an augmentation says of its options into one line for the user."""
+    try:
+        yield
+    except ValueError as error:
+        raise SettingError(f"{what} cannot be traced: {error} (--trace shows where)") from error
+
+
+def _check_patterns(optimizer: Optimizer, params: PyTree) -> None:
+    """Raises SettingError for a pattern that is found in no path: it would do nothing, silently."""
+    paths = list(flatten(params))
+    scaled = tuple(pattern for pattern, _ in optimizer.lr_scale)
+    patterns = {"freeze": optimizer.freeze, "no_decay": optimizer.no_decay, "lr_scale": scaled}
+    for name, given in patterns.items():
+        for pattern in given:
+            if not any(re.search(pattern, path) for path in paths):
+                near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)[0]
+                raise SettingError(
+                    f"optimizer.{name}: no parameter has {pattern!r} in its path; there is {near!r}"
+                )
 
 
 def _unnormalized(preview: Preview, mean: tuple[float, ...], std: tuple[float, ...]) -> Preview:

@@ -75,6 +75,13 @@ def split_frozen(params: PyTree, freeze: tuple[str, ...]) -> tuple[PyTree, PyTre
     )
 
 
+def keep_frozen(old: PyTree, new: PyTree, freeze: tuple[str, ...]) -> PyTree:
+    """The new variables, but the old ones where a pattern is found in the path."""
+    if not freeze:
+        return new
+    return join_frozen(split_frozen(new, freeze)[0], split_frozen(old, freeze)[1])
+
+
 def join_frozen(trained: PyTree, frozen: PyTree) -> PyTree:
     """The inverse of ``split_frozen``."""
     return unflatten(flatten(trained) | flatten(frozen))

@@ -17,6 +17,7 @@ from train.state import (
     ema_decay_at,
     ema_update,
     join_frozen,
+    keep_frozen,
     split_frozen,
     stream,
 )
@@ -72,7 +73,7 @@ def make_step(
         schedule: the learning rate by step, for the log.
         prepare: augmentation and scaling, ``(key, batch) -> batch``.
         freeze: paths that are not trained. They enter the gradient as constants, so that XLA does
-            no backward work for them.
+            no backward work for them; running statistics under these paths stay too.
         ema_decay: decay of the moving average, or None.
         accumulate: microbatches that the batch is cut into; gradients are averaged over them.
         axis_name: under pmap, the axis to average over.
@@ -127,14 +128,18 @@ def make_step(
             grads = jax.lax.pmean(grads, axis_name)
             mutable = jax.lax.pmean(mutable, axis_name)
             metrics = jax.lax.psum(metrics, axis_name)
+        mutable = keep_frozen(state.mutable, mutable, freeze)
         updates, opt_state = transform.update(grads, state.opt_state, trained)
-        params = join_frozen(optax.apply_updates(trained, updates), frozen)
+        trained = optax.apply_updates(trained, updates)
+        params = join_frozen(trained, frozen)
         ema = state.ema
         if ema_decay is not None:
             decay = ema_decay_at(state.step, ema_decay)
             ema = ema_update(ema, {"params": params, "mutable": mutable}, decay)
         metrics |= {
             "gradient_norm": Mean.from_values(optax.tree.norm(grads)[None]),
+            # Finite exactly if the new parameters are: what is saved next is known to be sound.
+            "parameter_norm": Mean.from_values(optax.tree.norm(trained)[None]),
             "learning_rate": Mean.from_values(jnp.asarray(schedule(state.step), jnp.float32)[None]),
         }
         state = replace(
@@ -171,21 +176,3 @@ def make_dispatch(step: Step, fetch: Callable[[PyTree, PyTree], Batch], length: 
         return jax.lax.fori_loop(0, count, body, (state, history))
 
     return one if length == 1 else several
-
-
-def make_evaluate(task: Task, prepare: Callable[[Batch], Batch]) -> Callable:
-    """``(params, mutable, key, batch) -> metric states`` over the valid images of a batch."""
-
-    def evaluate(params: PyTree, mutable: PyTree, key: Key[Array, ""], batch: Batch) -> Metrics:
-        return task.evaluate(params, mutable, prepare(batch), key)
-
-    return evaluate
-
-
-def make_preview(task: Task, prepare: Callable[[Batch], Batch]) -> Callable:
-    """``(params, mutable, key, batch) -> {name: Preview}``."""
-
-    def preview(params: PyTree, mutable: PyTree, key: Key[Array, ""], batch: Batch):
-        return task.preview(params, mutable, prepare(batch), key)
-
-    return preview

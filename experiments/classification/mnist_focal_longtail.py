@@ -5,7 +5,7 @@ and background. Here it meets an imbalance between classes: an exponential long 
 2019, arXiv:1901.05555) in which digit 0 has 100 times the images of digit 9. It is compared to
 plain cross-entropy and to cross-entropy with weights inversely proportional to the class sizes.
 The test set is balanced, as it comes. Head and tail are the three largest and smallest classes.
-Small: LeNet-5, about 13,400 images, 15 epochs. There is no table in a paper to compare to.
+Small: LeNet-5, 14,694 images, 15 epochs. There is no table in a paper to compare to.
 
     opsin sweep mnist_focal_longtail
     opsin report mnist_focal_longtail

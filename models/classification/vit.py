@@ -50,7 +50,9 @@ class EncoderBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "batch tokens width"], *, train: bool = False
     ) -> Float[Array, "batch tokens width"]:
-        """Tokens of the same shape."""
+        """Tokens of the same shape. Raises ValueError unless the heads divide the width."""
+        if x.shape[-1] % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide a width of {x.shape[-1]}")
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         xavier = nn.initializers.xavier_uniform()
         drop = nn.Dropout(self.dropout, deterministic=not train)

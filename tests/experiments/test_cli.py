@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,6 +25,7 @@ from experiments.runs import directory_of
 from models.classification.lenet import LeNet5
 from models.classification.vit import ViT
 from train.experiment import Data, Experiment, Loop
+from train.loop import Result as Stopped
 from train.optim import Optimizer, constant, sgd
 from train.tasks.classify import Classify
 
@@ -245,7 +247,6 @@ def folder_of_images(root: Path, classes: int = 2, count: int = 3) -> Path:
         ("run tiny loop.log_every=1.5steps", "duration '1.5steps': write"),
         ("run tiny optimizer.warmup=0.5_steps", "duration '0.5 steps': steps are whole"),
         ("run tiny data.batch=20", "data.batch=20 does not divide by 8 devices: try data.batch=16"),
-        ("run tiny data.eval_batch=9", "data.eval_batch=9 does not divide by 8 devices: try"),
         ("run tiny parallel.data=64", "64 x 1 = 64 devices, there are 8: lower parallel.data"),
         ("run tiny parallel.fsdp=3", "parallel.fsdp=3 does not divide the 8 devices here"),
         ("run tiny loop.ema_decay=2", "loop.ema_decay=2.0 is not in [0, 1)"),
@@ -258,7 +259,7 @@ def folder_of_images(root: Path, classes: int = 2, count: int = 3) -> Path:
         ("run tiny task.model.num_classes=5", "set task.model.num_classes=4"),
         ("sweep tiny --index 2 --of 2", "--index 2 --of 2: the index counts from 0 to 1"),
         ("sweep tiny seed=4", "slow with seed 1 and slow with seed 0 are one and the same run"),
-        ("report digits_lenet", "digits_lenet has no TABLE to report"),
+        ("report tiny", "tiny has no TABLE to report: opsin run tiny prints its numbers"),
         ("report mnist_lenet", "no run of the sweep has ended in runs/mnist_lenet"),
         ("report", "no README.md to put the results in"),
         # argparse speaks like the rest.
@@ -410,13 +411,36 @@ def test_a_run_that_failed_may_be_repeated(opsin, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(experiments.runs, "fit", full)
-        with pytest.raises(RuntimeError):  # not a user's mistake: it keeps its trace
+        # Not a user's mistake: it keeps its trace, and must not keep the directory locked with it.
+        with pytest.raises(RuntimeError) as kept:
             cli.main(["run", "tiny", "--quiet"])
     directory = directory_of("tiny", config(), Path("runs"))
     assert (directory / "FAILED").read_text() == "RuntimeError: no more memory\n"
     assert opsin("run", "tiny", "--quiet").code == 0
     assert (directory / "DONE").exists()
     assert not (directory / "FAILED").exists()
+    assert str(kept.value) == "no more memory"
+
+
+@pytest.mark.parametrize("command", ["run tiny", "sweep tiny --seeds 1"])
+def test_a_run_that_was_stopped_is_not_done_and_ends_the_sweep(opsin, monkeypatch, command):
+    monkeypatch.setattr(experiments.runs, "fit", lambda *_, **options: Stopped(False, 2, {}))
+    result = opsin(*command.split())
+    assert (result.code, result.err) == (0, "")
+    assert "stopped at step 2, saved; the same command goes on from there\n" in result.out
+    (directory,) = Path("runs/tiny").iterdir()
+    assert not (directory / "DONE").exists()
+    assert not (directory / "summary.json").exists()
+
+
+def test_a_platform_that_is_not_there(opsin, monkeypatch):
+    def devices():
+        raise RuntimeError("Unable to initialize backend 'tpu': no libtpu\nmore")
+
+    monkeypatch.setattr(jax, "devices", devices)
+    result = opsin("run", "tiny", "--platform", "tpu")
+    assert result.code == 2
+    assert "no tpu device here (Unable to initialize backend 'tpu'" in result.complaint()
 
 
 def test_trace_shows_the_trace(opsin):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 
+from data.examples import Examples
 from data.sources import synthetic
 from experiments.config import override, resolve
 from tests.train.conftest import assert_trees_equal, make_tiny
@@ -20,7 +21,7 @@ from tests.train.test_step import lay_out
 from train.checkpoint import Checkpoints
 from train.experiment import Experiment
 from train.logging import JsonLines, NonFiniteError, read_lines
-from train.loop import evaluate, fit
+from train.loop import evaluate, fit, last_evaluation
 from train.optim import sgd
 from train.state import State
 
@@ -83,32 +84,28 @@ def test_killed_and_resumed_is_the_straight_run_bit_for_bit(experiment, straight
     assert len(set(kinds)) == len(kinds)  # no line twice
 
 
-def test_stopped_and_resumed_is_the_straight_run_bit_for_bit(experiment, straight, tmp_path: Path):
-    asked = iter([False, True])
-    stopped = fit(
-        experiment,
-        tmp_path,
-        config=resolve(experiment),
-        stop=lambda: next(asked),
-        progress=False,
-    )
-    assert (stopped.finished, stopped.step) == (False, 2)
-    assert fit(experiment, tmp_path, config=resolve(experiment), progress=False).finished
-    assert_same_run(tmp_path, straight, experiment)
-
-
-def test_an_open_window_of_metrics_outlives_a_stop(tmp_path: Path):
-    """Logged every four steps, stopped after two: the line of step 4 is the mean of all four."""
-    experiment = override(
-        make_tiny(),
-        {"parallel.data": 1, "loop.log_every": "4 steps", "loop.evaluate_every": "6 steps"},
-    )
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"data.resident_megabytes": 0, "loop.steps_per_dispatch": 2},
+        {"parallel.fsdp": 4, "parallel.data": 2, "parallel.min_shard_size": 8},
+        {"parallel.data": 2, "loop.strategy": "pmap"},
+    ],
+    ids=["streamed-two-a-dispatch", "fsdp", "pmap"],
+)
+def test_stopped_and_resumed_is_the_straight_run_bit_for_bit(experiment, layout, tmp_path: Path):
+    """Logged every four steps, so that the open window of metrics outlives the stop as well."""
+    experiment = override(experiment, {**layout, "loop.log_every": "4 steps"})
     config = resolve(experiment)
     fit(experiment, tmp_path / "straight", config=config, progress=False)
     asked = iter([False, True])
-    fit(experiment, tmp_path / "a", config=config, stop=lambda: next(asked), progress=False)
-    fit(experiment, tmp_path / "a", config=config, progress=False)
-    assert lines(tmp_path / "a") == lines(tmp_path / "straight")
+    stopped = fit(
+        experiment, tmp_path / "again", config=config, stop=lambda: next(asked), progress=False
+    )
+    assert not stopped.finished
+    assert 2 <= stopped.step < 6
+    assert fit(experiment, tmp_path / "again", config=config, progress=False).finished
+    assert_same_run(tmp_path / "again", tmp_path / "straight", experiment)
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(experiment, straight, tmp_path: Path):
@@ -194,6 +191,47 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_step_and_checkpo
     assert "step 1 is saved in" in text
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.latest() == 1
+
+
+def test_parameters_that_overflow_in_the_last_step_are_not_saved(tmp_path: Path):
+    """The loss before the update is fine, the gradient too; what they make is not."""
+    experiment = override(
+        make_tiny(),
+        {
+            "parallel.data": 1,
+            "optimizer.method": partial(sgd, momentum=0.0, nesterov=False),
+            "optimizer.learning_rate": 3e38,
+            "optimizer.weight_decay": 1e3,
+            "loop.duration": "1 step",
+        },
+    )
+    with pytest.raises(NonFiniteError, match=r"train/parameter_norm is inf at step 1"):
+        fit(experiment, tmp_path, config=resolve(experiment), progress=False)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest() is None
+
+
+def test_a_number_that_is_none_at_the_end_is_not_replaced_by_an_older_one(tmp_path: Path):
+    log = JsonLines(tmp_path / "metrics.jsonl", 0)
+    log.write(1, {"train/loss": 1.0, "test/nll": 0.5, "test/accuracy": 0.5})
+    log.write(2, {"test/nll": float("nan"), "test/accuracy": 0.1})
+    log.close()
+    final = last_evaluation(tmp_path / "metrics.jsonl")
+    assert np.isnan(final.pop("test/nll"))
+    assert final == {"test/accuracy": 0.1}
+
+
+def test_pictures_do_without_class_names(experiment: Experiment, tmp_path: Path):
+    def nameless(split: str) -> Examples:
+        return replace(experiment.data.source(split), class_names=())
+
+    data = replace(experiment.data, source=nameless)
+    nameless_experiment = override(
+        replace(experiment, data=data), {"loop.duration": "1 step", "loop.previews": 4}
+    )
+    fit(nameless_experiment, tmp_path, config={}, progress=False)
+    assert (tmp_path / "confusion_test.png").exists()
+    assert (tmp_path / "previews" / "test_predictions.png").exists()
 
 
 def test_the_term_that_broke_is_named_before_the_total(tmp_path: Path):

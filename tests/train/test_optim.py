@@ -1,13 +1,17 @@
 """Schedules, masks and scales in closed form."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from models.classification.vit import ViT
 from train.durations import DurationError, in_steps
 from train.optim import Optimizer, adamw, constant, cosine, lamb, lars, lion, sgd, staircase
+from train.paths import flatten
 
 PARAMS = {
     "layer": {"kernel": jnp.full((3, 4), 2.0), "bias": jnp.full((4,), 2.0)},
@@ -22,13 +26,18 @@ ZEROS = jax.tree.map(jnp.zeros_like, PARAMS)
     [("500 steps", 500), ("1 step", 1), ("2 epochs", 5), ("0.5 epochs", 2), ("1 epoch", 3)],
 )
 def test_durations_are_converted_with_every_started_step_counted(text: str, steps: int):
-    assert in_steps(text, 40 / 16) == steps
+    assert in_steps(text, Fraction(40, 16)) == steps
 
 
 @pytest.mark.parametrize("text", ["", "5", "5 hours", "1.5 steps", "-1 epochs", "5epochs"])
 def test_a_duration_that_cannot_be_read_shows_how_to_write_one(text: str):
     with pytest.raises(DurationError, match=r"duration '.*': "):
-        in_steps(text, 2.5)
+        in_steps(text, Fraction(5, 2))
+
+
+def test_epochs_are_exact_where_floats_would_round_up():
+    assert in_steps("30 epochs", Fraction(50_000, 96)) == 15_625
+    assert in_steps("15 epochs", Fraction(1000, 30)) == 500
 
 
 def test_constant_warms_up_linearly():
@@ -54,7 +63,7 @@ def test_weight_decay_leaves_biases_norms_and_excluded_paths_alone(method):
     optimizer = Optimizer(
         method=method, learning_rate=0.1, schedule=constant, weight_decay=0.5, no_decay=("head",)
     )
-    transform, _ = optimizer.build(10, 1.0)
+    transform, _ = optimizer.build(10, Fraction(1))
     updates, _ = transform.update(ZEROS, transform.init(PARAMS), PARAMS)
     assert (updates["layer"]["kernel"] < 0).all()
     for untouched in (
@@ -65,6 +74,17 @@ def test_weight_decay_leaves_biases_norms_and_excluded_paths_alone(method):
         assert (untouched == 0).all()
 
 
+def test_weight_decay_knows_kernels_by_name_in_layers_stacked_by_a_scan():
+    """There biases and scales have two axes; and positions have two anyway."""
+    model = ViT(depth=2, width=8, mlp_width=8, heads=2, patch=4, num_classes=3)
+    images = jnp.zeros((1, 8, 8, 1))
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), images))["params"]
+    mask = flatten(Optimizer().decay_mask(params))
+    assert {path.rpartition("/")[2] for path, decays in mask.items() if decays} == {"kernel"}
+    kept = {path.rpartition("/")[2] for path, decays in mask.items() if not decays}
+    assert kept == {"bias", "scale", "class_token", "positions"}
+
+
 def test_sgd_decay_is_l2_and_adamw_decay_is_decoupled():
     gradients = jax.tree.map(jnp.ones_like, PARAMS)
     for method, expected in (
@@ -72,7 +92,7 @@ def test_sgd_decay_is_l2_and_adamw_decay_is_decoupled():
         (adamw, -0.1 * (1.0 + 0.5 * 2.0)),  # Adam's first step is ±1
     ):
         optimizer = Optimizer(method=method, learning_rate=0.1, schedule=constant, weight_decay=0.5)
-        transform, _ = optimizer.build(10, 1.0)
+        transform, _ = optimizer.build(10, Fraction(1))
         updates, _ = transform.update(gradients, transform.init(PARAMS), PARAMS)
         np.testing.assert_allclose(updates["layer"]["kernel"], expected, rtol=1e-5)
 
@@ -81,7 +101,7 @@ def test_clipping_bounds_the_global_norm():
     optimizer = Optimizer(
         method=sgd, learning_rate=1.0, schedule=constant, clip_norm=0.5, weight_decay=0.0
     )
-    transform, _ = optimizer.build(10, 1.0)
+    transform, _ = optimizer.build(10, Fraction(1))
     gradients = jax.tree.map(lambda x: 100.0 * jnp.ones_like(x), PARAMS)
     updates, _ = transform.update(gradients, transform.init(PARAMS), PARAMS)
     assert float(optax.tree.norm(updates)) == pytest.approx(1.9 * 0.5, rel=1e-5)
@@ -94,7 +114,7 @@ def test_learning_rates_scale_by_path_and_along_stacked_layers():
         schedule=constant,
         lr_scale=(("layer/kernel", (1.0, 0.5, 0.25)), ("layer", 0.1), ("head", 0.0)),
     )
-    transform, _ = optimizer.build(10, 1.0)
+    transform, _ = optimizer.build(10, Fraction(1))
     gradients = jax.tree.map(jnp.ones_like, PARAMS)
     updates, _ = transform.update(gradients, transform.init(PARAMS), PARAMS)
     np.testing.assert_allclose(updates["layer"]["kernel"][:, 0], [-1.9, -0.95, -0.475], rtol=1e-6)

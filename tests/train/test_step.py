@@ -1,6 +1,7 @@
 """The step is one function, however it is laid out: devices, strategy, microbatches, dispatch."""
 
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data.augment import random_crop
 from experiments.config import override
 from losses.classification import cross_entropy_loss
 from tests.train.conftest import Tiny, assert_trees_close, assert_trees_equal
@@ -25,7 +27,7 @@ def lay_out(experiment: Experiment) -> tuple[Feed, Program]:
     """Images and program; nothing is compiled."""
     data = experiment.data
     feed = Feed(open_training(experiment), data.batch, experiment.seed, data.resident_megabytes)
-    return feed, build(experiment, feed.batch, feed.examples / data.batch, feed.fetch)
+    return feed, build(experiment, feed.batch, Fraction(feed.examples, data.batch), feed.fetch)
 
 
 def run(experiment: Experiment, steps: int = 3) -> tuple[list[State], dict[str, list[float]]]:
@@ -124,6 +126,13 @@ def test_four_microbatches_are_one_batch(tiny_one_device: Experiment, devices: i
     assert_same_run(run(override(experiment, {"loop.accumulate": 4}), steps=2), whole)
 
 
+def test_what_an_augmentation_says_of_its_options_is_one_line(tiny_one_device: Experiment):
+    crop = partial(random_crop, padding=-1)
+    feed, program = lay_out(override(tiny_one_device, {"data.augment": (crop,)}))
+    with pytest.raises(SettingError, match=r"the training step cannot be traced: .*padding"):
+        program.compile(feed.store(program.mesh), feed.abstract_items(1, program.mesh))
+
+
 def test_frozen_parameters_stay_and_cost_no_backward_work(tiny_one_device: Experiment):
     def flops(experiment: Experiment) -> float:
         feed, program = lay_out(experiment)
@@ -136,6 +145,7 @@ def test_frozen_parameters_stay_and_cost_no_backward_work(tiny_one_device: Exper
     for name in ("conv", "norm", "hidden"):
         assert_trees_equal(first.params[name], after.params[name])
     assert not np.array_equal(first.params["head"]["kernel"], after.params["head"]["kernel"])
+    assert_trees_equal(first.mutable, after.mutable)  # nor do running statistics move
     momenta = [x for x in jax.tree.leaves(after.opt_state) if x.ndim > 1]
     assert [x.shape for x in momenta] == [(16, 4)]  # no optimiser state but the head's
     # Forward work stays; the backward pass ends at the head.
@@ -198,6 +208,14 @@ def test_l2_is_a_named_term_of_the_loss(tiny_one_device: Experiment):
         ({"loop.strategy": "pmap", "parallel.fsdp": 2}, "parallel.fsdp=1"),
         ({"loop.accumulate": 0}, "at least 1"),
         ({"loop.ema_decay": 1.0}, "loop.ema_decay=1.0"),
+        ({"loop.duration": "0 steps"}, "less than one step"),
+        ({"seed": -1}, "seed"),
+        ({"data.eval_batch": 0}, "data.eval_batch"),
+        ({"data.eval_splits": {"train": "train"}}, "'train' is also the name of other metrics"),
+        ({"data.eval_splits": {"a": "test", "a_ema": "test"}}, "'a_ema' is also"),
+        ({"data.mean": (0.1, 0.2)}, "mean has 2 numbers, images 1 channels"),
+        ({"optimizer.freeze": ("bakbone",)}, "no parameter has 'bakbone' in its path"),
+        ({"optimizer.lr_scale": (("headd", 0.1),)}, "there is 'head/"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(tiny_one_device: Experiment, overrides, text: str):
