@@ -1,6 +1,7 @@
 """Data sets by name, and the two that need no files: handwritten digits and a synthetic set."""
 
 import difflib
+import inspect
 
 import numpy as np
 
@@ -30,6 +31,13 @@ def open_source(source: str | Source, split: str) -> Examples:
       DataError: if the source or the split is unknown, or the data cannot be read.
     """
     if callable(source):
+        try:
+            inspect.signature(source).bind(split)
+        except TypeError as error:
+            raise DataError(
+                f"a source is called with a split alone, and {source} wants otherwise ({error}): "
+                "bind its options with functools.partial"
+            ) from error
         return source(split)
     match source.partition(":"):
         case ("digits", "", ""):

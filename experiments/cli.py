@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from experiments.runtime import Runtime, require, set_up
 
 if TYPE_CHECKING:
     from experiments.report import Report
-    from experiments.runs import Options
+    from experiments.runs import Options, Outcome
     from train.experiment import Experiment
 
 RESULTS = Path("results")
@@ -150,13 +151,15 @@ def _run(options: argparse.Namespace) -> int:
     outcome = execute(options.name, arm, experiment, _run_options(options))
     if not outcome.finished:
         print(f"stopped at step {outcome.step}, saved; the same command goes on from there")
+    if outcome.trained_before:
+        print(f"trained before; to train it again: rm -r {outcome.directory}")
     for name, value in outcome.metrics.items():
         if name.count("/") == 1:
             print(f"{name:<24} {value:.4f}")
     for picture in sorted(outcome.directory.glob("*.png")):
         print(picture)
     print(outcome.directory)
-    return 0
+    return _after_signal(outcome)
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -184,9 +187,9 @@ def _sweep(options: argparse.Namespace) -> int:
             print(f"  failed: {error}", file=sys.stderr)
             failed.append(run)
             continue
-        if not outcome.finished:
+        if outcome.signal is not None:
             print(f"stopped at step {outcome.step}, saved; the same command goes on from there")
-            return 0
+            return _after_signal(outcome)
     if failed:
         names = ", ".join(f"{run.arm} (seed {run.seed})" for run in failed)
         print(f"opsin: {len(failed)} of {len(mine)} runs failed: {names}", file=sys.stderr)
@@ -196,14 +199,23 @@ def _sweep(options: argparse.Namespace) -> int:
     return 0
 
 
+def _after_signal(outcome: Outcome) -> int:
+    """130 after Ctrl-C, as a shell expects; 0 otherwise, for a scheduler's SIGTERM too."""
+    return 130 if outcome.signal == signal.SIGINT else 0
+
+
 def _report(options: argparse.Namespace) -> int:
+    set_up(Runtime())  # before the experiments, which import jax
     from experiments import report
     from experiments.rows import collect
+    from experiments.sweep import identity_of
 
     if options.name:
         chosen = _table_of(options.name)
         if not options.check:
-            rows = collect(options.workdir / options.name, chosen.arms)
+            module = catalogue.find(options.name)
+            of = identity_of(module.config(), catalogue.arms(module))
+            rows = collect(options.workdir / options.name, chosen.arms, of)
             report.write(rows, chosen, options.results)
             print((options.results / f"{options.name}.md").read_text())
         reports = [chosen]
@@ -223,6 +235,7 @@ def _report(options: argparse.Namespace) -> int:
         for chosen in reports:
             report.derive(chosen, options.results)
         report.update_readme(options.readme, report.readme_table(reports, options.results))
+        print(f"wrote the tables of {len(reports)} experiments, and that of {options.readme}")
     print(options.results)
     return 0
 

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -43,41 +43,37 @@ class Row:
     error: str | None = None
 
 
-def collect(run_dir: Path, arms: Sequence[str]) -> list[Row]:
+def collect(
+    run_dir: Path, arms: Sequence[str], identity_of: Callable[[str, int], str]
+) -> list[Row]:
     """Reads the runs below `run_dir` that ended, sorted by arm and seed.
 
     A folder without `DONE` or `FAILED` gives no row, and the report lists its seed as missing. Runs
-    of arms that are not in `arms` give none either, and a warning is logged.
+    of another config (with overrides, or from before the experiment was changed) give none either:
+    a warning is logged.
 
     Args:
         run_dir: `runs/<experiment>`, with a folder for each run.
         arms: the arms of the sweep, in order.
+        identity_of: (arm, seed) -> the id of that run of the sweep.
 
     Raises:
-        ReportError: no run of these arms has ended, a file is missing or broken, or two runs claim
-            the same arm and seed.
+        ReportError: no run of the sweep has ended, or a file is missing or broken.
     """
     folders = sorted(path for path in run_dir.glob("*") if path.is_dir())
     ended = [_read_run(path) for path in folders if _status(path) is not None]
-    rows = [row for row in ended if row.arm in arms]
-    if strangers := sorted({row.arm for row in ended} - set(arms)):
+    rows = [row for row in ended if row.arm in arms and row.id == identity_of(row.arm, row.seed)]
+    if strangers := sorted({row.id for row in ended} - {row.id for row in rows}):
         logging.getLogger(__name__).warning(
-            "left out the runs in %s whose arm is not in the sweep: %s", run_dir, strangers
+            "left out the runs in %s that are not of the sweep as it stands: %s",
+            run_dir,
+            ", ".join(strangers),
         )
     if not rows:
         raise ReportError(
             f"no run of the sweep has ended in {run_dir} ({len(folders)} folders, {len(ended)} "
             f"ended): run opsin sweep {run_dir.name}"
         )
-    taken: dict[tuple[str, int], Row] = {}
-    for row in rows:
-        other = taken.setdefault((row.arm, row.seed), row)
-        if other is not row:
-            raise ReportError(
-                f"arm {row.arm!r}, seed {row.seed} has two runs in {run_dir}, {other.id} and "
-                f"{row.id}, of different configs: remove the one that does not count, "
-                f"rm -r {run_dir / other.id} or rm -r {run_dir / row.id}"
-            )
     return in_order(rows, arms)
 
 

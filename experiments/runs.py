@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,12 +57,16 @@ class Outcome:
         finished: False if it was stopped before its last step.
         metrics: the final numbers; empty if it was stopped.
         step: steps taken.
+        trained_before: True if it was finished already, and is only read.
+        signal: the signal that came meanwhile, or None.
     """
 
     directory: Path
     finished: bool
     metrics: dict[str, Any] = field(default_factory=dict)
     step: int = 0
+    trained_before: bool = False
+    signal: int | None = None
 
 
 def directory_of(name: str, experiment: Experiment, workdir: Path) -> Path:
@@ -83,7 +87,8 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
         _write_json(directory / "arm.json", place)
         if (directory / "DONE").exists():
             metrics = json.loads((directory / "summary.json").read_text())
-            return Outcome(directory, True, metrics, int(metrics["steps"]))
+            steps = int(metrics["steps"])
+            return Outcome(directory, True, metrics, steps, trained_before=True)
         (directory / "FAILED").unlink(missing_ok=True)
         config = resolve(experiment)
         _write_json(directory / "config.json", config)
@@ -99,12 +104,14 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                     progress=options.progress,
                 )
         except Exception as error:
-            replace_text(directory / "FAILED", f"{type(error).__name__}: {error}\n")
+            with suppress(OSError):  # the disk may be full: that is what ``error`` says then
+                replace_text(directory / "FAILED", f"{type(error).__name__}: {error}\n")
             raise
         if result.finished:
             _write_json(directory / "summary.json", result.metrics)
             replace_text(directory / "DONE", "")
-        return Outcome(directory, result.finished, result.metrics, result.step)
+        came = stopped[0] if stopped else None
+        return Outcome(directory, result.finished, result.metrics, result.step, signal=came)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,13 +59,16 @@ def expand(
     return planned
 
 
+def identity_of(experiment: Experiment, arms: Sequence[Arm]) -> Callable[[str, int], str]:
+    """``(arm, seed) -> id`` of the runs of a sweep without overrides."""
+    changes = {arm.name: arm.overrides for arm in arms}
+    return lambda arm, seed: identity(override(experiment, {**changes[arm], "seed": seed}))
+
+
 def arm_of(experiment: Experiment, base: Experiment, arms: Sequence[Arm]) -> str:
     """The arm that an experiment is a run of, under whatever seed; ``"custom"`` if of none."""
-    target = identity(experiment)
-    for arm in arms:
-        if identity(override(base, {**arm.overrides, "seed": experiment.seed})) == target:
-            return arm.name
-    return "custom"
+    target, of = identity(experiment), identity_of(base, arms)
+    return next((a.name for a in arms if of(a.name, experiment.seed) == target), "custom")
 
 
 def share(planned: Sequence[Planned], index: int, of: int) -> Iterator[Planned]:

@@ -120,6 +120,8 @@ class Console:
             # Logs of jobs are files: a line a minute is enough there.
             mininterval=0.2 if sys.stderr.isatty() else 30.0,
         )
+        if enabled and step:
+            self._bar.write(f"going on from step {step} of {total}", file=sys.stderr)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Moves the bar; evaluations stay on the screen as lines."""

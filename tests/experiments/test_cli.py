@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -124,7 +125,10 @@ def test_run_trains_and_names_its_directory_last(opsin):
 def test_a_finished_run_is_only_read(opsin, monkeypatch):
     first = opsin("run", "tiny", "--quiet")
     monkeypatch.setattr(experiments.runs, "fit", None)  # calling it would raise
-    assert opsin("run", "tiny", "--quiet") == first
+    again = opsin("run", "tiny", "--quiet")
+    directory = first.out.splitlines()[-1]
+    said = f"trained before; to train it again: rm -r {directory}\n"
+    assert again == (0, said + first.out, "")
 
 
 def test_overrides_may_stand_anywhere(opsin):
@@ -385,22 +389,22 @@ def test_a_directory_takes_one_run_at_a_time(opsin):
     assert opsin("run", "tiny", "--quiet").code == 0
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(opsin):
-    arguments = ("run", "tiny", "--quiet", "optimizer.learning_rate=1e30")
+def test_numbers_that_are_not_finite_stop_the_run(opsin):
+    arguments = ("run", "tiny", "--quiet", "optimizer.learning_rate=1e15")
     result = opsin(*arguments)
     assert result.code == 1
     directory = directory_of(
-        "tiny", override(config(), {"optimizer.learning_rate": 1e30}), Path("runs")
+        "tiny", override(config(), {"optimizer.learning_rate": 1e15}), Path("runs")
     )
     said = re.fullmatch(
-        r"opsin: train/loss is (inf|nan) at step 2: lower optimizer.learning_rate or set "
-        r"optimizer.clip_norm; step 1 is saved in (\S+)",
+        r"opsin: (train/\w+ is (?:inf|nan) at step 2: lower optimizer.learning_rate.*); "
+        r"step 1 is saved in (\S+)",
         result.complaint(),
     )
     assert said
     assert Path(said[2]) == (directory / "checkpoints").absolute()
     assert [p.name for p in (directory / "checkpoints").iterdir()] == ["1"]
-    assert (directory / "FAILED").read_text().startswith("NonFiniteError: train/loss is")
+    assert (directory / "FAILED").read_text().startswith(f"NonFiniteError: {said[1]}")
     assert not (directory / "DONE").exists()
     assert opsin(*arguments) == result  # from step 1 on it goes wrong in the same way
 
@@ -423,10 +427,18 @@ def test_a_run_that_failed_may_be_repeated(opsin, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["run tiny", "sweep tiny --seeds 1"])
-def test_a_run_that_was_stopped_is_not_done_and_ends_the_sweep(opsin, monkeypatch, command):
-    monkeypatch.setattr(experiments.runs, "fit", lambda *_, **options: Stopped(False, 2, {}))
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_run_that_was_stopped_is_not_done_and_ends_the_sweep(
+    opsin, monkeypatch, command, number, code
+):
+    def stopped(experiment, directory, *, stop, **options):
+        os.kill(os.getpid(), number)
+        assert stop()
+        return Stopped(False, 2, {})
+
+    monkeypatch.setattr(experiments.runs, "fit", stopped)
     result = opsin(*command.split())
-    assert (result.code, result.err) == (0, "")
+    assert (result.code, result.err) == (code, "")
     assert "stopped at step 2, saved; the same command goes on from there\n" in result.out
     (directory,) = Path("runs/tiny").iterdir()
     assert not (directory / "DONE").exists()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from experiments import catalogue, cli
-from experiments.config import identity, override, resolve
+from experiments.config import identity, override, parse_all, resolve
 from experiments.rows import read_rows
 from experiments.runs import Options, execute
 from experiments.sweep import expand
@@ -157,12 +157,16 @@ def test_an_ablation_from_sweep_to_report(tmp_path, monkeypatch, capsys):
         "data.eval_batch=512", "loop.duration=2 steps", "loop.previews=0",
     ]  # fmt: skip
 
+    module = catalogue.find(name)
+    small = override(module.config(), parse_all(smaller))
+    monkeypatch.setattr(module, "config", lambda: small)
+
     def opsin(*arguments: str) -> int:
         with pytest.raises(SystemExit) as exited:
             cli.main(arguments)
         return exited.value.code
 
-    assert opsin("sweep", name, "--quiet", "--seeds", "1", *smaller) == 0
+    assert opsin("sweep", name, "--quiet", "--seeds", "1") == 0
     assert f"done; now: opsin report {name}" in capsys.readouterr().out
     assert opsin("report", name) == 0
     arms = [arm.name for arm in catalogue.arms(catalogue.find(name))]
