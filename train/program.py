@@ -182,7 +182,13 @@ def _check_patterns(optimizer: Optimizer, params: PyTree) -> None:
     patterns = {"freeze": optimizer.freeze, "no_decay": optimizer.no_decay, "lr_scale": scaled}
     for name, given in patterns.items():
         for pattern in given:
-            if not any(re.search(pattern, path) for path in paths):
+            try:
+                found = any(re.search(pattern, path) for path in paths)
+            except re.error as error:
+                raise SettingError(
+                    f"optimizer.{name}: {pattern!r} is no pattern: {error}"
+                ) from error
+            if not found:
                 near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)[0]
                 raise SettingError(
                     f"optimizer.{name}: no parameter has {pattern!r} in its path; there is {near!r}"

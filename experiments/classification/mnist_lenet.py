@@ -5,6 +5,10 @@ network after 20 passes over the training set without distortions. Ours is not t
 and max-pooling instead of tanh and trainable subsampling, every map connected, AdamW instead of
 stochastic diagonal Levenberg-Marquardt, and digits shifted by up to two pixels.
 
+Theirs 99.05 %; ours 99.30 ± 0.10 % over three seeds, in 7 minutes a seed on two cores of an AMD
+EPYC that other jobs shared (jax 0.10.2). The difference is in what was changed, above all the
+shifts: with distortions the paper reports 99.2 %.
+
     opsin sweep mnist_lenet
     opsin report mnist_lenet
 """

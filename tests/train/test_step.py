@@ -216,6 +216,7 @@ def test_l2_is_a_named_term_of_the_loss(tiny_one_device: Experiment):
         ({"data.mean": (0.1, 0.2)}, "mean has 2 numbers, images 1 channels"),
         ({"optimizer.freeze": ("bakbone",)}, "no parameter has 'bakbone' in its path"),
         ({"optimizer.lr_scale": (("headd", 0.1),)}, "there is 'head/"),
+        ({"optimizer.no_decay": ("(",)}, "'\\(' is no pattern"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(tiny_one_device: Experiment, overrides, text: str):
