@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from train.optim import Optimizer
 from train.paths import flatten
 from train.pmap import AXIS, make_pmap_dispatch
 from train.sharding import batch_sharding, check_batch, make_mesh, replicated, state_sharding
-from train.state import State, stream
+from train.state import State
 from train.step import Metrics, init_state, make_dispatch, make_step
 from train.tasks.task import Batch, Preview, SettingError
 
@@ -91,7 +92,6 @@ def build(
     if steps < 1:
         raise SettingError(f"loop.duration={loop.duration!r} is less than one step")
     transform, schedule = experiment.optimizer.build(steps, steps_per_epoch)
-    key = jax.random.key(experiment.seed)
 
     def prepare_training(key: Key[Array, ""], batch: Batch) -> Batch:
         batch = augment.apply(key, augment.scale(batch), data.augment)
@@ -100,13 +100,15 @@ def build(
     def prepare(batch: Batch) -> Batch:
         return augment.normalize(augment.scale(batch), data.mean, data.std)
 
-    def init() -> State:
+    def init(key: Key[Array, ""]) -> State:
         sample = {name: jnp.zeros((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
         ema = loop.ema_decay is not None
         return init_state(task, transform, experiment.optimizer, prepare(sample), key, ema=ema)
 
     with _traced("the model and its images"):
-        shapes = jax.eval_shape(init)
+        # The key is an argument, so that the compiled programs serve every seed.
+        key = jax.random.key(experiment.seed)
+        shapes = jax.eval_shape(init, key)
     _check_patterns(experiment.optimizer, shapes.params)
     shardings = state_sharding(shapes, mesh, experiment.parallel.min_shard_size)
     state = jax.tree.map(
@@ -148,17 +150,18 @@ def build(
 
     @jax.jit
     def evaluate(params: PyTree, mutable: PyTree, batch: Batch, index: Array) -> Metrics:
-        return task.evaluate(params, mutable, prepare(batch), stream(key, index, "evaluate"))
+        key = jax.random.fold_in(jax.random.key(0), index)  # the same draws every time
+        return task.evaluate(params, mutable, prepare(batch), key)
 
     @jax.jit
     def preview(params: PyTree, mutable: PyTree, batch: Batch) -> dict[str, Preview]:
-        pictures = task.preview(params, mutable, prepare(batch), stream(key, 0, "preview"))
+        pictures = task.preview(params, mutable, prepare(batch), jax.random.key(0))
         return {name: _unnormalized(p, data.mean, data.std) for name, p in pictures.items()}
 
     return Program(
         mesh=mesh,
         state=state,
-        init=jax.jit(init, out_shardings=shardings),
+        init=partial(jax.jit(init, out_shardings=shardings), key),
         compile=compile,
         evaluate=evaluate,
         preview=preview,

@@ -1,4 +1,4 @@
-"""A deeper plain network is worse than a shallower one, even in training; a residual one is not.
+"""From 20 to 56 layers a plain network gets much worse, even in training; what of a residual one?
 
 He et al., 2015, arXiv:1512.03385, Fig. 6 and Table 6: on CIFAR-10 the error of plain networks rises
 from 20 to 56 layers, that of residual networks falls (ResNet-20 91.25 %, ResNet-56 93.03 %).
@@ -10,6 +10,11 @@ the paper's. Every arm sees the same images the same number of times; first_10k 
 10,000 of them. After so few steps the question is how fast a network can be trained, not how good
 it becomes: accuracies are far below the paper's. The images are stored as JPEG, which costs a
 little more.
+
+Ours, three seeds: plain 43.2 to 19.2 %, on training images as on test images, as in the paper;
+residual 52.0 to 48.5 %, so that depth costs a seventh of what it costs without shortcuts but does
+not pay yet: 1,000 steps are too few for the gain that the paper finds after 64,000. One to eleven
+minutes a run, on two cores of an AMD EPYC that other jobs shared.
 
     opsin sweep cifar10_plain_vs_residual
     opsin report cifar10_plain_vs_residual
