@@ -6,7 +6,11 @@ million images; here are 20 to 1,000 digits of 8×8 pixels, balanced over the cl
 (61,706 parameters) meets a ViT of patch 2, depth 4 and width 64 (136,010 parameters), both with the
 same optimiser, schedule, shifts by one pixel, and 1,500 steps of 64 images, so that an arm with
 fewer images repeats them more often. The seed also draws the images. The learning rate was set so
-that the ViT fits 1,000 images (99 % in training).
+that the ViT fits 1,000 images.
+
+Ours, three seeds: the ViT is 26 points behind at 20 images, 17 at 50, 7 at 200 and 3 at 1,000
+(95.4 against 98.4 %). Half a minute to two and a half a run, on two cores of an AMD EPYC that other
+jobs shared. The gap closes as the paper says, at a scale a million times smaller; it is not closed.
 
     opsin sweep digits_vit_vs_cnn
     opsin report digits_vit_vs_cnn
