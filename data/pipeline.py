@@ -35,7 +35,8 @@ def train_indices(
       hold, the number of batches taken; `set_state(state)` continues from there, exactly.
 
     Raises:
-      DataError: if the split is empty, or the batch is below 1 or does not divide.
+      DataError: if the split is empty, the batch is below 1 or does not divide, or the seed is out
+        of range.
     """
     order = _order(n, batch, seed, process_index, process_count)
     # No threads: it is arithmetic, which Python's threads would only slow down.
@@ -108,6 +109,8 @@ def _order(
     n: int, batch: int, seed: int, process_index: int, process_count: int
 ) -> grain.MapDataset[np.ndarray]:
     local = _local_batch(n, batch, process_index, process_count)
+    if not 0 <= seed < 2**32:
+        raise DataError(f"seed={seed}; use 0 to {2**32 - 1}")
     shuffled = grain.MapDataset.range(n).seed(seed).shuffle().repeat()
     # Endless, so it has no remainder to drop; without the flag grain's length overflows at batch 1.
     slices = shuffled.batch(

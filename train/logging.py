@@ -226,7 +226,7 @@ class NonFiniteError(RuntimeError):
 def _check_finite(metrics: Mapping[str, Metric], steps_before: int) -> None:
     """Raises NonFiniteError, which names the first step with such a term, and the term."""
     # The total and the norms are not finite because a term is: they come last.
-    last = ("loss", "gradient_norm", "parameter_norm")
+    last = ("loss", "gradient_norm", "largest_parameter")
     names = sorted(metrics, key=lambda name: (last.index(name) + 1 if name in last else 0, name))
     broken = [
         (int(np.argmin(np.isfinite(metric.total))), order, name)

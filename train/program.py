@@ -70,8 +70,8 @@ def build(
     """
     task, data, loop = experiment.task, experiment.data, experiment.loop
     pmap = loop.strategy == "pmap"
-    if experiment.seed < 0 or data.eval_batch < 1 or loop.previews < 0:
-        raise SettingError("seed and loop.previews are at least 0, and data.eval_batch at least 1")
+    if data.eval_batch < 1 or loop.previews < 0:
+        raise SettingError("loop.previews is at least 0, and data.eval_batch at least 1")
     for split in data.eval_splits:
         if split == "train" or split.removesuffix("_ema") in data.eval_splits.keys() - {split}:
             raise SettingError(
@@ -105,11 +105,12 @@ def build(
         ema = loop.ema_decay is not None
         return init_state(task, transform, experiment.optimizer, prepare(sample), key, ema=ema)
 
+    _check_patterns(experiment.optimizer)
     with _traced("the model and its images"):
         # The key is an argument, so that the compiled programs serve every seed.
         key = jax.random.key(experiment.seed)
         shapes = jax.eval_shape(init, key)
-    _check_patterns(experiment.optimizer, shapes.params)
+    _check_found(experiment.optimizer, list(flatten(shapes.params)))
     shardings = state_sharding(shapes, mesh, experiment.parallel.min_shard_size)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -178,24 +179,31 @@ def _traced(what: str) -> Iterator[None]:
         raise SettingError(f"{what} cannot be traced: {error} (--trace shows where)") from error
 
 
-def _check_patterns(optimizer: Optimizer, params: PyTree) -> None:
-    """Raises SettingError for a pattern that is found in no path: it would do nothing, silently."""
-    paths = list(flatten(params))
+def _patterns(optimizer: Optimizer) -> Iterator[tuple[str, str]]:
+    """Field and pattern of everything in an optimizer that goes by path."""
     scaled = tuple(pattern for pattern, _ in optimizer.lr_scale)
-    patterns = {"freeze": optimizer.freeze, "no_decay": optimizer.no_decay, "lr_scale": scaled}
-    for name, given in patterns.items():
-        for pattern in given:
-            try:
-                found = any(re.search(pattern, path) for path in paths)
-            except re.error as error:
-                raise SettingError(
-                    f"optimizer.{name}: {pattern!r} is no pattern: {error}"
-                ) from error
-            if not found:
-                near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)[0]
-                raise SettingError(
-                    f"optimizer.{name}: no parameter has {pattern!r} in its path; there is {near!r}"
-                )
+    fields = {"freeze": optimizer.freeze, "no_decay": optimizer.no_decay, "lr_scale": scaled}
+    for field, patterns in fields.items():
+        yield from ((field, pattern) for pattern in patterns)
+
+
+def _check_patterns(optimizer: Optimizer) -> None:
+    """Raises SettingError for what is no regular expression."""
+    for field, pattern in _patterns(optimizer):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise SettingError(f"optimizer.{field}: {pattern!r} is no pattern: {error}") from error
+
+
+def _check_found(optimizer: Optimizer, paths: list[str]) -> None:
+    """Raises SettingError for a pattern that is found in no path: it would do nothing, silently."""
+    for field, pattern in _patterns(optimizer):
+        if not any(re.search(pattern, path) for path in paths):
+            near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)[0]
+            raise SettingError(
+                f"optimizer.{field}: no parameter has {pattern!r} in its path; there is {near!r}"
+            )
 
 
 def _unnormalized(preview: Preview, mean: tuple[float, ...], std: tuple[float, ...]) -> Preview:

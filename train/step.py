@@ -139,7 +139,7 @@ def make_step(
         metrics |= {
             "gradient_norm": Mean.from_values(optax.tree.norm(grads)[None]),
             # Finite exactly if the new parameters are: what is saved next is known to be sound.
-            "parameter_norm": Mean.from_values(optax.tree.norm(trained)[None]),
+            "largest_parameter": Mean.from_values(largest(trained)[None]),
             "learning_rate": Mean.from_values(jnp.asarray(schedule(state.step), jnp.float32)[None]),
         }
         state = replace(
@@ -148,6 +148,12 @@ def make_step(
         return state, metrics
 
     return step
+
+
+def largest(tree: PyTree) -> Array:
+    """The largest absolute value in any leaf; NaN if there is one. A norm would overflow first."""
+    maxima = [jnp.max(jnp.abs(leaf)).astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
+    return jnp.max(jnp.stack(maxima))
 
 
 def make_dispatch(step: Step, fetch: Callable[[PyTree, PyTree], Batch], length: int) -> Callable:

@@ -161,3 +161,9 @@ def test_an_empty_split_is_refused_at_once():
         train_indices(0, batch=1, seed=0)
     with pytest.raises(DataError, match="no examples"):
         eval_batches(Examples([]), batch=1)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range_is_named(seed):
+    with pytest.raises(DataError, match=f"seed={seed}; use 0 to 4294967295"):
+        train_indices(10, batch=2, seed=seed)

@@ -143,7 +143,7 @@ def test_each_program_is_compiled_once(experiment: Experiment, tmp_path: Path):
         fit(uneven, tmp_path, config=resolve(uneven), progress=False)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-    for name in ("several", "evaluate", "init_state"):
+    for name in ("several", "evaluate", "init"):
         assert sum(name in function for function in compiled) == 1, compiled
 
 
@@ -205,7 +205,7 @@ def test_parameters_that_overflow_in_the_last_step_are_not_saved(tmp_path: Path)
             "loop.duration": "1 step",
         },
     )
-    with pytest.raises(NonFiniteError, match=r"train/parameter_norm is inf at step 1"):
+    with pytest.raises(NonFiniteError, match=r"train/largest_parameter is inf at step 1"):
         fit(experiment, tmp_path, config=resolve(experiment), progress=False)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.latest() is None
