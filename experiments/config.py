@@ -13,6 +13,7 @@ import math
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
@@ -46,10 +47,8 @@ def parse(text: str) -> tuple[str, Any]:
     path, equals, value = text.partition("=")
     if not equals or not path:
         raise ConfigError(f"{text!r} is not an override: write path=value, as in seed=1")
-    try:
+    with suppress(ValueError, SyntaxError, TypeError):  # then it is a name or a string
         return path, ast.literal_eval(value)
-    except (ValueError, SyntaxError, TypeError):
-        pass
     module, colon, name = value.partition(":")
     if colon and all(part.isidentifier() for part in [*module.split("."), name]):
         try:

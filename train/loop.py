@@ -177,9 +177,8 @@ def evaluate(
         device = jax.device_put(host, sharding)
         for name, (params, mutable) in variables.items():
             states = program.evaluate(params, mutable, device, np.int32(index))
-            pending[name].append(states)
-            # One batch late: the device is busy meanwhile, and holds no more than two.
-            pending[name] = [_merged(pending[name][:-1]), states] if index else [states]
+            # Added up one batch late: the device is busy meanwhile, and holds no more than two.
+            pending[name] = [_merged(pending[name]), states] if index else [states]
     return {name: _merged(states) for name, states in pending.items()}
 
 

@@ -229,9 +229,11 @@ def test_masks_leave_no_nan_on_the_way(loss, logits, labels, soft_labels):
     """Else `jax_debug_nans` would stop at an ignored pixel."""
     keep = labels != 2
     with jax.debug_nans(True):
-        gradient(loss, logits, jnp.where(keep, labels, 255), ignore_label=255)
+        ignored = gradient(loss, logits, jnp.where(keep, labels, 255), ignore_label=255)
         broken = jnp.where(keep[..., None], soft_labels, jnp.inf)
-        gradient(loss, logits, broken, where=keep)
+        masked = gradient(loss, logits, broken, where=keep)
+    assert np.isfinite(ignored).all()
+    assert np.isfinite(masked).all()
 
 
 @pytest.mark.parametrize("loss", SOFTMAX_LOSSES)

@@ -8,9 +8,8 @@ from typing import Any, Protocol
 import flax.struct
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from data.augment import Batch
 from metrics.state import Metric
-
-Batch = dict[str, Array]
 
 
 @flax.struct.dataclass
