@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: run test slow check clean
+.PHONY: run test slow check bench clean
 
 run: $(VENV)/.run
 	$(VENV)/bin/opsin run digits_lenet
@@ -23,6 +23,10 @@ check: $(VENV)/.dev
 	$(VENV)/bin/basedpyright
 	$(MAKE) --no-print-directory test
 
+# A quarter of an hour on two cores, which should have nothing else to do.
+bench: $(VENV)/.bench
+	$(VENV)/bin/python -m benchmarks
+
 clean:
 	rm -rf $(VENV) runs
 
@@ -31,6 +35,11 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) with $(PYTHON) (about a minute)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) -e .
+	@touch $@
+
+# PyTorch's own index has wheels without CUDA, which those of PyPI bring along on Linux.
+$(VENV)/.bench: $(VENV)/.run
+	@$(PIP) -e '.[bench]' --extra-index-url https://download.pytorch.org/whl/cpu
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run

@@ -9,8 +9,10 @@ import argparse
 import logging
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,7 +30,10 @@ RESULTS = Path("results")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 1 a run failed, 2 the user's mistake."""
+    # All that a process did before it came here is to import this file, and costs nothing but CPU.
+    began = time.monotonic() - (time.process_time() if arguments is None else 0.0)
     parser = _parser()
+    parser.set_defaults(began=began)
     options, rest = parser.parse_known_args(arguments)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax and TFDS: we report their errors
     # argparse takes no positional arguments after an option: overrides may stand anywhere.
@@ -59,6 +64,15 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def _steps(text: str) -> tuple[int, int]:
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not first:last, two steps counted from 1, as in 10:12"
+        )
+    return int(first), int(last)
 
 
 def _share(text: str) -> float:
@@ -102,6 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("run", help="train one", parents=[runtime, training])
     _add_name_and_overrides(command)
     command.add_argument("--smoke", action="store_true", help="two steps, to see that it runs")
+    command.add_argument(
+        "--profile", type=_steps, metavar="A:B", help="trace the steps A to B (whole dispatches)"
+    )
     command.set_defaults(command=_run)
 
     command = commands.add_parser("sweep", help="run an ablation", parents=[runtime, training])
@@ -143,12 +160,16 @@ def _list(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     module, base, overrides = _configured(options)
+    experiment = override(base, {**(module.SMOKE if options.smoke else {}), **overrides})
+    # A mistake is answered before these are imported, which takes a moment.
     from experiments.runs import execute
     from experiments.sweep import arm_of
+    from train.profiling import Steps
 
-    experiment = override(base, {**(module.SMOKE if options.smoke else {}), **overrides})
     arm = arm_of(experiment, base, catalogue.arms(module))
-    outcome = execute(options.name, arm, experiment, _run_options(options))
+    profile = Steps(*options.profile) if options.profile else None
+    run_options = replace(_run_options(options), began=options.began, profile=profile)
+    outcome = execute(options.name, arm, experiment, run_options)
     if not outcome.finished:
         print(f"stopped at step {outcome.step}, saved; the same command goes on from there")
     if outcome.trained_before:
@@ -291,6 +312,8 @@ def _run_options(options: argparse.Namespace) -> Options:
 
 def _exit_code(error: Exception) -> int | None:
     """2 for a user's mistake, 1 for a run that failed, None for a bug, which keeps its trace."""
+    if isinstance(error, ConfigError):  # answered at once: the imports below take a moment
+        return 2
     from data.examples import DataError
     from experiments.runs import RunError
     from experiments.table import ReportError
@@ -303,7 +326,7 @@ def _exit_code(error: Exception) -> int | None:
     if isinstance(error, NonFiniteError | SaveError):
         return 1
     mistakes = (
-        ConfigError, DataError, RunError, ReportError, CheckpointError, DurationError,
+        DataError, RunError, ReportError, CheckpointError, DurationError,
         LoggingError, SettingError, DeviceError,
     )  # fmt: skip
     return 2 if isinstance(error, mistakes) else None

@@ -23,6 +23,7 @@ from experiments.config import identity, resolve
 from train.experiment import Experiment
 from train.logging import TensorBoard, WeightsAndBiases, Writer, replace_text
 from train.loop import fit
+from train.profiling import Steps
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
 
@@ -40,12 +41,16 @@ class Options:
         progress: whether to show a bar.
         tensorboard: also write event files.
         wandb: also log to Weights & Biases.
+        began: ``time.monotonic()`` of the command, to measure its start-up; None leaves that out.
+        profile: steps to trace.
     """
 
     workdir: Path = Path("runs")
     progress: bool = True
     tensorboard: bool = False
     wandb: bool = False
+    began: float | None = None
+    profile: Steps | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,8 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
     """Runs an experiment to its end, or goes on with it; a finished one is only read.
 
     Raises:
-        RunError: the directory cannot be written, or another run is live in it.
+        RunError: the directory cannot be written, another run is live in it, or a finished run is
+            to be profiled.
         Exception: whatever training raises; it is also written to ``FAILED``.
     """
     directory = directory_of(name, experiment, options.workdir)
@@ -86,6 +92,11 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
         place = {"experiment": name, "arm": arm, "seed": experiment.seed}
         _write_json(directory / "arm.json", place)
         if (directory / "DONE").exists():
+            if options.profile:
+                raise RunError(
+                    f"{directory} is trained, no step is left to profile: train it in another "
+                    "place with --workdir, or rm -r it first"
+                )
             metrics = json.loads((directory / "summary.json").read_text())
             steps = int(metrics["steps"])
             return Outcome(directory, True, metrics, steps, trained_before=True)
@@ -102,6 +113,8 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                     stop=lambda: bool(stopped),
                     writers=_writers(name, directory, config, options),
                     progress=options.progress,
+                    began=options.began,
+                    profile=options.profile,
                 )
         except Exception as error:
             with suppress(OSError):  # the disk may be full: that is what ``error`` says then

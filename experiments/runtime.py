@@ -48,7 +48,8 @@ def set_up(runtime: Runtime) -> None:
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "JAX_COMPILATION_CACHE_DIR": str(_default_cache()),
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(2 * 1024**3),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        # All programs, the small ones too: a second start compiles nothing.
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     asked: dict[str, str] = {}
     if runtime.platform:

@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from metrics.state import Mean, Metric, compute_all, to_host
+from train.accounting import Work
 
 
 class Writer(Protocol):
@@ -106,8 +107,12 @@ class LoggingError(ValueError):
     """A place for metrics that is not there."""
 
 
+# In the progress bar: name in the log → label.
+SHOWN = {"loss": "loss", "accuracy": "accuracy", "images_per_second": "img/s"}
+
+
 class Console:
-    """A progress bar with loss, accuracy and images a second; evaluations stay above it."""
+    """A progress bar with loss, accuracy and speed; evaluations stay above it."""
 
     def __init__(self, total: int, step: int, enabled: bool):
         self._enabled = enabled
@@ -120,25 +125,30 @@ class Console:
             # Logs of jobs are files: a line a minute is enough there.
             mininterval=0.2 if sys.stderr.isatty() else 30.0,
         )
-        if enabled and step:
-            self._bar.write(f"going on from step {step} of {total}", file=sys.stderr)
+        if step:
+            self.say(f"going on from step {step} of {total}")
+
+    def say(self, text: str) -> None:
+        """Writes a line above the bar, if there is one."""
+        if self._enabled:
+            self._bar.write(text, file=sys.stderr)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Moves the bar; evaluations stay on the screen as lines."""
         shown = {
-            name.removeprefix("train/"): _short(metrics[name])
-            for name in ("train/loss", "train/accuracy", "train/images_per_second")
-            if name in metrics
+            label: _short(metrics[f"train/{name}"])
+            for name, label in SHOWN.items()
+            if f"train/{name}" in metrics
         }
+        if "train/utilization" in metrics:
+            shown["of peak"] = f"{metrics['train/utilization']:.0%}"
         if shown:
-            if "images_per_second" in shown:
-                shown["img/s"] = shown.pop("images_per_second")
             self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step - self._bar.n)
         evaluated = [item for item in metrics.items() if not item[0].startswith("train/")][:4]
-        if evaluated and self._enabled:
+        if evaluated:
             text = "  ".join(f"{name} {_short(value)}" for name, value in evaluated)
-            self._bar.write(f"step {step}: {text}", file=sys.stderr)
+            self.say(f"step {step}: {text}")
 
     def close(self) -> None:
         """Leaves the finished bar on the screen."""
@@ -149,11 +159,11 @@ class MetricsLog:
     """Training metrics, read one dispatch late so that the host never waits for the device.
 
     A line is the mean over all steps since the line before. That window outlives a restart:
-    ``window()`` goes into the checkpoint.
+    ``window()`` goes into the checkpoint. Speed is that of the steps since the clock was started.
     """
 
-    def __init__(self, writers: Sequence[Writer], batch: int, window: list[Any] | None = None):
-        self._writers, self._batch = writers, batch
+    def __init__(self, writers: Sequence[Writer], work: Work, window: list[Any] | None = None):
+        self._writers, self._work = writers, work
         self._pending: deque[tuple[int, int, dict[str, Metric], bool]] = deque()
         self._window = window
         self.start_clock()
@@ -164,7 +174,7 @@ class MetricsLog:
 
     def start_clock(self) -> None:
         """Starts to measure speed anew, after a pause that was not training."""
-        self._since, self._images = time.monotonic(), 0
+        self._since, self._steps = time.monotonic(), 0
 
     def push(self, step: int, count: int, metrics: dict[str, Metric], *, flush: bool) -> None:
         """Takes the metrics of the dispatch that ended at ``step``, and works off the one before.
@@ -208,14 +218,14 @@ class MetricsLog:
         if self._window is not None:
             leaves = [np.add(*pair) for pair in zip(leaves, self._window, strict=True)]
             window = jax.tree.unflatten(structure, leaves)
-        self._images += count * self._batch
+        self._steps += count
         if not flush:
             self._window = [leaf.tolist() for leaf in leaves]
             return
         self._window = None
-        numbers = {f"train/{name}": value for name, value in compute_all(window).items()}
-        speed = self._images / max(time.monotonic() - self._since, 1e-9)
-        self.write(step, numbers | {"train/images_per_second": speed})
+        numbers = compute_all(window)
+        numbers |= self._work.rates(self._steps, time.monotonic() - self._since)
+        self.write(step, {f"train/{name}": value for name, value in numbers.items()})
         self.start_clock()
 
 

@@ -21,13 +21,16 @@ from data.sources import open_source
 from metrics.classification import ConfusionMatrix
 from metrics.state import Metric, compute_all, to_host
 from train import figures
+from train.accounting import measured_work, median_rates
 from train.checkpoint import Checkpoints
 from train.durations import in_steps
 from train.experiment import Experiment
 from train.feed import Feed
 from train.logging import Console, JsonLines, MetricsLog, NonFiniteError, Writer, read_lines
+from train.profiling import Profiler, Steps
 from train.program import Program, build
 from train.sharding import batch_sharding, batch_shards
+from train.startup import StartUp, record_speed
 from train.state import State
 from train.tasks.task import SettingError
 
@@ -42,7 +45,8 @@ class Result:
     Attributes:
         finished: False if it was asked to stop before the last step.
         step: steps taken in all, earlier calls included.
-        metrics: final ``split/metric`` numbers, with ``seconds``, ``steps`` and ``parameters``.
+        metrics: final ``split/metric`` numbers, with ``seconds``, ``steps``, ``parameters``,
+            ``model_flops_per_step`` and the median speed (see ``train.accounting.Work.rates``).
     """
 
     finished: bool
@@ -58,16 +62,21 @@ def fit(
     stop: Callable[[], bool] = lambda: False,
     writers: Sequence[Writer] = (),
     progress: bool = True,
+    began: float | None = None,
+    profile: Steps | None = None,
 ) -> Result:
     """Trains an experiment, or goes on with it from its newest checkpoint.
 
     Args:
         experiment: what to run.
-        directory: of the run; checkpoints, ``metrics.jsonl`` and pictures go there.
+        directory: of the run; checkpoints, ``metrics.jsonl``, ``speed.json`` and pictures go
+            there.
         config: the resolved experiment, kept in the checkpoints and compared on restoring.
         stop: asked after each dispatch; when True, the state is saved and ``fit`` returns.
         writers: more places for the metrics.
         progress: whether to show a bar.
+        began: ``time.monotonic()`` of the command, if its start-up is to be measured as well.
+        profile: steps to trace.
 
     Raises:
         DataError, DeviceError, DurationError, SettingError: the experiment asks for what cannot be.
@@ -76,17 +85,25 @@ def fit(
         NonFiniteError: a term of the loss is not finite.
     """
     data, loop, length = experiment.data, experiment.loop, experiment.loop.steps_per_dispatch
+    clock = StartUp(began)
     examples = open_training(experiment)
     experiment.task.check(examples.class_names)
     feed = Feed(examples, data.batch, experiment.seed, data.resident_megabytes)
     held_out = {name: _open_held_out(experiment, split) for name, split in data.eval_splits.items()}
     steps_per_epoch = Fraction(feed.examples, data.batch)
+    clock.lap("data")
     program = build(experiment, feed.batch, steps_per_epoch, feed.fetch)
     log_at, evaluate_at, save_at = (
         _Every(name, in_steps(getattr(loop, name), steps_per_epoch), program.steps)
         for name in ("log_every", "evaluate_every", "checkpoint_every")
     )
-    began = time.monotonic()
+    store = feed.store(program.mesh)
+    shapes = feed.abstract_items(length, program.mesh)
+    flops = program.flops(store, shapes)
+    clock.lap("tracing")
+    work = measured_work(data.batch, flops, program.mesh.size)
+    clock.lap("peak")
+    trained_since = time.monotonic()
     with Checkpoints(directory / "checkpoints") as checkpoints:
         window = None
         if checkpoints.latest() is None:
@@ -95,20 +112,27 @@ def fit(
             state, metadata = checkpoints.restore(program.state, config)
             feed.seek(metadata["position"])
             window = metadata["window"]
-            began -= metadata["seconds"]
+            trained_since -= metadata["seconds"]
         step = int(state.step)
+        clock.lap("state")
+        profiler = Profiler(profile, directory / "profile", done=step, total=program.steps)
         lines = JsonLines(directory / "metrics.jsonl", step)
         console = Console(program.steps, step, progress)
-        log = MetricsLog([lines, console, *writers], data.batch, window)
+        log = MetricsLog([lines, console, *writers], work, window)
         try:
-            store = feed.store(program.mesh)
-            dispatch = program.compile(store, feed.abstract_items(length, program.mesh))
+            dispatch = program.compile(store, shapes)
+            clock.lap("compilation")
             log.start_clock()
             while step < program.steps:
                 count = min(length, *(at.next(step) - step for at in (evaluate_at, save_at)))
                 items = feed.take(count, length, program.mesh)
+                profiler.before(step, count, state)
                 state, metrics = dispatch(state, store, items, np.int32(count))
                 step += count
+                profiler.after(step, state)
+                if clock.finish(state):
+                    record_speed(directory / "speed.json", clock, work)
+                    console.say(clock.line())
                 stopping = stop()
                 evaluating, saving = evaluate_at(step), save_at(step) or stopping
                 log.push(step, count, metrics, flush=log_at.within(step, count))
@@ -120,7 +144,7 @@ def fit(
                     _draw(program, state, source, states, directory, name, loop.previews)
                 if saving:
                     now = {"position": feed.position(), "window": log.window()}
-                    seconds = time.monotonic() - began
+                    seconds = time.monotonic() - trained_since
                     checkpoints.save(state, {"config": config, "seconds": seconds, **now})
                 if evaluating or saving:
                     log.start_clock()
@@ -139,10 +163,15 @@ def fit(
                 raise
             raise checkpoints.save_error(error) from error
         finally:
+            profiler.close()
             log.close()
-    final = last_evaluation(directory / "metrics.jsonl")
-    sizes = {"steps": step, "parameters": sum(x.size for x in jax.tree.leaves(state.params))}
-    return Result(True, step, final | sizes | {"seconds": time.monotonic() - began})
+    final = last_evaluation(directory / "metrics.jsonl") | {
+        "steps": step,
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "model_flops_per_step": work.flops,
+        "seconds": time.monotonic() - trained_since,
+    }
+    return Result(True, step, final | median_rates(read_lines(directory / "metrics.jsonl")))
 
 
 def open_training(experiment: Experiment) -> Examples:

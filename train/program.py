@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
 from data import augment
+from train.accounting import model_flops
 from train.durations import in_steps
 from train.experiment import Experiment
 from train.optim import Optimizer
@@ -36,6 +38,7 @@ class Program:
         mesh: the devices.
         state: shapes and shardings of the state.
         init: ``() -> State``, born sharded.
+        flops: ``(store, items) -> FLOPs of one step``; see ``train.accounting.model_flops``.
         compile: ``(store, items) -> dispatch``; see ``train.step.make_dispatch``.
         evaluate: ``(params, mutable, batch, index of the batch) -> metric states``.
         preview: ``(params, mutable, batch) -> {name: Preview}``.
@@ -45,6 +48,7 @@ class Program:
     mesh: Mesh
     state: State
     init: Callable[[], State]
+    flops: Callable[[PyTree, PyTree], Counter[str]]
     compile: Callable[[PyTree, PyTree], Callable[..., tuple[State, Metrics]]]
     evaluate: Callable[[PyTree, PyTree, Batch, Any], Metrics]
     preview: Callable[[PyTree, PyTree, Batch], dict[str, Preview]]
@@ -132,22 +136,31 @@ def build(
     def sharded_fetch(store: PyTree, item: PyTree) -> Batch:
         return _constrain(fetch(store, item), mesh)
 
+    whole = replicated(mesh)
+    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    jitted = jax.jit(
+        make_dispatch(step, sharded_fetch, loop.steps_per_dispatch),
+        in_shardings=(shardings, None, None, whole),
+        out_shardings=(shardings, whole),
+        donate_argnums=0,
+    )
+    dispatch = make_pmap_dispatch(step, fetch, mesh) if pmap else jitted
+
+    def flops(store: PyTree, items: PyTree) -> Counter[str]:
+        with _traced("the training step"):
+            return model_flops(dispatch, state, store, items, count)
+
     def compile(store: PyTree, items: PyTree) -> Callable[..., tuple[State, Metrics]]:
         if pmap:
-            return make_pmap_dispatch(step, fetch, mesh)
-        dispatch = make_dispatch(step, sharded_fetch, loop.steps_per_dispatch)
-        whole = replicated(mesh)
-        jitted = jax.jit(
-            dispatch,
-            in_shardings=(shardings, None, None, whole),
-            out_shardings=(shardings, whole),
-            donate_argnums=0,
-        )
-        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+            return dispatch
         with _traced("the training step"):
             lowered = jitted.lower(state, store, items, count)
         # Compiled ahead of time: another shape raises instead of compiling again unseen.
         return lowered.compile()
+
+    # Drawing numbers once is not worth optimising, which takes longer than to compile the step.
+    quickly = {"xla_backend_optimization_level": 1}
+    initialize = jax.jit(init, out_shardings=shardings, compiler_options=quickly)
 
     @jax.jit
     def evaluate(params: PyTree, mutable: PyTree, batch: Batch, index: Array) -> Metrics:
@@ -162,7 +175,8 @@ def build(
     return Program(
         mesh=mesh,
         state=state,
-        init=partial(jax.jit(init, out_shardings=shardings), key),
+        init=partial(initialize, key),
+        flops=flops,
         compile=compile,
         evaluate=evaluate,
         preview=preview,

@@ -131,6 +131,20 @@ def test_a_finished_run_is_only_read(opsin, monkeypatch):
     assert again == (0, said + first.out, "")
 
 
+def test_profile_names_the_trace_and_needs_steps_to_take(opsin):
+    result = opsin("run", "tiny", "--quiet", "--profile", "2:3")
+    assert result.code == 0
+    assert re.fullmatch(
+        r"trace of steps 2 to 3: (runs/tiny/.*\.trace\.json\.gz): open it in \S+\n", result.err
+    )
+    assert Path(re.findall(r": (runs/\S+):", result.err)[0]).exists()
+    complaint = (again := opsin("run", "tiny", "--profile", "2:3")).complaint()
+    assert again.code == 2
+    assert "is trained, no step is left to profile" in complaint
+    assert "--workdir" in complaint
+    assert opsin("run", "tiny").code == 0  # what is finished stays so
+
+
 def test_overrides_may_stand_anywhere(opsin):
     done = opsin("run", "tiny", "--quiet", "seed=3", "--workdir", "there", "data.batch=16")
     assert done.code == 0
@@ -261,6 +275,7 @@ def folder_of_images(root: Path, classes: int = 2, count: int = 3) -> Path:
         ("run tiny data.train_split=dev", 'has no split "dev"'),
         ("run tiny data.eval_splits.test=dev", 'has no split "dev"'),
         ("run tiny task.model.num_classes=5", "set task.model.num_classes=4"),
+        ("run tiny --profile 1:9", "--profile 1:9: this run takes the steps 1 to 3"),
         ("sweep tiny --index 2 --of 2", "--index 2 --of 2: the index counts from 0 to 1"),
         ("sweep tiny seed=4", "slow with seed 1 and slow with seed 0 are one and the same run"),
         ("report tiny", "tiny has no TABLE to report: opsin run tiny prints its numbers"),
@@ -274,6 +289,10 @@ def folder_of_images(root: Path, classes: int = 2, count: int = 3) -> Path:
         ("sweep tiny --seeds 0", "--seeds: '0' is not a whole number of at least 1"),
         ("sweep tiny --of many", "--of: 'many' is not a whole number of at least 1"),
         ("inspect tiny --batches -1", "--batches: '-1' is not a whole number of at least 1"),
+        ("run tiny --profile 5", "--profile: '5' is not first:last, two steps counted from 1"),
+        ("run tiny --profile 9:3", "--profile: '9:3' is not first:last"),
+        ("run tiny --profile 0:2", "--profile: '0:2' is not first:last"),
+        ("run tiny --profile -1:2", "argument --profile: expected one argument"),
         ("run tiny --memory-fraction 2", "--memory-fraction: '2' is not a share between 0 and 1"),
     ],
 )  # fmt: skip

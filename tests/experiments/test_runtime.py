@@ -34,7 +34,7 @@ def test_the_defaults(environment):
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "JAX_COMPILATION_CACHE_DIR": "/home/ada/.cache/opsin/compiled",
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(2 * 1024**3),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
 
@@ -121,21 +121,35 @@ def python(code: str, **variables: str) -> str:
     return done.stdout
 
 
-LISTING = """
+ANSWERS = """
 import sys
 from experiments import cli
-assert not {"jax", "flax", "tensorflow"} & sys.modules.keys(), "on import"
-try:
-    cli.main(["list"])
-except SystemExit as exit:
-    assert exit.code == 0
-assert not {"jax", "flax", "tensorflow"} & sys.modules.keys(), "by list"
+
+def loaded(*names):
+    return sorted(set(names) & sys.modules.keys())
+
+SLOW = ("orbax", "matplotlib", "scipy", "sklearn", "tensorflow_datasets", "grain", "tensorflow")
+assert not loaded("jax", "flax", "optax", "numpy", *SLOW), "on import"
+sys.stderr = sys.stdout
+for arguments, code, forbidden in (
+    (["list"], 0, ("jax", "flax", "optax", "numpy", *SLOW)),
+    (["run", "digits_lent"], 2, ("jax", "flax", "optax", "numpy", *SLOW)),
+    (["run", "digits_lenet", "task.model.with=3"], 2, SLOW),
+    (["run", "digits_lenet", "seed=first"], 2, SLOW),
+):
+    try:
+        cli.main(arguments)
+    except SystemExit as exit:
+        assert exit.code == code, exit.code
+    assert not loaded(*forbidden), (arguments, loaded(*forbidden))
+    sys.modules.pop("jax", None)  # the runtime is set up in a process of its own otherwise
 """
 
 
-def test_listing_experiments_imports_no_jax():
-    lines = python(LISTING).splitlines()
+def test_lists_and_mistakes_are_answered_without_what_is_slow_to_import():
+    lines = python(ANSWERS).splitlines()
     assert any(line.startswith("digits_lenet  ") for line in lines)
+    assert len([line for line in lines if line.startswith("opsin: ")]) == 3
 
 
 EVERYTHING = """
@@ -158,24 +172,80 @@ def test_no_room_imports_tensorflow_or_prints():
     assert python(EVERYTHING) == ""
 
 
-FAKED = """
+START = """
 import json, sys
 from experiments import cli
 sys.argv = ["opsin"]
+counted = {"cache_hits": 0, "cache_misses": 0}
+
+def count(event, **details):
+    name = event.rpartition("/")[2]
+    if name in counted:
+        counted[name] += 1
+
+set_up = cli.set_up
+
+def set_up_and_listen(runtime):
+    set_up(runtime)
+    import jax
+    jax.monitoring.register_event_listener(count)
+
+cli.set_up = set_up_and_listen
 try:
     cli.main([
         "run", "digits_lenet", "--smoke", "--quiet", "--devices", "8", "--workdir", WORKDIR,
-        "--cache", WORKDIR + "/cache",
+        "--cache", WORKDIR + "/cache", f"seed={SEED}",
     ])
 except SystemExit as exit:
     assert exit.code == 0, exit.code
+print(json.dumps(counted))
 """
 
 
-def test_eight_devices_are_faked_and_used(tmp_path):
-    out = python(f"WORKDIR = {str(tmp_path)!r}\n{FAKED}", JAX_NUM_CPU_DEVICES="2")
-    directory = Path(out.splitlines()[-1])  # the last line names it
+def start(workdir: Path, seed: int) -> tuple[Path, dict[str, int]]:
+    """Directory of a run in a process of its own, and how often the cache had a program."""
+    code = f"WORKDIR, SEED = {str(workdir)!r}, {seed}\n{START}"
+    *_, directory, counted = python(code, JAX_NUM_CPU_DEVICES="2").splitlines()
+    return Path(directory), json.loads(counted)
+
+
+@pytest.fixture(scope="module")
+def first_start(tmp_path_factory) -> tuple[Path, Path, dict[str, int]]:
+    workdir = tmp_path_factory.mktemp("runs")
+    return workdir, *start(workdir, seed=0)
+
+
+def test_eight_devices_are_faked_and_used(first_start):
+    _, directory, _ = first_start
     environment = json.loads((directory / "env.json").read_text())
     assert environment["devices"] == ["cpu:cpu"] * 8
     assert (directory / "DONE").exists()
-    assert any((tmp_path / "cache").iterdir())  # programs are kept where they were asked to be
+
+
+def test_a_second_start_compiles_nothing(first_start):
+    """Another process, another seed: every program comes from the cache."""
+    workdir, directory, first = first_start
+    again, second = start(workdir, seed=1)
+    assert again != directory
+    assert first["cache_misses"] >= 4  # init, the step, evaluation, previews
+    assert second == {"cache_hits": first["cache_hits"] + first["cache_misses"], "cache_misses": 0}
+    assert any((workdir / "cache").iterdir())  # programs are kept where they were asked to be
+
+
+def test_a_start_is_reported_in_parts(first_start):
+    _, directory, _ = first_start
+    speed = json.loads((directory / "speed.json").read_text())
+    parts = speed.pop("startup_seconds")
+    assert list(parts) == [
+        "imports", "data", "tracing", "peak", "state", "compilation", "first step",
+    ]  # fmt: skip
+    assert all(seconds >= 0 for seconds in parts.values())
+    assert parts["compilation"] > 0.05
+    assert speed["images_per_step"] == 16
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["model_flops_per_step"] == speed["model_flops_per_step"]
+    achieved = summary["model_flops_per_second"]
+    assert summary["utilization"] == pytest.approx(achieved / speed["matmul_peak_flops_per_second"])
+    assert achieved == pytest.approx(
+        summary["images_per_second"] * speed["model_flops_per_step"] / 16
+    )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from metrics.state import Mean
+from train.accounting import Work
 from train.logging import (
     Console,
     JsonLines,
@@ -17,6 +18,8 @@ from train.logging import (
     read_lines,
     replace_text,
 )
+
+FOUR_IMAGES = Work(images=4, flops=1000, peak=1e12)
 
 
 class Memory:
@@ -40,21 +43,53 @@ def stacked(*values: float) -> dict[str, Mean]:
 
 def test_a_line_is_the_mean_over_its_window_and_comes_one_dispatch_late():
     memory = Memory()
-    log = MetricsLog([memory], batch=4)
+    log = MetricsLog([memory], FOUR_IMAGES)
     log.push(2, 2, stacked(1.0, 2.0), flush=False)
     log.push(4, 2, stacked(3.0, 6.0), flush=True)
     assert memory.lines == []  # the device may still be at work on it
     log.push(6, 2, stacked(5.0, 5.0), flush=False)
     (step, numbers), *rest = memory.lines
     assert (step, numbers["train/loss"], rest) == (4, 3.0, [])
-    assert numbers["train/images_per_second"] > 0
+    images_per_second = numbers["train/images_per_second"]
+    assert images_per_second > 0
+    assert numbers["train/model_flops_per_second"] == pytest.approx(images_per_second * 1000 / 4)
+    assert numbers["train/utilization"] == pytest.approx(images_per_second * 1000 / 4 / 1e12)
     log.drain()
     assert log.window() == [40.0, 8]  # still open: it belongs to the next line
 
 
+def test_the_dispatch_just_sent_is_never_waited_for():
+    class Unfinished:
+        """A result that the device still works on: to read it would wait."""
+
+        def __array__(self, *args, **options):
+            raise AssertionError("read too early")
+
+    log = MetricsLog([Memory()], FOUR_IMAGES)
+    log.push(1, 1, stacked(1.0), flush=True)
+    log.push(2, 1, {"loss": Mean(total=Unfinished(), count=Unfinished())}, flush=True)
+    with pytest.raises(AssertionError, match="read too early"):
+        log.drain()
+
+
+def test_a_pause_does_not_count_as_training(monkeypatch):
+    memory, now = Memory(), [100.0]
+    monkeypatch.setattr("train.logging.time.monotonic", lambda: now[0])
+    log = MetricsLog([memory], FOUR_IMAGES)
+    log.push(1, 1, stacked(1.0), flush=False)
+    log.drain()
+    now[0] = 1000.0  # evaluation, a checkpoint, pictures
+    log.start_clock()
+    log.push(2, 1, stacked(1.0), flush=True)
+    now[0] = 1002.0
+    log.drain()
+    assert memory.lines[0][1]["train/images_per_second"] == 2.0
+    assert memory.lines[0][1]["train/model_flops_per_second"] == 500.0
+
+
 def test_rows_of_a_dispatch_beyond_its_count_are_not_read():
     memory = Memory()
-    log = MetricsLog([memory], batch=4)
+    log = MetricsLog([memory], FOUR_IMAGES)
     log.push(1, 1, stacked(1.0, float("nan")), flush=True)
     log.drain()
     assert memory.lines[0][1]["train/loss"] == 1.0
@@ -106,13 +141,15 @@ def test_without_the_extra_the_error_says_how_to_install_it(tmp_path, monkeypatc
 
 def test_the_bar_shows_loss_accuracy_and_speed_and_keeps_evaluations(capsys):
     console = Console(total=10, step=0, enabled=True)
-    console.write(5, {"train/loss": 0.5, "train/accuracy": 0.75, "train/images_per_second": 1234.0})
+    speed = {"train/images_per_second": 1234.0, "train/utilization": 0.256}
+    console.write(5, {"train/loss": 0.5, "train/accuracy": 0.75, **speed})
     console.write(5, {"test/accuracy": 0.9, "test/nll": 0.3})
     console.close()
     shown = capsys.readouterr().err
     assert "loss=0.5000" in shown
     assert "accuracy=0.7500" in shown
     assert "img/s=1234" in shown
+    assert "of peak=26%" in shown
     assert "step 5: test/accuracy 0.9000  test/nll 0.3000" in shown
 
 

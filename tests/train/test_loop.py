@@ -25,7 +25,7 @@ from train.loop import evaluate, fit, last_evaluation
 from train.optim import sgd
 from train.state import State
 
-TIMES = ("train/images_per_second",)
+TIMES = ("train/images_per_second", "train/model_flops_per_second", "train/utilization")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from data.augment import random_crop
 from experiments.config import override
@@ -221,3 +222,29 @@ def test_l2_is_a_named_term_of_the_loss(tiny_one_device: Experiment):
 def test_settings_that_do_not_fit_are_named(tiny_one_device: Experiment, overrides, text: str):
     with pytest.raises(SettingError, match=text):
         lay_out(override(tiny_one_device, overrides))
+
+
+def test_the_state_is_donated_whole(tiny_one_device: Experiment):
+    feed, program = lay_out(tiny_one_device)
+    compiled = program.compile(feed.store(program.mesh), feed.abstract_items(1, program.mesh))
+    state = program.init()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    memory = compiled.memory_analysis()  # pyright: ignore[reportFunctionMemberAccess]
+    assert memory.alias_size_in_bytes == size
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_nothing_moves_between_host_and_device_within_a_step(tiny_one_device, length: int):
+    experiment = override(tiny_one_device, {"loop.steps_per_dispatch": length})
+    feed, program = lay_out(experiment)
+    store = feed.store(program.mesh)
+    dispatch = program.compile(store, feed.abstract_items(length, program.mesh))
+    state = program.init()
+    items = feed.take(length, length, program.mesh)
+    count = jax.device_put(np.int32(length), NamedSharding(program.mesh, PartitionSpec()))
+    with jax.transfer_guard("disallow"):
+        state, metrics = dispatch(state, store, items, count)
+        jax.block_until_ready((state, metrics))
+        with pytest.raises(Exception, match=r"[Dd]isallowed"):
+            dispatch(state, store, jax.device_get(items), count)  # the guard would notice
+    assert int(state.step) == length

@@ -1,0 +1,101 @@
+"""Plain Flax: the same networks with the stock convolution, in a loop as Flax's examples write it.
+
+The loop follows flax/examples/imagenet/train.py (Flax 0.12): a ``TrainState``, ``value_and_grad``,
+metrics of each batch, ``apply_gradients``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax.training import train_state
+
+from benchmarks.cases import CASES, Case
+from benchmarks.opsin_peer import inference, variables_of
+from benchmarks.worker import Prepared
+
+
+class TrainState(train_state.TrainState):
+    """Parameters, optimiser state and the running statistics of batch norm."""
+
+    batch_stats: Any
+
+
+def prepare(name: str, phase: str) -> Prepared:
+    """A case of ``CASES`` in ``"training"`` or ``"inference"``."""
+    case = plain(CASES[name])
+    variables, about = variables_of(case)
+    start = training if phase == "training" else inference
+    return Prepared(start(case, stock_apply(case.model), variables), about)
+
+
+def training(case: Case, apply: Callable[..., Any], variables: Any) -> Callable[[int], None]:
+    """``run(steps)`` of the examples' training step on one batch."""
+    transform, _ = case.optimizer.build(1, Fraction(1))
+    state = TrainState.create(
+        apply_fn=apply,
+        params=variables["params"],
+        tx=transform,
+        batch_stats=variables.get("batch_stats", {}),
+    )
+    batch = jax.device_put(dict(zip(("image", "label"), case.batch_on_host(), strict=True)))
+
+    @jax.jit
+    def train_step(state: TrainState, batch: dict[str, jax.Array]):
+        def loss_fn(params: Any):
+            logits, updated = state.apply_fn(
+                {"params": params, "batch_stats": state.batch_stats},
+                batch["image"],
+                train=True,
+                mutable=["batch_stats"],
+            )
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+            return loss, (logits, updated)
+
+        (loss, (logits, updated)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
+        state = state.apply_gradients(grads=grads, batch_stats=updated.get("batch_stats", {}))
+        return state, {"loss": loss, "accuracy": accuracy}
+
+    def run(steps: int) -> None:
+        nonlocal state
+        for _ in range(steps):
+            state, _ = train_step(state, batch)
+        jax.block_until_ready(state)
+
+    run(1)
+    return run
+
+
+def plain(case: Case) -> Case:
+    """The case as an example would have it: with blocks in a Python loop, not in a scan."""
+    if not hasattr(case.model, "scan"):
+        return case
+    return replace(case, model=case.model.clone(scan=False))
+
+
+def stock_apply(model: nn.Module) -> Callable[..., Any]:
+    """``model.apply`` with the convolution that linen ships in every ``nn.Conv``."""
+
+    def apply(*args: Any, **options: Any) -> Any:
+        with nn.intercept_methods(_with_stock_convolution):
+            return model.apply(*args, **options)
+
+    return apply
+
+
+def _with_stock_convolution(
+    call: Callable[..., Any], args: Any, options: Any, context: nn.module.InterceptorContext
+) -> Any:
+    module = context.module
+    if not isinstance(module, nn.Conv) or module.conv_general_dilated is None:
+        return call(*args, **options)
+    stock = module.clone(parent=None, conv_general_dilated=None)
+    return stock.apply(module.variables, *args, **options)

@@ -1,0 +1,89 @@
+"""Opsin itself: the step that a run executes, and the jitted network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from benchmarks.cases import CASES, Case
+from benchmarks.worker import Prepared
+from train.accounting import model_flops
+from train.experiment import Experiment
+from train.feed import Feed
+from train.loop import open_training
+from train.program import build
+
+
+def prepare(name: str, phase: str) -> Prepared:
+    """A case of ``CASES`` in ``"training"`` or ``"inference"``."""
+    case = CASES[name]
+    variables, about = variables_of(case)
+    about["flops"] = flops(case, phase)
+    if phase == "training":
+        return Prepared(bare_steps(case.experiment()), about)
+    return Prepared(inference(case, case.model.apply, variables), about)
+
+
+def variables_of(case: Case) -> tuple[PyTree, dict[str, Any]]:
+    """Initial variables of a case's network, and the number of parameters."""
+    images, _ = case.batch_on_host()
+    variables = jax.jit(case.model.init)(jax.random.key(0), images)
+    return variables, {"parameters": sum(x.size for x in jax.tree.leaves(variables["params"]))}
+
+
+def bare_steps(experiment: Experiment) -> Callable[[int], None]:
+    """``run(steps)`` of a run's own program, in a plain Python loop on a batch that stays put."""
+    data, length = experiment.data, experiment.loop.steps_per_dispatch
+    feed = Feed(open_training(experiment), data.batch, experiment.seed, data.resident_megabytes)
+    program = build(experiment, feed.batch, Fraction(feed.examples, data.batch), feed.fetch)
+    store = feed.store(program.mesh)
+    dispatch = program.compile(store, feed.abstract_items(length, program.mesh))
+    items = feed.take(length, length, program.mesh)
+    state = program.init()
+
+    def run(steps: int) -> None:
+        nonlocal state  # donated: each call gives up the one before
+        for done in range(0, steps, length):
+            state, _ = dispatch(state, store, items, np.int32(min(length, steps - done)))
+        jax.block_until_ready(state)
+
+    run(length)
+    return run
+
+
+def inference(case: Case, apply: Callable[..., Any], variables: PyTree) -> Callable[[int], None]:
+    """``run(batches)`` of a jitted network in evaluation mode."""
+    forward = jax.jit(lambda variables, images: apply(variables, images, train=False))
+    images = jax.device_put(case.batch_on_host()[0])
+
+    def run(steps: int) -> None:
+        jax.block_until_ready([forward(variables, images) for _ in range(steps)])
+
+    run(1)
+    return run
+
+
+def flops(case: Case, phase: str) -> int:
+    """FLOPs of a step: what the network asks for, however a convolution computes it."""
+    task, key = case.experiment().task, jax.random.key(0)
+    shape = (case.batch, case.size, case.size, case.channels)
+    batch = {
+        "image": jax.ShapeDtypeStruct(shape, np.float32),
+        "label": jax.ShapeDtypeStruct(shape[:1], np.int32),
+    }
+    variables = jax.eval_shape(task.init, key, batch)
+
+    def forward(variables: PyTree, batch: dict[str, Array]) -> Any:
+        return case.model.apply(variables, batch["image"], train=False)
+
+    def gradient(variables: PyTree, batch: dict[str, Array]) -> Any:
+        mutable = {name: value for name, value in variables.items() if name != "params"}
+        return jax.grad(lambda p: task.loss(p, mutable, batch, key)[0])(variables["params"])
+
+    step = gradient if phase == "training" else forward
+    return model_flops(step, variables, batch).total()

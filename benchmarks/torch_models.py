@@ -1,0 +1,141 @@
+"""The networks of ``models/`` in PyTorch, as its users write them; images are [B, C, H, W].
+
+Parts have the names of ours, so that parameters can be carried over. Papers: see ``models/``.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LeNet5(nn.Module):
+    """``models.classification.lenet.LeNet5`` for grey images of 28×28."""
+
+    def __init__(self):
+        super().__init__()
+        self.c1 = nn.Conv2d(1, 6, 5)
+        self.c3 = nn.Conv2d(6, 16, 5)
+        self.c5 = nn.Conv2d(16, 120, 5)
+        self.f6 = nn.Linear(120, 84)
+        self.head = nn.Linear(84, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        x = F.pad(x, (2, 2, 2, 2), mode="replicate")
+        x = F.max_pool2d(F.relu(self.c1(x)), 2)
+        x = F.max_pool2d(F.relu(self.c3(x)), 2)
+        x = F.relu(self.c5(x)).flatten(1)
+        return self.head(F.relu(self.f6(x)))
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut."""
+
+    def __init__(self, inputs: int, channels: int, stride: int, projection: bool):
+        super().__init__()
+        self.stride, self.padding = stride, channels - inputs
+        self.conv1 = nn.Conv2d(inputs, channels, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.projects = projection and (stride > 1 or inputs != channels)
+        if self.projects:
+            self.shortcut_conv = nn.Conv2d(inputs, channels, 1, stride, bias=False)
+            self.shortcut_norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features, ``stride`` times smaller."""
+        y = F.relu(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        if self.projects:
+            x = self.shortcut_norm(self.shortcut_conv(x))
+        elif self.stride > 1:
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.padding))
+        return F.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """``models.classification.resnet.ResNet`` with basic blocks and the CIFAR stem."""
+
+    def __init__(
+        self,
+        stage_sizes: Sequence[int],
+        width: int,
+        shortcut: Literal["identity-pad", "projection"],
+    ):
+        super().__init__()
+        self.stem_conv = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(width)
+        inputs, self.blocks = width, []
+        for stage, blocks in enumerate(stage_sizes):
+            for index in range(blocks):
+                channels, stride = width * 2**stage, 2 if stage > 0 and index == 0 else 1
+                block = BasicBlock(inputs, channels, stride, shortcut == "projection")
+                name = f"stage{stage + 1}_block{index + 1}"
+                self.add_module(name, block)
+                inputs = channels
+                self.blocks.append(name)
+        self.head = nn.Linear(inputs, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        x = F.relu(self.stem_norm(self.stem_conv(x)))
+        for name in self.blocks:
+            x = self.get_submodule(name)(x)
+        return self.head(x.mean((2, 3)))
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm transformer block with one map for queries, keys and values."""
+
+    def __init__(self, width: int, mlp_width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp1 = nn.Linear(width, mlp_width)
+        self.mlp2 = nn.Linear(mlp_width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens [B, T, D] of the same shape."""
+        batch, tokens, width = x.shape
+        qkv = self.qkv(self.norm1(x)).view(batch, tokens, 3, self.heads, width // self.heads)
+        queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # [B, H, T, D / H] each
+        y = F.scaled_dot_product_attention(queries, keys, values)
+        x = x + self.out(y.transpose(1, 2).reshape(batch, tokens, width))
+        return x + self.mlp2(F.gelu(self.mlp1(self.norm2(x))))
+
+
+class ViT(nn.Module):
+    """``models.classification.vit.ViT`` with a class token and learned positions, on 32×32."""
+
+    def __init__(self, depth: int, width: int, mlp_width: int, heads: int, patch: int):
+        super().__init__()
+        self.embed = nn.Conv2d(3, width, patch, patch)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+        tokens = (32 // patch) ** 2 + 1
+        self.positions = nn.Parameter(torch.empty(tokens, width).normal_(std=0.02))
+        self.blocks = nn.Sequential(*[EncoderBlock(width, mlp_width, heads) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
+        return self.head(self.norm(self.blocks(x + self.positions))[:, 0])
+
+
+NETWORKS = {
+    "lenet5": LeNet5,
+    "resnet20": partial(ResNet, (3, 3, 3), 16, "identity-pad"),
+    "resnet18": partial(ResNet, (2, 2, 2, 2), 64, "projection"),
+    "vit": partial(ViT, depth=7, width=384, mlp_width=384, heads=12, patch=4),
+}
+"""The twin of each case of ``benchmarks.cases.CASES``."""

@@ -1,0 +1,70 @@
+from dataclasses import replace
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from benchmarks.cases import CASES
+from benchmarks.flax_peer import plain, stock_apply
+from benchmarks.opsin_peer import flops, variables_of
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def lenet():
+    case = replace(CASES["lenet5"], batch=4)
+    return case, variables_of(case)[0], case.batch_on_host()[0]
+
+
+def test_the_stock_twin_has_the_same_logits(lenet):
+    case, variables, images = lenet
+    ours = case.model.apply(variables, images)
+    stock = stock_apply(plain(case).model)(variables, images)
+    np.testing.assert_allclose(stock, ours, atol=1e-4)
+
+
+def test_the_stock_twin_runs_native_convolutions(lenet):
+    case, variables, images = lenet
+    apply = stock_apply(case.model)
+    gradient = jax.jit(jax.grad(lambda variables: apply(variables, images).sum()))
+    # Forward and weight gradient of three, input gradient of the last two.
+    assert gradient.lower(variables).as_text().count("stablehlo.convolution") == 8
+
+
+def test_the_stock_twin_never_calls_the_convolution_of_a_module():
+    def refuse(*args, **options):
+        raise AssertionError("the module's own convolution ran")
+
+    ours = nn.Sequential([nn.Conv(3, (3, 3), conv_general_dilated=refuse), nn.Dense(2)])
+    stock = nn.Sequential([nn.Conv(3, (3, 3)), nn.Dense(2)])
+    images = np.ones((1, 5, 5, 1), np.float32)
+    variables = stock.init(KEY, images)
+    with pytest.raises(AssertionError, match="own convolution"):
+        ours.apply(variables, images)
+    np.testing.assert_array_equal(
+        stock_apply(ours)(variables, images), stock.apply(variables, images)
+    )
+
+
+def test_the_plain_vit_is_the_same_network_without_a_scan():
+    case = CASES["vit"]
+    assert case.model.scan
+    assert not plain(case).model.scan
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    counts = [
+        sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(model.init, KEY, images)))
+        for model in (case.model, plain(case).model)
+    ]
+    assert counts == [6_268_810] * 2
+
+
+def test_flops_are_those_of_the_layers():
+    case = CASES["lenet5"]
+    convolutions = [28**2 * 25 * 6, 10**2 * 25 * 6 * 16, 25 * 16 * 120]
+    dense = [120 * 84, 84 * 10]
+    forward = 2 * case.batch * sum(convolutions + dense)
+    first = 2 * case.batch * convolutions[0]  # needs no gradient of its input
+    assert flops(case, "inference") == forward
+    assert flops(case, "training") == 3 * forward - first
