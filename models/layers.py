@@ -1,15 +1,17 @@
-"""What several architectures share: the convolution, the norms and a way to hand fields down."""
+"""What several architectures share: convolution, pooling, norms, and a way to hand fields down."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
-# Every convolution of every model goes through these two names, so that another algorithm
-# (a faster one on CPU, say) is chosen here and nowhere else.
-convolve = lax.conv_general_dilated
+from ops.convolution import convolve
+
+# Every convolution of every model is this one.
 Conv = partial(nn.Conv, conv_general_dilated=convolve)
 
 Norm = Callable[..., Callable[..., Any]]
@@ -63,6 +65,36 @@ def group_norm(
     """
     del train, axis_name
     return nn.GroupNorm(num_groups=groups, epsilon=epsilon, **options)
+
+
+def max_pool(
+    x: Float[Array, "batch height width channels"],
+    window_shape: tuple[int, int],
+    strides: tuple[int, int] | None = None,
+    padding: str | Sequence[tuple[int, int]] = "VALID",
+) -> Float[Array, "batch rows columns channels"]:
+    """The largest value in each window, as ``nn.max_pool``.
+
+    Windows that lie side by side are compared a pixel at a time: XLA's gradient of a general
+    pooling scatters, which on a CPU takes three times as long. Where several pixels of such a
+    window are largest, as the zeros of a ReLU are, they share the gradient: the first of them does
+    not take it all.
+    """
+    sides = x.shape[1:3]
+    tiled = (
+        padding == "VALID"
+        and (strides or (1, 1)) == window_shape
+        and all(side % step == 0 for side, step in zip(sides, window_shape, strict=True))
+    )
+    if not tiled:
+        return nn.max_pool(x, window_shape, strides, padding)
+    largest = None
+    for row in range(window_shape[0]):
+        for column in range(window_shape[1]):
+            start, step = (0, row, column, 0), (1, *window_shape, 1)
+            pixel = lax.slice(x, start, x.shape, step)
+            largest = pixel if largest is None else jnp.maximum(largest, pixel)
+    return largest
 
 
 def shared_fields(module: nn.Module, part: type[nn.Module]) -> dict[str, Any]:

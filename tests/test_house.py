@@ -4,6 +4,7 @@ import ast
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def test_imports_point_up_the_table_only(room):
 
 def test_array_mathematics_needs_array_libraries_only():
     libraries = {name.partition(".")[0] for path in files("ops") for name in imports(path)}
-    standard = {"collections", "functools", "itertools", "math", "typing"}
+    standard = set(sys.stdlib_module_names) | {"__future__"}
     assert libraries - standard <= {"jax", "jaxtyping", "numpy", "dm_pix", "ops"}
 
 

@@ -8,12 +8,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core
 from jax.typing import DTypeLike
+
+from ops.convolution import native
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,9 @@ def _flops(jaxpr: core.Jaxpr) -> Counter[str]:
                 total[str(_array(equation.invars[0]).dtype)] += _dot_general(equation)
             case "conv_general_dilated":
                 total[str(_array(equation.invars[0]).dtype)] += _convolution(equation)
+            case "convolution":  # ours: what it computes, not how
+                native_form = partial(native, **equation.params)
+                total += model_flops(native_form, *map(_array, equation.invars))
             case "cond":
                 total += _chosen(equation)
             case _:

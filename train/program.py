@@ -136,6 +136,7 @@ def build(
     def sharded_fetch(store: PyTree, item: PyTree) -> Batch:
         return _constrain(fetch(store, item), mesh)
 
+    options = compiler_options(mesh)
     whole = replicated(mesh)
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     jitted = jax.jit(
@@ -156,18 +157,18 @@ def build(
         with _traced("the training step"):
             lowered = jitted.lower(state, store, items, count)
         # Compiled ahead of time: another shape raises instead of compiling again unseen.
-        return lowered.compile()
+        return lowered.compile(compiler_options=options)
 
     # Drawing numbers once is not worth optimising, which takes longer than to compile the step.
     quickly = {"xla_backend_optimization_level": 1}
     initialize = jax.jit(init, out_shardings=shardings, compiler_options=quickly)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=options)
     def evaluate(params: PyTree, mutable: PyTree, batch: Batch, index: Array) -> Metrics:
         key = jax.random.fold_in(jax.random.key(0), index)  # the same draws every time
         return task.evaluate(params, mutable, prepare(batch), key)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=options)
     def preview(params: PyTree, mutable: PyTree, batch: Batch) -> dict[str, Preview]:
         pictures = task.preview(params, mutable, prepare(batch), jax.random.key(0))
         return {name: _unnormalized(p, data.mean, data.std) for name, p in pictures.items()}
@@ -182,6 +183,26 @@ def build(
         preview=preview,
         steps=steps,
     )
+
+
+def compiler_options(mesh: Mesh) -> dict[str, Any]:
+    """XLA's options for a program on these devices.
+
+    On a CPU (all measured by `make bench`):
+
+    - ``ops.convolution`` writes its operands to memory behind barriers. XLA drops barriers before
+      it fuses, unless that pass is left out.
+    - Of the operations that XLA may hand to YNNPACK, it keeps products and sums: YNNPACK runs a
+      convolution between fewer than 96 channels on one core.
+    """
+    if mesh.devices.flat[0].platform != "cpu":
+        return {}
+    return {
+        "xla_disable_hlo_passes": "cse_barrier_expander",
+        "xla_cpu_experimental_ynn_fusion_type": ",".join(
+            f"LIBRARY_FUSION_TYPE_{operation}" for operation in ("DOT", "REDUCE")
+        ),
+    }
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from models import layers
+from ops.convolution import convolve
 
 IMAGE_SIZE = 32
 
@@ -88,7 +89,7 @@ class LeNet5(nn.Module):
 
     num_classes: int = 10
     activation: Callable[[Array], Array] = nn.relu
-    pool: Callable[..., Array] = nn.max_pool
+    pool: Callable[..., Array] = layers.max_pool
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -200,7 +201,7 @@ class SparseConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (maps,), self.param_dtype)
         full = jnp.zeros((size, size, x.shape[-1], maps), self.dtype)
         full = full.at[:, :, inputs, outputs].set(kernel.astype(self.dtype))
-        x = layers.convolve(
+        x = convolve(
             x.astype(self.dtype),
             full,
             window_strides=(1, 1),

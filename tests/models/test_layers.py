@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.layers import Conv, batch_norm, group_norm, shared_fields
+from models.layers import Conv, batch_norm, group_norm, max_pool, shared_fields
 
 
 @pytest.fixture
@@ -54,3 +54,30 @@ def test_shared_fields_are_those_of_both():
     assert fields["dtype"] == jnp.bfloat16
     assert fields["use_bias"] is False
     assert not fields.keys() & {"parent", "name", "kernel_size"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "strides", "padding"),
+    [
+        ((2, 4, 6, 3), (2, 2), (2, 2), "VALID"),
+        ((2, 6, 6, 3), (3, 2), (3, 2), "VALID"),
+        ((2, 5, 6, 3), (2, 2), (2, 2), "VALID"),
+        ((2, 4, 6, 3), (3, 3), (2, 2), "SAME"),
+        ((2, 4, 6, 3), (2, 2), None, "VALID"),
+    ],
+)
+def test_max_pool_is_linens_in_value_and_gradient(shape, window, strides, padding):
+    x = jax.random.normal(jax.random.key(0), shape)  # no ties
+
+    def both(pool):
+        value, pullback = jax.vjp(lambda x: pool(x, window, strides, padding), x)
+        return value, *pullback(jnp.cos(value))
+
+    for ours, theirs in zip(both(max_pool), both(nn.max_pool), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_max_pool_shares_the_gradient_of_ties():
+    gradient = jax.grad(lambda x: max_pool(x, (2, 2), (2, 2)).sum())(jnp.zeros((1, 2, 2, 1)))
+    assert gradient.sum() == 1
+    assert gradient.min() > 0

@@ -1,0 +1,236 @@
+"""The convolution equals lax's in every derivative, and is lax's own on accelerators."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from models.classification.resnet import ResNet20
+from ops import convolution
+from ops.convolution import OPERANDS, Geometry, convolve, fast_on_cpu, native
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def draw(*shapes, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return [jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True)]
+
+
+def close(ours, theirs, factor=1.0):
+    """Equal to float32 rounding: relative to the largest value of each array."""
+    for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        scale = float(jnp.abs(y).max()) or 1.0
+        np.testing.assert_allclose(x, y, rtol=0, atol=factor * 4e-6 * scale)
+
+
+def value_and_gradients(convolution, image, kernel, cotangent):
+    value, pullback = jax.vjp(convolution, image, kernel)
+    return value, *pullback(cotangent.reshape(value.shape))
+
+
+def compare(image_shape, kernel_shape, **options):
+    """Value and both gradients of ours and of lax's, in one program."""
+    ours = partial(convolve, dimension_numbers=NHWC, **options)
+    theirs = partial(lax.conv_general_dilated, dimension_numbers=NHWC, **options)
+    image, kernel = draw(image_shape, kernel_shape)
+    (cotangent,) = draw(jax.eval_shape(theirs, image, kernel).shape)
+    both = jax.jit(lambda *x: [value_and_gradients(f, *x) for f in (ours, theirs)])
+    close(*both(image, kernel, cotangent))
+
+
+sizes = st.integers(1, 9)
+margins = st.tuples(st.integers(-1, 4), st.integers(-1, 4))
+
+
+@settings(
+    max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+@given(
+    sides=st.tuples(sizes, sizes),
+    taps=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    channels=st.sampled_from([1, 3, 16]),
+    features=st.sampled_from([1, 4, 18]),
+    groups=st.sampled_from([1, 1, 2, "depthwise"]),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilation=st.sampled_from([(1, 1), (1, 1), (2, 1), (2, 3)]),
+    padding=st.one_of(
+        st.sampled_from(["SAME", "VALID", "SAME_LOWER"]), st.tuples(margins, margins)
+    ),
+)
+def test_it_equals_laxs_in_value_and_gradients(
+    sides, taps, channels, features, groups, strides, dilation, padding
+):
+    groups = channels if groups == "depthwise" else groups
+    kernel = (*taps, channels // groups, features - features % groups or groups)
+    assume(channels % groups == 0)
+    options = {
+        "window_strides": strides,
+        "padding": padding,
+        "rhs_dilation": dilation,
+        "feature_group_count": groups,
+    }
+    image, weights = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, *sides, channels), kernel))
+    theirs = partial(lax.conv_general_dilated, dimension_numbers=NHWC, **options)
+    assume(0 not in jax.eval_shape(theirs, image, weights).shape)
+    compare(image.shape, kernel, **options)
+
+
+WIDE = convolution.WINOGRAD_CHANNELS
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel", "strides", "padding", "forms"),
+    [
+        ((2, 6, 8, WIDE), (3, 3, WIDE, WIDE), 1, "SAME", "winograd winograd winograd"),
+        ((1, 6, 6, WIDE), (3, 3, WIDE, WIDE), 1, ((0, 2), (1, 1)), "winograd winograd winograd"),
+        ((1, 5, 6, WIDE), (3, 3, WIDE, WIDE), 1, "SAME", "native native native"),
+        ((2, 8, 8, 3), (4, 4, 3, 8), 4, "VALID", "tiles tiles tiles"),
+        ((2, 8, 8, 20), (1, 1, 20, 8), 1, "SAME", "tiles tiles tiles"),
+        ((2, 5, 5, 16), (5, 5, 16, 12), 1, "VALID", "tiles tiles tiles"),
+        ((2, 9, 8, 1), (5, 5, 1, 6), 1, "SAME", "columns columns native"),
+        ((2, 9, 8, 6), (5, 5, 6, 16), 1, "VALID", "native columns native"),
+        ((2, 8, 8, 16), (3, 3, 16, 16), 2, "SAME", "native native native"),
+    ],
+)
+def test_each_form_is_chosen_for_its_shapes_and_equals_laxs(image, kernel, strides, padding, forms):
+    strides = (strides, strides)
+    if isinstance(padding, str):
+        pads = lax.padtype_to_pads(image[1:3], kernel[:2], strides, padding)
+    else:
+        pads = padding
+    geometry = Geometry(image, kernel, strides, tuple(pads), (1, 1), 1, None)
+    chosen = [convolution.form(part, geometry).__name__ for part in ("result", "image", "kernel")]
+    assert all(want in name for want, name in zip(forms.split(), chosen, strict=True)), chosen
+    compare(image, kernel, window_strides=strides, padding=padding)
+
+
+def test_the_three_contractions_are_one_trilinear_form():
+    # <result, f(image, kernel)> is the same number from whichever side it is computed.
+    geometry = Geometry((2, 6, 6, 3), (3, 3, 3, 4), (1, 1), ((1, 1), (1, 1)), (1, 1), 1, None)
+    shapes = {"image": geometry.image, "kernel": geometry.kernel, "result": geometry.result}
+    values = dict(zip(shapes, draw(*shapes.values()), strict=True))
+    for contraction in (native, fast_on_cpu):
+        numbers = [
+            jnp.vdot(
+                values[wanted],
+                contraction(*(values[name] for name in names), wanted=wanted, geometry=geometry),
+            )
+            for wanted, names in OPERANDS.items()
+        ]
+        np.testing.assert_allclose(numbers, numbers[0], rtol=1e-5)
+
+
+SAME = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": NHWC}
+
+
+def test_forward_mode_second_derivatives_and_vmap():
+    image, kernel, tangent, direction = draw((2, 4, 4, 2), (3, 3, 2, 3), (2, 4, 4, 2), (3, 3, 2, 3))
+
+    def energy(convolution, image, kernel):
+        return jnp.sum(jnp.sin(convolution(image, kernel, **SAME)))
+
+    def derivatives(convolution):
+        f = partial(energy, convolution)
+        hessian_product = jax.jvp(jax.grad(f, (0, 1)), (image, kernel), (tangent, direction))
+        # The penalty of a Wasserstein GAN: a gradient by the kernel of one by the image.
+        penalty = jax.grad(lambda w: jnp.sum(jax.grad(f)(image, w) ** 2))(kernel)
+        kernels = jnp.stack([kernel, 2 * kernel])
+        each = jax.vmap(jax.grad(f, (0, 1)), in_axes=(None, 0))(image, kernels)
+        per_image = jax.vmap(jax.grad(f, 1), in_axes=(0, None))(image[:, None], kernel)
+        return (*jax.jvp(f, (image, kernel), (tangent, direction)), hessian_product), (
+            penalty,
+            each,
+            per_image,
+        )
+
+    both = jax.jit(lambda: [derivatives(f) for f in (convolve, lax.conv_general_dilated)])
+    close(*both(), factor=3)
+
+
+def test_half_precision_and_remat_keep_their_meaning():
+    image, kernel = draw((1, 4, 4, 2), (3, 3, 2, 3), dtype=jnp.bfloat16)
+    ours = convolve(image, kernel, **SAME)
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(ours, lax.conv_general_dilated(image, kernel, **SAME))
+    loss = lambda f: lambda w: jnp.sum(f(image, w, **SAME).astype(jnp.float32) ** 2)  # noqa: E731
+    np.testing.assert_array_equal(
+        jax.grad(jax.checkpoint(loss(convolve)))(kernel),
+        jax.grad(loss(convolve))(kernel),
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lhs_dilation": (2, 2), "window_strides": (1, 1), "padding": ((1, 1), (1, 1))},
+        {
+            "window_strides": (1, 1),
+            "padding": "SAME",
+            "dimension_numbers": ("NCHW", "HWIO", "NCHW"),
+        },
+    ],
+)
+def test_what_is_not_ordinary_is_laxs_own(options):
+    image, kernel = draw((1, 4, 4, 4), (3, 3, 4, 3))
+    options = {"dimension_numbers": NHWC, **options}
+    jaxprs = [
+        str(jax.make_jaxpr(partial(f, **options))(image, kernel))
+        for f in (convolve, lax.conv_general_dilated)
+    ]
+    assert jaxprs[0] == jaxprs[1]
+
+
+@pytest.mark.parametrize(
+    "shapes", [((1, 4, 4, 3), (3, 3, 2, 4)), ((1, 4, 4, 3), (3, 3, 3)), ((4, 4, 3), (3, 3, 3, 4))]
+)
+def test_its_errors_are_laxs(shapes):
+    image, kernel = (jnp.zeros(shape) for shape in shapes)
+    messages = []
+    for f in (convolve, lax.conv_general_dilated):
+        with pytest.raises((TypeError, ValueError, IndexError)) as error:
+            f(image, kernel, **SAME)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "cpu"])
+def test_a_training_step_runs_native_convolutions_on_accelerators(platform):
+    model = ResNet20(stage_sizes=(1,), width=4)
+    images = jnp.zeros((2, 8, 8, 3))
+    variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+
+    def loss(params, images):
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), variables["batch_stats"])
+        logits, _ = model.apply(
+            {"params": params, "batch_stats": zeros}, images, train=True, mutable=["batch_stats"]
+        )
+        return jnp.sum(logits**2)
+
+    traced = jax.jit(jax.grad(loss)).trace(variables["params"], images)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    # A stem and a block of two: three forward, two gradients of the image, three of the kernel.
+    expected = {"cuda": 8, "tpu": 8, "cpu": 3}  # four channels are few: columns on a CPU
+    assert text.count("stablehlo.convolution") == expected[platform]
+
+
+def test_linen_takes_it_and_its_flops_are_counted_once():
+    from train.accounting import model_flops
+
+    image = jnp.zeros((2, 8, 8, 16))
+    layers = [
+        nn.Conv(16, (3, 3), conv_general_dilated=f) for f in (convolve, lax.conv_general_dilated)
+    ]
+    params = layers[0].init(jax.random.key(0), image)
+    counts = [
+        model_flops(jax.grad(lambda p, f=f: jnp.sum(f.apply(p, image) ** 2)), params)
+        for f in layers
+    ]
+    assert counts[0] == counts[1]
+    assert counts[0].total() == 2 * (2 * 2 * 8 * 8 * 9 * 16 * 16)
