@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from benchmarks.race import add_options, take_turns
 from benchmarks.worker import Prepared, Worker
 from models.layers import convolve
 from train.accounting import matmul_peak
+from train.program import compiler_options
 
 
 @dataclass(frozen=True)
@@ -119,15 +121,17 @@ runs by turns. PyTorch has the memory layout that is faster for it."""
 
 def prepare_opsin(name: str, phase: str) -> Prepared:
     """The convolution of ``models/``."""
-    return _prepare_jax(convolve, name, phase)
+    return _prepare_jax(convolve, name, phase, compiler_options("cpu"))
 
 
 def prepare_stock(name: str, phase: str) -> Prepared:
     """The convolution that JAX ships."""
-    return _prepare_jax(lax.conv_general_dilated, name, phase)
+    return _prepare_jax(lax.conv_general_dilated, name, phase, None)
 
 
-def _prepare_jax(convolution: Callable[..., Any], name: str, phase: str) -> Prepared:
+def _prepare_jax(
+    convolution: Callable[..., Any], name: str, phase: str, options: dict[str, Any] | None
+) -> Prepared:
     shape = CONVOLUTIONS[name]
 
     def forward(images: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -139,7 +143,7 @@ def _prepare_jax(convolution: Callable[..., Any], name: str, phase: str) -> Prep
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=options)
     def compute(images: jax.Array, kernel: jax.Array, gradient: jax.Array) -> Any:
         if phase == "forward":
             return forward(images, kernel)

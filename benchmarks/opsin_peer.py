@@ -16,7 +16,7 @@ from train.accounting import model_flops
 from train.experiment import Experiment
 from train.feed import Feed
 from train.loop import open_training
-from train.program import build
+from train.program import build, compiler_options
 
 
 def prepare(name: str, phase: str) -> Prepared:
@@ -26,7 +26,7 @@ def prepare(name: str, phase: str) -> Prepared:
     about["flops"] = flops(case, phase)
     if phase == "training":
         return Prepared(bare_steps(case.experiment()), about)
-    return Prepared(inference(case, case.model.apply, variables), about)
+    return Prepared(inference(case, case.model.apply, variables, compiler_options("cpu")), about)
 
 
 def variables_of(case: Case) -> tuple[PyTree, dict[str, Any]]:
@@ -56,10 +56,14 @@ def bare_steps(experiment: Experiment) -> Callable[[int], None]:
     return run
 
 
-def inference(case: Case, apply: Callable[..., Any], variables: PyTree) -> Callable[[int], None]:
-    """``run(batches)`` of a jitted network in evaluation mode."""
-    forward = jax.jit(lambda variables, images: apply(variables, images, train=False))
+def inference(
+    case: Case, apply: Callable[..., Any], variables: PyTree, options: dict[str, Any] | None = None
+) -> Callable[[int], None]:
+    """``run(batches)`` of a jitted network in evaluation mode; ``options`` are XLA's."""
     images = jax.device_put(case.batch_on_host()[0])
+    forward = jax.jit(
+        lambda variables, images: apply(variables, images, train=False), compiler_options=options
+    )
 
     def run(steps: int) -> None:
         jax.block_until_ready([forward(variables, images) for _ in range(steps)])

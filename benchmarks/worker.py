@@ -22,6 +22,9 @@ from typing import Any, TextIO
 
 from experiments.runtime import Runtime, set_up
 
+RIVALS = ("benchmarks.flax_peer", "benchmarks.torch_peer")
+"""What runs as its own users start it, without the settings of ``experiments.runtime``."""
+
 
 class PeerError(RuntimeError):
     """A peer that cannot run what it is asked to."""
@@ -128,5 +131,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    set_up(Runtime(platform="cpu"))
+    if sys.argv[1].startswith(RIVALS):
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    else:
+        set_up(Runtime(platform="cpu"))
     main()

@@ -1,12 +1,11 @@
 """What several architectures share: convolution, pooling, norms, and a way to hand fields down."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from ops.convolution import convolve
@@ -88,13 +87,9 @@ def max_pool(
     )
     if not tiled:
         return nn.max_pool(x, window_shape, strides, padding)
-    largest = None
-    for row in range(window_shape[0]):
-        for column in range(window_shape[1]):
-            start, step = (0, row, column, 0), (1, *window_shape, 1)
-            pixel = lax.slice(x, start, x.shape, step)
-            largest = pixel if largest is None else jnp.maximum(largest, pixel)
-    return largest
+    rows, columns = window_shape
+    pixels = [x[:, i::rows, j::columns] for i in range(rows) for j in range(columns)]
+    return reduce(jnp.maximum, pixels)
 
 
 def shared_fields(module: nn.Module, part: type[nn.Module]) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def build(
     def sharded_fetch(store: PyTree, item: PyTree) -> Batch:
         return _constrain(fetch(store, item), mesh)
 
-    options = compiler_options(mesh)
+    options = compiler_options(mesh.devices.flat[0].platform)
     whole = replicated(mesh)
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     jitted = jax.jit(
@@ -185,8 +185,8 @@ def build(
     )
 
 
-def compiler_options(mesh: Mesh) -> dict[str, Any]:
-    """XLA's options for a program on these devices.
+def compiler_options(platform: str) -> dict[str, Any]:
+    """XLA's options for a program on ``"cpu"``, ``"gpu"`` or ``"tpu"``.
 
     On a CPU (all measured by `make bench`):
 
@@ -195,7 +195,7 @@ def compiler_options(mesh: Mesh) -> dict[str, Any]:
     - Of the operations that XLA may hand to YNNPACK, it keeps products and sums: YNNPACK runs a
       convolution between fewer than 96 channels on one core.
     """
-    if mesh.devices.flat[0].platform != "cpu":
+    if platform != "cpu":
         return {}
     return {
         "xla_disable_hlo_passes": "cse_barrier_expander",
