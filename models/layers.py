@@ -1,6 +1,6 @@
 """What several architectures share: convolution, pooling, norms, and a way to hand fields down."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any
 
@@ -70,7 +70,7 @@ def max_pool(
     x: Float[Array, "batch height width channels"],
     window_shape: tuple[int, int],
     strides: tuple[int, int] | None = None,
-    padding: str | Sequence[tuple[int, int]] = "VALID",
+    padding: Any = "VALID",
 ) -> Float[Array, "batch rows columns channels"]:
     """The largest value in each window, as ``nn.max_pool``.
 
