@@ -14,9 +14,9 @@ benchmarks.convolutions` measures it):
   matrix product.
 - *Winograd's* F(2×2, 3×3), for 3×3 kernels between 128 channels or more: 2.25 times fewer products.
 - *columns*, for images of a few channels: XLA's convolution leaves the vector units half empty.
-- XLA's convolution otherwise, on operands that were written to memory first. Without that barrier
-  XLA fuses normalisation and activation into the transposition that a kernel's gradient needs, and
-  computes them again in an order that no cache likes: half of a ResNet's step.
+- XLA's convolution otherwise, laid out as it likes best, on operands that were written to memory
+  first. Without that barrier XLA fuses normalisation and activation into the transposition that a
+  kernel's gradient needs, and computes them again in an order that no cache likes.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def form(wanted: Part, geometry: Geometry) -> Callable[..., Array]:
         return _columns_to_image
     if channels * geometry.kernel[1] < FEW_CHANNELS and wanted == "result":
         return _image_to_columns
-    return native
+    return _exchanged if wanted == "kernel" else native
 
 
 def _disjoint(geometry: Geometry, axis: int) -> bool:
@@ -298,6 +298,37 @@ def _combined(matrix: Sequence[Sequence[float]], parts: Sequence[Array]) -> list
 
 def _transposed(matrix: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
     return list(zip(*matrix, strict=True))
+
+
+def _exchanged(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:
+    """The kernel's gradient: XLA's convolution of image and result, batch and channels exchanged.
+
+    ``lax`` says the same by dimension numbers. Within a loop, as of several steps in one program,
+    XLA then finds no routine for it and is forty times slower; arrays that lie so it knows.
+    """
+    del wanted
+    padding = []
+    for axis, (low, _) in enumerate(geometry.padding):
+        step, dilation, taps = (
+            geometry.strides[axis],
+            geometry.dilation[axis],
+            geometry.kernel[axis],
+        )
+        covered = (geometry.result[1 + axis] - 1) * step + 1 + (taps - 1) * dilation
+        padding.append((low, covered - geometry.image[1 + axis] - low))
+    images, filters = lax.optimization_barrier(
+        (first.transpose(3, 1, 2, 0), second.transpose(1, 2, 0, 3))
+    )
+    out = lax.conv_general_dilated(
+        images,
+        filters,
+        geometry.dilation,
+        padding,
+        rhs_dilation=geometry.strides,
+        dimension_numbers=NHWC,
+        precision=geometry.precision,
+    )
+    return out.transpose(1, 2, 0, 3)
 
 
 def _image_to_columns(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:

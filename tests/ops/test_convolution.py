@@ -90,13 +90,13 @@ WIDE = convolution.WINOGRAD_CHANNELS
     [
         ((2, 6, 8, WIDE), (3, 3, WIDE, WIDE), 1, "SAME", "winograd winograd winograd"),
         ((1, 6, 6, WIDE), (3, 3, WIDE, WIDE), 1, ((0, 2), (1, 1)), "winograd winograd winograd"),
-        ((1, 5, 6, WIDE), (3, 3, WIDE, WIDE), 1, "SAME", "native native native"),
+        ((1, 5, 6, WIDE), (3, 3, WIDE, WIDE), 1, "SAME", "native native exchanged"),
         ((2, 8, 8, 3), (4, 4, 3, 8), 4, "VALID", "tiles tiles tiles"),
         ((2, 8, 8, 20), (1, 1, 20, 8), 1, "SAME", "tiles tiles tiles"),
         ((2, 5, 5, 16), (5, 5, 16, 12), 1, "VALID", "tiles tiles tiles"),
-        ((2, 9, 8, 1), (5, 5, 1, 6), 1, "SAME", "columns columns native"),
-        ((2, 9, 8, 6), (5, 5, 6, 16), 1, "VALID", "native columns native"),
-        ((2, 8, 8, 16), (3, 3, 16, 16), 2, "SAME", "native native native"),
+        ((2, 9, 8, 1), (5, 5, 1, 6), 1, "SAME", "columns columns exchanged"),
+        ((2, 9, 8, 6), (5, 5, 6, 16), 1, "VALID", "native columns exchanged"),
+        ((2, 8, 8, 16), (3, 3, 16, 16), 2, "SAME", "native native exchanged"),
     ],
 )
 def test_each_form_is_chosen_for_its_shapes_and_equals_laxs(image, kernel, strides, padding, forms):
