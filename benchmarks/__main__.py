@@ -32,10 +32,11 @@ LEGEND = """\
 Times are medians. A ratio is the peer's time over Opsin's, of runs that follow each other: above 1
 Opsin is faster; the range is that of all pairs. Everything is float32. Opsin takes the step that
 `opsin run` takes, on images that live in memory as bytes; the peers get a finished batch. Flax is
-the same network with linen's stock convolution, in the loop of Flax's examples. PyTorch is eager,
+the same network with linen's stock convolution and pooling and unrolled blocks, in the loop of
+Flax's examples, without XLA's options and the memory setting of a run. PyTorch is eager,
 with a fused optimiser, in the memory layout that is faster here; torch.compile takes the same one.
 FLOPs are those of matrix products and convolutions as the network asks for them; the peak is that
-of a product of two matrices in JAX."""
+of a product of two matrices in JAX, measured just before; a convolution can exceed it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

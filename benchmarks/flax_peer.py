@@ -75,10 +75,10 @@ def training(case: Case, apply: Callable[..., Any], variables: Any) -> Callable[
 
 
 def plain(case: Case) -> Case:
-    """The case as an example would have it: with blocks in a Python loop, not in a scan."""
-    if not hasattr(case.model, "scan"):
-        return case
-    return replace(case, model=case.model.clone(scan=False))
+    """The case as an example would have it: blocks in a Python loop, and linen's pooling."""
+    usual = {"scan": False, "pool": nn.max_pool}
+    fields = {name: value for name, value in usual.items() if hasattr(case.model, name)}
+    return replace(case, model=case.model.clone(**fields))
 
 
 def stock_apply(model: nn.Module) -> Callable[..., Any]:

@@ -24,6 +24,7 @@ from benchmarks.opsin_peer import bare_steps
 from benchmarks.race import Ratio
 from data.examples import DataError
 from experiments.config import resolve
+from experiments.runtime import keep_freed_memory
 from train.experiment import Experiment
 from train.loop import fit, open_training
 
@@ -78,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
+    keep_freed_memory()  # as `opsin run` does
     lenet, resnet = CASES["lenet5"], CASES["resnet20"]
     print(f"{'':<42}{'one ms':>8}{'two ms':>8}{'ratio':>8}  range over {runs} runs")
     for case, steps in ((lenet, 100), (resnet, 20)):

@@ -67,7 +67,9 @@ def set_up(runtime: Runtime) -> None:
     if runtime.cache:
         asked["JAX_COMPILATION_CACHE_DIR"] = str(runtime.cache)
     os.environ.update({**defaults, **os.environ, **asked})
-    keep_freed_memory()
+    tuned = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    if runtime.platform in (None, "cpu") and not tuned:
+        keep_freed_memory()
 
 
 def keep_freed_memory() -> None:
@@ -75,7 +77,7 @@ def keep_freed_memory() -> None:
 
     On a CPU XLA allocates the temporaries of a step anew each time. glibc gives blocks of that size
     back to the kernel, which clears every page before the next step gets it: up to a third of a
-    step. The process then holds on to the most memory that it has used.
+    step. The process then holds on to the memory that it has used.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

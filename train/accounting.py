@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.typing import DTypeLike
 
-from ops.convolution import native
+from ops.convolution_forms import native
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ def build(
         return lowered.compile(compiler_options=options)
 
     # Drawing numbers once is not worth optimising, which takes longer than to compile the step.
-    quickly = {"xla_backend_optimization_level": 1}
+    quickly = {"xla_backend_optimization_level": 1} if options else {}
     initialize = jax.jit(init, out_shardings=shardings, compiler_options=quickly)
 
     @partial(jax.jit, compiler_options=options)

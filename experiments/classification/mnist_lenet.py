@@ -1,12 +1,12 @@
-"""LeNet-5 in its modern form reaches 99 % on MNIST in minutes on a CPU.
+"""LeNet-5 in its modern form reaches 99 % on MNIST in a minute on a CPU.
 
 LeCun et al., 1998, section III, report 0.95 % test error (99.05 % accuracy) for the original
 network after 20 passes over the training set without distortions. Ours is not that network: ReLU
 and max-pooling instead of tanh and trainable subsampling, every map connected, AdamW instead of
 stochastic diagonal Levenberg-Marquardt, and digits shifted by up to two pixels.
 
-Theirs 99.05 %; ours 99.30 ± 0.10 % over three seeds, in 7 minutes a seed on two cores of an AMD
-EPYC that other jobs shared (jax 0.10.2). The difference is in what was changed, above all the
+Theirs 99.05 %; ours 99.30 ± 0.09 % over three seeds, in a minute a seed on two cores of an AMD
+EPYC (jax 0.10.2). The difference is in what was changed, above all the
 shifts: with distortions the paper reports 99.2 %.
 
     opsin sweep mnist_lenet

@@ -10,10 +10,20 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from models.classification.resnet import ResNet20
-from ops import convolution
-from ops.convolution import OPERANDS, Geometry, convolve, fast_on_cpu, native
+from ops.convolution import convolve
+from ops.convolution_forms import (
+    OPERANDS,
+    WINOGRAD_CHANNELS,
+    Geometry,
+    fast_on_cpu,
+    form,
+    native,
+)
+from train.accounting import model_flops
+from train.program import compiler_options
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -46,7 +56,7 @@ def compare(image_shape, kernel_shape, **options):
 
 
 sizes = st.integers(1, 9)
-margins = st.tuples(st.integers(-1, 4), st.integers(-1, 4))
+margins = st.tuples(st.integers(0, 4), st.integers(0, 4))
 
 
 @settings(
@@ -82,7 +92,7 @@ def test_it_equals_laxs_in_value_and_gradients(
     compare(image.shape, kernel, **options)
 
 
-WIDE = convolution.WINOGRAD_CHANNELS
+WIDE = WINOGRAD_CHANNELS
 
 
 @pytest.mark.parametrize(
@@ -106,7 +116,7 @@ def test_each_form_is_chosen_for_its_shapes_and_equals_laxs(image, kernel, strid
     else:
         pads = padding
     geometry = Geometry(image, kernel, strides, tuple(pads), (1, 1), 1, None)
-    chosen = [convolution.form(part, geometry).__name__ for part in ("result", "image", "kernel")]
+    chosen = [form(part, geometry).__name__ for part in ("result", "image", "kernel")]
     assert all(want in name for want, name in zip(forms.split(), chosen, strict=True)), chosen
     compare(image, kernel, window_strides=strides, padding=padding)
 
@@ -221,8 +231,6 @@ def test_a_training_step_runs_native_convolutions_on_accelerators(platform):
 
 
 def test_linen_takes_it_and_its_flops_are_counted_once():
-    from train.accounting import model_flops
-
     image = jnp.zeros((2, 8, 8, 16))
     layers = [
         nn.Conv(16, (3, 3), conv_general_dilated=f) for f in (convolve, lax.conv_general_dilated)
@@ -234,3 +242,56 @@ def test_linen_takes_it_and_its_flops_are_counted_once():
     ]
     assert counts[0] == counts[1]
     assert counts[0].total() == 2 * (2 * 2 * 8 * 8 * 9 * 16 * 16)
+
+
+def test_negative_padding_crops():
+    image, kernel = draw((2, 9, 8, 3), (3, 3, 3, 20))
+    padding = ((0, -1), (-2, 1))
+    options = {"window_strides": (1, 1), "dimension_numbers": NHWC}
+
+    def cropped(image, kernel):
+        inside = ((0, 0), (0, 1))
+        return lax.conv_general_dilated(image[:, :-1, 2:], kernel, padding=inside, **options)
+
+    ours = jax.vjp(partial(convolve, padding=padding, **options), image, kernel)
+    theirs = jax.vjp(cropped, image, kernel)
+    close(ours[0], theirs[0])
+    close(ours[1](jnp.cos(ours[0])), theirs[1](jnp.cos(theirs[0])))
+
+
+def test_without_jit_and_over_a_shard_map():
+    image, kernel = draw((8, 4, 4, 2), (3, 3, 2, 3))
+
+    def loss(kernel, image):
+        return jnp.sum(convolve(image, kernel, **SAME) ** 2)
+
+    whole = jax.grad(loss)(kernel, image)
+    with jax.disable_jit():
+        close(jax.grad(loss)(kernel, image), whole)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = {"in_specs": (P(), P("data")), "out_specs": P()}
+
+    @partial(jax.shard_map, mesh=mesh, **specs)
+    def gradient(kernel, image):
+        return jax.grad(lambda k: lax.psum(loss(k, image), "data"))(kernel)
+
+    close(gradient(kernel, image), whole, factor=2)
+
+
+def test_the_precision_of_the_scope_is_kept():
+    image, kernel = draw((1, 4, 4, 2), (3, 3, 2, 3))
+
+    def scoped(image):
+        with jax.default_matmul_precision("highest"):
+            return convolve(image, kernel, **SAME)
+
+    text = jax.jit(scoped).trace(image).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("HIGHEST") == 2
+
+
+def test_barriers_outlast_the_options_of_a_run():
+    # Without them XLA fuses what comes before a convolution into the work inside it.
+    image, kernel = draw((1, 4, 4, 16), (3, 3, 16, 16))
+    lowered = jax.jit(lambda x: convolve(jnp.sin(x), kernel, **SAME)).lower(image)
+    text = lowered.compile(compiler_options=compiler_options("cpu")).as_text()
+    assert text.count("opt-barrier") >= 2

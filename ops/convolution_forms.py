@@ -1,0 +1,292 @@
+"""The forms in which the three contractions of a convolution are computed; see `convolution.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+Part = Literal["image", "kernel", "result"]
+OPERANDS: dict[Part, tuple[Part, Part]] = {
+    "result": ("image", "kernel"),
+    "image": ("result", "kernel"),
+    "kernel": ("image", "result"),
+}
+"""What each of the three is computed from, in this order."""
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+# Measured on a Zen 5 (2 cores, float32): below, transforming tiles costs more than it saves.
+WINOGRAD_CHANNELS = 128
+# Below a full vector of 16 floats.
+FEW_CHANNELS = 16
+
+# Winograd's minimal filtering F(2, 3) (Lavin and Gray, 2015, arXiv:1509.09308, section 4.1): rows
+# of Bᵀ for four values of the image, of G for the kernel's three, of Aᵀ for the two of the result.
+WINOGRAD: dict[Part, tuple[tuple[float, ...], ...]] = {
+    "image": ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
+    "kernel": ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)),
+    "result": ((1, 1, 1, 0), (0, 1, -1, -1)),
+}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shapes that a convolution ties together.
+
+    Attributes:
+        image: [batch, height, width, channels].
+        kernel: [height, width, channels / groups, features].
+        strides: of the result's places in the image.
+        padding: rows above and below, columns before and after.
+        dilation: of the kernel's taps in the image.
+        groups: of channels that see only their own share of the features.
+        precision: as ``lax.conv_general_dilated`` takes it; of the scope where None was given.
+    """
+
+    image: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+    precision: Any
+
+    @property
+    def result(self) -> tuple[int, ...]:
+        """[batch, height, width, features]."""
+        sides = (
+            (self.image[1 + a] + sum(self.padding[a]) - self.reach(a)) // self.strides[a] + 1
+            for a in (0, 1)
+        )
+        return (self.image[0], *(max(side, 0) for side in sides), self.kernel[3])
+
+    def reach(self, axis: int) -> int:
+        """From the kernel's first tap to its last, in pixels."""
+        return (self.kernel[axis] - 1) * self.dilation[axis] + 1
+
+
+def native(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:
+    """A contraction by ``lax.conv_general_dilated`` and its transposes; see ``OPERANDS``."""
+
+    def forward(image: Array, kernel: Array) -> Array:
+        return lax.conv_general_dilated(
+            image,
+            kernel,
+            geometry.strides,
+            geometry.padding,
+            rhs_dilation=geometry.dilation,
+            dimension_numbers=NHWC,
+            feature_group_count=geometry.groups,
+            precision=geometry.precision,
+        )
+
+    match wanted:
+        case "result":
+            return forward(first, second)
+        case "image":
+            image = jax.ShapeDtypeStruct(geometry.image, first.dtype)
+            return jax.linear_transpose(lambda x: forward(x, second), image)(first)[0]
+        case "kernel":
+            kernel = jax.ShapeDtypeStruct(geometry.kernel, first.dtype)
+            return jax.linear_transpose(lambda w: forward(first, w), kernel)(second)[0]
+
+
+def fast_on_cpu(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:
+    """The same contraction by the form that is fastest on a CPU."""
+    operands = lax.optimization_barrier((first, second))
+    compute = form(wanted, geometry) if first.dtype == jnp.float32 else native
+    return lax.optimization_barrier(compute(*operands, wanted=wanted, geometry=geometry))
+
+
+def form(wanted: Part, geometry: Geometry) -> Callable[..., Array]:
+    """What is fastest for the shape; see the module."""
+    _, height, width, channels = geometry.image
+    _, rows, columns, features = geometry.result
+    empty = 0 in (*geometry.image, *geometry.kernel, *geometry.result)
+    if geometry.groups > 1 or empty:
+        return native
+    if all(_disjoint(geometry, axis) for axis in (0, 1)):
+        return _tiles
+    simple = geometry.strides == geometry.dilation == (1, 1)
+    within = all(0 <= n <= 2 for side in geometry.padding for n in side)
+    if simple and within and geometry.kernel[:2] == (3, 3):
+        even = height % 2 == width % 2 == rows % 2 == columns % 2 == 0
+        if even and min(channels, features) >= WINOGRAD_CHANNELS:
+            return _winograd
+    if simple and channels < FEW_CHANNELS and wanted == "image":
+        return _columns_to_image
+    if channels * geometry.kernel[1] < FEW_CHANNELS and wanted == "result":
+        return _image_to_columns
+    return _exchanged if wanted == "kernel" else native
+
+
+def _disjoint(geometry: Geometry, axis: int) -> bool:
+    """Whether the kernel's places along an axis touch different pixels, side by side."""
+    size, kernel = geometry.image[1 + axis], geometry.kernel[axis]
+    alone = kernel == size or (geometry.strides[axis] == kernel and size % kernel == 0)
+    return alone and geometry.padding[axis] == (0, 0) and geometry.dilation[axis] == 1
+
+
+def _tiles(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:
+    """The image cut into tiles of the kernel's size: every contraction is one matrix product."""
+    batch, rows, columns, features = geometry.result
+    height, width, channels, _ = geometry.kernel
+
+    def cut(image: Array) -> Array:  # [places, pixels of the kernel]
+        tiles = image.reshape(batch, rows, height, columns, width, channels).swapaxes(2, 3)
+        return tiles.reshape(batch * rows * columns, height * width * channels)
+
+    match wanted:
+        case "result":
+            return (cut(first) @ second.reshape(-1, features)).reshape(geometry.result)
+        case "kernel":
+            return _over_places(cut(first), second).reshape(geometry.kernel)
+        case "image":
+            pixels = first.reshape(-1, features) @ second.reshape(-1, features).T
+            tiles = pixels.reshape(batch, rows, columns, height, width, channels)
+            return tiles.swapaxes(2, 3).reshape(geometry.image)
+
+
+def _over_places(image: Array, result: Array) -> Array:
+    """[channels, features]: the sum over batch, rows and columns of every product of two."""
+    # On matrices, XLA's product reads both as they lie; with more axes it transposes them first.
+    image, result = (x.reshape(-1, x.shape[-1]) for x in (image, result))
+    return lax.dot_general(image, result, (((0,), (0,)), ((), ())))
+
+
+def _winograd(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:
+    """Sixteen matrix products over transformed 4×4 tiles (Lavin and Gray, 2015, algorithm 1).
+
+    The gradient of the image is the convolution of the result's gradient with the turned kernel;
+    that of the kernel runs the transforms the other way round.
+    """
+    if wanted == "image":
+        turned = second[::-1, ::-1].swapaxes(2, 3)
+        (top, bottom), (left, right) = geometry.padding
+        first = padded(first, ((2 - top, 2 - bottom), (2 - left, 2 - right)))
+        return _winograd_result(first, turned)
+    if wanted == "result":
+        return _winograd_result(padded(first, geometry.padding), second)
+    image = _winograd_tiles(padded(first, geometry.padding))
+    result = _twice(
+        _transposed(WINOGRAD["result"]), [[second[:, i::2, j::2] for j in (0, 1)] for i in (0, 1)]
+    )
+    products = [
+        [_over_places(x, y) for x, y in zip(*rows, strict=True)]
+        for rows in zip(image, result, strict=True)
+    ]
+    kernel = _twice(_transposed(WINOGRAD["kernel"]), products)
+    return jnp.stack([jnp.stack(row) for row in kernel])
+
+
+def _winograd_result(image: Array, kernel: Array) -> Array:
+    """The 3×3 convolution of an image that is padded already, of even height and width."""
+    tiles = _winograd_tiles(image)
+    filters = _twice(WINOGRAD["kernel"], [list(row) for row in kernel])
+    products = [
+        [x @ w for x, w in zip(*rows, strict=True)] for rows in zip(tiles, filters, strict=True)
+    ]
+    quarters = _twice(WINOGRAD["result"], products)
+    out = jnp.stack([jnp.stack(row, axis=3) for row in quarters], axis=2)
+    return out.reshape(image.shape[0], image.shape[1] - 2, image.shape[2] - 2, kernel.shape[3])
+
+
+def _winograd_tiles(image: Array) -> list[list[Array]]:
+    """Transformed 4×4 tiles, two pixels apart: [4][4] of [batch, height, width, channels]."""
+    height, width = image.shape[1] - 3, image.shape[2] - 3
+    places = [[image[:, i : i + height : 2, j : j + width : 2] for j in range(4)] for i in range(4)]
+    return _twice(WINOGRAD["image"], places)
+
+
+def _twice(
+    matrix: Sequence[Sequence[float]], parts: Sequence[Sequence[Array]]
+) -> list[list[Array]]:
+    """matrix · parts · matrixᵀ, where the elements of ``parts`` are arrays."""
+    rows = [_combined(matrix, column) for column in zip(*parts, strict=True)]
+    return [_combined(matrix, row) for row in zip(*rows, strict=True)]
+
+
+def _combined(matrix: Sequence[Sequence[float]], parts: Sequence[Array]) -> list[Array]:
+    """matrix · parts, without the products with zero."""
+    return [
+        reduce(jnp.add, [c * x for c, x in zip(row, parts, strict=True) if c]) for row in matrix
+    ]
+
+
+def _transposed(matrix: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
+    return list(zip(*matrix, strict=True))
+
+
+def _exchanged(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:
+    """The kernel's gradient: XLA's convolution of image and result, batch and channels exchanged.
+
+    ``lax`` says the same by dimension numbers. Within a loop, as of several steps in one program,
+    XLA then finds no routine for it and is forty times slower; arrays that lie so it knows.
+    """
+    del wanted
+    padding = []
+    for axis, (low, _) in enumerate(geometry.padding):
+        step, dilation, taps = (
+            geometry.strides[axis],
+            geometry.dilation[axis],
+            geometry.kernel[axis],
+        )
+        covered = (geometry.result[1 + axis] - 1) * step + 1 + (taps - 1) * dilation
+        padding.append((low, covered - geometry.image[1 + axis] - low))
+    images, filters = lax.optimization_barrier(
+        (first.transpose(3, 1, 2, 0), second.transpose(1, 2, 0, 3))
+    )
+    out = lax.conv_general_dilated(
+        images,
+        filters,
+        geometry.dilation,
+        padding,
+        rhs_dilation=geometry.strides,
+        dimension_numbers=NHWC,
+        precision=geometry.precision,
+    )
+    return out.transpose(1, 2, 0, 3)
+
+
+def _image_to_columns(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:
+    """The result as one product of all patches with the kernel, gathered an axis at a time."""
+    del wanted
+    image, out = padded(first, geometry.padding), geometry.result
+    for axis in (2, 1):  # the second gathering copies whole runs of the first
+        step, dilation = geometry.strides[axis - 1], geometry.dilation[axis - 1]
+        taps = range(0, geometry.reach(axis - 1), dilation)
+        stop = (out[axis] - 1) * step + 1
+        places = [lax.slice_in_dim(image, t, t + stop, step, axis) for t in taps]
+        image = lax.optimization_barrier(jnp.concatenate(places, axis=3))
+    return (image.reshape(-1, image.shape[3]) @ second.reshape(-1, out[3])).reshape(out)
+
+
+def _columns_to_image(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:
+    """The image's gradient: a product over the kernel's columns, then a sum over its rows."""
+    del wanted
+    batch, height, width, channels = geometry.image
+    rows, columns, _, features = geometry.kernel
+    (top, _), (left, right) = geometry.padding
+    out = padded(first, ((0, 0), (columns - 1 - left, columns - 1 - right)))
+    places = [out[:, :, columns - 1 - j :][:, :, :width] for j in range(columns)]
+    across = lax.optimization_barrier(jnp.concatenate(places, axis=3))
+    turned = second.transpose(1, 3, 0, 2).reshape(columns * features, rows * channels)
+    down = lax.optimization_barrier(across.reshape(-1, columns * features) @ turned)
+    down = down.reshape(batch, -1, width, rows, channels)
+    shifts = [(i - top, height - first.shape[1] - i + top) for i in range(rows)]
+    return reduce(
+        jnp.add, [padded(down[:, :, :, i], (shift, (0, 0))) for i, shift in enumerate(shifts)]
+    )
+
+
+def padded(x: Array, padding: Sequence[tuple[int, int]]) -> Array:
+    """Zeros around height and width; negative padding crops."""
+    sides = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
+    return x if not any(map(any, padding)) else lax.pad(x, jnp.zeros((), x.dtype), sides)
