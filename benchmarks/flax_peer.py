@@ -20,6 +20,7 @@ from flax.training import train_state
 from benchmarks.cases import CASES, Case
 from benchmarks.opsin_peer import inference, variables_of
 from benchmarks.worker import Prepared
+from models.layers import max_pool
 
 
 class TrainState(train_state.TrainState):
@@ -76,8 +77,11 @@ def training(case: Case, apply: Callable[..., Any], variables: Any) -> Callable[
 
 def plain(case: Case) -> Case:
     """The case as an example would have it: blocks in a Python loop, and linen's pooling."""
-    usual = {"scan": False, "pool": nn.max_pool}
-    fields = {name: value for name, value in usual.items() if hasattr(case.model, name)}
+    fields: dict[str, Any] = {}
+    if hasattr(case.model, "scan"):
+        fields["scan"] = False
+    if getattr(case.model, "pool", None) is max_pool:
+        fields["pool"] = nn.max_pool
     return replace(case, model=case.model.clone(**fields))
 
 
