@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.report import markdown_table
 from experiments.runs import environment
 from train.logging import replace_text
 
@@ -64,10 +65,8 @@ def number(value: float | None) -> str:
 
 def page(title: str, legend: str, lines: Sequence[Sequence[str]], origin: Mapping[str, str]) -> str:
     """A page of Markdown: a table, of which the first line is the header, and its origin."""
-    header, *body = [f"| {' | '.join(cells)} |" for cells in lines]
-    table = "\n".join([header, "|---" * len(lines[0]) + "|", *body])
     source = "\n".join(f"- {name}: {text}" for name, text in origin.items())
-    return f"# {title}\n\n{legend}\n\n{table}\n\n{source}\n"
+    return f"# {title}\n\n{legend}\n\n{markdown_table(lines)}\n\n{source}\n"
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]], page: str) -> None:

@@ -103,7 +103,7 @@ def readme_table(reports: Iterable[Report], results: Path) -> str:
                     table.paper.get((arm, metric), ""),
                 ]
             )
-    return _markdown_table(lines)
+    return markdown_table(lines)
 
 
 def update_readme(path: Path, text: str) -> None:
@@ -239,9 +239,9 @@ def _markdown(rows: Sequence[Row], report: Report) -> str:
         seconds = _seconds(rows, arm)
         lines.append([*cells, "" if seconds is None else f"{seconds:.1f}"])
     legend = MEAN_LEGEND if table.baseline is None else f"{MEAN_LEGEND} {DELTA_LEGEND}"
-    parts = [f"# {table.title}", report.claim, _markdown_table(lines), legend]
+    parts = [f"# {table.title}", report.claim, markdown_table(lines), legend]
     if table.details:
-        parts.append(_markdown_table(_details(rows, report)))
+        parts.append(markdown_table(_details(rows, report)))
     if gaps := _gaps(rows, report):
         parts.append("Incomplete:\n\n" + "\n".join(gaps))
     parts.append(f"![{table.title}]({report.name}.png)")
@@ -310,7 +310,8 @@ def _delta_text(delta: Estimate | None, form: str) -> str:
     return f"{mean} [{low}, {high}]" if low else mean
 
 
-def _markdown_table(lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown, of which the first line is the header."""
     header, *body = [f"| {' | '.join(cells)} |" for cells in lines]
     return "\n".join([header, "|---" * len(lines[0]) + "|", *body])
 

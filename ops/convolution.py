@@ -54,44 +54,32 @@ def convolve(
     path that the module describes. All else is ``lax.conv_general_dilated`` itself. Under
     ``jax.vmap`` it is too, whatever the platform.
     """
-    numbers = lax.conv_dimension_numbers(image.shape, kernel.shape, dimension_numbers)
-    ordinary = (
-        image.ndim == 4
-        and numbers == lax.conv_dimension_numbers(image.shape, kernel.shape, NHWC)
-        and batch_group_count == 1
-        and preferred_element_type is None
-        and all(n == 1 for n in lhs_dilation or ())
-        and image.dtype == kernel.dtype
-        and jnp.issubdtype(image.dtype, jnp.floating)
-        and image.shape[3] == kernel.shape[2] * feature_group_count
-        and kernel.shape[3] % feature_group_count == 0
-    )
-    if not ordinary:
-        return lax.conv_general_dilated(
-            image,
-            kernel,
-            window_strides,
-            padding,
-            lhs_dilation,
-            rhs_dilation,
-            dimension_numbers,
-            feature_group_count,
-            batch_group_count,
-            precision,
-            preferred_element_type,
-        )
     operation = partial(
         lax.conv_general_dilated,
         window_strides=window_strides,
         padding=padding,
+        lhs_dilation=lhs_dilation,
         rhs_dilation=rhs_dilation,
         dimension_numbers=dimension_numbers,
         feature_group_count=feature_group_count,
+        batch_group_count=batch_group_count,
         precision=precision,
+        preferred_element_type=preferred_element_type,
     )
     shapes = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (image, kernel))
     # Raises what lax raises, and has padding and precision resolved.
     params = jax.make_jaxpr(operation)(*shapes).eqns[-1].params
+    ordinary = (
+        image.ndim == 4
+        and jnp.issubdtype(image.dtype, jnp.floating)
+        and params["dimension_numbers"]
+        == lax.conv_dimension_numbers(image.shape, kernel.shape, NHWC)
+        and params["lhs_dilation"] == (1, 1)
+        and params["batch_group_count"] == 1
+        and params["preferred_element_type"] is None
+    )
+    if not ordinary:
+        return operation(image, kernel)
     # Negative padding is cropped away: with it, XLA's kernel gradient on a CPU is wrong (jax 0.10).
     image = padded(image, [(min(low, 0), min(high, 0)) for low, high in params["padding"]])
     geometry = Geometry(

@@ -115,7 +115,7 @@ def form(wanted: Part, geometry: Geometry) -> Callable[..., Array]:
     if all(_disjoint(geometry, axis) for axis in (0, 1)):
         return _tiles
     simple = geometry.strides == geometry.dilation == (1, 1)
-    within = all(0 <= n <= 2 for side in geometry.padding for n in side)
+    within = all(n <= 2 for side in geometry.padding for n in side)
     if simple and within and geometry.kernel[:2] == (3, 3):
         even = height % 2 == width % 2 == rows % 2 == columns % 2 == 0
         if even and min(channels, features) >= WINOGRAD_CHANNELS:

@@ -188,7 +188,7 @@ def build(
 def compiler_options(platform: str) -> dict[str, Any]:
     """XLA's options for a program on ``"cpu"``, ``"gpu"`` or ``"tpu"``.
 
-    On a CPU (all measured by `make bench`):
+    On a CPU:
 
     - ``ops.convolution`` writes its operands to memory behind barriers. XLA drops barriers before
       it fuses, unless that pass is left out.

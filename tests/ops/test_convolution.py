@@ -33,7 +33,7 @@ def draw(*shapes, dtype=jnp.float32):
     return [jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True)]
 
 
-def close(ours, theirs, factor=1.0):
+def assert_close(ours, theirs, factor=1.0):
     """Equal to float32 rounding: relative to the largest value of each array."""
     for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         scale = float(jnp.abs(y).max()) or 1.0
@@ -45,14 +45,14 @@ def value_and_gradients(convolution, image, kernel, cotangent):
     return value, *pullback(cotangent.reshape(value.shape))
 
 
-def compare(image_shape, kernel_shape, **options):
+def assert_equals_lax(image_shape, kernel_shape, **options):
     """Value and both gradients of ours and of lax's, in one program."""
     ours = partial(convolve, dimension_numbers=NHWC, **options)
     theirs = partial(lax.conv_general_dilated, dimension_numbers=NHWC, **options)
     image, kernel = draw(image_shape, kernel_shape)
     (cotangent,) = draw(jax.eval_shape(theirs, image, kernel).shape)
     both = jax.jit(lambda *x: [value_and_gradients(f, *x) for f in (ours, theirs)])
-    close(*both(image, kernel, cotangent))
+    assert_close(*both(image, kernel, cotangent))
 
 
 sizes = st.integers(1, 9)
@@ -89,7 +89,7 @@ def test_it_equals_laxs_in_value_and_gradients(
     image, weights = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, *sides, channels), kernel))
     theirs = partial(lax.conv_general_dilated, dimension_numbers=NHWC, **options)
     assume(0 not in jax.eval_shape(theirs, image, weights).shape)
-    compare(image.shape, kernel, **options)
+    assert_equals_lax(image.shape, kernel, **options)
 
 
 WIDE = WINOGRAD_CHANNELS
@@ -118,7 +118,7 @@ def test_each_form_is_chosen_for_its_shapes_and_equals_laxs(image, kernel, strid
     geometry = Geometry(image, kernel, strides, tuple(pads), (1, 1), 1, None)
     chosen = [form(part, geometry).__name__ for part in ("result", "image", "kernel")]
     assert all(want in name for want, name in zip(forms.split(), chosen, strict=True)), chosen
-    compare(image, kernel, window_strides=strides, padding=padding)
+    assert_equals_lax(image, kernel, window_strides=strides, padding=padding)
 
 
 def test_the_three_contractions_are_one_trilinear_form():
@@ -161,7 +161,7 @@ def test_forward_mode_second_derivatives_and_vmap():
         )
 
     both = jax.jit(lambda: [derivatives(f) for f in (convolve, lax.conv_general_dilated)])
-    close(*both(), factor=3)
+    assert_close(*both(), factor=3)
 
 
 def test_half_precision_and_remat_keep_their_meaning():
@@ -255,8 +255,8 @@ def test_negative_padding_crops():
 
     ours = jax.vjp(partial(convolve, padding=padding, **options), image, kernel)
     theirs = jax.vjp(cropped, image, kernel)
-    close(ours[0], theirs[0])
-    close(ours[1](jnp.cos(ours[0])), theirs[1](jnp.cos(theirs[0])))
+    assert_close(ours[0], theirs[0])
+    assert_close(ours[1](jnp.cos(ours[0])), theirs[1](jnp.cos(theirs[0])))
 
 
 def test_without_jit_and_over_a_shard_map():
@@ -267,7 +267,7 @@ def test_without_jit_and_over_a_shard_map():
 
     whole = jax.grad(loss)(kernel, image)
     with jax.disable_jit():
-        close(jax.grad(loss)(kernel, image), whole)
+        assert_close(jax.grad(loss)(kernel, image), whole)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     specs = {"in_specs": (P(), P("data")), "out_specs": P()}
 
@@ -275,7 +275,7 @@ def test_without_jit_and_over_a_shard_map():
     def gradient(kernel, image):
         return jax.grad(lambda k: lax.psum(loss(k, image), "data"))(kernel)
 
-    close(gradient(kernel, image), whole, factor=2)
+    assert_close(gradient(kernel, image), whole, factor=2)
 
 
 def test_the_precision_of_the_scope_is_kept():
