@@ -70,6 +70,7 @@ def _draw_arms(axis: Axes, report: Report, values: Values, labels: Sequence[str]
             colour = COLOURS[1] if arm == report.table.baseline else COLOURS[0]
             axis.errorbar(result.mean, place, xerr=result.std, fmt="o", color=colour, capsize=3)
             axis.plot(seeds, [place + 0.22] * len(seeds), "o", color="0.35", markersize=2.5)
+    axis.locator_params(axis="x", nbins=4)  # more would run into each other
     axis.set_yticks(range(len(labels)), labels=labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)
 
