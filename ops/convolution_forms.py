@@ -114,13 +114,16 @@ def form(wanted: Part, geometry: Geometry) -> Callable[..., Array]:
         return native
     if all(_disjoint(geometry, axis) for axis in (0, 1)):
         return _tiles
+    unpadded = geometry.padding == ((0, 0), (0, 0))
+    if geometry.kernel[:2] == (1, 1) and unpadded and wanted == "kernel":
+        return _pointwise
     simple = geometry.strides == geometry.dilation == (1, 1)
     within = all(n <= 2 for side in geometry.padding for n in side)
     if simple and within and geometry.kernel[:2] == (3, 3):
         even = height % 2 == width % 2 == rows % 2 == columns % 2 == 0
         if even and min(channels, features) >= WINOGRAD_CHANNELS:
             return _winograd
-    if simple and channels < FEW_CHANNELS and wanted == "image":
+    if simple and channels < FEW_CHANNELS and features <= FEW_CHANNELS and wanted == "image":
         return _columns_to_image
     if channels * geometry.kernel[1] < FEW_CHANNELS and wanted == "result":
         return _image_to_columns
@@ -152,6 +155,13 @@ def _tiles(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> 
             pixels = first.reshape(-1, features) @ second.reshape(-1, features).T
             tiles = pixels.reshape(batch, rows, columns, height, width, channels)
             return tiles.swapaxes(2, 3).reshape(geometry.image)
+
+
+def _pointwise(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:
+    """The gradient of a 1×1 kernel: one product over the pixels that a strided kernel touches."""
+    del wanted
+    touched = first[:, :: geometry.strides[0], :: geometry.strides[1]]
+    return _over_places(touched, second).reshape(geometry.kernel)
 
 
 def _over_places(image: Array, result: Array) -> Array:
