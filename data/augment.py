@@ -2,7 +2,7 @@
 
 `f(key, batch, *, options) -> batch`. A batch is a dict with `image`, float [batch, height, width,
 channels] in [0, 1], and `label`, int [batch] or, once mixed, float [batch, classes]; all other
-entries pass through untouched. Geometry moves `image` alone: no batch with masks or boxes.
+entries pass through untouched. What moves pixels is in `data.geometry`.
 
 Image i draws from `fold_in(key, i)`, whatever the batch size and the number of devices. A pipeline
 is a tuple of functions, options bound by `functools.partial`, for `apply`. Options are Python
@@ -10,7 +10,6 @@ numbers; a bad one raises ValueError when the step is traced.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,6 @@ from ops.image import (
     adjust_hue,
     adjust_saturation,
     rectangle,
-    resized_crop,
 )
 
 Batch = dict[str, Array]
@@ -45,11 +43,16 @@ def map_images(
     Raises:
       ValueError: the images are not float [batch, height, width, channels].
     """
-    images = _images(batch)
-    return {**batch, "image": jax.vmap(function)(_row_keys(key, len(images)), images)}
+    images = float_images(batch)
+    return {**batch, "image": jax.vmap(function)(row_keys(key, len(images)), images)}
 
 
-def _images(batch: Batch) -> Array:
+def float_images(batch: Batch) -> Array:
+    """The images of a batch.
+
+    Raises:
+      ValueError: they are not float [batch, height, width, channels].
+    """
     images = batch["image"]
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
@@ -59,7 +62,8 @@ def _images(batch: Batch) -> Array:
     return images
 
 
-def _row_keys(key: PRNGKeyArray, rows: int) -> PRNGKeyArray:
+def row_keys(key: PRNGKeyArray, rows: int) -> PRNGKeyArray:
+    """One key for each row of a batch, whatever their number: `fold_in(key, row)`."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
 
 
@@ -83,7 +87,7 @@ def normalize(batch: Batch, mean: float | Sequence[float], std: float | Sequence
     """
     if np.any(np.asarray(std) <= 0):
         raise ValueError(f"normalize: std must be positive, got {std}")
-    images = _images(batch)
+    images = float_images(batch)
     for name, numbers in (("mean", mean), ("std", std)):
         if np.size(numbers) not in (1, images.shape[-1]):
             raise ValueError(
@@ -92,100 +96,6 @@ def normalize(batch: Batch, mean: float | Sequence[float], std: float | Sequence
             )
     centred = images - jnp.asarray(mean, images.dtype)
     return {**batch, "image": centred / jnp.asarray(std, images.dtype)}
-
-
-def random_crop(
-    key: PRNGKeyArray,
-    batch: Batch,
-    *,
-    padding: int = 4,
-    mode: Literal["constant", "reflect"] = "constant",
-) -> Batch:
-    """Pads each side by `padding` pixels, zero or mirrored, and crops the old size at random.
-
-    The recipe of He et al., 2015, arXiv:1512.03385, section 4.2, for CIFAR.
-
-    Raises:
-      ValueError: the padding is negative or the mode unknown.
-    """
-    if padding < 0:
-        raise ValueError(f"random_crop: padding must not be negative, got {padding}")
-    if mode not in ("constant", "reflect"):
-        raise ValueError(f"random_crop: mode must be 'constant' or 'reflect', got {mode!r}")
-
-    def crop(key: PRNGKeyArray, image: Array) -> Array:
-        padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)), mode)
-        top, left = jax.random.randint(key, (2,), 0, 2 * padding + 1)
-        return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
-
-    return map_images(crop, key, batch)
-
-
-def random_flip(key: PRNGKeyArray, batch: Batch, *, probability: float = 0.5) -> Batch:
-    """Mirrors each image left to right with `probability`.
-
-    Raises:
-      ValueError: the probability is outside [0, 1].
-    """
-    if not 0 <= probability <= 1:
-        raise ValueError(f"random_flip: probability must be in [0, 1], got {probability}")
-
-    def flip(key: PRNGKeyArray, image: Array) -> Array:
-        return jnp.where(jax.random.bernoulli(key, probability), image[:, ::-1], image)
-
-    return map_images(flip, key, batch)
-
-
-def random_resized_crop(
-    key: PRNGKeyArray,
-    batch: Batch,
-    *,
-    size: int | tuple[int, int] | None = None,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Batch:
-    """Crops a random part of the image and resizes it, bilinear and antialiased.
-
-    Szegedy et al., 2014, arXiv:1409.4842, section 6. The area is uniform in `scale`, a fraction of
-    the image, the aspect ratio width / height log-uniform in `ratio`. As in torchvision, the first
-    of ten draws that fits is taken. Unlike there, the box is not rounded to whole pixels, and where
-    none of the ten fits, the first is shrunk until it does (torchvision: a central crop).
-
-    Args:
-      key: the key of the batch.
-      batch: see the module.
-      size: the new height and width, or one number for both; None keeps the old ones.
-      scale: least and greatest area, in (0, 1].
-      ratio: least and greatest aspect ratio.
-
-    Raises:
-      ValueError: a range is empty or outside its bounds, or the size not positive.
-    """
-    if not 0 < scale[0] <= scale[1] <= 1:
-        raise ValueError(f"random_resized_crop: scale must be a range in (0, 1], got {scale}")
-    if not 0 < ratio[0] <= ratio[1]:
-        raise ValueError(f"random_resized_crop: ratio must be a positive range, got {ratio}")
-    old_size = np.array(_images(batch).shape[1:3])
-    new_size = np.broadcast_to(old_size if size is None else size, 2)
-    if np.any(new_size <= 0):
-        raise ValueError(f"random_resized_crop: size must be positive, got {size}")
-
-    def crop(key: PRNGKeyArray, image: Array) -> Array:
-        key_area, key_ratio, key_corner = jax.random.split(key, 3)
-        area = old_size.prod() * jax.random.uniform(
-            key_area, (10,), minval=scale[0], maxval=scale[1]
-        )
-        low, high = np.log(ratio)
-        aspect = jnp.exp(jax.random.uniform(key_ratio, (10,), minval=low, maxval=high))
-        sides = jnp.sqrt(jnp.stack([area / aspect, area * aspect], axis=-1))  # [10, (y, x)]
-        side = sides[jnp.argmax(jnp.all(sides <= old_size, axis=-1))]
-        side = side * jnp.minimum(1, jnp.min(old_size / side))
-        corner = jax.random.uniform(key_corner, (2,)) * (old_size - side)
-        return resized_crop(
-            image, jnp.concatenate([corner, side]), size=(int(new_size[0]), int(new_size[1]))
-        )
-
-    return map_images(crop, key, batch)
 
 
 def color_jitter(
@@ -248,7 +158,7 @@ def cutout(
     Raises:
       ValueError: the size is not positive or larger than the image.
     """
-    height, width = _images(batch).shape[1:3]
+    height, width = float_images(batch).shape[1:3]
     if not 0 < size <= min(height, width):
         raise ValueError(f"cutout: size must be in [1, {min(height, width)}], got {size}")
 
@@ -288,14 +198,14 @@ def mixup(
     Raises:
       ValueError: alpha is not positive, or `num_classes` is missing or not that of soft labels.
     """
-    images, labels = _images(batch), _soft_labels(batch, num_classes)
+    images, labels = float_images(batch), _soft_labels(batch, num_classes)
     if alpha <= 0:
         raise ValueError(f"mixup: alpha must be positive, got {alpha}")
 
     def draw(key: PRNGKeyArray) -> Array:
         return jax.random.beta(key, alpha, alpha, dtype=images.dtype)
 
-    share = jax.vmap(draw)(_row_keys(key, len(images) if per_example else 1))
+    share = jax.vmap(draw)(row_keys(key, len(images) if per_example else 1))
     return {
         **batch,
         "image": _mix(images, share[:, None, None, None]),
@@ -319,7 +229,7 @@ def cutmix(
 
     Arguments, partners and errors as in `mixup`; `per_example` draws a rectangle for each image.
     """
-    images, labels = _images(batch), _soft_labels(batch, num_classes)
+    images, labels = float_images(batch), _soft_labels(batch, num_classes)
     if alpha <= 0:
         raise ValueError(f"cutmix: alpha must be positive, got {alpha}")
     height, width = images.shape[1:3]
@@ -330,7 +240,7 @@ def cutmix(
         size = jnp.floor(side * jnp.array([height, width])).astype(jnp.int32)
         return _random_rectangle(key_centre, height, width, size)
 
-    pasted = jax.vmap(draw)(_row_keys(key, len(images) if per_example else 1))  # [1 or B, H, W]
+    pasted = jax.vmap(draw)(row_keys(key, len(images) if per_example else 1))  # [1 or B, H, W]
     kept = 1 - pasted.astype(images.dtype)
     return {
         **batch,

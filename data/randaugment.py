@@ -45,8 +45,11 @@ def rand_augment(
       fill: the value of the pixels that a geometric operation uncovers.
 
     Raises:
-      ValueError: `layers` is below 1, or the magnitude outside [0, 10].
+      ValueError: `layers` is below 1, the magnitude outside [0, 10], or the images have masks,
+        which the geometric operations would not move.
     """
+    if "mask" in batch:
+        raise ValueError("rand_augment does not move masks; choose from data.geometry")
     if layers < 1:
         raise ValueError(f"rand_augment: layers must be at least 1, got {layers}")
     if not 0 <= magnitude <= 10:

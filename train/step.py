@@ -75,7 +75,8 @@ def make_step(
         freeze: paths that are not trained. They enter the gradient as constants, so that XLA does
             no backward work for them; running statistics under these paths stay too.
         ema_decay: decay of the moving average, or None.
-        accumulate: microbatches that the batch is cut into; gradients are averaged over them.
+        accumulate: microbatches that the batch is cut into; gradients are averaged over them, each
+            with the weight that its loss has (see ``train.tasks.task.Aux``).
         axis_name: under pmap, the axis to average over.
         shard_microbatches: sharding constraint for ``[accumulate, batch / accumulate, …]``.
     """
@@ -84,35 +85,38 @@ def make_step(
 
     def gradients(
         trained: PyTree, frozen: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
-    ) -> tuple[PyTree, PyTree, Metrics]:
+    ) -> tuple[PyTree, Array, PyTree, Metrics]:
+        """Gradients and what they count for in a mean with those of other images."""
+
         def loss(trained: PyTree):
             return task.loss(join_frozen(trained, frozen), mutable, batch, key)
 
         grads, aux = jax.grad(loss, has_aux=True)(trained)
-        return grads, aux.mutable, aux.metrics
+        return grads, jnp.asarray(aux.weight, jnp.float32), aux.mutable, aux.metrics
 
     def accumulated(
         trained: PyTree, frozen: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
-    ) -> tuple[PyTree, PyTree, Metrics]:
+    ) -> tuple[PyTree, Array, PyTree, Metrics]:
         # Every accumulate-th image goes to one microbatch: then each device cuts up its own slice.
         micro = shard_microbatches(
             jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
         )
 
-        def body(carry: tuple[PyTree, PyTree], item: tuple[Batch, Array]):
-            total, mutable = carry
+        def body(carry: tuple[PyTree, Array, PyTree], item: tuple[Batch, Array]):
+            total, count, mutable = carry
             batch, index = item
-            grads, mutable, metrics = gradients(
+            grads, weight, mutable, metrics = gradients(
                 trained, frozen, mutable, batch, jax.random.fold_in(key, index)
             )
-            return (jax.tree.map(jnp.add, total, grads), mutable), metrics
+            total = jax.tree.map(lambda t, g: t + weight.astype(g.dtype) * g, total, grads)
+            return (total, count + weight, mutable), metrics
 
         zeros = jax.tree.map(jnp.zeros_like, trained)
-        (total, mutable), metrics = jax.lax.scan(
-            body, (zeros, mutable), (micro, jnp.arange(accumulate))
+        (total, count, mutable), metrics = jax.lax.scan(
+            body, (zeros, jnp.zeros(()), mutable), (micro, jnp.arange(accumulate))
         )
-        grads = jax.tree.map(lambda g: g / accumulate, total)
-        return grads, mutable, jax.tree.map(lambda m: m.sum(axis=0), metrics)
+        grads = _divided(total, count)
+        return grads, count, mutable, jax.tree.map(lambda m: m.sum(axis=0), metrics)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         key = state.key
@@ -121,11 +125,12 @@ def make_step(
         batch = prepare(stream(key, state.step, "augment"), batch)
         trained, frozen = split_frozen(state.params, freeze)
         compute = gradients if accumulate == 1 else accumulated
-        grads, mutable, metrics = compute(
+        grads, weight, mutable, metrics = compute(
             trained, frozen, state.mutable, batch, stream(key, state.step, "loss")
         )
         if axis_name is not None:
-            grads = jax.lax.pmean(grads, axis_name)
+            total = jax.tree.map(lambda g: weight.astype(g.dtype) * g, grads)
+            grads = _divided(*jax.lax.psum((total, weight), axis_name))
             mutable = jax.lax.pmean(mutable, axis_name)
             metrics = jax.lax.psum(metrics, axis_name)
         mutable = keep_frozen(state.mutable, mutable, freeze)
@@ -148,6 +153,12 @@ def make_step(
         return state, metrics
 
     return step
+
+
+def _divided(total: PyTree, weight: Array) -> PyTree:
+    """A mean from its sum; zeros where nothing counts."""
+    weight = jnp.where(weight == 0, 1, weight)
+    return jax.tree.map(lambda t: t / weight.astype(t.dtype), total)
 
 
 def largest(tree: PyTree) -> Array:

@@ -23,7 +23,7 @@ minutes a run, on two cores of an AMD EPYC that other jobs shared.
 from collections.abc import Iterator
 from functools import partial
 
-from data.augment import random_crop, random_flip
+from data.geometry import random_crop, random_flip
 from data.sources import shrunk, synthetic
 from experiments.config import Arm
 from experiments.table import Table

@@ -7,7 +7,7 @@ The first thing to run. Its 1,797 digits of 8×8 pixels come with scikit-learn: 
 
 from functools import partial
 
-from data.augment import random_crop
+from data.geometry import random_crop
 from experiments.table import Table
 from losses.classification import cross_entropy_loss
 from models.classification.lenet import LeNet5

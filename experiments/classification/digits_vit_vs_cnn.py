@@ -19,7 +19,7 @@ jobs shared. The gap closes as the paper says, at a scale a million times smalle
 from collections.abc import Iterator
 from functools import partial
 
-from data.augment import random_crop
+from data.geometry import random_crop
 from data.selection import per_class
 from experiments.config import Arm
 from experiments.table import Table

@@ -15,7 +15,7 @@ shifts: with distortions the paper reports 99.2 %.
 
 from functools import partial
 
-from data.augment import random_crop
+from data.geometry import random_crop
 from data.sources import synthetic
 from experiments.table import Table
 from models.classification.lenet import LeNet5

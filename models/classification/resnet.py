@@ -15,23 +15,45 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from models.deformable import DeformableConv
 from models.layers import Conv, Norm, batch_norm, shared_fields
 
 Shortcut = Literal["identity-pad", "projection"]
 
 
 class Block(nn.Module):
-    """Fields and shortcut of both kinds of block; `conv` and `norm` come from the backbone."""
+    """Fields and shortcut of both kinds of block; layers come from the backbone.
+
+    Attributes:
+      conv: makes the 1×1 convolutions.
+      spatial_conv: makes the 3×3 ones, which may be deformable.
+      dilation: of the convolution that has the stride, and of those after it. They differ in the
+        first block of a dilated stage: what comes before the stride that is left out keeps its own.
+    """
 
     channels: int
     stride: int
     conv: Callable[..., Callable[[Array], Array]]
+    spatial_conv: Callable[..., Callable[[Array], Array]]
     norm: Norm
+    dilation: tuple[int, int] = (1, 1)
     residual: bool = True
     shortcut: Shortcut = "projection"
     zero_init_last_norm: bool = False
 
     expansion: ClassVar[int]
+
+    @nn.nowrap
+    def conv3x3(self, *, stride: int, dilation: int, name: str) -> Callable[[Array], Array]:
+        """A 3×3 convolution to `channels` channels that keeps the size, but for the stride."""
+        return self.spatial_conv(
+            self.channels,
+            (3, 3),
+            strides=stride,
+            padding=dilation,
+            kernel_dilation=dilation,
+            name=name,
+        )
 
     @nn.nowrap
     def last_norm(self, *, train: bool, name: str) -> Callable[[Array], Array]:
@@ -65,9 +87,10 @@ class BasicBlock(Block):
         self, x: Float[Array, "batch height width in"], *, train: bool = False
     ) -> Float[Array, "batch height_out width_out out"]:
         """Features with `channels` channels, `stride` times smaller, rounded up."""
-        y = self.conv(self.channels, (3, 3), strides=self.stride, padding=1, name="conv1")(x)
+        first, second = self.dilation
+        y = self.conv3x3(stride=self.stride, dilation=first, name="conv1")(x)
         y = nn.relu(self.norm(train=train, name="norm1")(y))
-        y = self.conv(self.channels, (3, 3), padding=1, name="conv2")(y)
+        y = self.conv3x3(stride=1, dilation=second, name="conv2")(y)
         return self.join(x, self.last_norm(train=train, name="norm2")(y), train=train)
 
 
@@ -83,7 +106,7 @@ class BottleneckBlock(Block):
         """Features with `4 * channels` channels, `stride` times smaller, rounded up."""
         y = self.conv(self.channels, (1, 1), name="conv1")(x)
         y = nn.relu(self.norm(train=train, name="norm1")(y))
-        y = self.conv(self.channels, (3, 3), strides=self.stride, padding=1, name="conv2")(y)
+        y = self.conv3x3(stride=self.stride, dilation=self.dilation[0], name="conv2")(y)
         y = nn.relu(self.norm(train=train, name="norm2")(y))
         y = self.conv(self.channels * self.expansion, (1, 1), name="conv3")(y)
         return self.join(x, self.last_norm(train=train, name="norm3")(y), train=train)
@@ -101,6 +124,12 @@ class ResNetOptions(nn.Module):
         convolution at full size.
       shortcut: where the shape changes, "projection" is a strided 1×1 convolution with norm
         (option B), "identity-pad" takes every second pixel and adds channels of zeros (option A).
+      output_stride: how many times smaller than the image the last features are. Stages that would
+        go further are dilated instead (Yu et al., 2017, arXiv:1705.09914, section 2; torchvision's
+        `replace_stride_with_dilation`): same parameters, same values at the pixels that the strided
+        network has, and those between. None: no dilation.
+      deformable_stages: stages, counted from 1, whose 3×3 convolutions are `DeformableConv`.
+      modulated: their second version, with a weight for each sample.
       residual: False builds the plain twin, without any shortcut.
       zero_init_last_norm: start every block as the identity (Goyal et al., 2017,
         arXiv:1706.02677, section 5.1).
@@ -113,6 +142,9 @@ class ResNetOptions(nn.Module):
     width: int = 64
     stem: Literal["imagenet", "cifar"] = "imagenet"
     shortcut: Shortcut = "projection"
+    output_stride: int | None = None
+    deformable_stages: Sequence[int] = ()
+    modulated: bool = True
     residual: bool = True
     zero_init_last_norm: bool = False
     norm: Norm = batch_norm
@@ -131,10 +163,11 @@ class ResNetBackbone(ResNetOptions):
         """Output of each stage by its stride, finest first.
 
         {4: C2, 8: C3, 16: C4, 32: C5} with the ImageNet stem and four stages; {1, 2, 4, …} with
-        the CIFAR stem. Sizes that a stride does not divide are rounded up.
+        the CIFAR stem. Sizes that a stride does not divide are rounded up. The keys name the
+        levels: they stay those of the network without dilation, whatever `output_stride` is.
 
         Raises:
-          ValueError: if `x` is not a batch of images, or a field holds an unknown name.
+          ValueError: if `x` is not a batch of images, or a field holds what it cannot.
         """
         if x.ndim != 4:
             raise ValueError(f"ResNet takes [batch, height, width, channels]; got {x.shape}")
@@ -142,9 +175,20 @@ class ResNetBackbone(ResNetOptions):
             raise ValueError(f'stem is "imagenet" or "cifar"; got {self.stem!r}')
         if self.shortcut not in ("identity-pad", "projection"):
             raise ValueError(f'shortcut is "identity-pad" or "projection"; got {self.shortcut!r}')
+        stem_stride = 4 if self.stem == "imagenet" else 1
+        levels = [stem_stride * 2**stage for stage in range(len(self.stage_sizes))]
+        if self.output_stride not in (None, *levels):
+            raise ValueError(f"output_stride is None or one of {levels}; got {self.output_stride}")
+        stages = range(1, len(levels) + 1)
+        if not set(self.deformable_stages) <= set(stages):
+            raise ValueError(
+                f"deformable_stages are among {list(stages)}; got {tuple(self.deformable_stages)}"
+            )
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-        conv = partial(Conv, use_bias=False, padding=0, kernel_init=fan_out, **types)
+        options: dict[str, Any] = {"use_bias": False, "kernel_init": fan_out, **types}
+        conv = partial(Conv, padding=0, **options)
+        deformable = partial(DeformableConv, modulated=self.modulated, **options)
         norm = partial(self.norm, axis_name=self.axis_name, **types)
 
         if self.stem == "imagenet":
@@ -152,19 +196,21 @@ class ResNetBackbone(ResNetOptions):
             x = nn.relu(norm(train=train, name="stem_norm")(x))
             margin: Any = ((1, 1), (1, 1))  # linen takes it, but declares `padding: str`
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=margin)
-            stride = 4
         else:
             x = conv(self.width, (3, 3), padding=1, name="stem_conv")(x)
             x = nn.relu(norm(train=train, name="stem_norm")(x))
-            stride = 1
 
         features = {}
-        for stage, blocks in enumerate(self.stage_sizes):
+        dilation = 1
+        for stage, (level, blocks) in enumerate(zip(levels, self.stage_sizes, strict=True)):
+            previous, dilation = dilation, max(1, level // (self.output_stride or level))
             for index in range(blocks):
                 block = self.block(
                     channels=self.width * 2**stage,
-                    stride=2 if stage > 0 and index == 0 else 1,
+                    stride=2 if stage > 0 and index == 0 and dilation == 1 else 1,
+                    dilation=(previous if index == 0 else dilation, dilation),
                     conv=conv,
+                    spatial_conv=deformable if stage + 1 in self.deformable_stages else conv,
                     norm=norm,
                     residual=self.residual,
                     shortcut=self.shortcut,
@@ -172,7 +218,7 @@ class ResNetBackbone(ResNetOptions):
                     name=f"stage{stage + 1}_block{index + 1}",
                 )
                 x = block(x, train=train)
-            features[stride * 2**stage] = x
+            features[level] = x
         return features
 
 

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from scipy import stats
 
-from data import augment
+from data import augment, geometry
 from data.randaugment import rand_augment
 
 
@@ -37,94 +37,6 @@ def test_scale_then_normalize():
         augment.scale(scaled)
     with pytest.raises(ValueError, match="std"):
         augment.normalize(scaled, 0.0, 0.0)
-
-
-def test_flip_mirrors_left_and_right():
-    batch = {"image": images(256, 3, 4)}
-    original = np.asarray(batch["image"])
-    mirrored = original[:, :, ::-1]
-    np.testing.assert_array_equal(
-        run(augment.random_flip, batch, probability=1.0)["image"], mirrored
-    )
-    np.testing.assert_array_equal(
-        run(augment.random_flip, batch, probability=0.0)["image"], original
-    )
-    flipped = run(augment.random_flip, batch, probability=0.25)
-    is_flipped = (flipped["image"] == mirrored).all((1, 2, 3))
-    np.testing.assert_array_equal(
-        flipped["image"], np.where(is_flipped[:, None, None, None], mirrored, original)
-    )
-    assert 0.25 - 0.11 < is_flipped.mean() < 0.25 + 0.11  # four standard errors
-    # The same key draws the same flips: twice is the identity.
-    twice = run(augment.random_flip, flipped, probability=0.25)
-    np.testing.assert_array_equal(twice["image"], original)
-
-
-@pytest.mark.parametrize(("mode", "padding"), [("constant", 1), ("reflect", 2), ("constant", 0)])
-def test_crop_takes_each_slice_of_the_padded_image(mode, padding):
-    batch = {"image": images(256, 5, 6)}
-    cropped = run(augment.random_crop, batch, padding=padding, mode=mode)["image"]
-    width = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    padded = np.pad(np.asarray(batch["image"]), width, mode)
-    offsets = [(y, x) for y in range(2 * padding + 1) for x in range(2 * padding + 1)]
-    matches = np.stack(
-        [(padded[:, y : y + 5, x : x + 6] == cropped).all((1, 2, 3)) for y, x in offsets]
-    )
-    np.testing.assert_array_equal(matches.sum(0), 1)
-    assert matches.any(1).all()  # every offset is drawn; chance would miss one with p < 0.001
-
-
-def crop_boxes(rows: int, side: int, **options) -> np.ndarray:
-    """[rows, (top, left, height, width)], read off crops of a ramp, which bilinear sampling keeps.
-
-    Crops are enlarged, so that only the pixels next to the border feel it; the middle does not.
-    """
-    y, x = np.mgrid[:side, :side] + 0.5
-    ramp = np.broadcast_to(np.stack([y, x], -1).astype(np.float32), (rows, side, side, 2))
-    size = 4 * side
-    crops = run(augment.random_resized_crop, {"image": ramp}, size=size, **options)["image"]
-    low, high = 3 * size // 8, 5 * size // 8
-    extent_y = 4 * (crops[:, high, low, 0] - crops[:, low, low, 0])
-    extent_x = 4 * (crops[:, low, high, 1] - crops[:, low, low, 1])
-    share = (low + 0.5) / size
-    top = crops[:, low, low, 0] - share * extent_y
-    left = crops[:, low, low, 1] - share * extent_x
-    return np.stack([top, left, extent_y, extent_x], -1)
-
-
-def test_resized_crop_draws_area_ratio_and_place_evenly():
-    # With these options every draw fits, so the marginal distributions are exact.
-    top, left, height, width = crop_boxes(512, 16, scale=(0.1, 0.5), ratio=(3 / 4, 4 / 3)).T
-    draws = {
-        "area": (height * width / 256 - 0.1) / 0.4,
-        "ratio": np.log(width / height) / np.log(16 / 9) + 0.5,
-        "top": top / (16 - height),
-        "left": left / (16 - width),
-    }
-    for name, draw in draws.items():
-        assert stats.kstest(draw, "uniform").pvalue > 0.01, name
-    # Independent: a correlation of 512 pairs has a standard error of 0.044.
-    assert np.abs(np.corrcoef(list(draws.values())) - np.eye(4)).max() < 0.18
-
-
-def test_resized_crop_that_cannot_fit_keeps_its_ratio():
-    _, left, height, width = crop_boxes(64, 16, scale=(1.0, 1.0), ratio=(0.5, 0.5)).T
-    np.testing.assert_allclose(height, 16, atol=1e-3)
-    np.testing.assert_allclose(width, 8, atol=1e-3)
-    assert left.min() > -1e-3
-    assert left.max() < 8 + 1e-3
-
-
-def test_resized_crop_draws_again_where_a_box_does_not_fit():
-    _, _, height, width = crop_boxes(256, 16, scale=(0.5, 1.0), ratio=(1 / 3, 3.0)).T
-    # 28 % of the draws fit, so ten fail with p = 0.04; only then a side is that of the image.
-    assert (np.maximum(height, width) > 16 - 1e-3).mean() < 0.1
-
-
-def test_resized_crop_of_everything_is_the_identity():
-    batch = {"image": images(4, 8, 6)}
-    whole = run(augment.random_resized_crop, batch, scale=(1.0, 1.0), ratio=(6 / 8, 6 / 8))
-    np.testing.assert_allclose(whole["image"], batch["image"], atol=1e-5)
 
 
 def test_jitter_of_strength_zero_is_the_identity():
@@ -256,9 +168,9 @@ def test_a_tiny_alpha_is_finite_and_keeps_images_pure():
 
 
 PIPELINE = (
-    partial(augment.random_crop, padding=2, mode="reflect"),
-    augment.random_flip,
-    augment.random_resized_crop,
+    partial(geometry.random_crop, padding=2, mode="reflect"),
+    geometry.random_flip,
+    geometry.random_resized_crop,
     partial(augment.color_jitter, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
     rand_augment,
     partial(augment.cutout, size=4),
@@ -334,7 +246,7 @@ def test_image_i_draws_from_the_key_folded_with_i(batch, key):
 
 
 def test_each_place_in_a_pipeline_has_its_own_stream(batch, key):
-    flip = augment.random_flip
+    flip = geometry.random_flip
     twice = augment.apply(key, batch, (flip, flip))
     by_hand = flip(jax.random.fold_in(key, 1), flip(jax.random.fold_in(key, 0), batch))
     np.testing.assert_array_equal(twice["image"], by_hand["image"])
@@ -342,13 +254,6 @@ def test_each_place_in_a_pipeline_has_its_own_stream(batch, key):
 
 
 BAD = [
-    (partial(augment.random_crop, padding=-1), "padding"),
-    (partial(augment.random_crop, mode="wrap"), "mode"),
-    (partial(augment.random_flip, probability=1.1), "probability"),
-    (partial(augment.random_resized_crop, scale=(0.0, 1.0)), "scale"),
-    (partial(augment.random_resized_crop, scale=(0.5, 1.1)), "scale"),
-    (partial(augment.random_resized_crop, ratio=(2.0, 1.0)), "ratio"),
-    (partial(augment.random_resized_crop, size=0), "size"),
     (partial(augment.color_jitter, contrast=-0.1), "contrast=-0.1"),
     (partial(augment.color_jitter, hue=0.6), "hue"),
     (partial(augment.cutout, size=0), "size"),
@@ -369,6 +274,6 @@ def test_bad_options_are_named_in_one_line(function, message, batch, key):
 
 def test_unscaled_images_and_labels_of_another_width_are_refused(batch, key):
     with pytest.raises(ValueError, match="see scale"):
-        augment.random_flip(key, {"image": jnp.zeros((2, 4, 4, 3), jnp.uint8)})
+        geometry.random_flip(key, {"image": jnp.zeros((2, 4, 4, 3), jnp.uint8)})
     with pytest.raises(ValueError, match="num_classes=5"):
         augment.mixup(key, {**batch, "label": jnp.zeros((8, 4))}, alpha=1.0, num_classes=5)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.augment import random_crop, random_flip
+from data.geometry import random_crop, random_flip
 from experiments import catalogue
 from experiments.config import (
     Arm,
@@ -198,7 +198,7 @@ def test_a_wrong_type_is_named_with_its_path_and_the_default(path, value, messag
         (
             "data.augment.1",
             "flip",
-            "data.augment.1 takes a function, not 'flip'; it is data.augment:random_flip by",
+            "data.augment.1 takes a function, not 'flip'; it is data.geometry:random_flip by",
         ),
         (
             "task.model",
@@ -299,7 +299,7 @@ def test_an_unknown_path_names_the_nearest(experiment, wrong, right):
         ("a.b=folder:photos", "folder:photos"),
         ("a.b=train.no_such_module:name", "train.no_such_module:name"),
         ("a.b=jax.numpy:bfloat16", jnp.bfloat16),
-        ("a.b=data.augment:random_flip", random_flip),
+        ("a.b=data.geometry:random_flip", random_flip),
         ("a.b=models.classification.lenet:LeNet5", LeNet5),
     ],
 )
@@ -441,7 +441,7 @@ def different(value: Any) -> list[Any]:
         case None:
             return [True, 0.5, 3, "x", (0.5,), another]
         case tuple() if not value:
-            return [("x",), (("x", 0.5),), (("x", (1,)),), (another,)]
+            return [("x",), (1,), (("x", 0.5),), (("x", (1,)),), (another,)]
         case type():
             return [jnp.bfloat16, BottleneckBlock]
         case _ if callable(value):

@@ -81,12 +81,69 @@ def test_features_by_stride():
     }
 
 
+# Dilation and deformable convolution in place of strides and plain convolution.
+
+
+@pytest.mark.parametrize("resnet", [ResNet18, ResNet50])
+def test_a_dilated_network_has_the_values_of_the_strided_one_and_those_between(
+    resnet, key, randomise
+):
+    strided = resnet(width=4).without_head()
+    dilated = strided.clone(output_stride=8)
+    images = jax.random.normal(key, (1, 40, 72, 3))
+    variables = randomise(strided, images)
+    both = jax.jit(lambda v, x: [network.apply(v, x) for network in (strided, dilated)])
+    coarse, fine = both(variables, images)
+    sizes = {level: feature.shape[1:3] for level, feature in fine.items()}
+    assert sizes == {4: (10, 18), 8: (5, 9), 16: (5, 9), 32: (5, 9)}
+    for level, feature in coarse.items():
+        step = max(1, level // 8)
+        scale = float(jnp.abs(feature).max())
+        np.testing.assert_allclose(fine[level][:, ::step, ::step], feature, atol=1e-5 * scale)
+
+
+def test_output_stride_keeps_parameters_and_bounds_the_size():
+    for model in (ResNet18(), ResNet50(), resnet.ResNet20()):
+        whole = abstract_params(model, 32)
+        assert abstract_params(model.clone(output_stride=4), 32) == whole
+    for stride in (4, 8, 16, 32):
+        backbone = ResNet50(width=8, output_stride=stride).without_head()
+        shapes = feature_shapes(backbone, 65, 96)
+        sides = {level: -(-65 // min(level, stride)) for level in (4, 8, 16, 32)}
+        assert {level: shape[1] for level, shape in shapes.items()} == sides
+    option_a = cifar_resnet(8, output_stride=1).without_head()
+    assert [shape[1] for shape in feature_shapes(option_a, 8, 8).values()] == [8, 8, 8]
+
+
+def test_deformable_stages_begin_as_plain_ones(key, randomise):
+    plain = ResNet50(width=4, stage_sizes=(1, 1), output_stride=4).without_head()
+    images = jax.random.normal(key, (1, 24, 24, 3))
+    variables = randomise(plain, images)
+    for modulated in (False, True):
+        model = plain.clone(deformable_stages=(2,), modulated=modulated)
+        shapes = jax.eval_shape(model.init, key, images)["params"]
+        added = jax.tree.map(lambda s: jnp.zeros(s.shape), shapes["stage2_block1"]["conv2"])
+        assert added["offsets"]["kernel"].shape == (3, 3, 8, 27 if modulated else 18)
+        assert jax.tree.map(jnp.shape, shapes["stage1_block1"]) == jax.tree.map(
+            jnp.shape, variables["params"]["stage1_block1"]
+        )
+        # Modulation halves what it weights, until it has learned.
+        kernel = variables["params"]["stage2_block1"]["conv2"]["kernel"]
+        conv = added | {"kernel": (2 if modulated else 1) * kernel}
+        block = variables["params"]["stage2_block1"] | {"conv2": conv}
+        params = variables["params"] | {"stage2_block1": block}
+        expected = jax.jit(plain.apply)(variables, images)[8]
+        found = jax.jit(model.apply)(variables | {"params": params}, images)[8]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 # Blocks, against numpy.
 
 
 def block(kind, **fields):
     conv = partial(Conv, use_bias=False, padding=0)
-    return kind(**({"channels": 4, "stride": 1, "conv": conv, "norm": batch_norm} | fields))
+    layers = {"conv": conv, "spatial_conv": conv, "norm": batch_norm}
+    return kind(**({"channels": 4, "stride": 1} | layers | fields))
 
 
 def conv_numpy(x, kernel, stride, padding):
@@ -250,6 +307,12 @@ def test_bad_options_are_named():
         cifar_resnet(8, stem="big").init(jax.random.key(0), images)
     with pytest.raises(ValueError, match='"identity-pad" or "projection"; got \'C\''):
         cifar_resnet(8, shortcut="C").init(jax.random.key(0), images)
+    with pytest.raises(ValueError, match=r"None or one of \[1, 2, 4\]; got 8"):
+        cifar_resnet(8, output_stride=8).init(jax.random.key(0), images)
+    with pytest.raises(ValueError, match=r"None or one of \[4, 8, 16, 32\]; got 2"):
+        ResNet18(output_stride=2).init(jax.random.key(0), images)
+    with pytest.raises(ValueError, match=r"among \[1, 2, 3\]; got \(0, 3\)"):
+        cifar_resnet(8, deformable_stages=(0, 3)).init(jax.random.key(0), images)
     for depth in (2, 21):
         with pytest.raises(ValueError, match=f"6n \\+ 2 layers .* got {depth}"):
             cifar_resnet(depth)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from data.augment import random_crop
+from data.geometry import random_crop
 from experiments.config import override
 from losses.classification import cross_entropy_loss
 from tests.train.conftest import Tiny, assert_trees_close, assert_trees_equal

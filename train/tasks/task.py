@@ -20,10 +20,14 @@ class Aux:
         mutable: the mutable variables after the step.
         metrics: metric states of this batch; every term of the loss is one of them, so that a term
             that is not finite can be named.
+        weight: what the loss is a mean over, such as the number of pixels that count: where a batch
+            is cut up among microbatches or mapped devices, each part counts by it. 1 where parts of
+            one size count alike.
     """
 
     mutable: PyTree
     metrics: dict[str, Metric]
+    weight: Float[Array, ""] | float = 1.0
 
 
 @flax.struct.dataclass
@@ -39,6 +43,21 @@ class Preview:
     images: Float[Array, "n height width channels"]
     labels: Int[Array, " n"] | None = None
     predictions: Int[Array, " n"] | None = None
+
+
+@flax.struct.dataclass
+class MaskPreview:
+    """Images with the class of each pixel, true and predicted.
+
+    Attributes:
+        images: [n, H, W, C] in [0, 1].
+        masks: true classes [n, H, W]; ``data.masks.IGNORE`` where there is none.
+        predictions: predicted classes [n, H, W].
+    """
+
+    images: Float[Array, "n height width channels"]
+    masks: Int[Array, "n height width"]
+    predictions: Int[Array, "n height width"]
 
 
 class SettingError(ValueError):
@@ -74,7 +93,7 @@ class Task(Protocol):
 
     def preview(
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
-    ) -> dict[str, Preview]:
+    ) -> dict[str, Preview | MaskPreview]:
         """Pictures of what the model does with a batch."""
         ...
 

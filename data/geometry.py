@@ -1,0 +1,292 @@
+"""Augmentations that move pixels: of the image, and alike of what belongs to its pixels.
+
+As those of `data.augment`, these are `f(key, batch, *, options) -> batch`, and example i draws from
+`fold_in(key, i)`. `image` is sampled bilinearly, and so is `weight` [batch, height, width], where
+a batch has one; `mask`, int [batch, height, width], takes the nearest pixel. Where nothing of the
+original is left to see, the image is 0, the weight 0 and the mask `IGNORE`, unless borders are
+mirrored. No batch with boxes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+
+from data.augment import Batch, float_images, row_keys
+from data.masks import IGNORE
+from ops.image import resized_crop, warp
+
+Border = Literal["constant", "reflect"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """How one entry of a batch is sampled.
+
+    Attributes:
+      order: 0 for the nearest pixel, 1 for bilinear.
+      outside: the value of what lies outside the image.
+    """
+
+    order: int
+    outside: float
+
+
+LAYERS = {"image": Layer(1, 0.0), "mask": Layer(0, IGNORE), "weight": Layer(1, 0.0)}
+
+
+def map_layers(
+    move: Callable[[PRNGKeyArray, Array, Layer], Array], key: PRNGKeyArray, batch: Batch
+) -> Batch:
+    """Moves the layers of each example alike: `move(fold_in(key, row), pixels, layer)`.
+
+    `pixels` are [height, width, channels]; masks and weights have one channel. Masks come as
+    float32, which holds every label, and keep their type.
+
+    Raises:
+      ValueError: the images are not float [batch, height, width, channels], or another layer is not
+        of their size.
+    """
+    images = float_images(batch)
+    keys = row_keys(key, len(images))
+    moved = dict(batch)
+    for name in [name for name in LAYERS if name in batch]:
+        pixels = images if name == "image" else batch[name][..., None]
+        if pixels.shape[:3] != images.shape[:3]:
+            raise ValueError(
+                f"{name} {list(batch[name].shape)} is not of the size of images {images.shape}"
+            )
+        new = jax.vmap(lambda key, x, layer=LAYERS[name]: move(key, x, layer))(
+            keys, pixels.astype(images.dtype)
+        )
+        moved[name] = new if name == "image" else new[..., 0].astype(batch[name].dtype)
+    return moved
+
+
+def random_crop(
+    key: PRNGKeyArray,
+    batch: Batch,
+    *,
+    size: int | tuple[int, int] | None = None,
+    padding: int = 0,
+    mode: Border = "constant",
+) -> Batch:
+    """Pads each side by `padding` pixels and crops at random.
+
+    With padding=4 and the old size, this is the recipe of He et al., 2015, arXiv:1512.03385,
+    section 4.2, for CIFAR.
+
+    Args:
+      key: the key of the batch.
+      batch: see the module.
+      size: height and width of the crop, or one number for both; None keeps the old ones.
+      padding: pixels that are added on each side first.
+      mode: "constant", see the module, or "reflect" for mirrored borders.
+
+    Raises:
+      ValueError: the padding is negative, the mode unknown, or the crop larger than what there is.
+    """
+    _check_border("random_crop", mode)
+    if padding < 0:
+        raise ValueError(f"random_crop: padding must not be negative, got {padding}")
+    old = float_images(batch).shape[1:3]
+    height, width = (int(n) for n in np.broadcast_to(old if size is None else size, 2))
+    room = [side + 2 * padding - new for side, new in zip(old, (height, width), strict=True)]
+    if min(height, width) < 1 or min(room) < 0:
+        raise ValueError(
+            f"random_crop: size {height}x{width} does not fit images of {old[0]}x{old[1]} pixels "
+            f"with padding={padding}"
+        )
+
+    def crop(key: PRNGKeyArray, pixels: Array, layer: Layer) -> Array:
+        sides = ((padding, padding), (padding, padding), (0, 0))
+        fill = {"constant_values": layer.outside} if mode == "constant" else {}
+        padded = jnp.pad(pixels, sides, mode, **fill)
+        top, left = jax.random.randint(key, (2,), 0, jnp.array(room) + 1)
+        return jax.lax.dynamic_slice(padded, (top, left, 0), (height, width, pixels.shape[-1]))
+
+    return map_layers(crop, key, batch)
+
+
+def random_flip(
+    key: PRNGKeyArray, batch: Batch, *, probability: float = 0.5, vertical: bool = False
+) -> Batch:
+    """Mirrors each image with `probability`, left to right or, if `vertical`, top to bottom.
+
+    Raises:
+      ValueError: the probability is outside [0, 1].
+    """
+    if not 0 <= probability <= 1:
+        raise ValueError(f"random_flip: probability must be in [0, 1], got {probability}")
+
+    def flip(key: PRNGKeyArray, pixels: Array, layer: Layer) -> Array:
+        mirrored = pixels[::-1] if vertical else pixels[:, ::-1]
+        return jnp.where(jax.random.bernoulli(key, probability), mirrored, pixels)
+
+    return map_layers(flip, key, batch)
+
+
+def random_quarter_turn(key: PRNGKeyArray, batch: Batch) -> Batch:
+    """Turns each image by 0, 90, 180 or 270 degrees, with equal probability.
+
+    Raises:
+      ValueError: the images are not square.
+    """
+    height, width = float_images(batch).shape[1:3]
+    if height != width:
+        raise ValueError(f"random_quarter_turn: images must be square, got {height}x{width}")
+
+    def turn(key: PRNGKeyArray, pixels: Array, layer: Layer) -> Array:
+        turns = [lambda x, k=k: jnp.rot90(x, k) for k in range(4)]
+        return jax.lax.switch(jax.random.randint(key, (), 0, 4), turns, pixels)
+
+    return map_layers(turn, key, batch)
+
+
+def random_resized_crop(
+    key: PRNGKeyArray,
+    batch: Batch,
+    *,
+    size: int | tuple[int, int] | None = None,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Batch:
+    """Crops a random part of the image and resizes it; bilinear and antialiased but for masks.
+
+    Szegedy et al., 2014, arXiv:1409.4842, section 6. The area is uniform in `scale`, a fraction of
+    the image, the aspect ratio width / height log-uniform in `ratio`. As in torchvision, the first
+    of ten draws that fits is taken. Unlike there, the box is not rounded to whole pixels, and where
+    none of the ten fits, the first is shrunk until it does (torchvision: a central crop).
+
+    Args:
+      key: the key of the batch.
+      batch: see the module.
+      size: the new height and width, or one number for both; None keeps the old ones.
+      scale: least and greatest area, in (0, 1].
+      ratio: least and greatest aspect ratio.
+
+    Raises:
+      ValueError: a range is empty or outside its bounds, or the size not positive.
+    """
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"random_resized_crop: scale must be a range in (0, 1], got {scale}")
+    if not 0 < ratio[0] <= ratio[1]:
+        raise ValueError(f"random_resized_crop: ratio must be a positive range, got {ratio}")
+    old_size = np.array(float_images(batch).shape[1:3])
+    new_size = np.broadcast_to(old_size if size is None else size, 2)
+    if np.any(new_size <= 0):
+        raise ValueError(f"random_resized_crop: size must be positive, got {size}")
+
+    def crop(key: PRNGKeyArray, pixels: Array, layer: Layer) -> Array:
+        key_area, key_ratio, key_corner = jax.random.split(key, 3)
+        area = old_size.prod() * jax.random.uniform(
+            key_area, (10,), minval=scale[0], maxval=scale[1]
+        )
+        low, high = np.log(ratio)
+        aspect = jnp.exp(jax.random.uniform(key_ratio, (10,), minval=low, maxval=high))
+        sides = jnp.sqrt(jnp.stack([area / aspect, area * aspect], axis=-1))  # [10, (y, x)]
+        side = sides[jnp.argmax(jnp.all(sides <= old_size, axis=-1))]
+        side = side * jnp.minimum(1, jnp.min(old_size / side))
+        corner = jax.random.uniform(key_corner, (2,)) * (old_size - side)
+        box = jnp.concatenate([corner, side])
+        size = (int(new_size[0]), int(new_size[1]))
+        return resized_crop(pixels, box, size=size, order=layer.order)
+
+    return map_layers(crop, key, batch)
+
+
+def random_affine(
+    key: PRNGKeyArray,
+    batch: Batch,
+    *,
+    rotation: float = 0.0,
+    scale: tuple[float, float] = (1.0, 1.0),
+    shear: float = 0.0,
+    translation: float = 0.0,
+    mode: Border = "constant",
+) -> Batch:
+    """Turns, scales, shears and moves each image about its centre, in one resampling.
+
+    Args:
+      key: the key of the batch.
+      batch: see the module.
+      rotation: the largest angle in degrees, to both sides.
+      scale: least and greatest magnification, drawn log-uniformly.
+      shear: the largest angle in degrees by which columns lean, to both sides.
+      translation: the largest shift along each axis, as a share of the side.
+      mode: "constant", see the module, or "reflect" for mirrored borders.
+
+    Raises:
+      ValueError: a strength is negative, an angle of shear 90 degrees or more, the range of scales
+        empty or not positive, or the mode unknown.
+    """
+    _check_border("random_affine", mode)
+    if min(rotation, shear, translation) < 0 or shear >= 90 or not 0 < scale[0] <= scale[1]:
+        raise ValueError(
+            "random_affine: strengths must not be negative, shear below 90, and scale a positive "
+            f"range; got {rotation=}, {scale=}, {shear=}, {translation=}"
+        )
+    height, width = float_images(batch).shape[1:3]
+    size = np.array([height, width], np.float32)[:, None, None]
+    centre = (size - 1) / 2
+    grid = np.mgrid[:height, :width] - centre
+
+    def move(key: PRNGKeyArray, pixels: Array, layer: Layer) -> Array:
+        angle, zoom, lean, *shift = jax.random.uniform(key, (5,), minval=-1, maxval=1)
+        angle, lean = jnp.deg2rad(rotation) * angle, jnp.tan(jnp.deg2rad(shear) * lean)
+        low, high = np.log(scale)
+        zoom = jnp.exp((low + high) / 2 + (high - low) / 2 * zoom)
+        y, x = grid - translation * size * jnp.stack(shift)[:, None, None]
+        sine, cosine = jnp.sin(angle), jnp.cos(angle)
+        y, x = (cosine * y - sine * x) / zoom, (sine * y + cosine * x) / zoom
+        source = jnp.stack([y, x - lean * y]) + centre
+        return warp(pixels, source, order=layer.order, mode=mode, fill=layer.outside)
+
+    return map_layers(move, key, batch)
+
+
+def random_elastic(
+    key: PRNGKeyArray,
+    batch: Batch,
+    *,
+    grid: int = 3,
+    sigma: float = 10.0,
+    mode: Border = "reflect",
+) -> Batch:
+    """Displaces the pixels of each image smoothly.
+
+    Ronneberger et al., 2015, arXiv:1505.04597, section 3.1: displacement vectors on a coarse grid,
+    each component Gaussian with standard deviation `sigma`, are interpolated bicubically.
+
+    Args:
+      key: the key of the batch.
+      batch: see the module.
+      grid: places along each axis that draw a displacement, at least 2.
+      sigma: in pixels.
+      mode: "constant", see the module, or "reflect" for mirrored borders.
+
+    Raises:
+      ValueError: the grid is below 2, sigma negative, or the mode unknown.
+    """
+    _check_border("random_elastic", mode)
+    if grid < 2 or sigma < 0:
+        raise ValueError(
+            f"random_elastic: grid must be at least 2 and sigma not negative, got {grid}, {sigma}"
+        )
+    height, width = float_images(batch).shape[1:3]
+
+    def move(key: PRNGKeyArray, pixels: Array, layer: Layer) -> Array:
+        coarse = sigma * jax.random.normal(key, (2, grid, grid))
+        source = jnp.mgrid[:height, :width] + jax.image.resize(coarse, (2, height, width), "cubic")
+        return warp(pixels, source, order=layer.order, mode=mode, fill=layer.outside)
+
+    return map_layers(move, key, batch)
+
+
+def _check_border(name: str, mode: str) -> None:
+    if mode not in ("constant", "reflect"):
+        raise ValueError(f"{name}: mode must be 'constant' or 'reflect', got {mode!r}")

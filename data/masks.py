@@ -1,0 +1,3 @@
+"""Masks: one class a pixel."""
+
+IGNORE = 255
