@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 from PIL import Image, ImageOps
 
 from data.examples import Arrays, DataError, Examples, fits_in_memory, materialize
+from data.images import MODES, read_image
 
-_MODES = {1: "L", 3: "RGB"}
 _LEFT_BY_DESKTOPS = {"Thumbs.db", "desktop.ini"}
 
 
@@ -48,7 +48,7 @@ def folder(
         or a file is not an image, is truncated, or has more than 8 bits a channel (in a
         split above `limit_bytes`, when that image is read).
     """
-    if channels not in _MODES or size < 1:
+    if channels not in MODES or size < 1:
         raise DataError(f"size {size} with {channels} channels; use 1 or 3 and at least one pixel")
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -68,8 +68,8 @@ def folder(
     files = [
         (file, label)
         for label, name in enumerate(names)
-        for file in _files(directory / name)
-        if has_splits or _is_test(file.relative_to(root)) == (split == "test")
+        for file in _class_files(directory / name)
+        if has_splits or is_test(file.relative_to(root)) == (split == "test")
     ]
     if not files:
         raise DataError(
@@ -95,12 +95,28 @@ class _Images:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        image = _read(self.paths[index], self.size, self.channels)
+        upright = read_image(self.paths[index], self.channels)
+        square = ImageOps.fit(upright, (self.size, self.size), Image.Resampling.BILINEAR)
+        image = np.asarray(square).reshape(self.size, self.size, self.channels)
         return {"image": image, "label": self.label[index]}
 
 
-def _is_test(relative: Path) -> bool:
+def is_test(relative: Path) -> bool:
+    """Whether a file of a set without split folders is for testing: every fifth, by its name."""
     return int(hashlib.sha256(relative.as_posix().encode()).hexdigest(), 16) % 5 == 0
+
+
+def visible_files(directory: Path) -> list[Path]:
+    """The files in a folder, however deep, in order; not hidden ones, nor what desktops leave."""
+    if not directory.is_dir():
+        return []
+    return sorted(
+        file
+        for file in directory.rglob("*")
+        if file.is_file()
+        and file.name not in _LEFT_BY_DESKTOPS
+        and not any(part.startswith(".") for part in file.relative_to(directory).parts)
+    )
 
 
 def _subfolders(directory: Path) -> list[str]:
@@ -109,33 +125,8 @@ def _subfolders(directory: Path) -> list[str]:
     return sorted(p.name for p in directory.iterdir() if p.is_dir() and p.name[0] != ".")
 
 
-def _files(directory: Path) -> list[Path]:
-    if not directory.is_dir():
-        return []  # a test split may lack a class
-    files = sorted(
-        file
-        for file in directory.rglob("*")
-        if file.is_file()
-        and file.name not in _LEFT_BY_DESKTOPS
-        and not any(part.startswith(".") for part in file.relative_to(directory).parts)
-    )
-    if not files:
+def _class_files(directory: Path) -> list[Path]:
+    files = visible_files(directory)
+    if directory.is_dir() and not files:  # a test split may lack a class
         raise DataError(f"class folder {directory} has no images; add some or remove the folder")
     return files
-
-
-def _read(path: Path, size: int, channels: int) -> UInt8[np.ndarray, "size size channels"]:
-    try:
-        with Image.open(path) as image:
-            if image.mode[0] in "IF":  # Pillow would clip them to white
-                raise ValueError("it has more than 8 bits a channel")
-            upright = ImageOps.exif_transpose(image)
-            if "transparency" in upright.info:  # else Pillow warns about palettes
-                upright = upright.convert("RGBA")
-            upright = upright.convert(_MODES[channels])
-    except Exception as error:  # Pillow's decoders raise many kinds
-        raise DataError(
-            f"cannot read image {path}: {error}; repair it, save it as an 8-bit image or remove it"
-        ) from error
-    square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
-    return np.asarray(square).reshape(size, size, channels)

@@ -1,4 +1,4 @@
-"""Data sets by name, and the two that need no files: handwritten digits and a synthetic set."""
+"""Data sets by name, and two that need no files: handwritten digits and a synthetic set."""
 
 import difflib
 import inspect
@@ -7,14 +7,18 @@ import numpy as np
 
 from data.examples import Arrays, DataError, Examples, Source, materialize
 from data.folder import folder
+from data.mask_folder import mask_folder
+from data.shapes import shapes
 from data.tfds_source import tfds
 
 _SPLITS = ("train", "test")
 _FORMS = {
     "digits": "digits",
     "synthetic": "synthetic",
+    "shapes": "shapes",
     "tfds": "tfds:NAME",
     "folder": "folder:PATH",
+    "masks": "masks:PATH",
 }
 
 
@@ -22,9 +26,10 @@ def open_source(source: str | Source, split: str) -> Examples:
     """Opens one split of a data set.
 
     Args:
-      source: "digits", "synthetic", "tfds:NAME" (NAME as TFDS has it, with a version if wanted),
-        "folder:PATH", or a function `split -> Examples`; `functools.partial` sets the options of
-        `synthetic`, `tfds` and `folder`.
+      source: "digits", "synthetic", "shapes", "tfds:NAME" (NAME as TFDS has it, with a version if
+        wanted), "folder:PATH", "masks:PATH" (images with masks), or a function
+        `split -> Examples`; `functools.partial` sets the options of `synthetic`, `shapes`, `tfds`,
+        `folder` and `mask_folder`.
       split: such as "train" or "test"; TFDS's slices, such as "train[:80%]", with "tfds:NAME".
 
     Raises:
@@ -44,10 +49,14 @@ def open_source(source: str | Source, split: str) -> Examples:
             return digits(split)
         case ("synthetic", "", ""):
             return synthetic(split)
+        case ("shapes", "", ""):
+            return shapes(split)
         case ("tfds", ":", name) if name:
             return tfds(name, split)
         case ("folder", ":", path) if path:
             return folder(path, split)
+        case ("masks", ":", path) if path:
+            return mask_folder(path, split)
         case (kind, _, _):
             close = difflib.get_close_matches(kind, _FORMS, n=1)
             nearest = _FORMS[close[0]] if close else f"tfds:{source}"

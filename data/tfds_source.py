@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from data.examples import DataError, Examples
+from data.examples import DataError, Examples, Records
+from data.masks import IGNORE, TFDS_LABELS, CheckedMasks
 
 _CHUNK = 1000  # labels read in one call: four times as fast as one by one, and little memory
 
@@ -20,7 +21,11 @@ def tfds(name: str, split: str, *, data_dir: str | os.PathLike[str] | None = Non
 
     Every numeric feature is kept, nested ones under flat names such as "objects/bbox", and 64-bit
     integers become int32, the width that JAX computes with. Text, such as an "id", is dropped.
-    Class names are those of the feature "label".
+    Class names are those of the feature "label", if there is one.
+
+    A feature "segmentation_mask" becomes `mask`, uint8 [height, width], and is checked when it is
+    read (`data.masks.CheckedMasks`). Where `data.masks.TFDS_LABELS` has the set, class names are
+    those found there, labels are compared to them, and void pixels become `IGNORE`.
 
     Args:
       name: as TFDS has it: "mnist", "mnist:3.0.1" or "set/config".
@@ -30,7 +35,7 @@ def tfds(name: str, split: str, *, data_dir: str | os.PathLike[str] | None = Non
     Raises:
       DataError: if the set is missing, incomplete or damaged, or has no such split. Files other
         than the first and the last of a split are read only when asked for; damage there raises
-        on reading.
+        on reading, and so does a wrong mask.
     """
     # Imported where it is used: it takes half a second, and other sources do not need it.
     import tensorflow_datasets
@@ -83,9 +88,21 @@ def tfds(name: str, split: str, *, data_dir: str | os.PathLike[str] | None = Non
                 found += [example["label"] for example in source.__getitems__(indices)]
         return np.array(found, np.int32)
 
-    label = dict(features.items()).get("label")
+    kinds: dict[str, Any] = dict(features.items())
+    label = kinds.get("label")
     is_class = isinstance(label, tensorflow_datasets.features.ClassLabel)
     class_names = tuple(label.names) if is_class else ()
+    if "segmentation_mask" in kinds:
+        mask = kinds["segmentation_mask"]
+        if mask.shape[2:] != (1,) or mask.np_dtype != np.uint8:
+            raise DataError(f"the masks of {where} are not of one 8-bit channel; convert them")
+        meaning = TFDS_LABELS.get(builder.name)
+        records = CheckedMasks(
+            _Masked(records, meaning.void if meaning else None),
+            lambda index: f'the mask of example {index} in split "{split}" of {where}',
+            len(meaning.class_names) if meaning else None,
+        )
+        class_names = meaning.class_names if meaning else class_names
     return Examples(records, class_names, read_labels if is_class else None)
 
 
@@ -102,6 +119,24 @@ class _Records:
         index = range(len(self))[index]  # an IndexError here is the caller's, not damage
         with _named(self.damaged, self.remedy):
             return dict(_numeric(self.source[index]))
+
+
+@dataclass(frozen=True)
+class _Masked:
+    """Records with TFDS's `segmentation_mask` [height, width, 1] as `mask` [height, width]."""
+
+    records: Records
+    void: int | None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        example = self.records[index]
+        mask = example.pop("segmentation_mask")[..., 0]
+        if self.void is not None:
+            mask = np.where(mask == self.void, np.uint8(IGNORE), mask)
+        return example | {"mask": mask}
 
 
 def _numeric(example: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""The command line: ``opsin list | run | sweep | report | inspect``.
+"""The command line: ``opsin list | run | sweep | report | inspect | predict``.
 
 jax is imported only once the runtime is set up, and not at all to list experiments.
 """
@@ -142,6 +142,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--batches", type=_positive, default=1, metavar="N", help="default: 1")
     command.add_argument("--output", type=Path, metavar="PNG", help="default: NAME_batch.png")
     command.set_defaults(command=_inspect)
+
+    command = commands.add_parser("predict", help="ask a run about images", parents=[runtime])
+    command.add_argument("run", type=Path, metavar="RUN", help="its directory, runs/NAME/ID")
+    command.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    command.add_argument(
+        "--output", type=Path, default=Path("predictions"), help="default: predictions"
+    )
+    command.set_defaults(command=_predict)
     return parser
 
 
@@ -271,6 +279,16 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
+def _predict(options: argparse.Namespace) -> int:
+    _set_up(options)
+    from experiments.prediction import load, predict
+
+    for line in predict(load(options.run), options.images, options.output):
+        print(line, flush=True)
+    print(options.output)
+    return 0
+
+
 def _table_of(name: str) -> Report:
     from experiments.table import Report
 
@@ -284,6 +302,12 @@ def _table_of(name: str) -> Report:
 
 def _configured(options: argparse.Namespace) -> tuple[Any, Experiment, dict[str, Any]]:
     """Sets up the runtime, then imports the experiment and reads the overrides."""
+    _set_up(options)
+    module = catalogue.find(options.name)
+    return module, module.config(), parse_all(options.overrides)
+
+
+def _set_up(options: argparse.Namespace) -> None:
     set_up(
         Runtime(
             platform=options.platform,
@@ -295,8 +319,6 @@ def _configured(options: argparse.Namespace) -> tuple[Any, Experiment, dict[str,
     )
     if options.platform:
         require(options.platform)
-    module = catalogue.find(options.name)
-    return module, module.config(), parse_all(options.overrides)
 
 
 def _run_options(options: argparse.Namespace) -> Options:

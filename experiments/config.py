@@ -49,19 +49,61 @@ def parse(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{text!r} is not an override: write path=value, as in seed=1")
     with suppress(ValueError, SyntaxError, TypeError):  # then it is a name or a string
         return path, ast.literal_eval(value)
-    module, colon, name = value.partition(":")
+    try:
+        return path, named(value)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def named(text: str) -> Any:
+    """The function or class that ``package.module:name`` names; any other text is itself.
+
+    Raises:
+        ConfigError: the module is there and cannot be imported, or has no such name.
+    """
+    module, colon, name = text.partition(":")
     if colon and all(part.isidentifier() for part in [*module.split("."), name]):
         try:
             found = importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name and f"{module}.".startswith(f"{error.name}."):
-                return path, value  # "tfds:mnist" is a string: there is no module of that name
-            raise ConfigError(f"{path}: cannot import {module}: {error}") from error
+                return text  # "tfds:mnist" is a string: there is no module of that name
+            raise ConfigError(f"cannot import {module}: {error}") from error
         if hasattr(found, name):
-            return path, getattr(found, name)
+            return getattr(found, name)
         if hasattr(found, "__file__") and found.__file__:  # else a mere directory, called "tfds"
-            raise ConfigError(f"{path}: module {module} has no {name!r}")
-    return path, value
+            raise ConfigError(f"module {module} has no {name!r}")
+    return text
+
+
+def rebuild(resolved: Any) -> Any:
+    """The tree that ``resolve`` gave this for; lists become tuples.
+
+    Raises:
+        ConfigError: for a name that is not there any more, or no longer takes these fields.
+    """
+    if isinstance(resolved, list):
+        return tuple(rebuild(value) for value in resolved)
+    if isinstance(resolved, str):
+        return float(resolved) if resolved in ("inf", "-inf", "nan") else named(resolved)
+    if not isinstance(resolved, Mapping):
+        return resolved
+    fields = {name: rebuild(value) for name, value in resolved.items()}
+    kind, function, args = (
+        fields.pop("type", None),
+        fields.pop("call", None),
+        fields.pop("args", ()),
+    )
+    if callable(function):
+        return function if resolve(function) == resolved else partial(function, *args, **fields)
+    if kind is None:
+        return fields
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise ConfigError(f"{resolved['type']} is no dataclass of this code")
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise ConfigError(f"{resolved['type']}: {error}") from error
 
 
 def parse_all(texts: Iterable[str]) -> dict[str, Any]:

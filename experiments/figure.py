@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 
 from experiments.statistics import estimate
 from experiments.table import Report
+from train.palette import LINES
 
 if TYPE_CHECKING:  # matplotlib takes a second to import; only `draw` pays for it
     from matplotlib.axes import Axes
 
-# Okabe and Ito, 2008, "Color Universal Design": told apart with every kind of colour vision.
-# Their yellow is left out, for it fades on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 Values = Mapping[str, Mapping[int, float]]  # arm -> seed -> value
@@ -67,7 +65,7 @@ def _draw_arms(axis: Axes, report: Report, values: Values, labels: Sequence[str]
         seeds = list(values[arm].values())
         result = estimate(seeds)
         if result.mean is not None:
-            colour = COLOURS[1] if arm == report.table.baseline else COLOURS[0]
+            colour = LINES[1] if arm == report.table.baseline else LINES[0]
             axis.errorbar(result.mean, place, xerr=result.std, fmt="o", color=colour, capsize=3)
             axis.plot(seeds, [place + 0.22] * len(seeds), "o", color="0.35", markersize=2.5)
     axis.locator_params(axis="x", nbins=4)  # more would run into each other
@@ -83,7 +81,7 @@ def _draw_curves(axis: Axes, report: Report, values: Values) -> None:
     beside = axis.transData + ScaledTranslation(1 / 12, 0, axis.figure.dpi_scale_trans)  # inches
     names = list(dict.fromkeys(table.lines[arm][0] for arm in report.arms))
     for number, name in enumerate(names):
-        colour, marker = (style[number % len(style)] for style in (COLOURS, MARKERS))
+        colour, marker = (style[number % len(style)] for style in (LINES, MARKERS))
         points = sorted(
             (table.lines[arm][1], list(values[arm].values()))
             for arm in report.arms

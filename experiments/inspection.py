@@ -11,7 +11,7 @@ from data import augment
 from experiments.config import ConfigError
 from train.experiment import Experiment
 from train.feed import Feed
-from train.figures import image_grid, save
+from train.figures import image_grid, mask_grid, save
 from train.loop import open_training
 from train.state import stream
 
@@ -43,12 +43,12 @@ def draw_batches(experiment: Experiment, batches: int, path: Path, *, images: in
     title = (
         f"{len(examples.records)} training images; batch of {data.batch}, seed {experiment.seed}"
     )
-    grid = image_grid(
-        joined["image"],
-        labels=joined.get("label"),
-        class_names=examples.class_names,
-        title=title,
-    )
+    names = examples.class_names
+    if "mask" in joined:
+        grid = mask_grid(joined["image"], joined["mask"], class_names=names, title=title)
+    else:
+        labels = joined.get("label")
+        grid = image_grid(joined["image"], labels=labels, class_names=names, title=title)
     try:
         save(grid, path)
     except OSError as error:

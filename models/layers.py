@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ops.convolution import convolve
@@ -90,6 +91,14 @@ def max_pool(
     rows, columns = window_shape
     pixels = [x[:, i::rows, j::columns] for i in range(rows) for j in range(columns)]
     return reduce(jnp.maximum, pixels)
+
+
+def pooled_logits(
+    x: Float[Array, "batch height width channels"], num_classes: int, param_dtype: DTypeLike
+) -> Float[Array, "batch classes"]:
+    """Global average pooling and a linear layer called "head", float32; within `nn.compact`."""
+    x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+    return nn.Dense(num_classes, dtype=jnp.float32, param_dtype=param_dtype, name="head")(x)
 
 
 def shared_fields(module: nn.Module, part: type[nn.Module]) -> dict[str, Any]:

@@ -91,10 +91,11 @@ def native(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> 
         case "result":
             return forward(first, second)
         case "image":
-            image = jax.ShapeDtypeStruct(geometry.image, first.dtype)
+            # Not a new shape alone: under shard_map an array also says over which axes it varies.
+            image = jax.typeof(first).update(shape=geometry.image)
             return jax.linear_transpose(lambda x: forward(x, second), image)(first)[0]
         case "kernel":
-            kernel = jax.ShapeDtypeStruct(geometry.kernel, first.dtype)
+            kernel = jax.typeof(first).update(shape=geometry.kernel)
             return jax.linear_transpose(lambda w: forward(first, w), kernel)(second)[0]
 
 

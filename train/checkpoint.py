@@ -98,6 +98,25 @@ class Checkpoints:
         except Exception as error:
             raise self.save_error(error) from error
 
+    def metadata(self) -> dict[str, Any]:
+        """What the newest checkpoint was saved with, without its arrays.
+
+        Raises:
+            CheckpointError: if there is none, or it is damaged.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            raise CheckpointError(f"there is no checkpoint in {self.directory}")
+        try:
+            return self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    metadata=ocp.args.JsonRestore()  # pyright: ignore[reportCallIssue]
+                ),
+            )["metadata"]
+        except Exception as error:
+            raise self._damaged(self.directory / str(step), error) from error
+
     def restore(self, state: State, config: dict[str, Any]) -> tuple[State, dict[str, Any]]:
         """The newest checkpoint, on the devices of now.
 
@@ -111,19 +130,9 @@ class Checkpoints:
         Raises:
             CheckpointError: if it is damaged, or of another model or config: says what differs.
         """
+        metadata = self.metadata()
         step = self._manager.latest_step()
-        if step is None:
-            raise CheckpointError(f"there is no checkpoint in {self.directory}")
         path = self.directory / str(step)
-        try:
-            metadata = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    metadata=ocp.args.JsonRestore()  # pyright: ignore[reportCallIssue]
-                ),
-            )["metadata"]
-        except Exception as error:
-            raise self._damaged(path, error) from error
         self._check(path, "config", _leaves(metadata.get("config", {})), _leaves(config))
         self._check(path, "model", metadata.get("shapes", {}), _shapes(state))
         try:

@@ -70,6 +70,11 @@ class Feed:
             lambda x: jax.ShapeDtypeStruct((length, *x.shape), x.dtype, sharding=sharding), item
         )
 
+    def description(self) -> dict[str, Any]:
+        """The number of examples, and shape and type of each array of one, as JSON."""
+        arrays = {name: [list(x.shape[1:]), x.dtype.name] for name, x in self.batch.items()}
+        return {"examples": self.examples, "arrays": arrays}
+
     def position(self) -> dict[str, Any]:
         """Where the order stands, as JSON."""
         return self._items.get_state()

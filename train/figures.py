@@ -1,19 +1,24 @@
-"""Pictures of a run: curves, a confusion matrix, images with their classes."""
+"""Pictures of a run: curves, a confusion matrix, images with their classes or masks."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
+from data.masks import IGNORE
+from train import palette
 from train.logging import read_lines
-
-# Okabe & Ito, 2008: eight colours that the colour-blind can tell apart.
-BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+from train.tasks.task import MaskPreview, Preview
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -27,8 +32,10 @@ def training_curve(metrics: Path) -> Figure:
     lines = read_lines(metrics)
     names = sorted({name for line in lines for name in line})
     figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
-    for axes, kinds in zip(figure.subplots(1, 2), (("loss", "nll"), ("accuracy",)), strict=True):
-        colours = iter((BLUE, ORANGE, GREEN, RED) * 4)
+    for axes, kinds in zip(
+        figure.subplots(1, 2), (("loss", "nll"), ("accuracy", "miou")), strict=True
+    ):
+        colours = itertools.cycle(palette.LINES)
         for name in names:
             if name.count("/") != 1 or name.rpartition("/")[2] not in kinds:
                 continue
@@ -84,6 +91,15 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
     return figure
 
 
+def preview(picture: Preview | MaskPreview, class_names: Sequence[str], title: str) -> Figure:
+    """What a task shows of a batch."""
+    arrays = jax.tree.map(np.asarray, picture)
+    options: Any = {"predictions": arrays.predictions, "class_names": class_names, "title": title}
+    if isinstance(arrays, MaskPreview):
+        return mask_grid(np.asarray(arrays.images), np.asarray(arrays.masks), **options)
+    return image_grid(np.asarray(arrays.images), labels=arrays.labels, **options)
+
+
 def image_grid(
     images: np.ndarray,
     *,
@@ -110,17 +126,85 @@ def image_grid(
         axes.set_axis_off()
         if index >= count:
             continue
-        image = np.clip(images[index], 0, 1)
-        grey = image.shape[-1] == 1
-        axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=1)
+        axes.imshow(_rgb(images[index]))
         if labels is None:
             continue
         caption, colour = class_caption(labels[index], class_names), "black"
         if predictions is not None and predictions[index] != labels[index]:
             caption += f" → {class_caption(predictions[index], class_names)}"
-            colour = RED
+            colour = palette.RED
         axes.set_title(caption, fontsize=7, color=colour)
     return figure
+
+
+def mask_grid(
+    images: np.ndarray,
+    masks: np.ndarray,
+    *,
+    predictions: np.ndarray | None = None,
+    class_names: Sequence[str] = (),
+    title: str = "",
+    rows: int = 6,
+) -> Figure:
+    """A row for each image: itself, its mask, and what was predicted and where that is wrong.
+
+    Args:
+        images: [n, H, W, C] in [0, 1]; values outside are clipped.
+        masks: true classes [n, H, W], ``data.masks.IGNORE`` where there is none.
+        predictions: predicted classes [n, H, W], or None.
+        class_names: one name a class.
+        title: written above all.
+        rows: at most so many images are drawn.
+    """
+    count = min(len(images), rows)
+    names = ["image", "mask"] if predictions is None else ["image", "mask", "predicted", "error"]
+    height = 2.6 * images.shape[1] / images.shape[2]
+    figure = Figure(figsize=(2.6 * len(names), height * count + 0.9), dpi=110, layout="constrained")
+    figure.suptitle(title)
+    for index, row in enumerate(figure.subplots(count, len(names), squeeze=False)):
+        image, mask = images[index], masks[index]
+        pictures = [_rgb(image), blended(image, mask)]
+        if predictions is not None:
+            wrong = (predictions[index] != mask) & (mask != IGNORE)
+            pictures += [blended(image, predictions[index]), _marked(image, wrong)]
+        for axes, picture, name in zip(row, pictures, names, strict=True):
+            axes.imshow(picture)
+            axes.set_axis_off()
+            if index == 0:
+                axes.set_title(name, fontsize=8)
+    class_names = class_names or [str(c) for c in np.unique(masks[masks != IGNORE])]
+    patches = [Patch(color=tuple(class_colours(c)), label=n) for c, n in enumerate(class_names)]
+    if predictions is not None:
+        patches.append(Patch(color=palette.RED, label="error"))
+    figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=7, frameon=False)
+    return figure
+
+
+def class_colours(classes: np.ndarray | int) -> np.ndarray:
+    """The colour of each class, RGB in [0, 1] [..., 3]; of more classes than colours, they repeat.
+
+    ``data.masks.IGNORE`` is white.
+    """
+    table = np.array([to_rgb(colour) for colour in palette.AREAS])
+    colours = table[np.asarray(classes) % len(table)]
+    ignored = np.asarray(classes)[..., None] == IGNORE
+    return np.where(ignored, to_rgb(palette.IGNORED), colours)
+
+
+def blended(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The image [H, W, C] in [0, 1], tinted by the class [H, W] of each pixel: RGB in [0, 1]."""
+    return 0.5 * _rgb(image) + 0.5 * class_colours(mask)
+
+
+def _marked(image: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """The image, paler, with the wrong pixels in red."""
+    pale = 0.5 + 0.5 * _rgb(image)
+    return np.where(wrong[..., None], to_rgb(palette.RED), pale)
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    """[H, W, 3] in [0, 1] of a grey or coloured image."""
+    return np.broadcast_to(np.clip(image, 0, 1), (*image.shape[:2], 3))
 
 
 def class_caption(label: np.ndarray, class_names: Sequence[str]) -> str:

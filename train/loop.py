@@ -91,6 +91,7 @@ def fit(
     feed = Feed(examples, data.batch, experiment.seed, data.resident_megabytes)
     held_out = {name: _open_held_out(experiment, split) for name, split in data.eval_splits.items()}
     steps_per_epoch = Fraction(feed.examples, data.batch)
+    described = feed.description() | {"class_names": list(examples.class_names)}
     clock.lap("data")
     program = build(experiment, feed.batch, steps_per_epoch, feed.fetch)
     log_at, evaluate_at, save_at = (
@@ -144,8 +145,8 @@ def fit(
                     _draw(program, state, source, states, directory, name, loop.previews)
                 if saving:
                     now = {"position": feed.position(), "window": log.window()}
-                    seconds = time.monotonic() - trained_since
-                    checkpoints.save(state, {"config": config, "seconds": seconds, **now})
+                    now["seconds"] = time.monotonic() - trained_since
+                    checkpoints.save(state, {"config": config, "data": described, **now})
                 if evaluating or saving:
                     log.start_clock()
                 if stopping and step < program.steps:
@@ -250,14 +251,8 @@ def _draw(
     first = select(examples, np.arange(min(count, len(examples.records))))
     batch = jax.device_put(next(pipeline.eval_batches(first, batch=len(first.records))))
     for name, preview in program.preview(state.params, state.mutable, batch).items():
-        preview = jax.device_get(preview)
-        figure = figures.image_grid(
-            preview.images,
-            labels=preview.labels,
-            predictions=preview.predictions,
-            class_names=examples.class_names,
-            title=f"{split}, step {int(state.step)}",
-        )
+        title = f"{split}, step {int(state.step)}"
+        figure = figures.preview(jax.device_get(preview), examples.class_names, title)
         figures.save(figure, directory / "previews" / f"{split}_{name}.png")
 
 

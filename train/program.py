@@ -27,7 +27,7 @@ from train.pmap import AXIS, make_pmap_dispatch
 from train.sharding import batch_sharding, check_batch, make_mesh, replicated, state_sharding
 from train.state import State
 from train.step import Metrics, init_state, make_dispatch, make_step
-from train.tasks.task import Batch, Preview, SettingError
+from train.tasks.task import Batch, MaskPreview, Preview, SettingError
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Program:
     flops: Callable[[PyTree, PyTree], Counter[str]]
     compile: Callable[[PyTree, PyTree], Callable[..., tuple[State, Metrics]]]
     evaluate: Callable[[PyTree, PyTree, Batch, Any], Metrics]
-    preview: Callable[[PyTree, PyTree, Batch], dict[str, Preview]]
+    preview: Callable[[PyTree, PyTree, Batch], Mapping[str, Preview | MaskPreview]]
     steps: int
 
 
@@ -169,7 +169,9 @@ def build(
         return task.evaluate(params, mutable, prepare(batch), key)
 
     @partial(jax.jit, compiler_options=options)
-    def preview(params: PyTree, mutable: PyTree, batch: Batch) -> dict[str, Preview]:
+    def preview(
+        params: PyTree, mutable: PyTree, batch: Batch
+    ) -> Mapping[str, Preview | MaskPreview]:
         pictures = task.preview(params, mutable, prepare(batch), jax.random.key(0))
         return {name: _unnormalized(p, data.mean, data.std) for name, p in pictures.items()}
 
@@ -241,7 +243,9 @@ def _check_found(optimizer: Optimizer, paths: list[str]) -> None:
             )
 
 
-def _unnormalized(preview: Preview, mean: tuple[float, ...], std: tuple[float, ...]) -> Preview:
+def _unnormalized(
+    preview: Preview | MaskPreview, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Preview | MaskPreview:
     return replace(preview, images=preview.images * jnp.asarray(std) + jnp.asarray(mean))
 
 

@@ -89,10 +89,16 @@ def make_step(
         """Gradients and what they count for in a mean with those of other images."""
 
         def loss(trained: PyTree):
-            return task.loss(join_frozen(trained, frozen), mutable, batch, key)
+            value, aux = task.loss(join_frozen(trained, frozen), mutable, batch, key)
+            weight = jnp.asarray(aux.weight, jnp.float32)
+            if axis_name is not None:
+                # Before the gradient: batch norm takes it from each device's loss to all images.
+                mean = jax.lax.pmean(weight, axis_name)
+                value, weight = value * _ratio(weight, mean), mean
+            return value, (weight, aux)
 
-        grads, aux = jax.grad(loss, has_aux=True)(trained)
-        return grads, jnp.asarray(aux.weight, jnp.float32), aux.mutable, aux.metrics
+        grads, (weight, aux) = jax.grad(loss, has_aux=True)(trained)
+        return grads, weight, aux.mutable, aux.metrics
 
     def accumulated(
         trained: PyTree, frozen: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
@@ -115,7 +121,7 @@ def make_step(
         (total, count, mutable), metrics = jax.lax.scan(
             body, (zeros, jnp.zeros(()), mutable), (micro, jnp.arange(accumulate))
         )
-        grads = _divided(total, count)
+        grads = jax.tree.map(lambda t: _ratio(t, count), total)
         return grads, count, mutable, jax.tree.map(lambda m: m.sum(axis=0), metrics)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -125,12 +131,11 @@ def make_step(
         batch = prepare(stream(key, state.step, "augment"), batch)
         trained, frozen = split_frozen(state.params, freeze)
         compute = gradients if accumulate == 1 else accumulated
-        grads, weight, mutable, metrics = compute(
+        grads, _, mutable, metrics = compute(
             trained, frozen, state.mutable, batch, stream(key, state.step, "loss")
         )
         if axis_name is not None:
-            total = jax.tree.map(lambda g: weight.astype(g.dtype) * g, grads)
-            grads = _divided(*jax.lax.psum((total, weight), axis_name))
+            grads = jax.lax.pmean(grads, axis_name)
             mutable = jax.lax.pmean(mutable, axis_name)
             metrics = jax.lax.psum(metrics, axis_name)
         mutable = keep_frozen(state.mutable, mutable, freeze)
@@ -155,10 +160,9 @@ def make_step(
     return step
 
 
-def _divided(total: PyTree, weight: Array) -> PyTree:
-    """A mean from its sum; zeros where nothing counts."""
-    weight = jnp.where(weight == 0, 1, weight)
-    return jax.tree.map(lambda t: t / weight.astype(t.dtype), total)
+def _ratio(total: Array, weight: Array) -> Array:
+    """A mean from its sum; 0 where nothing counts."""
+    return total / jnp.where(weight == 0, 1, weight).astype(total.dtype)
 
 
 def largest(tree: PyTree) -> Array:

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from models.deformable import DeformableConv
-from models.layers import Conv, Norm, batch_norm, shared_fields
+from models.layers import Conv, Norm, batch_norm, pooled_logits, shared_fields
 
 Shortcut = Literal["identity-pad", "projection"]
 
@@ -241,11 +241,7 @@ class ResNet(ResNetOptions):
     ) -> Float[Array, "batch classes"]:
         """Logits, float32. Any image size; raises ValueError as the backbone does."""
         *_, x = self.without_head(name="backbone")(x, train=train).values()
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-        head = nn.Dense(
-            self.num_classes, dtype=jnp.float32, param_dtype=self.param_dtype, name="head"
-        )
-        return head(x)
+        return pooled_logits(x, self.num_classes, self.param_dtype)
 
 
 # Table 1 of the paper: parameters 11,689,512; 21,797,672; 25,557,032; 44,549,160; 60,192,808.

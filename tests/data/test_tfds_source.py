@@ -11,6 +11,7 @@ import tensorflow_datasets
 from PIL import Image
 
 from data.examples import DataError, labels, materialize
+from data.masks import IGNORE
 from data.tfds_source import tfds
 
 _IMAGES = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), np.uint8)
@@ -57,6 +58,52 @@ def prepared(tmp_path_factory):
     return root
 
 
+def _masks(name):
+    """A set of two images with masks, of labels 0 to 11 and 0 to 12, prepared under `name`."""
+    features = tensorflow_datasets.features
+    kinds = {
+        "image": features.Image(shape=(3, 5, 3)),
+        "label": features.ClassLabel(names=["cat", "dog"]),
+        "segmentation_mask": features.Image(shape=(3, 5, 1)),
+    }
+    if name == "camvid":
+        del kinds["label"]
+
+    def info(self):
+        return tensorflow_datasets.core.DatasetInfo(
+            builder=self, features=features.FeaturesDict(kinds), disable_shuffling=True
+        )
+
+    def generate(self):
+        for index in range(2):
+            arrays = {
+                "image": np.zeros((3, 5, 3), np.uint8),
+                "segmentation_mask": np.arange(15, dtype=np.uint8).reshape(3, 5) % (12 + index),
+            }
+            files = {key: io.BytesIO() for key in arrays}
+            for key, file in files.items():
+                Image.fromarray(arrays[key]).save(file, "PNG")
+                file.seek(0)
+            yield index, {**{key: index for key in kinds if key == "label"}, **files}
+
+    members = {
+        "VERSION": tensorflow_datasets.core.Version("1.0.0"),
+        "_info": info,
+        "_split_generators": lambda self, dl_manager: {"train": generate(self)},
+        "_generate_examples": generate,
+    }
+    base = tensorflow_datasets.core.GeneratorBasedBuilder
+    return type(name.title(), (base,), members, skip_registration=True)
+
+
+@pytest.fixture(scope="module")
+def with_masks(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tfds")
+    for name in ("camvid", "pets"):
+        _masks(name)(data_dir=root, file_format="array_record").download_and_prepare()
+    return root
+
+
 def test_reads_what_was_written(prepared):
     examples = tfds("tiny", "train", data_dir=prepared)
     arrays = materialize(examples)
@@ -68,6 +115,29 @@ def test_reads_what_was_written(prepared):
     np.testing.assert_array_equal(arrays["objects/bbox"][23], [[0.0, 0.25, 0.5, 1.0]] * 2)
     assert examples.class_names == ("cat", "dog", "owl")
     assert len(list(examples.records)) == 24  # iterates, and stops
+
+
+def test_masks_of_a_known_set_have_names_and_void_pixels(with_masks):
+    examples = tfds("camvid", "train", data_dir=with_masks)
+    assert examples.class_names[:2] == ("sky", "building")
+    assert len(examples.class_names) == 11
+    example = examples.records[0]
+    assert set(example) == {"image", "mask"}
+    assert example["mask"].dtype == np.uint8
+    expected = [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, IGNORE, 0, 1, 2]]
+    np.testing.assert_array_equal(example["mask"], expected)
+    message = r'the mask of example 1 in split "train" of data set "camvid" .* has the label 12'
+    with pytest.raises(DataError, match=message):
+        materialize(examples)
+
+
+def test_masks_of_another_set_stay_as_they_are(with_masks):
+    examples = tfds("pets", "train", data_dir=with_masks)
+    assert examples.class_names == ("cat", "dog")
+    np.testing.assert_array_equal(labels(examples), [0, 1])
+    arrays = materialize(examples)
+    np.testing.assert_array_equal(arrays["mask"].max(axis=(1, 2)), [11, 12])
+    assert set(arrays) == {"image", "label", "mask"}
 
 
 def test_labels_are_read_without_images(prepared, monkeypatch):

@@ -226,6 +226,27 @@ def test_inspect_draws_augmented_batches(opsin):
         assert np.asarray(picture.convert("L")).std() > 10  # something is drawn
 
 
+def test_predict_writes_what_a_run_says_of_an_image(opsin, tmp_path):
+    run = opsin("run", "tiny", "--quiet").out.splitlines()[-1]
+    Image.fromarray(np.zeros((9, 5, 3), np.uint8)).save("night.png")
+    said = opsin("predict", run, "night.png")
+    assert (said.code, said.err) == (0, "")
+    line, directory = said.out.splitlines()
+    assert re.fullmatch(r"night\.png  stripes \d  \d+\.\d%", line)
+    assert sorted(path.name for path in Path(directory).iterdir()) == [
+        "labels.csv", "night_label.png",
+    ]  # fmt: skip
+    (tmp_path / "empty.png").touch()
+    said = opsin("predict", run, "empty.png", "--output", "elsewhere")
+    assert (said.code, said.out) == (2, "")
+    assert re.fullmatch(r"opsin: cannot read image empty\.png: .*\n", said.err)
+    assert not Path("elsewhere").exists()
+    said = opsin("predict", "nowhere", "night.png")
+    assert said.code == 2
+    assert said.err.startswith("opsin: nowhere is no directory of a run")
+    assert said.err.count("\n") == 1
+
+
 def test_list_in_a_process_of_its_own(tmp_path):
     done = in_process("list", cwd=tmp_path)
     assert (done.code, done.err) == (0, "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 import flax.linen as nn
@@ -20,7 +20,7 @@ from metrics.classification import (
     top_k_accuracy,
 )
 from metrics.state import Mean, Metric
-from train.tasks.task import Aux, Batch, Preview, SettingError
+from train.tasks.task import Aux, Batch, Preview, averaging_over, check_outputs
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,7 @@ class Classify:
 
     def check(self, class_names: Sequence[str]) -> None:
         """Raises SettingError unless the model has one output a class."""
-        outputs = getattr(self.model, "num_classes", None)
-        if class_names and outputs not in (None, len(class_names)):
-            raise SettingError(
-                f"task.model.num_classes is {outputs}, the data have {len(class_names)} classes: "
-                f"set task.model.num_classes={len(class_names)}"
-            )
+        check_outputs(self.model, class_names)
 
     def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
         """All variables of the model."""
@@ -80,7 +75,7 @@ class Classify:
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
     ) -> dict[str, Metric]:
         """Accuracy, NLL, calibration and the confusion matrix over the valid images."""
-        logits = self._logits(params, mutable, batch)
+        logits = self.logits(params, mutable, batch["image"])
         labels, valid = batch["label"], batch["valid"]
         classes = logits.shape[-1]
         metrics: dict[str, Metric] = {
@@ -100,17 +95,15 @@ class Classify:
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
     ) -> dict[str, Preview]:
         """Images with their true and predicted class."""
-        predictions = jnp.argmax(self._logits(params, mutable, batch), axis=-1)
+        predictions = jnp.argmax(self.logits(params, mutable, batch["image"]), axis=-1)
         return {"predictions": Preview(batch["image"], batch["label"], predictions)}
 
     def over_axis(self, axis_name: str) -> Classify:
         """The same task with batch statistics taken over a named axis."""
-        if "axis_name" not in {field.name for field in fields(self.model)}:
-            return self
-        return replace(self, model=self.model.clone(axis_name=axis_name))
+        return replace(self, model=averaging_over(self.model, axis_name))
 
-    def _logits(
-        self, params: PyTree, mutable: PyTree, batch: Batch
+    def logits(
+        self, params: PyTree, mutable: PyTree, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch classes"]:
-        logits = self.model.apply({"params": params, **mutable}, batch["image"], train=False)
-        return cast(Array, logits)
+        """What the model gives for normalised images."""
+        return cast(Array, self.model.apply({"params": params, **mutable}, images, train=False))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Protocol, TypeVar
 
+import flax.linen as nn
 import flax.struct
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from data.augment import Batch
 from metrics.state import Metric
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @flax.struct.dataclass
@@ -64,6 +68,23 @@ class SettingError(ValueError):
     """Settings of a run that do not fit one another."""
 
 
+def check_outputs(model: nn.Module, class_names: Sequence[str]) -> None:
+    """Raises SettingError unless a model with a field ``num_classes`` has one output a class."""
+    outputs = getattr(model, "num_classes", None)
+    if class_names and outputs not in (None, len(class_names)):
+        raise SettingError(
+            f"task.model.num_classes is {outputs}, the data have {len(class_names)} classes: "
+            f"set task.model.num_classes={len(class_names)}"
+        )
+
+
+def averaging_over(model: Model, axis_name: str) -> Model:
+    """The model with batch statistics taken over a named axis, if it has any."""
+    if "axis_name" not in {field.name for field in fields(model)}:
+        return model
+    return model.clone(axis_name=axis_name)
+
+
 class Task(Protocol):
     """How a model, a loss and metrics become a step. Implementations are frozen dataclasses."""
 
@@ -93,7 +114,7 @@ class Task(Protocol):
 
     def preview(
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
-    ) -> dict[str, Preview | MaskPreview]:
+    ) -> Mapping[str, Preview | MaskPreview]:
         """Pictures of what the model does with a batch."""
         ...
 

@@ -1,0 +1,41 @@
+"""Image files as pixels: any mode that Pillow reads, upright."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from data.examples import DataError
+
+MODES = {1: "L", 3: "RGB"}
+"""Pillow's mode for a number of channels."""
+
+
+def read_image(path: Path, channels: int, *, deep: bool = False) -> Image.Image:
+    """Reads an image file, turned upright (EXIF), without its transparency, 8 bits a channel.
+
+    Args:
+      path: of the file.
+      channels: 1 (grey) or 3 (RGB); images of the other kind, and of a palette, are converted.
+      deep: take grey images of 16 bits too, of which the 8 highest are kept.
+
+    Raises:
+      DataError: if the file is missing, empty, truncated or no image, or has more than 8 bits a
+        channel where `deep` does not allow it.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            if deep and upright.mode.startswith("I;16"):
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            if upright.mode[0] in "IF":  # Pillow would clip them to white
+                raise ValueError("it has more than 8 bits a channel")
+            if "transparency" in upright.info:  # else Pillow warns about palettes
+                upright = upright.convert("RGBA")
+            return upright.convert(MODES[channels])
+    except Exception as error:  # Pillow's decoders raise many kinds
+        raise DataError(
+            f"cannot read image {path}: {error}; repair it, save it as an 8-bit image or remove it"
+        ) from error

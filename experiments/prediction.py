@@ -1,0 +1,222 @@
+"""What a finished run says of images: a class, or a mask, and a picture of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from data import augment
+from data.images import MODES, read_image
+from experiments.config import ConfigError, rebuild, resolve
+from experiments.runs import RunError
+from ops.tiles import over_tiles
+from train import figures
+from train.checkpoint import Checkpoints
+from train.program import build, compiler_options
+from train.sharding import Parallel
+from train.tasks.classify import Classify
+from train.tasks.segment import Segment
+
+LABELS = "labels.csv"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run that can be asked.
+
+    Attributes:
+        task: what it learned.
+        class_names: one name a class.
+        image: height, width and channels of what it was trained on.
+        tile: height and width of what ``probabilities`` takes.
+        result: shape of what it gives for one tile.
+        probabilities: from images uint8 [batch, *tile, channels] to probabilities
+            [batch, *result], with the moving average of the parameters if there is one.
+    """
+
+    task: Classify | Segment
+    class_names: tuple[str, ...]
+    image: tuple[int, int, int]
+    tile: tuple[int, int]
+    result: tuple[int, ...]
+    probabilities: Callable[[np.ndarray], np.ndarray]
+
+
+def load(run: Path) -> Trained:
+    """Opens the newest checkpoint of a run's directory; its data set is not needed.
+
+    Raises:
+        RunError: if this is no run, it has another kind of task, or this code would not make it.
+        CheckpointError: if it has no checkpoint that can be read.
+    """
+    try:
+        saved = json.loads((run / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{run} is no directory of a run (config.json: {error}): give runs/NAME/ID, which "
+            "`opsin run` prints last"
+        ) from error
+    other = f"{run} was trained by other code"
+    try:
+        experiment = rebuild(saved)
+    except ConfigError as error:
+        raise RunError(f"{other}: {error}; check out the commit in its env.json") from error
+    if resolve(experiment) != saved:
+        raise RunError(f"{other}: its config has other fields; check out the commit in env.json")
+    task, data = experiment.task, experiment.data
+    if not isinstance(task, Classify | Segment):
+        raise RunError(f"{run}: predict is for classification and segmentation")
+    mirror = 0
+    if isinstance(task, Segment):  # the border is that of the image, not of a tile
+        mirror, task = task.mirror, replace(task, mirror=0)
+    with Checkpoints(run / "checkpoints") as checkpoints:
+        metadata = checkpoints.metadata()
+        described = metadata["data"]
+        batch = {
+            name: jax.ShapeDtypeStruct((data.batch, *shape), dtype)
+            for name, (shape, dtype) in described["arrays"].items()
+        }
+        epoch = Fraction(described["examples"], data.batch)
+        # On one device: a few images are not worth sharing.
+        alone = replace(experiment, parallel=Parallel(data=1))
+        program = build(alone, batch, epoch, lambda store, item: item)
+        state, _ = checkpoints.restore(program.state, saved)
+    variables = state.ema or {"params": state.params, "mutable": state.mutable}
+    variables = jax.device_get(variables)
+
+    @partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
+    def probabilities(variables: Any, images: jax.Array) -> jax.Array:
+        scaled = augment.scale({"image": images})
+        images = augment.normalize(scaled, data.mean, data.std)["image"]
+        logits = task.logits(variables["params"], variables["mutable"], images)
+        return jax.nn.softmax(logits)
+
+    height, width, channels = described["arrays"]["image"][0]
+    tile = (height + 2 * mirror, width + 2 * mirror)
+    images = jax.ShapeDtypeStruct((1, *tile, channels), np.uint8)
+    return Trained(
+        task=task,
+        class_names=tuple(described["class_names"]),
+        image=(height, width, channels),
+        tile=tile,
+        result=jax.eval_shape(probabilities, variables, images).shape[1:],
+        probabilities=lambda images: np.asarray(probabilities(variables, images)),
+    )
+
+
+def predict(trained: Trained, paths: Sequence[Path], output: Path) -> Iterator[str]:
+    """Writes what a run says of each image, and yields a line about it.
+
+    Classification writes ``labels.csv`` and ``NAME_label.png``; the image is cut to the largest
+    centred rectangle of the training images' shape and resized to their size. Segmentation writes
+    ``NAME_mask.png``, whose values are class indices, and ``NAME_blended.png``, both of the
+    image's own size: it is worked on in tiles of the training images' size.
+
+    Args:
+        trained: from ``load``.
+        paths: images that Pillow reads, of any mode; see ``data.images.read_image``.
+        output: directory to write to; it is made.
+
+    Raises:
+        DataError: if a file is not an image, or is damaged.
+        RunError: if the directory cannot be written.
+    """
+    channels = trained.image[2]
+    if channels not in MODES:
+        raise RunError(f"the run was trained on images of {channels} channels, not of 1 or 3")
+    images = [(name, path, read_image(path, channels, deep=True)) for name, path in _names(paths)]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if isinstance(trained.task, Segment):
+            yield from _segment(trained, images, output)
+        else:
+            yield from _classify(trained, images, output)
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {output} ({error.strerror}): choose another place with --output"
+        ) from error
+
+
+def _classify(
+    trained: Trained, images: Sequence[tuple[str, Path, Image.Image]], output: Path
+) -> Iterator[str]:
+    height, width, channels = trained.image
+    with (output / LABELS).open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "label", "class", "probability"])
+        for name, path, image in images:
+            fitted = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+            pixels = np.asarray(fitted).reshape(height, width, channels)
+            shares = trained.probabilities(pixels[None])[0]
+            label = int(shares.argmax())
+            caption = figures.class_caption(np.asarray(label), trained.class_names)
+            writer.writerow([path, label, caption, f"{shares[label]:.4f}"])
+            figure = figures.image_grid(
+                pixels[None] / 255,
+                labels=np.array([label]),
+                class_names=trained.class_names,
+                title=f"{shares[label]:.1%}",
+            )
+            figures.save(figure, output / f"{name}_label.png")
+            yield f"{path}  {caption}  {shares[label]:.1%}"
+
+
+def _segment(
+    trained: Trained, images: Sequence[tuple[str, Path, Image.Image]], output: Path
+) -> Iterator[str]:
+    for name, path, image in images:
+        pixels = np.asarray(image).reshape(image.height, image.width, -1)
+        mask = segment(trained, pixels)
+        _palette_image(mask).save(output / f"{name}_mask.png")
+        figure = figures.mask_grid(
+            pixels[None] / 255, mask[None], class_names=trained.class_names, title=path.name
+        )
+        figures.save(figure, output / f"{name}_blended.png")
+        shares = Counter(mask.ravel().tolist())
+        parts = [
+            f"{figures.class_caption(np.asarray(label), trained.class_names)} {n / mask.size:.1%}"
+            for label, n in sorted(shares.items(), key=lambda item: -item[1])
+        ]
+        yield f"{path}  {', '.join(parts)}"
+
+
+def segment(
+    trained: Trained, pixels: UInt8[np.ndarray, "height width channels"]
+) -> UInt8[np.ndarray, "height width"]:
+    """The class of each pixel of an image of any size."""
+    height, width, _ = trained.result
+    shares = over_tiles(
+        trained.probabilities,
+        pixels,
+        tile=trained.tile,
+        result=(height, width),
+        overlap=min(height, width) // 8,
+    )
+    return shares.argmax(axis=-1).astype(np.uint8)
+
+
+def _palette_image(mask: np.ndarray) -> Image.Image:
+    image = Image.fromarray(mask)
+    image.putpalette((255 * figures.class_colours(np.arange(256))).astype(np.uint8).tobytes())
+    return image
+
+
+def _names(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    """A name for each image's files: its own, numbered where several have it."""
+    seen: Counter[str] = Counter()
+    for path in paths:
+        seen[path.stem] += 1
+        number = seen[path.stem]
+        yield (path.stem if number == 1 else f"{path.stem}-{number}"), path

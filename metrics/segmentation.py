@@ -1,0 +1,284 @@
+"""Metrics of segmentation, from the predictions and labels of one batch to a state that merges.
+
+`valid` says which pixels count: in the batch (no padding) and not ignored, `labels != 255`. States
+are of one batch; merged on the host (see `metrics.state`), they hold a set of any size.
+"""
+
+import functools
+from collections.abc import Iterable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Integer
+
+from metrics.classification import ConfusionMatrix, confusion_matrix
+from metrics.state import Mean, Metric, Sum, valid_or_all
+
+
+@flax.struct.dataclass
+class SegmentationMatrix(ConfusionMatrix):
+    """How many pixels of each true class were taken for each class."""
+
+    def compute(self) -> dict[str, float]:
+        """`miou`, `dice`, `precision_macro`, `recall_macro`, `accuracy`, and per class `iou/0`, ….
+
+        Pixels of all images are counted together, and each macro average is the plain mean over the
+        classes. IoU = TP / (TP + FP + FN), Dice = 2 TP / (2 TP + FP + FN). A class neither true nor
+        predicted anywhere has no entry and takes no part in the means; 0/0 is 0 otherwise (a class
+        that is never predicted has precision 0). Accuracy is the share of right pixels. All is NaN
+        of no pixels.
+        """
+        per_class = self.per_class()
+        dice = per_class["f1"]
+        measures = {
+            ("miou", "iou"): dice / (2 - dice),
+            ("dice", "dice"): dice,
+            ("precision_macro", "precision"): per_class["precision"],
+            ("recall_macro", "recall"): per_class["recall"],
+        }
+        counts = np.asarray(self.counts, np.int64)
+        pixels = counts.sum()
+        means = {"accuracy": float(np.trace(counts) / pixels) if pixels else np.nan}
+        single = {}
+        for (mean, name), values in measures.items():
+            present = {f"{name}/{i}": float(v) for i, v in enumerate(values) if not np.isnan(v)}
+            means[mean] = sum(present.values()) / len(present) if present else np.nan
+            single |= present
+        return {**means, **single}
+
+
+def segmentation_matrix(
+    logits: Float[Array, "batch height width classes"],
+    labels: Integer[Array, "batch height width"],
+    valid: Bool[Array, "batch height width"] | None = None,
+) -> SegmentationMatrix:
+    """Counts pairs of true and predicted class over pixels.
+
+    Args:
+        logits: the largest counts, of equal ones the first; with a NaN, the pixel is an error.
+        labels: true classes; a pixel with another label than 0, …, classes - 1 is not counted.
+        valid: pixels that count.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    return SegmentationMatrix(confusion_matrix(logits, labels, logits.shape[-1], valid).counts)
+
+
+def boundary_f1(
+    predictions: Integer[Array, "batch height width"],
+    labels: Integer[Array, "batch height width"],
+    valid: Bool[Array, "batch height width"] | None = None,
+    *,
+    num_classes: int,
+    tolerance: float,
+) -> Mean:
+    """How well the outlines of the classes agree: the BF score, in [0, 1].
+
+    Csurka et al., 2013, "What is a good evaluation measure for semantic segmentation?", BMVC,
+    section 3. Exactly, here: a boundary pixel of a class is a pixel of that class with another
+    class above, below, left or right of it. Precision is the share of predicted boundary pixels
+    with a true one of that class at most `tolerance` away (Euclidean, between centres of pixels),
+    recall the share of true ones with a predicted one so near, and F1 their harmonic mean. F1 is
+    averaged over the classes with a boundary in truth or prediction (0 where only one of them has
+    it), and that over images; an image without any boundary is left out. Neither the border of the
+    image nor pixels that are not valid have or make a boundary.
+
+    Args:
+        predictions: predicted classes.
+        labels: true classes.
+        valid: pixels that count.
+        num_classes: classes 0, …, num_classes - 1 are scored.
+        tolerance: in pixels; the paper takes 0.75 % of the image's diagonal.
+
+    Raises:
+        ValueError: shapes that do not fit, or a negative tolerance.
+    """
+    _check_maps(predictions, labels)
+    if tolerance < 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance}")
+    valid = valid_or_all(valid, labels.shape)
+    found = _boundary(predictions, valid, num_classes)
+    true = _boundary(labels, valid, num_classes)
+
+    # A scan over the pixels of a disc: dilating each class would take `num_classes` times as much.
+    reach = int(tolerance)
+    rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    near = rows**2 + columns**2 <= tolerance**2
+    offsets = np.stack([rows[near], columns[near]], axis=1) + reach
+    sides = ((0, 0), (reach, reach), (reach, reach))
+    padded_found, padded_true = (jnp.pad(x, sides, constant_values=-1) for x in (found, true))
+
+    def match(matched: tuple[Array, Array], offset: Array) -> tuple[tuple[Array, Array], None]:
+        start = (0, offset[0], offset[1])
+        beside_found = jax.lax.dynamic_slice(padded_found, start, found.shape)
+        beside_true = jax.lax.dynamic_slice(padded_true, start, true.shape)
+        return (matched[0] | (found == beside_true), matched[1] | (true == beside_found)), None
+
+    nothing = jnp.zeros(labels.shape, bool)
+    (right, recalled), _ = jax.lax.scan(match, (nothing, nothing), jnp.asarray(offsets))
+
+    def share(hits: Array, boundary: Array) -> tuple[Array, Array]:
+        """Share of each class's boundary that was hit, and whether it has any: [batch, classes]."""
+        own = boundary[..., None] == jnp.arange(num_classes)  # [batch, height, width, classes]
+        pixels = jnp.sum(own, axis=(1, 2))
+        hit = jnp.sum(own & hits[..., None], axis=(1, 2))
+        return hit / jnp.maximum(pixels, 1), pixels > 0
+
+    precision, has_found = share(right, found)
+    recall, has_true = share(recalled, true)
+    total = precision + recall
+    f1 = 2 * precision * recall / jnp.where(total == 0, 1.0, total)
+    scored = jnp.sum(has_found | has_true, axis=1)
+    return Mean.from_values(jnp.sum(f1, axis=1) / jnp.maximum(scored, 1), scored > 0)
+
+
+def _boundary(classes: Array, valid: Array, num_classes: int) -> Array:
+    """The class of each boundary pixel, and -1 elsewhere: int32 [batch, height, width]."""
+    classes = classes.astype(jnp.int32)
+    boundary = jnp.zeros(classes.shape, bool)
+    for axis in (1, 2):
+        size = classes.shape[axis]
+        first = jax.lax.slice_in_dim(classes, 0, size - 1, axis=axis)
+        second = jax.lax.slice_in_dim(classes, 1, size, axis=axis)
+        both = jax.lax.slice_in_dim(valid, 0, size - 1, axis=axis)
+        both &= jax.lax.slice_in_dim(valid, 1, size, axis=axis)
+        edge = (first != second) & both
+        for sides in ((0, 1), (1, 0)):
+            boundary |= jnp.pad(edge, [sides if i == axis else (0, 0) for i in range(3)])
+    known = (classes >= 0) & (classes < num_classes)
+    return jnp.where(boundary & known, classes, -1)
+
+
+@flax.struct.dataclass
+class RandScore(Metric):
+    """Ordered pairs of pixels, each with itself too, that lie in one and the same cell."""
+
+    both: Sum  # [], float32: in truth and in prediction
+    true: Sum  # [], float32: in truth
+    predicted: Sum  # [], float32: in prediction
+
+    def compute(self) -> dict[str, float]:
+        """2 both / (true + predicted), in [0, 1]; NaN of no cells."""
+        pairs = float(self.true) + float(self.predicted)
+        # Rounded sums of squares may pass each other by a millionth.
+        return {"": min(2 * float(self.both) / pairs, 1.0) if pairs else float("nan")}
+
+
+def foreground_rand(
+    predictions: Integer[Array, "batch height width"],
+    labels: Integer[Array, "batch height width"],
+    valid: Bool[Array, "batch height width"] | None = None,
+) -> RandScore:
+    """V^Rand, the score of the ISBI 2012 challenge, for class 0 = membrane and 1 = cell; in [0, 1].
+
+    Arganda-Carreras et al., 2015, "Crowdsourcing the creation of image segmentation algorithms for
+    connectomics", Frontiers in Neuroanatomy 9:142: the foreground-restricted Rand score after
+    thinning, with alpha = 1/2, which is the F-score of pairs of pixels in the same cell.
+
+    The predicted membrane is thinned to a width of one pixel (see `thin`), with a frame of membrane
+    around the image, so that cells that meet its border stay apart. Cells are the 4-connected
+    components of what is left, true ones those of label 1. Only pixels of true cells count; those
+    on the thinned membrane are cells of one pixel each. As in the organisers' code, pairs are
+    summed over images before the score is taken. They report the best of several thresholds of the
+    probability; here the prediction is one map of classes, such as the argmax.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    _check_maps(predictions, labels)
+    inside = (labels == 1) & valid_or_all(valid, labels.shape)
+    frame = ((0, 0), (1, 1), (1, 1))
+    membrane = thin(jnp.pad(predictions == 0, frame, constant_values=True))[:, 1:-1, 1:-1]
+    true, predicted = components(inside), components(~membrane)
+    inside = inside.reshape(true.shape).astype(jnp.int32)
+    # Sorted, the pixels that share both cells follow one another: they get one label.
+    *cells, together = jax.lax.sort((true, predicted, inside), num_keys=2)
+    new = functools.reduce(jnp.logical_or, (jnp.diff(cell, axis=1) != 0 for cell in cells))
+    group = jnp.pad(jnp.cumsum(new, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))
+    return RandScore(_pairs(group, together), _pairs(true, inside), _pairs(predicted, inside))
+
+
+def thin(image: Bool[Array, "batch height width"]) -> Bool[Array, "batch height width"]:
+    """Peels True pixels off until lines of one pixel are left, connected and enclosing as before.
+
+    Guo and Hall, 1989, "Parallel thinning with two-subiteration algorithms", Communications of the
+    ACM 32(3), algorithm A1. Outside the image all is False.
+    """
+    height, width = image.shape[1:]
+    # Of the eight neighbours, from the right one and counterclockwise.
+    corners = ((1, 2), (0, 2), (0, 1), (0, 0), (1, 0), (2, 0), (2, 1), (2, 2))
+
+    def peel(image: Array, first: int) -> Array:
+        padded = jnp.pad(image, ((0, 0), (1, 1), (1, 1)))
+        ring = [padded[:, y : y + height, x : x + width] for y, x in corners]
+        ring = ring[first:] + ring[:first]
+        beside, after, before = ring[::2], ring[1::2], ring[7:] + ring[1:7:2]
+        following = beside[1:] + beside[:1]
+        arms = _count(~x & (y | z) for x, y, z in zip(beside, after, following, strict=True))
+        ahead = _count(x | y for x, y in zip(beside, after, strict=True))
+        behind = _count(x | y for x, y in zip(beside, before, strict=True))
+        width_left = jnp.minimum(ahead, behind)
+        kept_side = (ring[1] | ring[2] | ~ring[7]) & ring[0]
+        removed = (arms == 1) & (width_left >= 2) & (width_left <= 3) & ~kept_side
+        return image & ~removed
+
+    def peel_both_sides(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        thinner = peel(peel(state[0], 0), 4)
+        return thinner, jnp.any(thinner != state[0])
+
+    start = (image, jnp.array(True))
+    return jax.lax.while_loop(lambda state: state[1], peel_both_sides, start)[0]
+
+
+def components(region: Bool[Array, "batch height width"]) -> Int[Array, "batch pixels"]:
+    """The 4-connected components of each image, as one label a pixel, in row-major order.
+
+    A pixel gets the index of the first pixel of its component, one outside the region its own.
+    """
+    batch, height, width = region.shape
+    beyond = height * width
+    along = jax.vmap(lambda values, indices: values[indices])
+
+    def connect(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        labels = state[0]
+        lowest = grid = jnp.where(region, labels.reshape(region.shape), beyond)
+        for axis in (1, 2):
+            for offset in (0, 2):
+                sides = [(1, 1) if i == axis else (0, 0) for i in range(3)]
+                padded = jnp.pad(grid, sides, constant_values=beyond)
+                shifted = jax.lax.slice_in_dim(
+                    padded, offset, offset + region.shape[axis], axis=axis
+                )
+                lowest = jnp.minimum(lowest, shifted)
+        lowest = jnp.where(region, lowest, beyond).reshape(batch, beyond)
+        lowest = jnp.minimum(lowest, labels)
+        # Hook the tree that a pixel belongs to onto its lowest neighbour's, then flatten the trees.
+        hooked = jax.vmap(lambda tree, low: tree.at[tree].min(low))(labels, lowest)
+        hooked = jnp.minimum(hooked, lowest)
+        hooked = along(hooked, hooked)
+        return hooked, jnp.any(hooked != labels)
+
+    own = jnp.broadcast_to(jnp.arange(beyond, dtype=jnp.int32), (batch, beyond))
+    return jax.lax.while_loop(lambda state: state[1], connect, (own, jnp.array(True)))[0]
+
+
+def _pairs(labels: Array, inside: Array) -> Array:
+    """Number of ordered pairs of pixels inside, with the same label: [batch, pixels] each."""
+    nothing = jnp.zeros(labels.shape, jnp.int32)
+    sizes = jax.vmap(lambda zeros, label, one: zeros.at[label].add(one))(nothing, labels, inside)
+    return jnp.sum(jnp.square(sizes.astype(jnp.float32)))
+
+
+def _count(masks: Iterable[Array]) -> Array:
+    return functools.reduce(jnp.add, (mask.astype(jnp.int8) for mask in masks))
+
+
+def _check_maps(predictions: Array, labels: Array) -> None:
+    if predictions.shape != labels.shape or labels.ndim != 3:
+        raise ValueError(
+            f"predictions {predictions.shape} do not fit labels {labels.shape}: "
+            "both must be classes [batch, height, width]"
+        )

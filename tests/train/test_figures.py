@@ -1,0 +1,54 @@
+"""Pictures of masks: what is tinted, what is marked, and the legend that says so."""
+
+import numpy as np
+from matplotlib.colors import to_rgb
+
+from data.masks import IGNORE
+from train import figures, palette
+from train.tasks.task import MaskPreview, Preview
+
+
+def test_each_class_has_a_colour_of_its_own_and_what_is_ignored_is_white():
+    colours = figures.class_colours(np.array([*range(len(palette.AREAS)), IGNORE]))
+    assert len({tuple(colour) for colour in colours}) == len(palette.AREAS) + 1
+    np.testing.assert_array_equal(colours[-1], [1, 1, 1])
+    np.testing.assert_array_equal(figures.class_colours(len(palette.AREAS) + 1), colours[1])
+
+
+def test_blending_is_half_image_and_half_class():
+    image = np.array([[[0.2], [0.8]]])
+    tinted = figures.blended(image, np.array([[0, IGNORE]]))
+    np.testing.assert_allclose(tinted[0, 0], 0.1 + 0.5 * np.array(to_rgb(palette.AREAS[0])))
+    np.testing.assert_allclose(tinted[0, 1], 0.9)
+
+
+def preview(masks: np.ndarray, predictions: np.ndarray) -> MaskPreview:
+    images = np.zeros((*masks.shape, 1), np.float32)
+    return MaskPreview(images, masks, predictions)  # pyright: ignore
+
+
+def test_errors_are_marked_where_a_label_counts():
+    masks = np.array([[[0, 1], [IGNORE, 1]]])
+    predictions = np.array([[[0, 0], [0, 1]]])
+    figure = figures.preview(preview(masks, predictions), ("a", "b"), "title")
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["image", "mask", "predicted", "error"]
+    shown = np.asarray(figure.axes[3].images[0].get_array())
+    red = (shown == to_rgb(palette.RED)).all(-1)
+    np.testing.assert_array_equal(red, [[False, True], [False, False]])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "error"]
+
+
+def test_no_more_rows_than_asked_for():
+    masks = np.zeros((5, 3, 4), np.uint8)
+    images = np.zeros((5, 3, 4, 3))
+    assert len(figures.mask_grid(images, masks, rows=2).axes) == 4
+    assert len(figures.mask_grid(images[:1], masks[:1], predictions=masks[:1]).axes) == 4
+
+
+def test_classes_above_images_as_before():
+    images = np.zeros((2, 3, 3, 1), np.float32)
+    shown = Preview(images, np.array([0, 1]), np.array([0, 0]))  # pyright: ignore
+    figure = figures.preview(shown, ("cat", "dog"), "title")
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["cat", "dog → cat"]

@@ -1,0 +1,233 @@
+"""Segmentation: what counts, by how much, and the same however a batch is laid out."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data.examples import Arrays, Examples
+from data.masks import IGNORE
+from experiments.config import override
+from losses.classification import cross_entropy_loss
+from losses.segmentation import dice_loss
+from metrics.state import compute_all
+from models.layers import Conv, Norm, batch_norm, group_norm
+from models.segmentation.unet import UNet, valid_margin
+from tests.train.conftest import make_tiny
+from tests.train.test_step import assert_same_run, lay_out, run
+from train.experiment import Experiment
+from train.tasks.segment import Segment
+from train.tasks.task import SettingError
+
+
+class TinySegmenter(nn.Module):
+    """Two convolutions and a norm; an auxiliary head on the first."""
+
+    num_classes: int = 3
+    norm: Norm = batch_norm
+    auxiliary: bool = False
+    padding: str = "SAME"
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool = False) -> Any:
+        x = Conv(8, (3, 3), padding=self.padding, name="conv")(x)
+        x = nn.relu(self.norm(train=train, axis_name=self.axis_name, name="norm")(x))
+        if self.auxiliary:
+            self.sow("auxiliary", "logits", Conv(self.num_classes, (1, 1), name="auxiliary")(x))
+        return Conv(self.num_classes, (3, 3), padding=self.padding, name="head")(x)
+
+
+def unevenly_labelled(split: str, *, n: int = 48, size: int = 8) -> Examples:
+    """Noise whose brightness is the class; each image has another share of ignored pixels."""
+    rng = np.random.default_rng([7, split == "test"])
+    image = rng.integers(0, 256, (n, size, size, 1), np.uint8)
+    mask = (image[..., 0] // 86).astype(np.uint8)
+    ignored = rng.random((n, size, size)) < np.linspace(0, 0.95, n)[:, None, None]
+    mask[ignored] = IGNORE
+    weight = rng.random((n, size, size), np.float32)
+    arrays = {"image": image, "mask": mask}
+    return Examples(
+        Arrays(arrays | ({"weight": weight} if split == "weighted" else {})), tuple("abc")
+    )
+
+
+GROUPS = partial(group_norm, groups=2)
+
+
+def experiment(model: nn.Module, **task: Any) -> Experiment:
+    tiny = make_tiny()
+    data = replace(tiny.data, source=unevenly_labelled)
+    return override(replace(tiny, task=Segment(model, **task), data=data), {"parallel.data": 1})
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict[str, jax.Array]:
+    arrays = unevenly_labelled("weighted", n=6).records.arrays  # pyright: ignore
+    return {name: jnp.asarray(x) for name, x in arrays.items()} | {
+        "image": jnp.asarray(arrays["image"], jnp.float32) / 255,
+        "valid": jnp.arange(6) < 5,
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(batch):
+    """Variables of a TinySegmenter with an auxiliary head."""
+    task = Segment(TinySegmenter(auxiliary=True))
+    variables = task.init(jax.random.key(0), batch)
+    assert variables.keys() == {"params", "batch_stats"}
+    return variables["params"], {"batch_stats": variables["batch_stats"]}
+
+
+def without_weights(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: x for name, x in batch.items() if name != "weight"}
+
+
+def training_logits(params, mutable, batch):
+    """Of the main and of the auxiliary head."""
+    logits, updated = TinySegmenter(auxiliary=True).apply(
+        {"params": params, **mutable},
+        batch["image"],
+        train=True,
+        mutable=["batch_stats", "auxiliary"],
+    )
+    return logits, updated["auxiliary"]["logits"][0]
+
+
+def test_a_loss_of_pixels_is_averaged_over_those_that_count(batch, trained):
+    task = Segment(TinySegmenter(auxiliary=True), auxiliary_weight=0.25)
+    total, aux = task.loss(*trained, without_weights(batch), jax.random.key(0))
+    counted = np.asarray(batch["mask"]) != IGNORE
+    means = []
+    for logits in training_logits(*trained, batch):
+        log_p = np.asarray(jax.nn.log_softmax(logits))
+        mask = np.where(counted, batch["mask"], 0)
+        means.append(-np.take_along_axis(log_p, mask[..., None], -1)[..., 0][counted].mean())
+    assert float(total) == pytest.approx(means[0] + 0.25 * means[1], rel=1e-5)
+    assert float(aux.weight) == counted.sum()
+    logged = compute_all(jax.device_get(aux.metrics))
+    assert logged["main_loss"] == pytest.approx(means[0], rel=1e-5)
+    assert logged["auxiliary_loss"] == pytest.approx(means[1], rel=1e-5)
+    assert logged["loss"] == pytest.approx(float(total), rel=1e-5)
+    assert aux.mutable.keys() == {"batch_stats"}
+
+
+def test_weights_multiply_pixels_and_leave_the_count(batch, trained):
+    task = Segment(TinySegmenter(auxiliary=True), auxiliary_weight=0.0)
+    counted = batch["mask"] != IGNORE
+    logits, _ = training_logits(*trained, batch)
+    losses = cross_entropy_loss(logits, jnp.where(counted, batch["mask"], 0), where=counted)
+    total, _ = task.loss(*trained, batch, jax.random.key(0))
+    expected = jnp.sum(losses * batch["weight"]) / jnp.sum(counted)
+    assert float(total) == pytest.approx(float(expected), rel=1e-5)
+    with pytest.raises(ValueError, match="need a loss of pixels"):
+        replace(task, loss_function=dice_loss).loss(*trained, batch, jax.random.key(0))
+
+
+def test_a_loss_of_images_is_averaged_over_images_with_any_pixel(batch, trained):
+    void = batch["mask"].at[2].set(IGNORE)
+    task = Segment(TinySegmenter(auxiliary=True), loss_function=dice_loss, auxiliary_weight=0.0)
+    whole = {**without_weights(batch), "mask": void}
+    total, aux = task.loss(*trained, whole, jax.random.key(0))
+    logits, _ = training_logits(*trained, batch)
+    kept = np.array([0, 1, 3, 4, 5])
+    labels = jnp.where(void == IGNORE, 0, void)
+    each = dice_loss(logits[kept], labels[kept], where=(void != IGNORE)[kept])
+    assert float(total) == pytest.approx(float(each.mean()), rel=1e-5)
+    assert float(aux.weight) == 5
+
+
+def test_a_batch_without_any_label_has_no_loss_and_no_gradient(batch, trained):
+    void = {**without_weights(batch), "mask": jnp.full_like(batch["mask"], IGNORE)}
+    params, mutable = trained
+    for loss in (cross_entropy_loss, dice_loss):
+        task = Segment(TinySegmenter(auxiliary=True), loss_function=loss)
+        grads, aux = jax.grad(task.loss, has_aux=True)(params, mutable, void, jax.random.key(0))
+        assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
+        assert compute_all(jax.device_get(aux.metrics))["loss"] == 0
+
+
+def test_evaluation_counts_labelled_pixels_of_valid_images(batch, trained):
+    task = Segment(TinySegmenter(auxiliary=True), boundary_tolerance=1.0)
+    metrics = compute_all(jax.device_get(task.evaluate(*trained, batch, jax.random.key(0))))
+    logits = np.asarray(task.logits(*trained, batch["image"]))[:5]
+    counted = np.asarray(batch["mask"])[:5] != IGNORE
+    mask, predicted = np.asarray(batch["mask"])[:5][counted], logits.argmax(-1)[counted]
+    assert metrics["accuracy"] == pytest.approx((mask == predicted).mean(), rel=1e-6)
+    ious = [
+        ((mask == c) & (predicted == c)).sum() / ((mask == c) | (predicted == c)).sum()
+        for c in range(3)
+    ]
+    assert metrics["miou"] == pytest.approx(np.mean(ious), rel=1e-6)
+    log_p = np.asarray(jax.nn.log_softmax(logits))[counted]
+    nll = -np.take_along_axis(log_p, mask[:, None], -1).mean()
+    assert metrics["nll"] == pytest.approx(nll, rel=1e-5)
+    assert 0 <= metrics["boundary_f1"] <= 1
+
+
+def test_without_padding_the_labels_are_those_of_the_centre(batch):
+    task = Segment(TinySegmenter(padding="VALID"))
+    variables = task.init(jax.random.key(0), batch)
+    state = variables.pop("params"), variables
+    _, aux = task.loss(*state, without_weights(batch), jax.random.key(0))
+    assert float(aux.weight) == (batch["mask"][:, 2:-2, 2:-2] != IGNORE).sum()
+    preview = task.preview(*state, batch, jax.random.key(0))["predictions"]
+    assert preview.images.shape == (6, 4, 4, 1)
+    assert preview.masks.shape == preview.predictions.shape == (6, 4, 4)
+    np.testing.assert_array_equal(preview.masks, batch["mask"][:, 2:-2, 2:-2])
+
+
+def test_with_its_margin_mirrored_a_valid_network_labels_the_whole_image(batch):
+    task = Segment(TinySegmenter(padding="VALID"), mirror=2)
+    variables = task.init(jax.random.key(0), batch)
+    logits = task.logits(variables.pop("params"), variables, batch["image"])
+    assert logits.shape == (6, 8, 8, 3)
+    unet = Segment(UNet(width=4, depth=1, num_classes=3), mirror=valid_margin(1) // 2)
+    images = {"image": jnp.zeros((1, 20, 20, 1)), "mask": jnp.zeros((1, 20, 20), jnp.uint8)}
+    shapes = jax.eval_shape(unet.init, jax.random.key(0), images)
+    assert jax.eval_shape(unet.logits, shapes["params"], {}, images["image"]).shape[1:3] == (20, 20)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return run(experiment(TinySegmenter(auxiliary=True)))
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [{"parallel.data": 8}, {"parallel.data": 8, "loop.strategy": "pmap"}],
+    ids=["data-8", "pmap-8"],
+)
+def test_devices_with_more_and_fewer_labels_take_the_same_steps(reference, layout):
+    assert_same_run(run(override(experiment(TinySegmenter(auxiliary=True)), layout)), reference)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy_loss, dice_loss])
+def test_microbatches_with_more_and_fewer_labels_are_one_batch(loss):
+    whole = experiment(TinySegmenter(norm=GROUPS), loss_function=loss)
+    assert_same_run(run(override(whole, {"loop.accumulate": 4}), 2), run(whole, 2))
+
+
+def test_it_learns_to_tell_three_levels_of_grey():
+    bright = override(
+        experiment(TinySegmenter()),
+        {"optimizer.learning_rate": 0.3, "loop.duration": "40 steps", "loop.ema_decay": None},
+    )
+    losses = run(bright, 40)[1]["loss"]
+    assert losses[-1] < 0.4 * losses[0]
+
+
+def test_what_does_not_fit_is_one_line():
+    task = Segment(TinySegmenter(), rand=True)
+    with pytest.raises(SettingError, match=r"task\.model\.num_classes=2"):
+        task.check(("membrane", "cell"))
+    with pytest.raises(SettingError, match=r"task\.rand=False"):
+        task.check(tuple("abc"))
+    tiny = make_tiny()
+    with pytest.raises(SettingError, match="segmentation needs masks"):
+        lay_out(replace(tiny, task=Segment(TinySegmenter())))

@@ -1,0 +1,177 @@
+"""Semantic segmentation: one class a pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from data.masks import IGNORE
+from losses.classification import cross_entropy_loss
+from losses.reduction import weighted_mean
+from metrics.classification import accuracy, negative_log_likelihood
+from metrics.segmentation import boundary_f1, foreground_rand, segmentation_matrix
+from metrics.state import Mean, Metric
+from ops.image import centre_crop
+from train.tasks.task import Aux, Batch, MaskPreview, SettingError, averaging_over, check_outputs
+
+AUXILIARY = "auxiliary"
+"""The collection that a model sows the logits of an auxiliary head into, in training."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Learns the class of each pixel; pixels labelled ``data.masks.IGNORE`` do not count.
+
+    A model whose convolutions are not padded gives fewer pixels than it sees: labels are those of
+    the centre then.
+
+    Attributes:
+        model: ``model(images, train=…) -> logits [batch, height, width, classes]``.
+        loss_function: ``(logits, labels, where=…)`` gives ``[batch, height, width]``, averaged over
+            the pixels that count, or ``[batch]``, averaged over the images with any.
+        auxiliary_weight: of the loss of an auxiliary head, if the model has one and switches it on.
+        mirror: pixels of mirrored border around each image, for a model that loses as many: the
+            overlap-tile strategy of Ronneberger et al., 2015, arXiv:1505.04597, Fig. 2.
+        boundary_tolerance: pixels by which a boundary may be off in ``boundary_f1``; None leaves
+            that metric out.
+        rand: whether to evaluate ``rand``, the score of the ISBI 2012 challenge (class 0 is the
+            membrane, class 1 the cell).
+    """
+
+    model: nn.Module
+    loss_function: Callable[..., Array] = cross_entropy_loss
+    auxiliary_weight: float = 0.4
+    mirror: int = 0
+    boundary_tolerance: float | None = None
+    rand: bool = False
+
+    def check(self, class_names: Sequence[str]) -> None:
+        """Raises SettingError unless the model has one output a class."""
+        check_outputs(self.model, class_names)
+        if self.rand and len(class_names) not in (0, 2):
+            raise SettingError(
+                f"task.rand is for membranes and cells, the data have {len(class_names)} classes: "
+                "set task.rand=False"
+            )
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
+        """All variables of the model.
+
+        Raises:
+            SettingError: if the data have no masks.
+        """
+        if "mask" not in batch:
+            raise SettingError(
+                'segmentation needs masks, and these data have none: choose "shapes", '
+                '"masks:PATH" or a TFDS set with a segmentation_mask'
+            )
+        variables = self.model.init(key, self._framed(batch["image"]), train=False)
+        return {name: value for name, value in variables.items() if name != AUXILIARY}
+
+    def loss(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], Aux]:
+        """The mean over what counts, plus that of an auxiliary head; ``weight`` multiplies pixels.
+
+        Raises:
+            ValueError: the batch has pixel weights, and the loss is not one of pixels.
+        """
+        logits, updated = self.model.apply(
+            {"params": params, **mutable},
+            self._framed(batch["image"]),
+            train=True,
+            rngs={"dropout": key},
+            mutable=[*mutable, AUXILIARY],
+        )
+        labels, counted = self._labels(batch, logits)
+        total, weight = self._mean(logits, labels, counted, batch)
+        metrics: dict[str, Metric] = {"accuracy": accuracy(logits, labels, counted)}
+        updated = dict(updated)
+        heads = updated.pop(AUXILIARY, {}).get("logits", ())
+        if heads:
+            metrics["main_loss"] = _weighted(total, weight)
+        for head in heads:
+            auxiliary, _ = self._mean(head, labels, counted, batch)
+            metrics["auxiliary_loss"] = _weighted(auxiliary, weight)
+            total += self.auxiliary_weight * auxiliary
+        metrics["loss"] = _weighted(total, weight)
+        return total, Aux(updated, metrics, weight)
+
+    def evaluate(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> dict[str, Metric]:
+        """IoU, Dice, precision, recall and accuracy over the pixels that count, and NLL."""
+        logits = self.logits(params, mutable, batch["image"])
+        labels, counted = self._labels(batch, logits)
+        counted &= batch["valid"][:, None, None]
+        predictions = jnp.argmax(logits, axis=-1)
+        metrics: dict[str, Metric] = {
+            "confusion": segmentation_matrix(logits, labels, counted),
+            "nll": negative_log_likelihood(logits, labels, counted),
+        }
+        if self.boundary_tolerance is not None:
+            metrics["boundary_f1"] = boundary_f1(
+                predictions,
+                labels,
+                counted,
+                num_classes=logits.shape[-1],
+                tolerance=self.boundary_tolerance,
+            )
+        if self.rand:
+            metrics["rand"] = foreground_rand(predictions, labels, counted)
+        return metrics
+
+    def preview(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> dict[str, MaskPreview]:
+        """Images with their true and predicted masks."""
+        logits = self.logits(params, mutable, batch["image"])
+        shown = {name: centre_crop(batch[name], logits.shape[1:3]) for name in ("image", "mask")}
+        predictions = jnp.argmax(logits, axis=-1)
+        return {"predictions": MaskPreview(shown["image"], shown["mask"], predictions)}
+
+    def over_axis(self, axis_name: str) -> Segment:
+        """The same task with batch statistics taken over a named axis."""
+        return replace(self, model=averaging_over(self.model, axis_name))
+
+    def logits(
+        self, params: PyTree, mutable: PyTree, images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch rows columns classes"]:
+        """What the model gives for normalised images."""
+        variables = {"params": params, **mutable}
+        return cast(Array, self.model.apply(variables, self._framed(images), train=False))
+
+    def _framed(self, images: Array) -> Array:
+        sides = ((0, 0), (self.mirror, self.mirror), (self.mirror, self.mirror), (0, 0))
+        return jnp.pad(images, sides, "reflect") if self.mirror else images
+
+    def _labels(
+        self, batch: Batch, logits: Array
+    ) -> tuple[Int[Array, "batch rows columns"], Bool[Array, "batch rows columns"]]:
+        """Labels of the pixels that the logits stand for, 0 where none counts, and which count."""
+        labels = centre_crop(batch["mask"], logits.shape[1:3]).astype(jnp.int32)
+        counted = labels != IGNORE
+        return jnp.where(counted, labels, 0), counted
+
+    def _mean(
+        self, logits: Array, labels: Array, counted: Array, batch: Batch
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The mean loss, and what it is a mean over: the number of pixels or of images."""
+        losses = self.loss_function(logits, labels, where=counted)
+        if losses.ndim == 1:
+            counted = counted.any(axis=(1, 2))
+            if "weight" in batch:
+                raise ValueError("pixel weights need a loss of pixels, [batch, height, width]")
+        elif "weight" in batch:
+            losses *= centre_crop(batch["weight"], logits.shape[1:3])
+        return weighted_mean(losses, counted), jnp.sum(counted, dtype=jnp.float32)
+
+
+def _weighted(value: Array, weight: Array) -> Mean:
+    """A mean that counts, beside those of other batches, by what it is a mean over."""
+    return Mean(total=value * weight, count=jnp.maximum(weight, 1).astype(jnp.int32))
