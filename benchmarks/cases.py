@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
 
+from data.examples import Examples
+from data.shapes import shapes
 from data.sources import synthetic
 from models.classification.lenet import LeNet5
 from models.classification.resnet import ResNet18Cifar, ResNet20
 from models.classification.vit import ViTCifar
+from models.layers import batch_norm
+from models.segmentation.unet import UNet
 from train.experiment import Data, Experiment, Loop
 from train.optim import Optimizer, adamw, constant, sgd
 from train.tasks.classify import Classify
+from train.tasks.segment import Segment
 
 EXAMPLES = 2048  # images that live on the device
 
@@ -26,13 +32,16 @@ class Case:
 
     Attributes:
         title: for the table.
-        model: of ten classes.
+        model: of ten classes, or of four where it labels pixels.
         batch: images a step.
         size: height and width of an image.
         channels: of an image.
         optimizer: with a rate so small that hundreds of steps on one batch stay well-behaved:
             vanishing gradients would be denormal numbers, which are slow.
         targets: peer → the training speed over it that is asked for.
+        task: of what it learns, called with the model.
+        label: the entry of a batch that it learns to tell.
+        images: makes a set of images, called with its number of examples and their size.
     """
 
     title: str
@@ -42,23 +51,28 @@ class Case:
     channels: int
     optimizer: Optimizer
     targets: Mapping[str, float] = field(default_factory=dict)
+    task: Callable[..., Any] = Classify
+    label: str = "label"
+    images: Callable[..., Examples] = synthetic
 
-    def source(self) -> Callable:
-        """Striped synthetic images of the case's shape, ``split -> Examples``."""
-        return partial(synthetic, n=EXAMPLES, size=self.size, channels=self.channels)
+    def source(self) -> Callable[[str], Examples]:
+        """Synthetic images of the case's shape, ``split -> Examples``; some megabytes of them."""
+        channels = {"channels": self.channels} if self.images is synthetic else {}
+        n = EXAMPLES * 32**2 // max(self.size, 32) ** 2
+        return partial(self.images, n=n, size=self.size, **channels)
 
     def batch_on_host(self) -> tuple[np.ndarray, np.ndarray]:
         """One batch: images float32 in [0, 1] [batch, size, size, channels] and labels int32."""
         records = self.source()("train").records
         rows = [records[index] for index in range(self.batch)]
         images = np.stack([row["image"] for row in rows]).astype(np.float32) / 255
-        return images, np.stack([row["label"] for row in rows])
+        return images, np.stack([row[self.label] for row in rows]).astype(np.int32)
 
     def experiment(self, steps_per_dispatch: int = 1) -> Experiment:
         """The case as a run of Opsin, which only ends when it is stopped."""
         forever = "1000000 steps"
         return Experiment(
-            task=Classify(model=self.model),
+            task=self.task(model=self.model),
             data=Data(source=self.source(), batch=self.batch, eval_splits={}),
             optimizer=self.optimizer,
             loop=Loop(
@@ -82,5 +96,17 @@ CASES = {
     ),
     "vit": Case(
         "ViT, 7 blocks, width 384, patch 4", ViTCifar(), 64, 32, 3, ADAMW, {"pytorch": 0.95}
+    ),
+    "unet": Case(
+        "U-Net, width 16, 128x128",
+        UNet(num_classes=4, width=16, padding="same", norm=batch_norm),
+        4,
+        128,
+        3,
+        MOMENTUM,
+        {"pytorch": 0.8},
+        task=Segment,
+        label="mask",
+        images=shapes,
     ),
 }

@@ -21,6 +21,7 @@ from benchmarks.cases import CASES, Case
 from benchmarks.opsin_peer import inference, variables_of
 from benchmarks.worker import Prepared
 from models.layers import max_pool
+from models.segmentation.upsampling import ConvTranspose
 
 
 class TrainState(train_state.TrainState):
@@ -99,6 +100,12 @@ def _with_stock_convolution(
     call: Callable[..., Any], args: Any, options: Any, context: nn.module.InterceptorContext
 ) -> Any:
     module = context.module
+    if isinstance(module, ConvTranspose):
+        stock = nn.ConvTranspose(module.features, module.kernel_size, module.strides, "VALID")
+        # Linen's correlates where PyTorch's, and ours, adds up kernels.
+        params: Any = module.variables["params"]
+        turned = {**params, "kernel": params["kernel"][::-1, ::-1]}
+        return stock.apply({"params": turned}, *args, **options)
     if not isinstance(module, nn.Conv) or module.conv_general_dilated is None:
         return call(*args, **options)
     stock = module.clone(parent=None, conv_general_dilated=None)

@@ -75,10 +75,10 @@ def inference(
 def flops(case: Case, phase: str) -> int:
     """FLOPs of a step: what the network asks for, however a convolution computes it."""
     task, key = case.experiment().task, jax.random.key(0)
-    shape = (case.batch, case.size, case.size, case.channels)
+    images, labels = case.batch_on_host()
     batch = {
-        "image": jax.ShapeDtypeStruct(shape, np.float32),
-        "label": jax.ShapeDtypeStruct(shape[:1], np.int32),
+        "image": jax.ShapeDtypeStruct(images.shape, np.float32),
+        case.label: jax.ShapeDtypeStruct(labels.shape, np.int32),
     }
     variables = jax.eval_shape(task.init, key, batch)
 

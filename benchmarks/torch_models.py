@@ -132,10 +132,54 @@ class ViT(nn.Module):
         return self.head(self.norm(self.blocks(x + self.positions))[:, 0])
 
 
+class TwoConvolutions(nn.Module):
+    """Two 3×3 convolutions, each with batch norm and ReLU."""
+
+    def __init__(self, inputs: int, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, channels, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of the same size."""
+        return F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+
+
+class UNet(nn.Module):
+    """``models.segmentation.unet.UNet``, padded, with batch norm and up-convolutions."""
+
+    def __init__(self, classes: int, width: int, depth: int = 4):
+        super().__init__()
+        self.depth, inputs = depth, 3
+        for level in range(depth):
+            channels = width * 2**level
+            self.add_module(f"down{level + 1}", TwoConvolutions(inputs, channels))
+            self.add_module(f"up{level + 1}", nn.ConvTranspose2d(2 * channels, channels, 2, 2))
+            self.add_module(f"expand{level + 1}", TwoConvolutions(2 * channels, channels))
+            inputs = channels
+        self.bottom = TwoConvolutions(inputs, 2 * inputs)
+        self.head = nn.Conv2d(width, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, K, H, W]; height and width must halve without a rest."""
+        passed = []
+        for level in range(1, self.depth + 1):
+            passed.append(self.get_submodule(f"down{level}")(x))
+            x = F.max_pool2d(passed[-1], 2)
+        x = self.bottom(x)
+        for level in range(self.depth, 0, -1):
+            x = self.get_submodule(f"up{level}")(x)
+            x = self.get_submodule(f"expand{level}")(torch.cat([passed.pop(), x], dim=1))
+        return self.head(x)
+
+
 NETWORKS = {
     "lenet5": LeNet5,
     "resnet20": partial(ResNet, (3, 3, 3), 16, "identity-pad"),
     "resnet18": partial(ResNet, (2, 2, 2, 2), 64, "projection"),
     "vit": partial(ViT, depth=7, width=384, mlp_width=384, heads=12, patch=4),
+    "unet": partial(UNet, classes=4, width=16),
 }
 """The twin of each case of ``benchmarks.cases.CASES``."""

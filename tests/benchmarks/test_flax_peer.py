@@ -48,6 +48,18 @@ def test_the_stock_twin_never_calls_the_convolution_of_a_module():
     )
 
 
+def test_the_stock_unet_has_the_same_logits_and_no_convolution_of_ours():
+    case = replace(CASES["unet"], model=CASES["unet"].model.clone(width=2, depth=2), size=16)
+    variables, images = variables_of(case)[0], case.batch_on_host()[0]
+    apply = stock_apply(case.model)
+    ours = case.model.apply(variables, images)
+    np.testing.assert_allclose(apply(variables, images), ours, atol=1e-4)
+    stock = str(jax.make_jaxpr(apply)(variables, images))
+    assert "conv_general_dilated" in stock
+    assert " convolution[" not in stock
+    assert " convolution[" in str(jax.make_jaxpr(case.model.apply)(variables, images))
+
+
 def test_the_plain_vit_is_the_same_network_without_a_scan():
     case = CASES["vit"]
     assert case.model.scan

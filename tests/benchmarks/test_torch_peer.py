@@ -38,8 +38,10 @@ def draw(tree, seed=0):
     )
 
 
-def tensor(name, array):
-    if name == "kernel":
+def tensor(name, array, transposed=False):
+    if transposed:
+        array = array.transpose(2, 3, 0, 1)
+    elif name == "kernel":
         array = array.T if array.ndim == 2 else array.transpose(3, 2, 0, 1)
     return torch.from_numpy(np.array(array, order="C"))
 
@@ -50,7 +52,8 @@ def carried(collection):
     for path, array in flatten(collection).items():
         *modules, name = path.removeprefix("backbone/").removeprefix("encoder/").split("/")
         if modules[:1] != ["blocks"]:
-            weights[".".join([*modules, NAMES.get(name, name)])] = tensor(name, array)
+            transposed = name == "kernel" and modules[0].startswith("up")
+            weights[".".join([*modules, NAMES.get(name, name)])] = tensor(name, array, transposed)
             continue
         for index, block in enumerate(array):
             if modules[1] == "attention" and name == "kernel":
@@ -80,6 +83,8 @@ def test_the_twin_is_the_same_network(name):
     expected = jax.jit(case.model.apply)(variables, images)
     with torch.inference_mode():
         logits = network.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    if logits.ndim == 4:
+        logits = logits.permute(0, 2, 3, 1)
     assert np.isfinite(expected).all()
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
