@@ -8,7 +8,6 @@ on which torchvision's augmentations and the published numbers rest.
 from collections.abc import Sequence
 from typing import Literal
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -65,6 +64,9 @@ def adjust_hue(
     """Turns the hue by `turn` of a full circle, in HSV. Identity on one channel."""
     if image.shape[-1] == 1:
         return image
+    # Imported where it is used: it takes a tenth of a second, which a mistyped command should not.
+    import dm_pix
+
     return jnp.asarray(dm_pix.adjust_hue(image, jnp.asarray(turn)))
 
 
