@@ -11,6 +11,7 @@ from data.selection import long_tail
 from data.sources import open_source
 from experiments.catalogue import find
 from experiments.config import override, resolve
+from experiments.prediction import load, segment
 from experiments.runs import Options, execute
 from train.logging import read_lines
 from train.loop import fit
@@ -89,3 +90,25 @@ def test_streamed_cifar_trains_as_the_resident_one(tmp_path: Path):
         losses.append([line["train/loss"] for line in lines if "train/loss" in line])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
     assert len(losses[0]) == 3
+
+
+def test_a_small_unet_outlines_membranes_in_eighty_steps_and_predicts_them(tmp_path: Path):
+    needs("isbi2012")
+    experiment = override(
+        find("isbi_losses").config(),
+        {
+            "loop.duration": "80 steps",
+            "loop.evaluate_every": "80 steps",
+            "loop.checkpoint_every": "80 steps",
+            "loop.previews": 0,
+            "parallel.data": 1,
+        },
+    )
+    outcome = execute("isbi", "arm", experiment, Options(workdir=tmp_path, progress=False))
+    # To call everything a cell gives 0.39.
+    assert outcome.metrics["test/miou"] >= 0.65
+    example = open_source("tfds:isbi2012", "test").records[0]
+    mask = segment(load(outcome.directory), example["image"][100:400, 50:450])
+    truth = example["mask"][100:400, 50:450]
+    assert mask.shape == truth.shape
+    assert (mask == truth).mean() > 0.8
