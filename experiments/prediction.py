@@ -121,8 +121,9 @@ def predict(trained: Trained, paths: Sequence[Path], output: Path) -> Iterator[s
 
     Classification writes ``labels.csv`` and ``NAME_label.png``; the image is cut to the largest
     centred rectangle of the training images' shape and resized to their size. Segmentation writes
-    ``NAME_mask.png``, whose values are class indices, and ``NAME_blended.png``, both of the
-    image's own size: it is worked on in tiles of the training images' size.
+    ``NAME_mask.png``, of the image's own size, whose values are class indices, and
+    ``NAME_blended.png``, the image beside its classes with a legend. It is worked on in tiles of
+    the training images' size.
 
     Args:
         trained: from ``load``.
@@ -181,7 +182,11 @@ def _segment(
         mask = segment(trained, pixels)
         _palette_image(mask).save(output / f"{name}_mask.png")
         figure = figures.mask_grid(
-            pixels[None] / 255, mask[None], class_names=trained.class_names, title=path.name
+            pixels[None] / 255,
+            mask[None],
+            class_names=trained.class_names,
+            title=path.name,
+            mask_title="predicted",
         )
         figures.save(figure, output / f"{name}_blended.png")
         shares = Counter(mask.ravel().tolist())

@@ -193,10 +193,12 @@ COMMANDS = [
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_documented_commands_name_what_is_there(page, command):
     _, verb, *rest = shlex.split(command)
-    assert verb in ("list", "run", "sweep", "report", "inspect")
+    assert verb in ("list", "run", "sweep", "report", "inspect", "predict")
     positional = [word for word in rest if not word.startswith("-")]
     if not positional:
         return
+    if verb == "predict":  # the directory of a run, and images
+        _, *positional = Path(positional[0]).parts[:2]
     name, *overrides = positional
     module = catalogue.find(name)
     assert override(module.config(), parse_all(overrides)) is not None

@@ -144,6 +144,7 @@ def mask_grid(
     predictions: np.ndarray | None = None,
     class_names: Sequence[str] = (),
     title: str = "",
+    mask_title: str = "mask",
     rows: int = 6,
 ) -> Figure:
     """A row for each image: itself, its mask, and what was predicted and where that is wrong.
@@ -154,10 +155,11 @@ def mask_grid(
         predictions: predicted classes [n, H, W], or None.
         class_names: one name a class.
         title: written above all.
+        mask_title: written above the masks.
         rows: at most so many images are drawn.
     """
     count = min(len(images), rows)
-    names = ["image", "mask"] if predictions is None else ["image", "mask", "predicted", "error"]
+    names = ["image", mask_title, *(() if predictions is None else ("predicted", "error"))]
     height = 2.6 * images.shape[1] / images.shape[2]
     figure = Figure(figsize=(2.6 * len(names), height * count + 0.9), dpi=110, layout="constrained")
     figure.suptitle(title)

@@ -47,10 +47,10 @@ TABLE = Table(
         "test/boundary_f1": ".4f",
         "test/accuracy": ".2%",
         "parameters": ".0f",
-        "seconds": ".0f",
+        "model_flops_per_step": ".3g",
     },
     details={f"test/iou/{c}": ".3f" for c in range(CLASSES)},
-    lower_is_better=("parameters", "seconds"),
+    lower_is_better=("parameters", "model_flops_per_step"),
     baseline="fcn",
     seeds=3,
 )

@@ -92,4 +92,5 @@ def sweep() -> Iterator[Arm]:
         yield Arm(f"tversky-{alpha:g}-{beta:g}", {"task.loss_function": loss})
     focal_tversky = partial(focal_tversky_loss, alpha=0.3, beta=0.7, classes=MEMBRANE)
     yield Arm("focal-tversky-0.3-0.7", {"task.loss_function": focal_tversky})
-    yield Arm("lovasz", {"task.loss_function": lovasz_softmax_loss})
+    lovasz = partial(lovasz_softmax_loss, classes=MEMBRANE)
+    yield Arm("lovasz", {"task.loss_function": lovasz})

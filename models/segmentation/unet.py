@@ -87,6 +87,8 @@ class UNet(nn.Module):
         self._check(x)
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         start = nn.initializers.he_normal()
+        # Of the four taps of an up-convolution, each pixel sees one.
+        sparse = nn.initializers.variance_scaling(4 * 2.0, "fan_in", "truncated_normal")
         conv = partial(Conv, padding=self.padding.upper(), kernel_init=start, **types)
         norm = self.norm and partial(self.norm, axis_name=self.axis_name, **types)
         level = nn.remat(TwoConvolutions, static_argnums=(2,)) if self.remat else TwoConvolutions
@@ -104,7 +106,7 @@ class UNet(nn.Module):
         for depth in reversed(range(self.depth)):
             features = self.width * 2**depth
             if self.upsampling == "transposed":
-                up = ConvTranspose(features, kernel_init=start, name=f"up{depth + 1}", **types)
+                up = ConvTranspose(features, kernel_init=sparse, name=f"up{depth + 1}", **types)
                 x = up(x)
             else:
                 x = upsample_bilinear(x, (2 * x.shape[1], 2 * x.shape[2]))
@@ -128,11 +130,13 @@ class UNet(nn.Module):
         if self.upsampling not in ("transposed", "resize"):
             raise ValueError(f'upsampling is "transposed" or "resize"; got {self.upsampling!r}')
         for side in x.shape[1:3]:
-            if self.padding == "valid" and side != valid_size(side, self.depth):
+            above = valid_size(side, self.depth)
+            if self.padding == "valid" and side != above:
+                below = valid_size(side - 2**self.depth, self.depth)
+                which = f"the nearest are {below} and" if below < side else "the smallest is"
                 raise ValueError(
                     f"U-Net of depth {self.depth} with valid convolutions takes no side of {side} "
-                    f"pixels; the nearest are {valid_size(side - 2**self.depth, self.depth)} and "
-                    f"{valid_size(side, self.depth)}"
+                    f"pixels; {which} {above}"
                 )
 
 

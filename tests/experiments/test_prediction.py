@@ -102,7 +102,7 @@ def test_a_network_without_padding_labels_to_the_border(tmp_path):
     model = UNet(num_classes=4, width=4, depth=1)
     size, margin = 20, valid_margin(1)
     smoke = {"data.source": partial(shapes, n=8, size=size), "loop.duration": "1 step"}
-    experiment = override(segmentation(model=model, mirror=margin // 2), smoke)
+    experiment = override(segmentation(model=model, margin=margin // 2, mirror=margin // 2), smoke)
     trained = load(run(experiment, tmp_path))
     assert (trained.tile, trained.result[:2]) == ((size + margin,) * 2, (size, size))
     image = np.random.default_rng(0).integers(0, 256, (41, 27, 3), np.uint8)

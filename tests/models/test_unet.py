@@ -158,6 +158,8 @@ def test_sizes_and_options_that_cannot_be_are_named():
 
     with pytest.raises(ValueError, match="no side of 570 pixels; the nearest are 556 and 572"):
         init(UNet(), 1, 572, 570, 1)
+    with pytest.raises(ValueError, match="no side of 64 pixels; the smallest is 92"):
+        init(UNet(depth=3), 1, 64, 64, 1)
     with pytest.raises(ValueError, match="batch, height"):
         init(UNet(), 16, 16, 1)
     with pytest.raises(ValueError, match='"valid" or "same"'):

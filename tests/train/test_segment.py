@@ -149,7 +149,8 @@ def test_a_batch_without_any_label_has_no_loss_and_no_gradient(batch, trained):
         task = Segment(TinySegmenter(auxiliary=True), loss_function=loss)
         grads, aux = jax.grad(task.loss, has_aux=True)(params, mutable, void, jax.random.key(0))
         assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
-        assert compute_all(jax.device_get(aux.metrics))["loss"] == 0
+        loss_metric = aux.metrics["loss"]
+        assert (loss_metric.total, loss_metric.count) == (0, 0)  # beside others, it is not there
 
 
 def test_evaluation_counts_labelled_pixels_of_valid_images(batch, trained):
@@ -171,7 +172,7 @@ def test_evaluation_counts_labelled_pixels_of_valid_images(batch, trained):
 
 
 def test_without_padding_the_labels_are_those_of_the_centre(batch):
-    task = Segment(TinySegmenter(padding="VALID"))
+    task = Segment(TinySegmenter(padding="VALID"), margin=2)
     variables = task.init(jax.random.key(0), batch)
     state = variables.pop("params"), variables
     _, aux = task.loss(*state, without_weights(batch), jax.random.key(0))
@@ -182,12 +183,22 @@ def test_without_padding_the_labels_are_those_of_the_centre(batch):
     np.testing.assert_array_equal(preview.masks, batch["mask"][:, 2:-2, 2:-2])
 
 
+def test_logits_of_another_size_than_said_are_refused(batch):
+    for model, margin in ((TinySegmenter(padding="VALID"), 0), (TinySegmenter(), 2)):
+        task = Segment(model, margin=margin)
+        variables = task.init(jax.random.key(0), batch)
+        state = variables.pop("params"), variables
+        with pytest.raises(ValueError, match=r"for masks of 8x8: .*task\.margin"):
+            task.loss(*state, without_weights(batch), jax.random.key(0))
+
+
 def test_with_its_margin_mirrored_a_valid_network_labels_the_whole_image(batch):
-    task = Segment(TinySegmenter(padding="VALID"), mirror=2)
+    task = Segment(TinySegmenter(padding="VALID"), margin=2, mirror=2)
     variables = task.init(jax.random.key(0), batch)
     logits = task.logits(variables.pop("params"), variables, batch["image"])
     assert logits.shape == (6, 8, 8, 3)
-    unet = Segment(UNet(width=4, depth=1, num_classes=3), mirror=valid_margin(1) // 2)
+    margin = valid_margin(1) // 2
+    unet = Segment(UNet(width=4, depth=1, num_classes=3), margin=margin, mirror=margin)
     images = {"image": jnp.zeros((1, 20, 20, 1)), "mask": jnp.zeros((1, 20, 20), jnp.uint8)}
     shapes = jax.eval_shape(unet.init, jax.random.key(0), images)
     assert jax.eval_shape(unet.logits, shapes["params"], {}, images["image"]).shape[1:3] == (20, 20)
@@ -229,5 +240,7 @@ def test_what_does_not_fit_is_one_line():
     with pytest.raises(SettingError, match=r"task\.rand=False"):
         task.check(tuple("abc"))
     tiny = make_tiny()
-    with pytest.raises(SettingError, match="segmentation needs masks"):
+    with pytest.raises(SettingError, match=r"needs a mask .* only image, label: .*masks:PATH"):
         lay_out(replace(tiny, task=Segment(TinySegmenter())))
+    with pytest.raises(SettingError, match=r"needs a label .* only image, mask: .*folder:PATH"):
+        lay_out(override(tiny, {"data.source": unevenly_labelled}))

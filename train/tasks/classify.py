@@ -20,7 +20,7 @@ from metrics.classification import (
     top_k_accuracy,
 )
 from metrics.state import Mean, Metric
-from train.tasks.task import Aux, Batch, Preview, averaging_over, check_outputs
+from train.tasks.task import Aux, Batch, Preview, averaging_over, check_outputs, require_entry
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,12 @@ class Classify:
         check_outputs(self.model, class_names)
 
     def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
-        """All variables of the model."""
+        """All variables of the model.
+
+        Raises:
+            SettingError: if the data have no labels.
+        """
+        require_entry(batch, "label", 'such as "digits" or "folder:PATH"')
         return self.model.init(key, batch["image"], train=False)
 
     def loss(

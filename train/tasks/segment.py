@@ -17,7 +17,15 @@ from metrics.classification import accuracy, negative_log_likelihood
 from metrics.segmentation import boundary_f1, foreground_rand, segmentation_matrix
 from metrics.state import Mean, Metric
 from ops.image import centre_crop
-from train.tasks.task import Aux, Batch, MaskPreview, SettingError, averaging_over, check_outputs
+from train.tasks.task import (
+    Aux,
+    Batch,
+    MaskPreview,
+    SettingError,
+    averaging_over,
+    check_outputs,
+    require_entry,
+)
 
 AUXILIARY = "auxiliary"
 """The collection that a model sows the logits of an auxiliary head into, in training."""
@@ -27,16 +35,15 @@ AUXILIARY = "auxiliary"
 class Segment:
     """Learns the class of each pixel; pixels labelled ``data.masks.IGNORE`` do not count.
 
-    A model whose convolutions are not padded gives fewer pixels than it sees: labels are those of
-    the centre then.
-
     Attributes:
         model: ``model(images, train=…) -> logits [batch, height, width, classes]``.
         loss_function: ``(logits, labels, where=…)`` gives ``[batch, height, width]``, averaged over
             the pixels that count, or ``[batch]``, averaged over the images with any.
         auxiliary_weight: of the loss of an auxiliary head, if the model has one and switches it on.
-        mirror: pixels of mirrored border around each image, for a model that loses as many: the
-            overlap-tile strategy of Ronneberger et al., 2015, arXiv:1505.04597, Fig. 2.
+        margin: pixels that the model loses at each side, where its convolutions are not padded.
+        mirror: pixels of mirrored border that each image gets first: the overlap-tile strategy of
+            Ronneberger et al., 2015, arXiv:1505.04597, Fig. 2. What is lost beyond them is lost to
+            the labels too.
         boundary_tolerance: pixels by which a boundary may be off in ``boundary_f1``; None leaves
             that metric out.
         rand: whether to evaluate ``rand``, the score of the ISBI 2012 challenge (class 0 is the
@@ -46,6 +53,7 @@ class Segment:
     model: nn.Module
     loss_function: Callable[..., Array] = cross_entropy_loss
     auxiliary_weight: float = 0.4
+    margin: int = 0
     mirror: int = 0
     boundary_tolerance: float | None = None
     rand: bool = False
@@ -65,11 +73,7 @@ class Segment:
         Raises:
             SettingError: if the data have no masks.
         """
-        if "mask" not in batch:
-            raise SettingError(
-                'segmentation needs masks, and these data have none: choose "shapes", '
-                '"masks:PATH" or a TFDS set with a segmentation_mask'
-            )
+        require_entry(batch, "mask", 'such as "shapes", "masks:PATH" or "tfds:camvid"')
         variables = self.model.init(key, self._framed(batch["image"]), train=False)
         return {name: value for name, value in variables.items() if name != AUXILIARY}
 
@@ -153,7 +157,18 @@ class Segment:
     def _labels(
         self, batch: Batch, logits: Array
     ) -> tuple[Int[Array, "batch rows columns"], Bool[Array, "batch rows columns"]]:
-        """Labels of the pixels that the logits stand for, 0 where none counts, and which count."""
+        """Labels of the pixels that the logits stand for, 0 where none counts, and which count.
+
+        Raises:
+            ValueError: the logits are of another size than ``margin`` and ``mirror`` say.
+        """
+        given, asked = logits.shape[1:3], batch["mask"].shape[1:3]
+        if any(n + 2 * (self.margin - self.mirror) != m for n, m in zip(given, asked, strict=True)):
+            raise ValueError(
+                f"the model gives logits of {given[0]}x{given[1]} pixels for masks of "
+                f"{asked[0]}x{asked[1]}: enlarge its logits, or set task.margin to the pixels that "
+                "it loses at each side"
+            )
         labels = centre_crop(batch["mask"], logits.shape[1:3]).astype(jnp.int32)
         counted = labels != IGNORE
         return jnp.where(counted, labels, 0), counted
@@ -174,4 +189,4 @@ class Segment:
 
 def _weighted(value: Array, weight: Array) -> Mean:
     """A mean that counts, beside those of other batches, by what it is a mean over."""
-    return Mean(total=value * weight, count=jnp.maximum(weight, 1).astype(jnp.int32))
+    return Mean(total=value * weight, count=weight.astype(jnp.int32))

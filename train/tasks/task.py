@@ -78,6 +78,15 @@ def check_outputs(model: nn.Module, class_names: Sequence[str]) -> None:
         )
 
 
+def require_entry(batch: Batch, name: str, choices: str) -> None:
+    """Raises SettingError for data without what a task learns to tell."""
+    if name not in batch:
+        raise SettingError(
+            f"the task needs a {name} for each image, and these data have only "
+            f"{', '.join(sorted(batch))}: choose a data.source with {name}s, {choices}"
+        )
+
+
 def averaging_over(model: Model, axis_name: str) -> Model:
     """The model with batch statistics taken over a named axis, if it has any."""
     if "axis_name" not in {field.name for field in fields(model)}:
