@@ -50,12 +50,15 @@ class Examples:
     Attributes:
       records: the examples, read when indexed.
       class_names: the name of each label, in order; empty where the set has no classes.
+      resized: whether the source brought images of any size to one, as opposed to showing them as
+        they are.
       read_labels: a faster way to all labels than reading every example, if there is one.
     """
 
     records: Records
     class_names: tuple[str, ...] = ()
     read_labels: Callable[[], Int[np.ndarray, " n"]] | None = None
+    resized: bool = False
 
 
 Source = Callable[[str], Examples]

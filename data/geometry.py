@@ -93,6 +93,8 @@ def random_crop(
     _check_border("random_crop", mode)
     if padding < 0:
         raise ValueError(f"random_crop: padding must not be negative, got {padding}")
+    if size is None and padding == 0:
+        raise ValueError("random_crop: with neither size nor padding it does nothing")
     old = float_images(batch).shape[1:3]
     height, width = (int(n) for n in np.broadcast_to(old if size is None else size, 2))
     room = [side + 2 * padding - new for side, new in zip(old, (height, width), strict=True)]

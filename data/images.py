@@ -19,14 +19,18 @@ def read_image(path: Path, channels: int, *, deep: bool = False) -> Image.Image:
     Args:
       path: of the file.
       channels: 1 (grey) or 3 (RGB); images of the other kind, and of a palette, are converted.
-      deep: take grey images of 16 bits too, of which the 8 highest are kept.
+      deep: take images of 16 bits a channel too, of which the 8 highest are kept.
 
     Raises:
-      DataError: if the file is missing, empty, truncated or no image, or has more than 8 bits a
-        channel where `deep` does not allow it.
+      DataError: if the file is missing, empty, truncated or no image, has several pages, or has
+        more than 8 bits a channel where `deep` does not allow it.
     """
     try:
         with Image.open(path) as image:
+            require_one_page(image)
+            # Pillow reads the high bytes of colours of 16 bits, and says so nowhere else.
+            if not deep and "16" in str(image.tile):
+                raise ValueError("it has more than 8 bits a channel")
             upright = ImageOps.exif_transpose(image)
             if deep and upright.mode.startswith("I;16"):
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
@@ -39,3 +43,10 @@ def read_image(path: Path, channels: int, *, deep: bool = False) -> Image.Image:
         raise DataError(
             f"cannot read image {path}: {error}; repair it, save it as an 8-bit image or remove it"
         ) from error
+
+
+def require_one_page(image: Image.Image) -> None:
+    """Raises ValueError for a file of several pages, of which Pillow would take the first."""
+    pages = getattr(image, "n_frames", 1)
+    if pages > 1:
+        raise ValueError(f"it has {pages} pages; save each as a file of its own")

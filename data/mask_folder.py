@@ -4,7 +4,7 @@ import itertools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from data.examples import Arrays, DataError, Examples, fits_in_memory, materialize
 from data.folder import is_test, visible_files
-from data.images import MODES, read_image
+from data.images import MODES, read_image, require_one_page
 from data.masks import IGNORE, CheckedMasks
 
 
@@ -89,7 +89,7 @@ def mask_folder(
     first = read_image(pairs[0][0], channels)
     read = _Pairs(pairs, channels, size, (first.height, first.width))
     records = CheckedMasks(read, lambda index: f"mask {pairs[index][1]}", len(class_names))
-    examples = Examples(records, class_names)
+    examples = Examples(records, class_names, resized=size is not None)
     if not fits_in_memory(examples, limit_bytes):
         return examples
     arrays = materialize(examples)
@@ -99,7 +99,7 @@ def mask_folder(
             f'masks in split "{split}" of {root} are 0 and {IGNORE} alone, and {IGNORE} means '
             "ignored; save the foreground as 1"
         )
-    return Examples(Arrays(arrays), class_names)
+    return replace(examples, records=Arrays(arrays))
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,9 @@ def _read_mask(path: Path) -> tuple[Image.Image, int]:
     """A mask turned upright, and the EXIF orientation that it was stored in."""
     try:
         with Image.open(path) as mask:
+            require_one_page(mask)
+            if any(depth in str(mask.tile) for depth in ("L;2", "L;4")):
+                raise ValueError("Pillow stretches grey of 2 or 4 bits to 0 to 255; save 8 bits")
             upright, turn = ImageOps.exif_transpose(mask), _turn(mask)
     except Exception as error:  # Pillow's decoders raise many kinds
         raise DataError(f"cannot read mask {path}: {error}; repair it or remove it") from error

@@ -11,12 +11,18 @@ import numpy as np
 from jaxtyping import Int
 
 from data.examples import DataError, Examples, Records
-from data.masks import IGNORE, TFDS_LABELS, CheckedMasks
+from data.masks import IGNORE, TFDS_LABELS, CheckedMasks, Labels
 
 _CHUNK = 1000  # labels read in one call: four times as fast as one by one, and little memory
 
 
-def tfds(name: str, split: str, *, data_dir: str | os.PathLike[str] | None = None) -> Examples:
+def tfds(
+    name: str,
+    split: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    labels: Labels | None = None,
+) -> Examples:
     """Opens a prepared TFDS set, without TensorFlow and without a network.
 
     Every numeric feature is kept, nested ones under flat names such as "objects/bbox", and 64-bit
@@ -24,13 +30,15 @@ def tfds(name: str, split: str, *, data_dir: str | os.PathLike[str] | None = Non
     Class names are those of the feature "label", if there is one.
 
     A feature "segmentation_mask" becomes `mask`, uint8 [height, width], and is checked when it is
-    read (`data.masks.CheckedMasks`). Where `data.masks.TFDS_LABELS` has the set, class names are
-    those found there, labels are compared to them, and void pixels become `IGNORE`.
+    read (`data.masks.CheckedMasks`). Where `labels` or `data.masks.TFDS_LABELS` say what its labels
+    mean, class names are those found there, labels are compared to them, and void pixels become
+    `IGNORE`.
 
     Args:
       name: as TFDS has it: "mnist", "mnist:3.0.1" or "set/config".
       split: as TFDS has it: "train", "train[:80%]", "train+test".
       data_dir: where sets are prepared; by default $TFDS_DATA_DIR, or else ~/tensorflow_datasets.
+      labels: what the labels of the masks mean; None looks the set up in `data.masks.TFDS_LABELS`.
 
     Raises:
       DataError: if the set is missing, incomplete or damaged, or has no such split. Files other
@@ -96,7 +104,7 @@ def tfds(name: str, split: str, *, data_dir: str | os.PathLike[str] | None = Non
         mask = kinds["segmentation_mask"]
         if mask.shape[2:] != (1,) or mask.np_dtype != np.uint8:
             raise DataError(f"the masks of {where} are not of one 8-bit channel; convert them")
-        meaning = TFDS_LABELS.get(builder.name)
+        meaning = labels or TFDS_LABELS.get(builder.name)
         records = CheckedMasks(
             _Masked(records, meaning.void if meaning else None),
             lambda index: f'the mask of example {index} in split "{split}" of {where}',

@@ -33,6 +33,7 @@ def draw_batches(experiment: Experiment, batches: int, path: Path, *, images: in
     examples = open_training(experiment)
     feed = Feed(examples, data.batch, experiment.seed, data.resident_megabytes)
     key = jax.random.key(experiment.seed)
+    images = images // 6 if "mask" in feed.batch else images  # an image and its mask take a row
     share = max(1, min(images // batches, data.batch))
     shown = []
     for step in range(batches):
@@ -45,7 +46,13 @@ def draw_batches(experiment: Experiment, batches: int, path: Path, *, images: in
     )
     names = examples.class_names
     if "mask" in joined:
-        grid = mask_grid(joined["image"], joined["mask"], class_names=names, title=title)
+        grid = mask_grid(
+            joined["image"],
+            joined["mask"],
+            class_names=names,
+            title=title,
+            rows=len(joined["image"]),
+        )
     else:
         labels = joined.get("label")
         grid = image_grid(joined["image"], labels=labels, class_names=names, title=title)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -30,6 +30,7 @@ from train.tasks.classify import Classify
 from train.tasks.segment import Segment
 
 LABELS = "labels.csv"
+TILES = 8  # of a large image, in one call of the network
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Trained:
         image: height, width and channels of what it was trained on.
         tile: height and width of what ``probabilities`` takes.
         result: shape of what it gives for one tile.
+        resized: whether the training images were brought to their size, from whatever they had.
         probabilities: from images uint8 [batch, *tile, channels] to probabilities
             [batch, *result], with the moving average of the parameters if there is one.
     """
@@ -51,6 +53,7 @@ class Trained:
     image: tuple[int, int, int]
     tile: tuple[int, int]
     result: tuple[int, ...]
+    resized: bool
     probabilities: Callable[[np.ndarray], np.ndarray]
 
 
@@ -81,8 +84,10 @@ def load(run: Path) -> Trained:
     mirror = 0
     if isinstance(task, Segment):  # the border is that of the image, not of a tile
         mirror, task = task.mirror, replace(task, mirror=0)
-    with Checkpoints(run / "checkpoints") as checkpoints:
+    with Checkpoints(run / "checkpoints", create=False) as checkpoints:
         metadata = checkpoints.metadata()
+        if "data" not in metadata:
+            raise RunError(f"{run} did not keep what its data were like: train it again")
         described = metadata["data"]
         batch = {
             name: jax.ShapeDtypeStruct((data.batch, *shape), dtype)
@@ -112,6 +117,7 @@ def load(run: Path) -> Trained:
         image=(height, width, channels),
         tile=tile,
         result=jax.eval_shape(probabilities, variables, images).shape[1:],
+        resized=described["resized"],
         probabilities=lambda images: np.asarray(probabilities(variables, images)),
     )
 
@@ -120,10 +126,11 @@ def predict(trained: Trained, paths: Sequence[Path], output: Path) -> Iterator[s
     """Writes what a run says of each image, and yields a line about it.
 
     Classification writes ``labels.csv`` and ``NAME_label.png``; the image is cut to the largest
-    centred rectangle of the training images' shape and resized to their size. Segmentation writes
-    ``NAME_mask.png``, of the image's own size, whose values are class indices, and
-    ``NAME_blended.png``, the image beside its classes with a legend. It is worked on in tiles of
-    the training images' size.
+    centred rectangle of the training images' shape and resized to their size. Segmentation writes,
+    in the image's own size, ``NAME_mask.png``, whose values are class indices, and
+    ``NAME_blended.png``, the image tinted by them, and ``NAME_legend.png``, both with a legend. It
+    works in tiles of the training images' size; where the source resized those, the whole image is
+    resized as they were, and the mask back.
 
     Args:
         trained: from ``load``.
@@ -137,13 +144,14 @@ def predict(trained: Trained, paths: Sequence[Path], output: Path) -> Iterator[s
     channels = trained.image[2]
     if channels not in MODES:
         raise RunError(f"the run was trained on images of {channels} channels, not of 1 or 3")
-    images = [(name, path, read_image(path, channels, deep=True)) for name, path in _names(paths)]
+    named = list(_names(paths))
+    for _, path in named:  # a mistake is told before anything is written
+        read_image(path, channels, deep=True)
+    images = ((name, path, read_image(path, channels, deep=True)) for name, path in named)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        if isinstance(trained.task, Segment):
-            yield from _segment(trained, images, output)
-        else:
-            yield from _classify(trained, images, output)
+        write = _segment if isinstance(trained.task, Segment) else _classify
+        yield from write(trained, images, output)
     except OSError as error:
         raise RunError(
             f"cannot write to {output} ({error.strerror}): choose another place with --output"
@@ -151,7 +159,7 @@ def predict(trained: Trained, paths: Sequence[Path], output: Path) -> Iterator[s
 
 
 def _classify(
-    trained: Trained, images: Sequence[tuple[str, Path, Image.Image]], output: Path
+    trained: Trained, images: Iterable[tuple[str, Path, Image.Image]], output: Path
 ) -> Iterator[str]:
     height, width, channels = trained.image
     with (output / LABELS).open("w", newline="") as file:
@@ -175,53 +183,70 @@ def _classify(
 
 
 def _segment(
-    trained: Trained, images: Sequence[tuple[str, Path, Image.Image]], output: Path
+    trained: Trained, images: Iterable[tuple[str, Path, Image.Image]], output: Path
 ) -> Iterator[str]:
     for name, path, image in images:
-        pixels = np.asarray(image).reshape(image.height, image.width, -1)
-        mask = segment(trained, pixels)
+        mask = segment(trained, image)
+        pixels = _pixels(image) / 255
         _palette_image(mask).save(output / f"{name}_mask.png")
+        blended = np.round(255 * figures.blended(pixels, mask)).astype(np.uint8)
+        Image.fromarray(blended).save(output / f"{name}_blended.png")
         figure = figures.mask_grid(
-            pixels[None] / 255,
+            pixels[None],
             mask[None],
             class_names=trained.class_names,
             title=path.name,
             mask_title="predicted",
         )
-        figures.save(figure, output / f"{name}_blended.png")
-        shares = Counter(mask.ravel().tolist())
+        figures.save(figure, output / f"{name}_legend.png")
+        counts = np.bincount(mask.ravel())
         parts = [
-            f"{figures.class_caption(np.asarray(label), trained.class_names)} {n / mask.size:.1%}"
-            for label, n in sorted(shares.items(), key=lambda item: -item[1])
+            f"{figures.class_caption(label, trained.class_names)} {counts[label] / mask.size:.1%}"
+            for label in np.argsort(-counts, kind="stable")
+            if counts[label]
         ]
         yield f"{path}  {', '.join(parts)}"
 
 
-def segment(
-    trained: Trained, pixels: UInt8[np.ndarray, "height width channels"]
-) -> UInt8[np.ndarray, "height width"]:
+def segment(trained: Trained, image: Image.Image) -> UInt8[np.ndarray, "height width"]:
     """The class of each pixel of an image of any size."""
+    asked = image
+    if trained.resized:
+        asked = image.resize((trained.image[1], trained.image[0]), Image.Resampling.BILINEAR)
     height, width, _ = trained.result
-    shares = over_tiles(
-        trained.probabilities,
-        pixels,
+
+    def classes(tiles: np.ndarray) -> np.ndarray:
+        return trained.probabilities(tiles).argmax(axis=-1).astype(np.uint8)[..., None]
+
+    mask = over_tiles(
+        classes,
+        _pixels(asked),
         tile=trained.tile,
         result=(height, width),
         overlap=min(height, width) // 8,
-    )
-    return shares.argmax(axis=-1).astype(np.uint8)
+        batch=1 if asked.width <= width and asked.height <= height else TILES,
+    )[..., 0]
+    if asked is image:
+        return mask
+    return np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
+
+
+def _pixels(image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
+    return np.asarray(image).reshape(image.height, image.width, -1)
 
 
 def _palette_image(mask: np.ndarray) -> Image.Image:
     image = Image.fromarray(mask)
-    image.putpalette((255 * figures.class_colours(np.arange(256))).astype(np.uint8).tobytes())
+    colours = np.round(255 * figures.class_colours(np.arange(256)))
+    image.putpalette(colours.astype(np.uint8).tobytes())
     return image
 
 
 def _names(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """A name for each image's files: its own, numbered where several have it."""
-    seen: Counter[str] = Counter()
+    """A name for each image's files: its own, numbered where several would have it."""
+    used: set[str] = set()
     for path in paths:
-        seen[path.stem] += 1
-        number = seen[path.stem]
-        yield (path.stem if number == 1 else f"{path.stem}-{number}"), path
+        numbered = (f"{path.stem}-{number}" for number in itertools.count(2))
+        name = next(name for name in itertools.chain([path.stem], numbered) if name not in used)
+        used.add(name)
+        yield name, path

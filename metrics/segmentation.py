@@ -58,13 +58,18 @@ def segmentation_matrix(
 
     Args:
         logits: the largest counts, of equal ones the first; with a NaN, the pixel is an error.
-        labels: true classes; a pixel with another label than 0, …, classes - 1 is not counted.
+        labels: true classes. A pixel with another label than 0, …, classes - 1 is an error of the
+            nearest class: a wrong label map must not pass.
         valid: pixels that count.
 
     Raises:
         ValueError: shapes that do not fit.
     """
-    return SegmentationMatrix(confusion_matrix(logits, labels, logits.shape[-1], valid).counts)
+    labels, classes = labels.astype(jnp.int32), logits.shape[-1]
+    nearest = jnp.clip(labels, 0, classes - 1)
+    # A NaN is an error wherever it falls.
+    logits = jnp.where((labels == nearest)[..., None], logits, jnp.nan)
+    return SegmentationMatrix(confusion_matrix(logits, nearest, classes, valid).counts)
 
 
 def boundary_f1(

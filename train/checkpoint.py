@@ -29,12 +29,14 @@ class Checkpoints:
     two newest are kept, so that one good one survives whatever happens to the other.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, *, create: bool = True):
         self.directory = directory.absolute()  # orbax fails late on relative paths
+        if not create and not directory.is_dir():
+            raise CheckpointError(f"there is no checkpoint in {self.directory}")
         try:
             self._manager = ocp.CheckpointManager(
                 self.directory,
-                options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True),
+                options=ocp.CheckpointManagerOptions(max_to_keep=2, create=create),
                 item_names=("state", "metadata"),
             )
         except OSError as error:

@@ -57,7 +57,7 @@ class Loop:
         accumulate: microbatches that a batch is cut into, for memory.
         ema_decay: decay of the moving average of parameters and batch statistics, or None.
         strategy: ``"jit"`` over a mesh of devices, or ``"pmap"``.
-        previews: images in a preview picture; 0 draws none.
+        previews: images in a preview picture, six at most where each has a mask; 0 draws none.
     """
 
     duration: str = "10 epochs"

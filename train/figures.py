@@ -174,8 +174,10 @@ def mask_grid(
             axes.set_axis_off()
             if index == 0:
                 axes.set_title(name, fontsize=8)
-    class_names = class_names or [str(c) for c in np.unique(masks[masks != IGNORE])]
-    patches = [Patch(color=tuple(class_colours(c)), label=n) for c, n in enumerate(class_names)]
+    shown = masks[:count] if predictions is None else [masks[:count], predictions[:count]]
+    found = [int(c) for c in np.unique(shown) if c != IGNORE]
+    entries = list(enumerate(class_names)) or [(c, str(c)) for c in found]
+    patches = [Patch(color=tuple(class_colours(c)), label=n) for c, n in entries]
     if predictions is not None:
         patches.append(Patch(color=palette.RED, label="error"))
     figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=7, frameon=False)
@@ -183,12 +185,13 @@ def mask_grid(
 
 
 def class_colours(classes: np.ndarray | int) -> np.ndarray:
-    """The colour of each class, RGB in [0, 1] [..., 3]; of more classes than colours, they repeat.
+    """The colour of each class, RGB in [0, 1] [..., 3].
 
-    ``data.masks.IGNORE`` is white.
+    ``data.masks.IGNORE`` is white. Beyond the colours of the palette they come again, lighter.
     """
     table = np.array([to_rgb(colour) for colour in palette.AREAS])
-    colours = table[np.asarray(classes) % len(table)]
+    cycle, place = np.divmod(np.asarray(classes), len(table))
+    colours = 1 - (1 - table[place]) * 0.6 ** cycle[..., None]
     ignored = np.asarray(classes)[..., None] == IGNORE
     return np.where(ignored, to_rgb(palette.IGNORED), colours)
 

@@ -91,7 +91,10 @@ def fit(
     feed = Feed(examples, data.batch, experiment.seed, data.resident_megabytes)
     held_out = {name: _open_held_out(experiment, split) for name, split in data.eval_splits.items()}
     steps_per_epoch = Fraction(feed.examples, data.batch)
-    described = feed.description() | {"class_names": list(examples.class_names)}
+    described = feed.description() | {
+        "class_names": list(examples.class_names),
+        "resized": examples.resized,
+    }
     clock.lap("data")
     program = build(experiment, feed.batch, steps_per_epoch, feed.fetch)
     log_at, evaluate_at, save_at = (

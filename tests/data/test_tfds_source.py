@@ -11,7 +11,7 @@ import tensorflow_datasets
 from PIL import Image
 
 from data.examples import DataError, labels, materialize
-from data.masks import IGNORE
+from data.masks import IGNORE, Labels
 from data.tfds_source import tfds
 
 _IMAGES = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), np.uint8)
@@ -138,6 +138,15 @@ def test_masks_of_another_set_stay_as_they_are(with_masks):
     arrays = materialize(examples)
     np.testing.assert_array_equal(arrays["mask"].max(axis=(1, 2)), [11, 12])
     assert set(arrays) == {"image", "label", "mask"}
+
+
+def test_what_the_labels_of_masks_mean_can_be_said(with_masks):
+    meant = Labels(tuple(f"part {part}" for part in range(12)), void=12)
+    examples = tfds("pets", "train", data_dir=with_masks, labels=meant)
+    assert examples.class_names == meant.class_names
+    assert (materialize(examples)["mask"] == IGNORE).any()
+    with pytest.raises(DataError, match="has the label 2, and the classes are 0 to 1"):
+        materialize(tfds("pets", "train", data_dir=with_masks, labels=Labels(("a", "b"))))
 
 
 def test_labels_are_read_without_images(prepared, monkeypatch):

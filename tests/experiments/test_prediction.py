@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -82,20 +83,34 @@ def test_masks_have_the_size_of_their_image_and_are_those_of_evaluation(segmente
     truth = np.concatenate([first["mask"], second["mask"]], axis=1)
     background = (truth == 0).mean()
     assert (np.asarray(both) == truth).mean() > max(background, 0.8)
-    assert (tmp_path / "out" / "two_blended.png").stat().st_size > 1000
+    blended = np.asarray(Image.open(tmp_path / "out" / "two_blended.png"))
+    assert blended.shape == (32, 64, 3)
+    tint = np.array(bytearray.fromhex(AREAS[np.asarray(both)[5, 9]][1:]), float)
+    np.testing.assert_allclose(blended[5, 9], (wide[5, 9] + tint) / 2, atol=1)
+    assert (tmp_path / "out" / "two_legend.png").stat().st_size > 1000
 
 
 def test_an_image_of_the_training_size_is_evaluated_whole(segmented):
     trained = load(segmented)
     image = shapes("test", n=4, size=32).records[2]["image"]
     expected = trained.probabilities(image[None])[0].argmax(-1)
-    np.testing.assert_array_equal(segment(trained, image), expected)
+    np.testing.assert_array_equal(segment(trained, Image.fromarray(image)), expected)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 90), (33, 32)])
 def test_any_size_will_do(segmented, size):
-    image = np.zeros((*size, 3), np.uint8)
+    image = Image.new("RGB", size[::-1])
     assert segment(load(segmented), image).shape == size
+
+
+def test_an_image_is_resized_as_the_training_images_were(segmented):
+    trained = replace(load(segmented), resized=True)
+    small = Image.fromarray(shapes("test", n=4, size=32).records[2]["image"])
+    large = small.resize((96, 64), Image.Resampling.NEAREST)
+    mask = segment(trained, large)
+    assert mask.shape == (64, 96)
+    expected = np.kron(segment(trained, small), np.ones((2, 3), np.uint8))
+    assert (mask == expected).mean() > 0.97
 
 
 def test_a_network_without_padding_labels_to_the_border(tmp_path):
@@ -106,7 +121,7 @@ def test_a_network_without_padding_labels_to_the_border(tmp_path):
     trained = load(run(experiment, tmp_path))
     assert (trained.tile, trained.result[:2]) == ((size + margin,) * 2, (size, size))
     image = np.random.default_rng(0).integers(0, 256, (41, 27, 3), np.uint8)
-    mask = segment(trained, image)
+    mask = segment(trained, Image.fromarray(image))
     # One tile of the mirrored image gives the same: no seam, whatever the size.
     padded = np.pad(image, ((8, 15), (8, 29), (0, 0)), "reflect")
     whole = trained.probabilities(padded[None, :64, :64])[0].argmax(-1)
@@ -160,13 +175,13 @@ def test_every_mode_of_one_picture_gets_the_same_label(classified, tmp_path):
 
 
 def test_two_images_of_one_name_do_not_overwrite_each_other(classified, tmp_path):
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        saved(Image.new("L", (8, 8)), tmp_path / folder / "x.png")
-    paths = [tmp_path / "a" / "x.png", tmp_path / "b" / "x.png"]
+    paths = [tmp_path / "a" / "x.png", tmp_path / "b" / "x.png", tmp_path / "b" / "x-2.png"]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        saved(Image.new("L", (8, 8)), path)
     list(predict(load(classified), paths, tmp_path / "out"))
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "labels.csv", "x_label.png", "x-2_label.png",
+        "labels.csv", "x_label.png", "x-2_label.png", "x-2-2_label.png",
     }  # fmt: skip
 
 
@@ -190,4 +205,5 @@ def test_what_is_no_run_is_one_line(classified, tmp_path):
     (untrained / "config.json").write_text(json.dumps(resolve(experiment)))
     with pytest.raises(CheckpointError, match="no checkpoint"):
         load(untrained)
+    assert not (untrained / "checkpoints").exists()  # looking leaves nothing behind
     assert jax.device_count() == 8  # a run of one device is asked on one

@@ -12,7 +12,9 @@ def test_each_class_has_a_colour_of_its_own_and_what_is_ignored_is_white():
     colours = figures.class_colours(np.array([*range(len(palette.AREAS)), IGNORE]))
     assert len({tuple(colour) for colour in colours}) == len(palette.AREAS) + 1
     np.testing.assert_array_equal(colours[-1], [1, 1, 1])
-    np.testing.assert_array_equal(figures.class_colours(len(palette.AREAS) + 1), colours[1])
+    many = figures.class_colours(np.arange(21))
+    assert len({tuple(colour) for colour in many}) == 21
+    np.testing.assert_allclose(1 - many[len(palette.AREAS)], 0.6 * (1 - many[0]))
 
 
 def test_blending_is_half_image_and_half_class():
@@ -38,6 +40,15 @@ def test_errors_are_marked_where_a_label_counts():
     np.testing.assert_array_equal(red, [[False, True], [False, False]])
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "error"]
+
+
+def test_without_names_the_legend_has_the_labels_that_are_shown():
+    masks = np.array([[[0, 2], [IGNORE, 2]]])
+    figure = figures.preview(preview(masks, np.array([[[0, 4], [0, 2]]])), (), "title")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["0", "2", "4", "error"]
+    colours = [patch.get_facecolor()[:3] for patch in legend.get_patches()]
+    np.testing.assert_allclose(colours[:3], figures.class_colours(np.array([0, 2, 4])))
 
 
 def test_no_more_rows_than_asked_for():

@@ -14,6 +14,7 @@ from data.examples import Arrays, Examples
 from data.masks import IGNORE
 from experiments.config import override
 from losses.classification import cross_entropy_loss
+from losses.lovasz import lovasz_hinge_loss
 from losses.segmentation import dice_loss
 from metrics.state import compute_all
 from models.layers import Conv, Norm, batch_norm, group_norm
@@ -181,6 +182,24 @@ def test_without_padding_the_labels_are_those_of_the_centre(batch):
     assert preview.images.shape == (6, 4, 4, 1)
     assert preview.masks.shape == preview.predictions.shape == (6, 4, 4)
     np.testing.assert_array_equal(preview.masks, batch["mask"][:, 2:-2, 2:-2])
+
+
+def test_one_logit_is_that_of_class_one_against_class_zero(batch):
+    binary = {**without_weights(batch), "mask": jnp.minimum(batch["mask"], 1)}
+    task = Segment(TinySegmenter(num_classes=1), loss_function=lovasz_hinge_loss)
+    task.check(("background", "foreground"))
+    variables = task.init(jax.random.key(0), binary)
+    state = variables.pop("params"), variables
+    loss, _ = task.loss(*state, binary, jax.random.key(0))
+    assert jnp.isfinite(loss)
+    assert loss > 0
+    single = task.model.apply({"params": state[0], **state[1]}, binary["image"])[..., 0]
+    metrics = compute_all(jax.device_get(task.evaluate(*state, binary, jax.random.key(0))))
+    counted = np.asarray(binary["mask"])[:5] != IGNORE
+    right = (np.asarray(single)[:5] > 0) == np.asarray(binary["mask"])[:5]
+    assert metrics["accuracy"] == pytest.approx(right[counted].mean(), rel=1e-6)
+    with pytest.raises(SettingError, match="num_classes=3"):
+        task.check(tuple("abc"))
 
 
 def test_logits_of_another_size_than_said_are_refused(batch):

@@ -36,7 +36,8 @@ class Segment:
     """Learns the class of each pixel; pixels labelled ``data.masks.IGNORE`` do not count.
 
     Attributes:
-        model: ``model(images, train=…) -> logits [batch, height, width, classes]``.
+        model: ``model(images, train=…) -> logits [batch, height, width, classes]``; one logit is
+            that of class 1 against class 0, for losses that take it.
         loss_function: ``(logits, labels, where=…)`` gives ``[batch, height, width]``, averaged over
             the pixels that count, or ``[batch]``, averaged over the images with any.
         auxiliary_weight: of the loss of an auxiliary head, if the model has one and switches it on.
@@ -59,8 +60,9 @@ class Segment:
     rand: bool = False
 
     def check(self, class_names: Sequence[str]) -> None:
-        """Raises SettingError unless the model has one output a class."""
-        check_outputs(self.model, class_names)
+        """Raises SettingError unless the model has one output a class, or one for two classes."""
+        if len(class_names) != 2 or getattr(self.model, "num_classes", None) != 1:
+            check_outputs(self.model, class_names)
         if self.rand and len(class_names) not in (0, 2):
             raise SettingError(
                 f"task.rand is for membranes and cells, the data have {len(class_names)} classes: "
@@ -146,9 +148,12 @@ class Segment:
     def logits(
         self, params: PyTree, mutable: PyTree, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch rows columns classes"]:
-        """What the model gives for normalised images."""
+        """What the model gives for normalised images; one logit becomes two, of which one is 0."""
         variables = {"params": params, **mutable}
-        return cast(Array, self.model.apply(variables, self._framed(images), train=False))
+        logits = cast(Array, self.model.apply(variables, self._framed(images), train=False))
+        if logits.shape[-1] > 1:
+            return logits
+        return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
 
     def _framed(self, images: Array) -> Array:
         sides = ((0, 0), (self.mirror, self.mirror), (self.mirror, self.mirror), (0, 0))
