@@ -116,7 +116,7 @@ def tfds(
 
 @dataclass(frozen=True)
 class _Records:
-    source: Sequence[dict[str, Any]]
+    source: Any
     damaged: str
     remedy: str
 
@@ -124,9 +124,12 @@ class _Records:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        index = range(len(self))[index]  # an IndexError here is the caller's, not damage
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        places = [range(len(self))[i] for i in indices]  # an IndexError is the caller's, not damage
         with _named(self.damaged, self.remedy):
-            return dict(_numeric(self.source[index]))
+            return [dict(_numeric(example)) for example in self.source.__getitems__(places)]
 
 
 @dataclass(frozen=True)
