@@ -11,6 +11,10 @@ Small: 16 channels instead of 64, padded convolutions, batch norm, crops of 192�
 steps of four crops. Elastic deformation, flips and quarter turns are the paper's augmentation in
 kind.
 
+Ours, three seeds, three to four minutes a run on two cores of an AMD EPYC: mean IoU 0.781 ± 0.002,
+Rand score 0.742 ± 0.030. A gap of a few pixels in a membrane merges two cells, which the Rand score
+counts and IoU hardly sees: hence their different spread over seeds.
+
     opsin sweep isbi_unet
     opsin report isbi_unet
 """
