@@ -36,9 +36,8 @@ def training_curve(metrics: Path) -> Figure:
         figure.subplots(1, 2), (("loss", "nll"), ("accuracy", "miou")), strict=True
     ):
         colours = itertools.cycle(palette.LINES)
-        for name in names:
-            if name.count("/") != 1 or name.rpartition("/")[2] not in kinds:
-                continue
+        drawn = [n for n in names if n.count("/") == 1 and n.rpartition("/")[2] in kinds]
+        for name in drawn:
             points = [(x["step"], x[name]) for x in lines if x.get(name) is not None]
             evaluated = not name.startswith("train/")
             axes.plot(
@@ -50,7 +49,7 @@ def training_curve(metrics: Path) -> Figure:
                 markersize=3,
             )
         axes.set_xlabel("step")
-        axes.set_ylabel(" / ".join(kinds))
+        axes.set_ylabel(" / ".join(kind for kind in kinds if any(n.endswith(kind) for n in drawn)))
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(frameon=False)
