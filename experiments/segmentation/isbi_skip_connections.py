@@ -7,6 +7,11 @@ expanding path and enlarges by transposed convolutions, which leave checkerboard
 Small: a U-Net of width 8, crops of 128×128 pixels, 400 steps of four crops, six held-out slices.
 Without skips the expanding blocks have half the input channels, and so fewer parameters.
 
+Ours, three seeds, 40 to 60 seconds a run on two cores of an AMD EPYC that a test run shared: skips
+are worth 5.0 points of mean IoU (0.777 to 0.727) and 9.8 of boundary F1 with transposed
+convolutions, 9.4 and 18.0 with resizing. Resizing is not better: 0.9 points of IoU behind with
+skips and 5.3 without, for 11 % more parameters.
+
     opsin sweep isbi_skip_connections
     opsin report isbi_skip_connections
 """
@@ -28,6 +33,7 @@ TABLE = Table(
         "test/rand": ".4f",
         "parameters": ".0f",
     },
+    lower_is_better=("parameters",),
     baseline="skips, transposed",
     seeds=3,
 )
