@@ -190,9 +190,16 @@ def test_one_logit_is_that_of_class_one_against_class_zero(batch):
     task.check(("background", "foreground"))
     variables = task.init(jax.random.key(0), binary)
     state = variables.pop("params"), variables
-    loss, _ = task.loss(*state, binary, jax.random.key(0))
+    loss, aux = task.loss(*state, binary, jax.random.key(0))
     assert jnp.isfinite(loss)
     assert loss > 0
+    single, _ = task.model.apply(
+        {"params": state[0], **state[1]}, binary["image"], train=True, mutable=["batch_stats"]
+    )
+    in_training = (np.asarray(single)[..., 0] > 0) == np.asarray(binary["mask"])
+    seen = np.asarray(binary["mask"]) != IGNORE
+    trained = compute_all(jax.device_get(aux.metrics))
+    assert trained["accuracy"] == pytest.approx(in_training[seen].mean(), rel=1e-6)
     single = task.model.apply({"params": state[0], **state[1]}, binary["image"])[..., 0]
     metrics = compute_all(jax.device_get(task.evaluate(*state, binary, jax.random.key(0))))
     counted = np.asarray(binary["mask"])[:5] != IGNORE

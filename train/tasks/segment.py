@@ -96,7 +96,7 @@ class Segment:
         )
         labels, counted = self._labels(batch, logits)
         total, weight = self._mean(logits, labels, counted, batch)
-        metrics: dict[str, Metric] = {"accuracy": accuracy(logits, labels, counted)}
+        metrics: dict[str, Metric] = {"accuracy": accuracy(_of_classes(logits), labels, counted)}
         updated = dict(updated)
         heads = updated.pop(AUXILIARY, {}).get("logits", ())
         if heads:
@@ -150,10 +150,9 @@ class Segment:
     ) -> Float[Array, "batch rows columns classes"]:
         """What the model gives for normalised images; one logit becomes two, of which one is 0."""
         variables = {"params": params, **mutable}
-        logits = cast(Array, self.model.apply(variables, self._framed(images), train=False))
-        if logits.shape[-1] > 1:
-            return logits
-        return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
+        return _of_classes(
+            cast(Array, self.model.apply(variables, self._framed(images), train=False))
+        )
 
     def _framed(self, images: Array) -> Array:
         sides = ((0, 0), (self.mirror, self.mirror), (self.mirror, self.mirror), (0, 0))
@@ -190,6 +189,13 @@ class Segment:
         elif "weight" in batch:
             losses *= centre_crop(batch["weight"], logits.shape[1:3])
         return weighted_mean(losses, counted), jnp.sum(counted, dtype=jnp.float32)
+
+
+def _of_classes(logits: Array) -> Array:
+    """Logits of classes 0 and 1 from the one of 1 against 0; more are those of classes already."""
+    if logits.shape[-1] > 1:
+        return logits
+    return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
 
 
 def _weighted(value: Array, weight: Array) -> Mean:
