@@ -51,9 +51,9 @@ class Examples:
     Attributes:
       records: the examples, read when indexed.
       class_names: the name of each label, in order; empty where the set has no classes.
+      read_labels: a faster way to all labels than reading every example, if there is one.
       resized: whether the source brought images of any size to one, as opposed to showing them as
         they are.
-      read_labels: a faster way to all labels than reading every example, if there is one.
     """
 
     records: Records
@@ -64,6 +64,15 @@ class Examples:
 
 Source = Callable[[str], Examples]
 """A function from the name of a split, such as "train", to its examples."""
+
+SPLITS = ("train", "test")
+"""The splits of a set that is made or embedded."""
+
+
+def require_split(name: str, split: str) -> None:
+    """Raises DataError for a split that is not one of `SPLITS`."""
+    if split not in SPLITS:
+        raise DataError(f'"{name}" has no split "{split}"; use "train" or "test"')
 
 
 def stack(records: Records, indices: Iterable[int]) -> dict[str, np.ndarray]:

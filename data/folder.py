@@ -78,9 +78,9 @@ def folder(
         )
     paths, label = zip(*files, strict=True)
     records = _Images(paths, np.array(label, np.int32), size, channels)
-    examples = Examples(records, tuple(names), lambda: records.label)
+    examples = Examples(records, tuple(names), lambda: records.label, resized=True)
     if fits_in_memory(examples, limit_bytes):
-        return Examples(Arrays(materialize(examples)), tuple(names))
+        return Examples(Arrays(materialize(examples)), tuple(names), resized=True)
     return examples
 
 

@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from data.examples import Arrays, DataError, Examples, materialize
-
-_STREAMS = {"train": 0, "test": 1}
+from data.examples import SPLITS, Arrays, Examples, materialize, require_split
 
 
 def shapes(split: str, *, n: int = 256, size: int = 64, seed: int = 0) -> Examples:
@@ -28,12 +26,11 @@ def shapes(split: str, *, n: int = 256, size: int = 64, seed: int = 0) -> Exampl
     Raises:
       DataError: if `split` is neither "train" nor "test".
     """
-    if split not in _STREAMS:
-        raise DataError(f'"shapes" has no split "{split}"; use "train" or "test"')
+    require_split("shapes", split)
     image = np.empty((n, size, size, 3), np.uint8)
     mask = np.empty((n, size, size), np.uint8)
     for index in range(n):
-        rng = np.random.default_rng([seed, _STREAMS[split], index])
+        rng = np.random.default_rng([seed, SPLITS.index(split), index])
         image[index], mask[index] = _draw(rng, size)
     names = ("background", "disc", "square", "triangle")
     return Examples(Arrays({"image": image, "mask": mask}), names)

@@ -5,13 +5,20 @@ import inspect
 
 import numpy as np
 
-from data.examples import Arrays, DataError, Examples, Source, materialize
+from data.examples import (
+    SPLITS,
+    Arrays,
+    DataError,
+    Examples,
+    Source,
+    materialize,
+    require_split,
+)
 from data.folder import folder
 from data.mask_folder import mask_folder
 from data.shapes import shapes
 from data.tfds_source import tfds
 
-_SPLITS = ("train", "test")
 _FORMS = {
     "digits": "digits",
     "synthetic": "synthetic",
@@ -79,7 +86,7 @@ def digits(split: str) -> Examples:
     Raises:
       DataError: if `split` is neither "train" nor "test".
     """
-    _require_split("digits", split)
+    require_split("digits", split)
     # Imported where it is used: it takes a second, and other sources do not need it.
     from sklearn.datasets import load_digits
 
@@ -119,8 +126,8 @@ def synthetic(
     Raises:
       DataError: if `split` is neither "train" nor "test".
     """
-    _require_split("synthetic", split)
-    phase_rng, noise_rng = np.random.default_rng([seed, _SPLITS.index(split)]).spawn(2)
+    require_split("synthetic", split)
+    phase_rng, noise_rng = np.random.default_rng([seed, SPLITS.index(split)]).spawn(2)
     label = np.arange(n, dtype=np.int32) % classes
     angle = (label + 0.5)[:, None, None] / classes * (np.pi / 2)
     phase = phase_rng.uniform(-np.pi / 4, np.pi / 4, (n, 1, 1))
@@ -154,8 +161,3 @@ def shrunk(split: str, *, source: str | Source, factor: int) -> Examples:
     shape = (count, height // factor, factor, width // factor, factor, channels)
     image = np.round(arrays["image"].reshape(shape).mean(axis=(2, 4))).astype(np.uint8)
     return Examples(Arrays(arrays | {"image": image}), examples.class_names)
-
-
-def _require_split(name: str, split: str) -> None:
-    if split not in _SPLITS:
-        raise DataError(f'"{name}" has no split "{split}"; use "train" or "test"')

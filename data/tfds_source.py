@@ -127,7 +127,8 @@ class _Records:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
-        places = [range(len(self))[i] for i in indices]  # an IndexError is the caller's, not damage
+        every = range(len(self))
+        places = [every[index] for index in indices]  # an IndexError is the caller's, not damage
         with _named(self.damaged, self.remedy):
             return [dict(_numeric(example)) for example in self.source.__getitems__(places)]
 

@@ -17,14 +17,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from data import augment
 from data.images import MODES, read_image
 from experiments.config import ConfigError, rebuild, resolve
 from experiments.runs import RunError
 from ops.tiles import over_tiles
 from train import figures
 from train.checkpoint import Checkpoints
-from train.program import build, compiler_options
+from train.program import build, compiler_options, prepared
 from train.sharding import Parallel
 from train.tasks.classify import Classify
 from train.tasks.segment import Segment
@@ -103,8 +102,7 @@ def load(run: Path) -> Trained:
 
     @partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
     def probabilities(variables: Any, images: jax.Array) -> jax.Array:
-        scaled = augment.scale({"image": images})
-        images = augment.normalize(scaled, data.mean, data.std)["image"]
+        images = prepared({"image": images}, data=data)["image"]
         logits = task.logits(variables["params"], variables["mutable"], images)
         return jax.nn.softmax(logits)
 
@@ -128,9 +126,9 @@ def predict(trained: Trained, paths: Sequence[Path], output: Path) -> Iterator[s
     Classification writes ``labels.csv`` and ``NAME_label.png``; the image is cut to the largest
     centred rectangle of the training images' shape and resized to their size. Segmentation writes,
     in the image's own size, ``NAME_mask.png``, whose values are class indices, and
-    ``NAME_blended.png``, the image tinted by them, and ``NAME_legend.png``, both with a legend. It
-    works in tiles of the training images' size; where the source resized those, the whole image is
-    resized as they were, and the mask back.
+    ``NAME_blended.png``, the image tinted by them; and ``NAME_legend.png``, a page of both with a
+    legend. It works in tiles of the training images' size; where the source resized those, the
+    whole image is resized as they were, and the mask back.
 
     Args:
         trained: from ``load``.
@@ -161,13 +159,13 @@ def predict(trained: Trained, paths: Sequence[Path], output: Path) -> Iterator[s
 def _classify(
     trained: Trained, images: Iterable[tuple[str, Path, Image.Image]], output: Path
 ) -> Iterator[str]:
-    height, width, channels = trained.image
+    height, width, _ = trained.image
     with (output / LABELS).open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "label", "class", "probability"])
         for name, path, image in images:
             fitted = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-            pixels = np.asarray(fitted).reshape(height, width, channels)
+            pixels = _pixels(fitted)
             shares = trained.probabilities(pixels[None])[0]
             label = int(shares.argmax())
             caption = figures.class_caption(np.asarray(label), trained.class_names)

@@ -92,11 +92,11 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
 
 def preview(picture: Preview | MaskPreview, class_names: Sequence[str], title: str) -> Figure:
     """What a task shows of a batch."""
-    arrays = jax.tree.map(np.asarray, picture)
+    arrays: Any = jax.device_get(picture)
     options: Any = {"predictions": arrays.predictions, "class_names": class_names, "title": title}
-    if isinstance(arrays, MaskPreview):
-        return mask_grid(np.asarray(arrays.images), np.asarray(arrays.masks), **options)
-    return image_grid(np.asarray(arrays.images), labels=arrays.labels, **options)
+    if isinstance(picture, MaskPreview):
+        return mask_grid(arrays.images, arrays.masks, **options)
+    return image_grid(arrays.images, labels=arrays.labels, **options)
 
 
 def image_grid(

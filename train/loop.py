@@ -255,7 +255,7 @@ def _draw(
     batch = jax.device_put(next(pipeline.eval_batches(first, batch=len(first.records))))
     for name, preview in program.preview(state.params, state.mutable, batch).items():
         title = f"{split}, step {int(state.step)}"
-        figure = figures.preview(jax.device_get(preview), examples.class_names, title)
+        figure = figures.preview(preview, examples.class_names, title)
         figures.save(figure, directory / "previews" / f"{split}_{name}.png")
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Key, PyTree
 from data import augment
 from train.accounting import model_flops
 from train.durations import in_steps
-from train.experiment import Experiment
+from train.experiment import Data, Experiment
 from train.optim import Optimizer
 from train.paths import flatten
 from train.pmap import AXIS, make_pmap_dispatch
@@ -101,8 +101,7 @@ def build(
         batch = augment.apply(key, augment.scale(batch), data.augment)
         return augment.normalize(batch, data.mean, data.std)
 
-    def prepare(batch: Batch) -> Batch:
-        return augment.normalize(augment.scale(batch), data.mean, data.std)
+    prepare = partial(prepared, data=data)
 
     def init(key: Key[Array, ""]) -> State:
         sample = {name: jnp.zeros((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
@@ -185,6 +184,11 @@ def build(
         preview=preview,
         steps=steps,
     )
+
+
+def prepared(batch: Batch, *, data: Data) -> Batch:
+    """A batch as a model sees it outside training: uint8 images scaled and normalised."""
+    return augment.normalize(augment.scale(batch), data.mean, data.std)
 
 
 def compiler_options(platform: str) -> dict[str, Any]:

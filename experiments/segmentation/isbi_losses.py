@@ -25,8 +25,8 @@ from functools import partial
 
 from data.border_weights import border_weighted
 from data.geometry import random_crop, random_flip, random_quarter_turn
-from data.shapes import cells
 from experiments.config import Arm
+from experiments.segmentation import isbi_unet
 from experiments.table import Table
 from losses.classification import cross_entropy_loss, focal_loss
 from losses.lovasz import lovasz_softmax_loss
@@ -40,12 +40,7 @@ from train.tasks.segment import Segment
 MEMBRANE = (0,)
 PAIRS = ((0.3, 0.7), (0.7, 0.3), (0.1, 0.9))
 
-SMOKE = {
-    "data.source": partial(cells, n=8, size=32),
-    "data.augment.0.size": 16,
-    "data.eval_batch": 2,
-    "loop.duration": "2 steps",
-}
+SMOKE = isbi_unet.SMOKE
 
 TABLE = Table(
     title="Losses on ISBI 2012: U-Net of width 8, 400 steps",
