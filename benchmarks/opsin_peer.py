@@ -87,7 +87,7 @@ def flops(case: Case, phase: str) -> int:
 
     def gradient(variables: PyTree, batch: dict[str, Array]) -> Any:
         mutable = {name: value for name, value in variables.items() if name != "params"}
-        return jax.grad(lambda p: task.loss(p, mutable, batch, key)[0])(variables["params"])
+        return jax.grad(lambda p: task.loss(p, mutable, batch, key, 0)[0])(variables["params"])
 
     step = gradient if phase == "training" else forward
     return model_flops(step, variables, batch).total()

@@ -169,6 +169,28 @@ def cutout(
     return map_images(cut, key, batch)
 
 
+def gaussian_noise(key: PRNGKeyArray, batch: Batch, *, std: float) -> Batch:
+    """Adds normal noise to every pixel and channel; values may leave [0, 1].
+
+    Vincent et al., 2010, "Stacked denoising autoencoders", JMLR 11, section 3.3.
+
+    Args:
+      key: of the draw.
+      batch: with `image` float [batch, height, width, channels] in [0, 1].
+      std: standard deviation, at least 0.
+
+    Raises:
+      ValueError: if `std` is negative, or the images are not float.
+    """
+    if std < 0:
+        raise ValueError(f"std={std} is negative")
+
+    def add(key: PRNGKeyArray, image: Array) -> Array:
+        return image + std * jax.random.normal(key, image.shape, image.dtype)
+
+    return map_images(add, key, batch)
+
+
 def _random_rectangle(key: PRNGKeyArray, height: int, width: int, size: Array) -> Array:
     """The mask [height, width] of a rectangle centred on any pixel, clipped at the border."""
     centre = jax.random.randint(key, (2,), 0, jnp.array([height, width]))

@@ -1,4 +1,4 @@
-"""The command line: ``opsin list | run | sweep | report | inspect | predict``.
+"""The command line: ``opsin list | run | sweep | report | inspect | predict | sample | extractor``.
 
 jax is imported only once the runtime is set up, and not at all to list experiments.
 """
@@ -150,6 +150,21 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("predictions"), help="default: predictions"
     )
     command.set_defaults(command=_predict)
+
+    command = commands.add_parser("sample", help="images that a run makes", parents=[runtime])
+    command.add_argument("run", type=Path, metavar="RUN", help="its directory, runs/NAME/ID")
+    command.add_argument("--n", type=_positive, default=64, metavar="N", help="default: 64")
+    command.add_argument("--class", type=int, dest="label", metavar="C", help="default: in turn")
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
+    command.add_argument("--output", type=Path, default=Path("samples"), help="default: samples")
+    command.set_defaults(command=_sample)
+
+    command = commands.add_parser(
+        "extractor", help="save a classifier, to judge generators by", parents=[runtime]
+    )
+    command.add_argument("run", type=Path, metavar="RUN", help="its directory, runs/NAME/ID")
+    command.add_argument("output", type=Path, metavar="FILE", help="such as lenet.safetensors")
+    command.set_defaults(command=_extractor)
     return parser
 
 
@@ -289,6 +304,26 @@ def _predict(options: argparse.Namespace) -> int:
     return 0
 
 
+def _sample(options: argparse.Namespace) -> int:
+    _set_up(options)
+    from experiments.sampling import sample
+
+    for path in sample(
+        options.run, options.n, label=options.label, seed=options.seed, output=options.output
+    ):
+        print(path)
+    return 0
+
+
+def _extractor(options: argparse.Namespace) -> int:
+    _set_up(options)
+    from experiments.extractors import export
+
+    print(f"sha256 {export(options.run, options.output)}")
+    print(options.output)
+    return 0
+
+
 def _table_of(name: str) -> Report:
     from experiments.table import Report
 
@@ -341,6 +376,7 @@ def _exit_code(error: Exception) -> int | None:
     from experiments.table import ReportError
     from train.checkpoint import CheckpointError, SaveError
     from train.durations import DurationError
+    from train.extractor import ExtractorError
     from train.logging import LoggingError, NonFiniteError
     from train.sharding import DeviceError
     from train.tasks.task import SettingError
@@ -349,7 +385,7 @@ def _exit_code(error: Exception) -> int | None:
         return 1
     mistakes = (
         DataError, RunError, ReportError, CheckpointError, DurationError,
-        LoggingError, SettingError, DeviceError,
+        LoggingError, SettingError, DeviceError, ExtractorError,
     )  # fmt: skip
     return 2 if isinstance(error, mistakes) else None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.statistics import estimate
-from experiments.table import Report
+from experiments.table import Report, Table
 from train.palette import LINES
 
 if TYPE_CHECKING:  # matplotlib takes a second to import; only `draw` pays for it
@@ -34,14 +34,16 @@ def draw(
     from matplotlib.figure import Figure
 
     table = report.table
-    panels = len(table.metrics)
     curves = table.lines is not None
+    along = {x for _, x in (table.lines or {}).values()}  # a metric has no panel over itself
+    drawn = {metric: form for metric, form in table.metrics.items() if metric not in along}
+    panels = len(drawn)
     height = 3.8 if curves else 1.4 + 0.4 * len(report.arms)
     with matplotlib.style.context("default"):  # whatever the user's own matplotlibrc says
         figure = Figure(figsize=(1.8 + 3.4 * panels, height), layout="constrained")
         figure.suptitle(f"{table.title}\n{note}", fontsize=10, wrap=True)
         axes = figure.subplots(1, panels, sharey=not curves, squeeze=False)[0]
-        for axis, (metric, form) in zip(axes, table.metrics.items(), strict=True):
+        for axis, (metric, form) in zip(axes, drawn.items(), strict=True):
             scale = 100 if form.endswith("%") else 1
             shown = {
                 arm: {seed: scale * value for seed, value in seeds.items()}
@@ -50,7 +52,7 @@ def draw(
             axis.grid(color="0.9")
             axis.set_axisbelow(True)
             if curves:
-                _draw_curves(axis, report, shown)
+                _draw_curves(axis, report, shown, _places(table, values))
                 axis.set_ylabel(table.header(metric))
             else:
                 _draw_arms(axis, report, shown, labels)
@@ -73,7 +75,17 @@ def _draw_arms(axis: Axes, report: Report, values: Values, labels: Sequence[str]
     axis.set_ylim(len(labels) - 0.5, -0.5)
 
 
-def _draw_curves(axis: Axes, report: Report, values: Values) -> None:
+def _places(table: Table, values: Mapping[str, Values]) -> dict[str, float]:
+    """The x of each arm; of those over a metric, the mean, where there is one."""
+    places = {}
+    for arm, (_, x) in (table.lines or {}).items():
+        place = estimate(list(values[x][arm].values())).mean if isinstance(x, str) else x
+        if place is not None:
+            places[arm] = place
+    return places
+
+
+def _draw_curves(axis: Axes, report: Report, values: Values, places: Mapping[str, float]) -> None:
     from matplotlib.transforms import ScaledTranslation
 
     table = report.table
@@ -83,9 +95,9 @@ def _draw_curves(axis: Axes, report: Report, values: Values) -> None:
     for number, name in enumerate(names):
         colour, marker = (style[number % len(style)] for style in (LINES, MARKERS))
         points = sorted(
-            (table.lines[arm][1], list(values[arm].values()))
+            (places[arm], list(values[arm].values()))
             for arm in report.arms
-            if table.lines[arm][0] == name and values[arm]
+            if table.lines[arm][0] == name and values[arm] and arm in places
         )
         results = [estimate(seeds) for _, seeds in points]
         axis.errorbar(
@@ -102,7 +114,8 @@ def _draw_curves(axis: Axes, report: Report, values: Values) -> None:
             axis.plot([x] * len(seeds), seeds, "o", color=colour, markersize=2.5, transform=beside)
     axis.set_xscale(table.x_scale)
     axis.minorticks_off()
-    ticks = sorted({x for _, x in table.lines.values()})
-    axis.set_xticks(ticks, labels=[f"{x:g}" for x in ticks])
+    if not any(isinstance(x, str) for _, x in table.lines.values()):
+        ticks = sorted(set(places.values()))
+        axis.set_xticks(ticks, labels=[f"{x:g}" for x in ticks])
     axis.set_xlabel(table.x_label)
     axis.legend()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,11 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from data.images import MODES, read_image
-from experiments.config import ConfigError, rebuild, resolve
 from experiments.runs import RunError
+from experiments.trained import open_run
 from ops.tiles import over_tiles
 from train import figures
-from train.checkpoint import Checkpoints
-from train.program import build, compiler_options, prepared
-from train.sharding import Parallel
+from train.program import compiler_options, prepared
 from train.tasks.classify import Classify
 from train.tasks.segment import Segment
 
@@ -33,8 +29,8 @@ TILES = 8  # of a large image, in one call of the network
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A run that can be asked.
+class Predictor:
+    """A run that can be asked about images.
 
     Attributes:
         task: what it learned.
@@ -56,71 +52,42 @@ class Trained:
     probabilities: Callable[[np.ndarray], np.ndarray]
 
 
-def load(run: Path) -> Trained:
+def load(run: Path) -> Predictor:
     """Opens the newest checkpoint of a run's directory; its data set is not needed.
 
     Raises:
         RunError: if this is no run, it has another kind of task, or this code would not make it.
         CheckpointError: if it has no checkpoint that can be read.
     """
-    try:
-        saved = json.loads((run / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"{run} is no directory of a run (config.json: {error}): give runs/NAME/ID, which "
-            "`opsin run` prints last"
-        ) from error
-    other = f"{run} was trained by other code"
-    try:
-        experiment = rebuild(saved)
-    except ConfigError as error:
-        raise RunError(f"{other}: {error}; check out the commit in its env.json") from error
-    if resolve(experiment) != saved:
-        raise RunError(f"{other}: its config has other fields; check out the commit in env.json")
-    task, data = experiment.task, experiment.data
+    trained = open_run(run)
+    task, data = trained.experiment.task, trained.experiment.data
     if not isinstance(task, Classify | Segment):
         raise RunError(f"{run}: predict is for classification and segmentation")
     mirror = 0
     if isinstance(task, Segment):  # the border is that of the image, not of a tile
         mirror, task = task.mirror, replace(task, mirror=0)
-    with Checkpoints(run / "checkpoints", create=False) as checkpoints:
-        metadata = checkpoints.metadata()
-        if "data" not in metadata:
-            raise RunError(f"{run} did not keep what its data were like: train it again")
-        described = metadata["data"]
-        batch = {
-            name: jax.ShapeDtypeStruct((data.batch, *shape), dtype)
-            for name, (shape, dtype) in described["arrays"].items()
-        }
-        epoch = Fraction(described["examples"], data.batch)
-        # On one device: a few images are not worth sharing.
-        alone = replace(experiment, parallel=Parallel(data=1))
-        program = build(alone, batch, epoch, lambda store, item: item)
-        state, _ = checkpoints.restore(program.state, saved)
-    variables = state.ema or {"params": state.params, "mutable": state.mutable}
-    variables = jax.device_get(variables)
 
     @partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
-    def probabilities(variables: Any, images: jax.Array) -> jax.Array:
+    def probabilities(params: Any, mutable: Any, images: jax.Array) -> jax.Array:
         images = prepared({"image": images}, data=data)["image"]
-        logits = task.logits(variables["params"], variables["mutable"], images)
-        return jax.nn.softmax(logits)
+        return jax.nn.softmax(task.logits(params, mutable, images))
 
-    height, width, channels = described["arrays"]["image"][0]
+    variables = trained.params, trained.mutable
+    height, width, channels = trained.image
     tile = (height + 2 * mirror, width + 2 * mirror)
     images = jax.ShapeDtypeStruct((1, *tile, channels), np.uint8)
-    return Trained(
+    return Predictor(
         task=task,
-        class_names=tuple(described["class_names"]),
-        image=(height, width, channels),
+        class_names=trained.class_names,
+        image=trained.image,
         tile=tile,
-        result=jax.eval_shape(probabilities, variables, images).shape[1:],
-        resized=described["resized"],
-        probabilities=lambda images: np.asarray(probabilities(variables, images)),
+        result=jax.eval_shape(probabilities, *variables, images).shape[1:],
+        resized=trained.resized,
+        probabilities=lambda images: np.asarray(probabilities(*variables, images)),
     )
 
 
-def predict(trained: Trained, paths: Sequence[Path], output: Path) -> Iterator[str]:
+def predict(predictor: Predictor, paths: Sequence[Path], output: Path) -> Iterator[str]:
     """Writes what a run says of each image, and yields a line about it.
 
     Classification writes ``labels.csv`` and ``NAME_label.png``; the image is cut to the largest
@@ -131,7 +98,7 @@ def predict(trained: Trained, paths: Sequence[Path], output: Path) -> Iterator[s
     whole image is resized as they were, and the mask back.
 
     Args:
-        trained: from ``load``.
+        predictor: from ``load``.
         paths: images that Pillow reads, of any mode; see ``data.images.read_image``.
         output: directory to write to; it is made.
 
@@ -139,7 +106,7 @@ def predict(trained: Trained, paths: Sequence[Path], output: Path) -> Iterator[s
         DataError: if a file is not an image, or is damaged.
         RunError: if the directory cannot be written.
     """
-    channels = trained.image[2]
+    channels = predictor.image[2]
     if channels not in MODES:
         raise RunError(f"the run was trained on images of {channels} channels, not of 1 or 3")
     named = list(_names(paths))
@@ -148,8 +115,8 @@ def predict(trained: Trained, paths: Sequence[Path], output: Path) -> Iterator[s
     images = ((name, path, read_image(path, channels, deep=True)) for name, path in named)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        write = _segment if isinstance(trained.task, Segment) else _classify
-        yield from write(trained, images, output)
+        write = _segment if isinstance(predictor.task, Segment) else _classify
+        yield from write(predictor, images, output)
     except OSError as error:
         raise RunError(
             f"cannot write to {output} ({error.strerror}): choose another place with --output"
@@ -157,23 +124,23 @@ def predict(trained: Trained, paths: Sequence[Path], output: Path) -> Iterator[s
 
 
 def _classify(
-    trained: Trained, images: Iterable[tuple[str, Path, Image.Image]], output: Path
+    predictor: Predictor, images: Iterable[tuple[str, Path, Image.Image]], output: Path
 ) -> Iterator[str]:
-    height, width, _ = trained.image
+    height, width, _ = predictor.image
     with (output / LABELS).open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "label", "class", "probability"])
         for name, path, image in images:
             fitted = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
             pixels = _pixels(fitted)
-            shares = trained.probabilities(pixels[None])[0]
+            shares = predictor.probabilities(pixels[None])[0]
             label = int(shares.argmax())
-            caption = figures.class_caption(np.asarray(label), trained.class_names)
+            caption = figures.class_caption(np.asarray(label), predictor.class_names)
             writer.writerow([path, label, caption, f"{shares[label]:.4f}"])
             figure = figures.image_grid(
                 pixels[None] / 255,
                 labels=np.array([label]),
-                class_names=trained.class_names,
+                class_names=predictor.class_names,
                 title=f"{shares[label]:.1%}",
             )
             figures.save(figure, output / f"{name}_label.png")
@@ -181,10 +148,10 @@ def _classify(
 
 
 def _segment(
-    trained: Trained, images: Iterable[tuple[str, Path, Image.Image]], output: Path
+    predictor: Predictor, images: Iterable[tuple[str, Path, Image.Image]], output: Path
 ) -> Iterator[str]:
     for name, path, image in images:
-        mask = segment(trained, image)
+        mask = segment(predictor, image)
         pixels = _pixels(image) / 255
         _palette_image(mask).save(output / f"{name}_mask.png")
         blended = np.round(255 * figures.blended(pixels, mask)).astype(np.uint8)
@@ -192,34 +159,34 @@ def _segment(
         figure = figures.mask_grid(
             pixels[None],
             mask[None],
-            class_names=trained.class_names,
+            class_names=predictor.class_names,
             title=path.name,
             mask_title="predicted",
         )
         figures.save(figure, output / f"{name}_legend.png")
         counts = np.bincount(mask.ravel())
         parts = [
-            f"{figures.class_caption(label, trained.class_names)} {counts[label] / mask.size:.1%}"
+            f"{figures.class_caption(label, predictor.class_names)} {counts[label] / mask.size:.1%}"
             for label in np.argsort(-counts, kind="stable")
             if counts[label]
         ]
         yield f"{path}  {', '.join(parts)}"
 
 
-def segment(trained: Trained, image: Image.Image) -> UInt8[np.ndarray, "height width"]:
+def segment(predictor: Predictor, image: Image.Image) -> UInt8[np.ndarray, "height width"]:
     """The class of each pixel of an image of any size."""
     asked = image
-    if trained.resized:
-        asked = image.resize((trained.image[1], trained.image[0]), Image.Resampling.BILINEAR)
-    height, width, _ = trained.result
+    if predictor.resized:
+        asked = image.resize((predictor.image[1], predictor.image[0]), Image.Resampling.BILINEAR)
+    height, width, _ = predictor.result
 
     def classes(tiles: np.ndarray) -> np.ndarray:
-        return trained.probabilities(tiles).argmax(axis=-1).astype(np.uint8)[..., None]
+        return predictor.probabilities(tiles).argmax(axis=-1).astype(np.uint8)[..., None]
 
     mask = over_tiles(
         classes,
         _pixels(asked),
-        tile=trained.tile,
+        tile=predictor.tile,
         result=(height, width),
         overlap=min(height, width) // 8,
         batch=1 if asked.width <= width and asked.height <= height else TILES,

@@ -45,7 +45,8 @@ class Table:
             to, or None for no comparison.
         paper: (arm, metric) -> the published figure and its source. It is shown, never used.
         seeds: how many seeds are planned; they are 0 … seeds - 1.
-        lines: None draws the arms below each other; arm -> (line, x) draws curves over x.
+        lines: None draws the arms below each other; arm -> (line, x) draws curves over x, which is
+            a number, or the metric whose mean it is.
         x_label: what x is.
         x_scale: scale of the x axis.
     """
@@ -57,7 +58,7 @@ class Table:
     baseline: str | Mapping[str, str] | None = None
     paper: Mapping[tuple[str, str], str] = field(default_factory=dict)
     seeds: int = 3
-    lines: Mapping[str, tuple[str, float]] | None = None
+    lines: Mapping[str, tuple[str, float | str]] | None = None
     x_label: str = ""
     x_scale: Literal["linear", "log"] = "linear"
 
@@ -101,6 +102,7 @@ class Report:
         if not table.metrics:
             raise ReportError(f"TABLE of {self.name} names no metric")
         named = {*table.lower_is_better, *(metric for _, metric in table.paper)}
+        named |= {x for _, x in (table.lines or {}).values() if isinstance(x, str)}
         if unknown := sorted(named - table.all_metrics().keys()):
             raise ReportError(
                 f"TABLE of {self.name} uses {unknown[0]!r}, which is not among its metrics: "

@@ -193,11 +193,12 @@ COMMANDS = [
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_documented_commands_name_what_is_there(page, command):
     _, verb, *rest = shlex.split(command)
-    assert verb in ("list", "run", "sweep", "report", "inspect", "predict")
+    verbs = ("list", "run", "sweep", "report", "inspect", "predict", "sample", "extractor")
+    assert verb in verbs
     positional = [word for word in rest if not word.startswith("-")]
     if not positional:
         return
-    if verb == "predict":  # the directory of a run, and images
+    if verb in ("predict", "sample", "extractor"):  # the directory of a run, and more
         _, *positional = Path(positional[0]).parts[:2]
     name, *overrides = positional
     module = catalogue.find(name)

@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from data.masks import IGNORE
 from train import palette
 from train.logging import read_lines
-from train.tasks.task import MaskPreview, Preview
+from train.tasks.task import MaskPreview, Panels, Picture
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -27,16 +27,29 @@ def save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure).print_png(path)
 
 
+# What a training curve shows, a panel for each that a run logs: its metrics, and whether on a
+# logarithmic scale.
+CURVES = (
+    (("loss", "nll"), True),
+    (("accuracy", "miou"), False),
+    (("rate", "distortion"), True),
+    (("perplexity",), False),
+)
+
+
 def training_curve(metrics: Path) -> Figure:
-    """Loss and accuracy against the step, from ``metrics.jsonl``."""
+    """Loss, and what else is worth a curve, against the step, from ``metrics.jsonl``."""
     lines = read_lines(metrics)
     names = sorted({name for line in lines for name in line})
-    figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
-    for axes, kinds in zip(
-        figure.subplots(1, 2), (("loss", "nll"), ("accuracy", "miou")), strict=True
-    ):
+    panels = [
+        (drawn, kinds, logarithmic)
+        for kinds, logarithmic in CURVES
+        if (drawn := [n for n in names if n.count("/") == 1 and n.rpartition("/")[2] in kinds])
+    ]
+    figure = Figure(figsize=(4.5 * max(len(panels), 1), 3.6), dpi=120, layout="constrained")
+    row = figure.subplots(1, max(len(panels), 1), squeeze=False)[0]
+    for axes, (drawn, kinds, logarithmic) in zip(row, panels, strict=False):
         colours = itertools.cycle(palette.LINES)
-        drawn = [n for n in names if n.count("/") == 1 and n.rpartition("/")[2] in kinds]
         for name in drawn:
             points = [(x["step"], x[name]) for x in lines if x.get(name) is not None]
             evaluated = not name.startswith("train/")
@@ -51,9 +64,8 @@ def training_curve(metrics: Path) -> Figure:
         axes.set_xlabel("step")
         axes.set_ylabel(" / ".join(kind for kind in kinds if any(n.endswith(kind) for n in drawn)))
         axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(frameon=False)
-        if kinds[0] == "loss":
+        axes.legend(frameon=False)
+        if logarithmic:
             axes.set_yscale("log")
     return figure
 
@@ -90,9 +102,11 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
     return figure
 
 
-def preview(picture: Preview | MaskPreview, class_names: Sequence[str], title: str) -> Figure:
+def preview(picture: Picture, class_names: Sequence[str], title: str) -> Figure:
     """What a task shows of a batch."""
     arrays: Any = jax.device_get(picture)
+    if isinstance(picture, Panels):
+        return panels(arrays.images, rows=picture.rows, columns=picture.columns, title=title)
     options: Any = {"predictions": arrays.predictions, "class_names": class_names, "title": title}
     if isinstance(picture, MaskPreview):
         return mask_grid(arrays.images, arrays.masks, **options)
@@ -133,6 +147,75 @@ def image_grid(
             caption += f" → {class_caption(predictions[index], class_names)}"
             colour = palette.RED
         axes.set_title(caption, fontsize=7, color=colour)
+    return figure
+
+
+def panels(
+    images: np.ndarray,
+    *,
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    title: str = "",
+) -> Figure:
+    """Images in rows, edge to edge but for a thin line between them.
+
+    Args:
+        images: [rows, columns, H, W, C] in [0, 1]; values outside are clipped.
+        rows: what stands to the left of each row, or nothing.
+        columns: what stands above each column, or nothing.
+        title: written above all.
+    """
+    page, (height, width) = tiled(images), images.shape[2:4]
+    across, down = images.shape[1], images.shape[0]
+    inch = 0.8 if across <= 12 else 9.6 / across
+    figure = Figure(
+        figsize=(inch * across + (1.2 if rows else 0.3), inch * down * height / width + 0.7),
+        dpi=110,
+        layout="constrained",
+    )
+    figure.suptitle(title)
+    axes = figure.subplots()
+    axes.imshow(page, interpolation="nearest")
+    axes.set_xticks([(width + 1) * (i + 0.5) for i in range(len(columns))], columns, fontsize=8)
+    axes.set_yticks([(height + 1) * (i + 0.5) for i in range(len(rows))], rows, fontsize=8)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def tiled(images: np.ndarray) -> np.ndarray:
+    """One image of many, a white line of a pixel around each.
+
+    Args:
+        images: [rows, columns, H, W, C] in [0, 1]; values outside are clipped.
+
+    Returns:
+        RGB in [0, 1].
+    """
+    rows, _, height, _, channels = images.shape
+    space = ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0))
+    page = np.pad(np.clip(images, 0, 1), space, constant_values=1.0)
+    page = page.transpose(0, 2, 1, 3, 4).reshape(rows * (height + 1), -1, channels)
+    return _rgb(np.pad(page, ((1, 0), (1, 0), (0, 0)), constant_values=1.0))
+
+
+def code_usage(counts: np.ndarray, title: str) -> Figure:
+    """How often each code of a codebook is used, the most used first.
+
+    Args:
+        counts: [codes] integers.
+        title: written above.
+    """
+    share = np.sort(counts)[::-1] / max(int(counts.sum()), 1)
+    figure = Figure(figsize=(6, 3), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.bar(np.arange(len(share)), share, width=1.0, color=palette.LINES[0])
+    axes.axhline(1 / len(share), color="0.5", linewidth=1, linestyle="--", label="all alike")
+    axes.set_xlabel(f"code ({np.count_nonzero(counts)} of {len(counts)} used)")
+    axes.set_ylabel("share of positions")
+    axes.set_title(title)
+    axes.legend(frameon=False)
     return figure
 
 

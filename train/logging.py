@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from metrics.state import Mean, Metric, compute_all, to_host
 from train.accounting import Work
+from train.tasks.task import Item
 
 
 class Writer(Protocol):
@@ -149,6 +150,10 @@ class Console:
         if evaluated:
             text = "  ".join(f"{name} {_short(value)}" for name, value in evaluated)
             self.say(f"step {step}: {text}")
+
+    def track(self, items: Iterable[Item], what: str) -> Iterable[Item]:
+        """The items, with a bar of their own for work after the last step."""
+        return tqdm(items, what, disable=not self._enabled, dynamic_ncols=True, leave=False)
 
     def close(self) -> None:
         """Leaves the finished bar on the screen."""

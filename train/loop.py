@@ -5,34 +5,37 @@ from __future__ import annotations
 import errno
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from data import pipeline
-from data.examples import Examples, fits_in_memory, labels, materialize
+from data.examples import Examples, fits_in_memory, labels, materialize, stack
 from data.selection import select
 from data.sources import open_source
 from metrics.classification import ConfusionMatrix
+from metrics.latent import CodeUsage
 from metrics.state import Metric, compute_all, to_host
 from train import figures
 from train.accounting import measured_work, median_rates
 from train.checkpoint import Checkpoints
 from train.durations import in_steps
-from train.experiment import Experiment
+from train.experiment import Data, Experiment
 from train.feed import Feed
 from train.logging import Console, JsonLines, MetricsLog, NonFiniteError, Writer, read_lines
 from train.profiling import Profiler, Steps
-from train.program import Program, build
+from train.program import Program, augmented, build, prepared
 from train.sharding import batch_sharding, batch_shards
 from train.startup import StartUp, record_speed
 from train.state import State
-from train.tasks.task import SettingError
+from train.tasks.task import Batch, Concluding, Item, SettingError
 
 # The disk is full, over quota or read-only; or the file is too large, or not ours.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES)
@@ -87,9 +90,10 @@ def fit(
     data, loop, length = experiment.data, experiment.loop, experiment.loop.steps_per_dispatch
     clock = StartUp(began)
     examples = open_training(experiment)
-    experiment.task.check(examples.class_names)
-    feed = Feed(examples, data.batch, experiment.seed, data.resident_megabytes)
     held_out = {name: _open_held_out(experiment, split) for name, split in data.eval_splits.items()}
+    sets = {"train": examples} | {name: source for name, (source, _) in held_out.items()}
+    experiment.task.check(examples.class_names, partial(_look, sets, data))
+    feed = Feed(examples, data.batch, experiment.seed, data.resident_megabytes)
     steps_per_epoch = Fraction(feed.examples, data.batch)
     described = feed.description() | {
         "class_names": list(examples.class_names),
@@ -155,8 +159,12 @@ def fit(
                 if stopping and step < program.steps:
                     return Result(False, step, {})
             checkpoints.wait()
+            if isinstance(experiment.task, Concluding):
+                log.write(step, _conclude(experiment.task, state, sets, console, stop))
             curve = figures.training_curve(directory / "metrics.jsonl")
             figures.save(curve, directory / "curve.png")
+        except _Stopped:
+            return Result(False, step, {})
         except NonFiniteError as error:
             checkpoints.wait()
             good = checkpoints.latest()
@@ -201,9 +209,7 @@ def evaluate(
     """
     shards = batch_shards(program.mesh)
     batch = -(-batch // shards) * shards
-    variables = {split: (state.params, state.mutable)}
-    if state.ema is not None:
-        variables[f"{split}_ema"] = (state.ema["params"], state.ema["mutable"])
+    variables = {split + average: values for average, values in _variables(state).items()}
     pending: dict[str, list[dict[str, Metric]]] = {name: [] for name in variables}
     sharding = batch_sharding(program.mesh)
     for index, host in enumerate(pipeline.eval_batches(examples, batch=batch)):
@@ -213,6 +219,55 @@ def evaluate(
             # Added up one batch late: the device is busy meanwhile, and holds no more than two.
             pending[name] = [_merged(pending[name]), states] if index else [states]
     return {name: _merged(states) for name, states in pending.items()}
+
+
+def _variables(state: State) -> dict[str, tuple[PyTree, PyTree]]:
+    """Parameters and mutable variables: the raw ones as "", their moving average as "_ema"."""
+    variables = {"": (state.params, state.mutable)}
+    if state.ema is not None:
+        variables["_ema"] = (state.ema["params"], state.ema["mutable"])
+    return variables
+
+
+class _Stopped(Exception):
+    """Raised where work after the last step is to stop; it begins anew when the run goes on."""
+
+
+def _conclude(
+    task: Concluding,
+    state: State,
+    sets: Mapping[str, Examples],
+    console: Console,
+    stop: Callable[[], bool],
+) -> dict[str, float]:
+    """What the task measures after the last step, as ``split/metric`` numbers."""
+
+    def track(items: Iterable[Item], what: str) -> Iterator[Item]:
+        for item in console.track(items, what):
+            if stop():
+                raise _Stopped
+            yield item
+
+    numbers = {}
+    for average, (params, mutable) in _variables(state).items():
+        for name, value in task.conclude(params, mutable, sets, track).items():
+            split, _, metric = name.partition("/")
+            numbers[f"{split}{average}/{metric}"] = value
+    return numbers
+
+
+def _look(sets: Mapping[str, Examples], data: Data) -> dict[str, Batch]:
+    """A few examples of each set as the model would see them."""
+    few: dict[str, Batch] = {
+        name: jax.device_put(stack(x.records, range(min(16, len(x.records)))))
+        for name, x in sets.items()
+    }
+    return {
+        name: augmented(jax.random.key(0), batch, data=data)
+        if name == "train"
+        else prepared(batch, data=data)
+        for name, batch in few.items()
+    }
 
 
 def _merged(states: list[dict[str, Metric]]) -> dict[str, Metric]:
@@ -241,20 +296,22 @@ def _draw(
     split: str,
     count: int,
 ) -> None:
-    """Writes the confusion matrix and the task's previews of the first images of a split."""
+    """Writes pictures of counts, and the task's previews of the first images of a split."""
+    title = f"{split}, step {int(state.step)}"
     for name, metric in evaluated[split].items():
         if isinstance(metric, ConfusionMatrix):
-            title = f"{split}, step {int(state.step)}"
-            figure = figures.confusion_matrix(
-                np.asarray(metric.counts), examples.class_names, title
-            )
-            figures.save(figure, directory / f"{name}_{split}.png")
+            counts = np.asarray(metric.counts)
+            figure = figures.confusion_matrix(counts, examples.class_names, title)
+        elif isinstance(metric, CodeUsage):
+            figure = figures.code_usage(np.asarray(metric.counts), title)
+        else:
+            continue
+        figures.save(figure, directory / f"{name}_{split}.png")
     if count == 0:
         return
     first = select(examples, np.arange(min(count, len(examples.records))))
     batch = jax.device_put(next(pipeline.eval_batches(first, batch=len(first.records))))
     for name, preview in program.preview(state.params, state.mutable, batch).items():
-        title = f"{split}, step {int(state.step)}"
         figure = figures.preview(preview, examples.class_names, title)
         figures.save(figure, directory / "previews" / f"{split}_{name}.png")
 

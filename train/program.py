@@ -27,7 +27,7 @@ from train.pmap import AXIS, make_pmap_dispatch
 from train.sharding import batch_sharding, check_batch, make_mesh, replicated, state_sharding
 from train.state import State
 from train.step import Metrics, init_state, make_dispatch, make_step
-from train.tasks.task import Batch, MaskPreview, Preview, SettingError
+from train.tasks.task import Batch, Picture, SettingError
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Program:
         flops: ``(store, items) -> FLOPs of one step``; see ``train.accounting.model_flops``.
         compile: ``(store, items) -> dispatch``; see ``train.step.make_dispatch``.
         evaluate: ``(params, mutable, batch, index of the batch) -> metric states``.
-        preview: ``(params, mutable, batch) -> {name: Preview}``.
+        preview: ``(params, mutable, batch) -> {name: Picture}``.
         steps: the length of the run.
     """
 
@@ -51,7 +51,7 @@ class Program:
     flops: Callable[[PyTree, PyTree], Counter[str]]
     compile: Callable[[PyTree, PyTree], Callable[..., tuple[State, Metrics]]]
     evaluate: Callable[[PyTree, PyTree, Batch, Any], Metrics]
-    preview: Callable[[PyTree, PyTree, Batch], Mapping[str, Preview | MaskPreview]]
+    preview: Callable[[PyTree, PyTree, Batch], Mapping[str, Picture]]
     steps: int
 
 
@@ -97,10 +97,6 @@ def build(
         raise SettingError(f"loop.duration={loop.duration!r} is less than one step")
     transform, schedule = experiment.optimizer.build(steps, steps_per_epoch)
 
-    def prepare_training(key: Key[Array, ""], batch: Batch) -> Batch:
-        batch = augment.apply(key, augment.scale(batch), data.augment)
-        return augment.normalize(batch, data.mean, data.std)
-
     prepare = partial(prepared, data=data)
 
     def init(key: Key[Array, ""]) -> State:
@@ -124,7 +120,7 @@ def build(
         task,
         transform,
         schedule,
-        prepare=prepare_training,
+        prepare=partial(augmented, data=data),
         freeze=experiment.optimizer.freeze,
         ema_decay=loop.ema_decay,
         accumulate=loop.accumulate,
@@ -168,9 +164,7 @@ def build(
         return task.evaluate(params, mutable, prepare(batch), key)
 
     @partial(jax.jit, compiler_options=options)
-    def preview(
-        params: PyTree, mutable: PyTree, batch: Batch
-    ) -> Mapping[str, Preview | MaskPreview]:
+    def preview(params: PyTree, mutable: PyTree, batch: Batch) -> Mapping[str, Picture]:
         pictures = task.preview(params, mutable, prepare(batch), jax.random.key(0))
         return {name: _unnormalized(p, data.mean, data.std) for name, p in pictures.items()}
 
@@ -184,6 +178,12 @@ def build(
         preview=preview,
         steps=steps,
     )
+
+
+def augmented(key: Key[Array, ""], batch: Batch, *, data: Data) -> Batch:
+    """A batch as a model sees it in training."""
+    batch = augment.apply(key, augment.scale(batch), data.augment)
+    return augment.normalize(batch, data.mean, data.std)
 
 
 def prepared(batch: Batch, *, data: Data) -> Batch:
@@ -247,10 +247,8 @@ def _check_found(optimizer: Optimizer, paths: list[str]) -> None:
             )
 
 
-def _unnormalized(
-    preview: Preview | MaskPreview, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Preview | MaskPreview:
-    return replace(preview, images=preview.images * jnp.asarray(std) + jnp.asarray(mean))
+def _unnormalized(picture: Picture, mean: tuple[float, ...], std: tuple[float, ...]) -> Picture:
+    return replace(picture, images=picture.images * jnp.asarray(std) + jnp.asarray(mean))
 
 
 def _constrain(batch: Any, mesh: Mesh, leading: int = 0) -> Any:

@@ -111,3 +111,16 @@ def state_sharding(state: PyTree, mesh: Mesh, min_shard_size: int) -> PyTree:
         lambda leaf: NamedSharding(mesh, fsdp_spec(leaf.shape, mesh.shape["fsdp"], min_shard_size)),
         state,
     )
+
+
+def beside(tree: PyTree, batch: PyTree) -> PyTree:
+    """Arrays of one batch, shared by the devices that a tree is on; as they are if it is on none.
+
+    They are whole on each device where these do not divide the batch.
+    """
+    shardings = (leaf.sharding for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
+    mesh = next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
+    if not isinstance(mesh, Mesh):
+        return batch
+    divides = all(len(x) % batch_shards(mesh) == 0 for x in jax.tree.leaves(batch))
+    return jax.device_put(batch, batch_sharding(mesh) if divides else replicated(mesh))

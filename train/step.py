@@ -84,12 +84,12 @@ def make_step(
         task = task.over_axis(axis_name)
 
     def gradients(
-        trained: PyTree, frozen: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+        trained: PyTree, frozen: PyTree, mutable: PyTree, batch: Batch, key: Array, taken: Array
     ) -> tuple[PyTree, Array, PyTree, Metrics]:
         """Gradients and what they count for in a mean with those of other images."""
 
         def loss(trained: PyTree):
-            value, aux = task.loss(join_frozen(trained, frozen), mutable, batch, key)
+            value, aux = task.loss(join_frozen(trained, frozen), mutable, batch, key, taken)
             weight = jnp.asarray(aux.weight, jnp.float32)
             if axis_name is not None:
                 # Before the gradient: batch norm takes it from each device's loss to all images.
@@ -101,7 +101,7 @@ def make_step(
         return grads, weight, aux.mutable, aux.metrics
 
     def accumulated(
-        trained: PyTree, frozen: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+        trained: PyTree, frozen: PyTree, mutable: PyTree, batch: Batch, key: Array, taken: Array
     ) -> tuple[PyTree, Array, PyTree, Metrics]:
         # Every accumulate-th image goes to one microbatch: then each device cuts up its own slice.
         micro = shard_microbatches(
@@ -112,7 +112,7 @@ def make_step(
             total, count, mutable = carry
             batch, index = item
             grads, weight, mutable, metrics = gradients(
-                trained, frozen, mutable, batch, jax.random.fold_in(key, index)
+                trained, frozen, mutable, batch, jax.random.fold_in(key, index), taken
             )
             total = jax.tree.map(lambda t, g: t + weight.astype(g.dtype) * g, total, grads)
             return (total, count + weight, mutable), metrics
@@ -132,7 +132,7 @@ def make_step(
         trained, frozen = split_frozen(state.params, freeze)
         compute = gradients if accumulate == 1 else accumulated
         grads, _, mutable, metrics = compute(
-            trained, frozen, state.mutable, batch, stream(key, state.step, "loss")
+            trained, frozen, state.mutable, batch, stream(key, state.step, "loss"), state.step
         )
         if axis_name is not None:
             grads = jax.lax.pmean(grads, axis_name)

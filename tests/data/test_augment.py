@@ -174,6 +174,7 @@ PIPELINE = (
     partial(augment.color_jitter, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
     rand_augment,
     partial(augment.cutout, size=4),
+    partial(augment.gaussian_noise, std=0.1),
     partial(augment.cutmix, alpha=1.0, num_classes=5, per_example=True),
 )
 
@@ -257,6 +258,7 @@ BAD = [
     (partial(augment.color_jitter, contrast=-0.1), "contrast=-0.1"),
     (partial(augment.color_jitter, hue=0.6), "hue"),
     (partial(augment.cutout, size=0), "size"),
+    (partial(augment.gaussian_noise, std=-0.1), "negative"),
     (partial(augment.cutout, size=13), "size"),
     (partial(augment.mixup, alpha=0.0, num_classes=5), "alpha"),
     (partial(augment.mixup, alpha=1.0), "num_classes"),
@@ -277,3 +279,9 @@ def test_unscaled_images_and_labels_of_another_width_are_refused(batch, key):
         geometry.random_flip(key, {"image": jnp.zeros((2, 4, 4, 3), jnp.uint8)})
     with pytest.raises(ValueError, match="num_classes=5"):
         augment.mixup(key, {**batch, "label": jnp.zeros((8, 4))}, alpha=1.0, num_classes=5)
+
+
+def test_noise_is_normal_and_of_the_deviation_asked_for():
+    batch = {"image": jnp.full((64, 12, 12, 3), 0.5)}
+    noise = np.asarray(run(augment.gaussian_noise, batch, std=0.2)["image"]) - 0.5
+    assert stats.kstest(noise.ravel(), "norm", args=(0, 0.2)).pvalue > 1e-3

@@ -1,6 +1,7 @@
 """Overrides reach every field, and nothing else; a resolved tree is JSON, its hash the run's id."""
 
 import dataclasses
+import inspect
 import json
 import os
 import subprocess
@@ -29,6 +30,7 @@ from experiments.config import (
     resolve,
 )
 from losses.classification import cross_entropy_loss, focal_loss
+from losses.likelihoods import Bernoulli, Gaussian
 from models.classification.lenet import LeNet5
 from models.classification.resnet import BottleneckBlock, ResNet18Cifar, cifar_resnet
 from models.layers import batch_norm
@@ -83,7 +85,8 @@ def value_at(tree: Any, path: str) -> Any:
         elif isinstance(tree, tuple):
             tree = tree[int(name)]
         elif isinstance(tree, partial):
-            tree = tree.keywords.get(name, (tree.func.__kwdefaults__ or {}).get(name))
+            default = inspect.signature(tree.func).parameters[name].default
+            tree = tree.keywords.get(name, default)
         elif dataclasses.is_dataclass(tree):
             tree = getattr(tree, name)
         else:
@@ -444,6 +447,9 @@ def different(value: Any) -> list[Any]:
                 ("valid", "same"),
                 ("transposed", "resize"),
                 ("projection", "identity-pad"),
+                ("elbo", "importance"),
+                ("reparameterized", "doubly_reparameterized"),
+                ("ema", "gradient"),
             )
             other = {**dict(pairs), **{b: a for a, b in pairs}}
             return [other.get(value, value + "x")]
@@ -453,6 +459,8 @@ def different(value: Any) -> list[Any]:
             return [("x",), (1,), (("x", 0.5),), (("x", (1,)),), (another,)]
         case type():
             return [jnp.bfloat16, BottleneckBlock]
+        case Bernoulli():
+            return [Gaussian()]
         case _ if callable(value):
             return [another]
     return []
@@ -520,7 +528,8 @@ def test_a_tree_is_rebuilt_from_what_it_resolves_to(name):
         experiment = override(module.config(), arm.overrides)
         again = rebuild(json.loads(json.dumps(resolve(experiment))))
         assert type(again) is Experiment
-        assert again.task.model == experiment.task.model  # pyright: ignore
+        assert type(again.task) is type(experiment.task)
+        assert repr(again.task.model) == repr(experiment.task.model)  # partials are never ==
         assert resolve(again) == resolve(experiment)
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from experiments import report as report_module
+from experiments.figure import draw
 from experiments.report import check, derive, readme_is_current, readme_table, update_readme, write
 from experiments.rows import Row, read_rows
 from experiments.table import Report, ReportError, Table
@@ -181,6 +182,29 @@ def test_each_point_of_a_curve_has_its_own_baseline(tmp_path):
     assert check(report, tmp_path) == []
 
 
+def test_a_curve_may_run_over_a_metric(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    arms = ("low", "high", "absent")
+    table = Table(
+        title="Rate and distortion",
+        metrics={"distortion": ".1f", "rate": ".1%"},
+        lines=dict.fromkeys(arms, ("vae", "rate")),
+        seeds=2,
+    )
+    values = {
+        "distortion": {"low": {0: 9.0, 1: 7.0}, "high": {0: 3.0, 1: 3.0}, "absent": {}},
+        "rate": {"low": {0: 0.1, 1: 0.3}, "high": {0: 0.5, 1: 0.5}, "absent": {}},
+    }
+    report = Report(name="curves", claim="What does rate buy?", arms=arms, table=table)
+    draw(tmp_path / "curves.png", report, values, arms, "")
+    (axes,) = drawn[0].axes  # none for the rate over itself
+    points = np.array(axes.lines[0].get_xydata())
+    np.testing.assert_allclose(points, [[0.2, 8.0], [0.5, 3.0]])
+
+
 def test_jsonl_keeps_every_row_and_digit(rows, tmp_path):
     exact = row("focal-5", 0, metrics={"test/nll": 0.1 + 0.2, "test/accuracy": 1 / 3})
     write([exact, *reversed(rows)], FOCAL, tmp_path)
@@ -288,6 +312,7 @@ def test_no_raw_data_names_the_command(tmp_path):
         ({"paper": {("focal-1", "test/f1"): "1"}}, "'test/f1', which is not among its metrics"),
         ({"lower_is_better": ("nll",)}, "'nll', which is not among its metrics"),
         ({"lines": {"focal-1": ("focal", 1)}}, "no line and x for the arm 'cross-entropy'"),
+        ({"lines": {"focal-1": ("focal", "rate")}}, "'rate', which is not among its metrics"),
     ],
 )
 def test_a_table_must_fit_its_sweep(changes, message):

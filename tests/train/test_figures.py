@@ -1,11 +1,11 @@
-"""Pictures of masks: what is tinted, what is marked, and the legend that says so."""
+"""Pictures of masks, of images in rows, and curves: what is shown, and what says so."""
 
 import numpy as np
 from matplotlib.colors import to_rgb
 
 from data.masks import IGNORE
 from train import figures, palette
-from train.tasks.task import MaskPreview, Preview
+from train.tasks.task import MaskPreview, Panels, Preview
 
 
 def test_each_class_has_a_colour_of_its_own_and_what_is_ignored_is_white():
@@ -63,3 +63,38 @@ def test_classes_above_images_as_before():
     shown = Preview(images, np.array([0, 1]), np.array([0, 0]))  # pyright: ignore
     figure = figures.preview(shown, ("cat", "dog"), "title")
     assert [axes.get_title() for axes in figure.axes[:2]] == ["cat", "dog → cat"]
+
+
+def test_panels_stand_edge_to_edge_with_their_titles():
+    images = np.random.default_rng(0).random((2, 3, 4, 5, 1))
+    page = figures.tiled(images)
+    assert page.shape == (2 * 5 + 1, 3 * 6 + 1, 3)
+    for row, column in np.ndindex(2, 3):
+        top, left = 1 + 5 * row, 1 + 6 * column
+        tile = page[top : top + 4, left : left + 5]
+        np.testing.assert_array_equal(tile, np.repeat(images[row, column], 3, axis=-1))
+    np.testing.assert_array_equal(page[::5], 1)
+    shown = Panels(images, rows=("image", "code"), columns=("a", "b", "c"))  # pyright: ignore
+    (axes,) = figures.preview(shown, (), "title").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["image", "code"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
+
+
+def test_codes_are_drawn_by_how_often_they_are_used():
+    (axes,) = figures.code_usage(np.array([1, 0, 3, 0]), "title").axes
+    np.testing.assert_allclose([bar.get_height() for bar in axes.patches], [0.75, 0.25, 0, 0])
+    assert axes.get_xlabel() == "code (2 of 4 used)"
+
+
+def test_a_curve_has_a_panel_for_what_a_run_logs(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 1, "train/loss": 2.0}\n{"step": 2, "train/loss": 1.0}\n')
+    assert [axes.get_ylabel() for axes in figures.training_curve(log).axes] == ["loss"]
+    with log.open("a") as file:
+        file.write('{"step": 2, "test/rate": 3.0, "test/distortion": 4.0, "test/iou/0": 1.0}\n')
+    loss, bound = figures.training_curve(log).axes
+    assert [text.get_text() for text in bound.get_legend().get_texts()] == [
+        "test/distortion",
+        "test/rate",
+    ]
+    assert loss.get_yscale() == "log"

@@ -41,7 +41,7 @@ def first_step(name: str) -> dict[str, list[float] | float]:
     params["head"]["kernel"] = 0.1 * jax.random.normal(key, params["head"]["kernel"].shape)
 
     def loss(params):
-        return task.loss(params, variables, batch, key)
+        return task.loss(params, variables, batch, key, 0)
 
     (value, _), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     norms = {

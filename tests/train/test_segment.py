@@ -102,7 +102,7 @@ def training_logits(params, mutable, batch):
 
 def test_a_loss_of_pixels_is_averaged_over_those_that_count(batch, trained):
     task = Segment(TinySegmenter(auxiliary=True), auxiliary_weight=0.25)
-    total, aux = task.loss(*trained, without_weights(batch), jax.random.key(0))
+    total, aux = task.loss(*trained, without_weights(batch), jax.random.key(0), 0)
     counted = np.asarray(batch["mask"]) != IGNORE
     means = []
     for logits in training_logits(*trained, batch):
@@ -123,18 +123,18 @@ def test_weights_multiply_pixels_and_leave_the_count(batch, trained):
     counted = batch["mask"] != IGNORE
     logits, _ = training_logits(*trained, batch)
     losses = cross_entropy_loss(logits, jnp.where(counted, batch["mask"], 0), where=counted)
-    total, _ = task.loss(*trained, batch, jax.random.key(0))
+    total, _ = task.loss(*trained, batch, jax.random.key(0), 0)
     expected = jnp.sum(losses * batch["weight"]) / jnp.sum(counted)
     assert float(total) == pytest.approx(float(expected), rel=1e-5)
     with pytest.raises(ValueError, match="need a loss of pixels"):
-        replace(task, loss_function=dice_loss).loss(*trained, batch, jax.random.key(0))
+        replace(task, loss_function=dice_loss).loss(*trained, batch, jax.random.key(0), 0)
 
 
 def test_a_loss_of_images_is_averaged_over_images_with_any_pixel(batch, trained):
     void = batch["mask"].at[2].set(IGNORE)
     task = Segment(TinySegmenter(auxiliary=True), loss_function=dice_loss, auxiliary_weight=0.0)
     whole = {**without_weights(batch), "mask": void}
-    total, aux = task.loss(*trained, whole, jax.random.key(0))
+    total, aux = task.loss(*trained, whole, jax.random.key(0), 0)
     logits, _ = training_logits(*trained, batch)
     kept = np.array([0, 1, 3, 4, 5])
     labels = jnp.where(void == IGNORE, 0, void)
@@ -148,7 +148,7 @@ def test_a_batch_without_any_label_has_no_loss_and_no_gradient(batch, trained):
     params, mutable = trained
     for loss in (cross_entropy_loss, dice_loss):
         task = Segment(TinySegmenter(auxiliary=True), loss_function=loss)
-        grads, aux = jax.grad(task.loss, has_aux=True)(params, mutable, void, jax.random.key(0))
+        grads, aux = jax.grad(task.loss, has_aux=True)(params, mutable, void, jax.random.key(0), 0)
         assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
         loss_metric = aux.metrics["loss"]
         assert (loss_metric.total, loss_metric.count) == (0, 0)  # beside others, it is not there
@@ -176,7 +176,7 @@ def test_without_padding_the_labels_are_those_of_the_centre(batch):
     task = Segment(TinySegmenter(padding="VALID"), margin=2)
     variables = task.init(jax.random.key(0), batch)
     state = variables.pop("params"), variables
-    _, aux = task.loss(*state, without_weights(batch), jax.random.key(0))
+    _, aux = task.loss(*state, without_weights(batch), jax.random.key(0), 0)
     assert float(aux.weight) == (batch["mask"][:, 2:-2, 2:-2] != IGNORE).sum()
     preview = task.preview(*state, batch, jax.random.key(0))["predictions"]
     assert preview.images.shape == (6, 4, 4, 1)
@@ -187,10 +187,10 @@ def test_without_padding_the_labels_are_those_of_the_centre(batch):
 def test_one_logit_is_that_of_class_one_against_class_zero(batch):
     binary = {**without_weights(batch), "mask": jnp.minimum(batch["mask"], 1)}
     task = Segment(TinySegmenter(num_classes=1), loss_function=lovasz_hinge_loss)
-    task.check(("background", "foreground"))
+    task.check(("background", "foreground"), dict)
     variables = task.init(jax.random.key(0), binary)
     state = variables.pop("params"), variables
-    loss, aux = task.loss(*state, binary, jax.random.key(0))
+    loss, aux = task.loss(*state, binary, jax.random.key(0), 0)
     assert jnp.isfinite(loss)
     assert loss > 0
     single, _ = task.model.apply(
@@ -206,7 +206,7 @@ def test_one_logit_is_that_of_class_one_against_class_zero(batch):
     right = (np.asarray(single)[:5] > 0) == np.asarray(binary["mask"])[:5]
     assert metrics["accuracy"] == pytest.approx(right[counted].mean(), rel=1e-6)
     with pytest.raises(SettingError, match="num_classes=3"):
-        task.check(tuple("abc"))
+        task.check(tuple("abc"), dict)
 
 
 def test_logits_of_another_size_than_said_are_refused(batch):
@@ -215,7 +215,7 @@ def test_logits_of_another_size_than_said_are_refused(batch):
         variables = task.init(jax.random.key(0), batch)
         state = variables.pop("params"), variables
         with pytest.raises(ValueError, match=r"for masks of 8x8: .*task\.margin"):
-            task.loss(*state, without_weights(batch), jax.random.key(0))
+            task.loss(*state, without_weights(batch), jax.random.key(0), 0)
 
 
 def test_with_its_margin_mirrored_a_valid_network_labels_the_whole_image(batch):
@@ -262,9 +262,9 @@ def test_it_learns_to_tell_three_levels_of_grey():
 def test_what_does_not_fit_is_one_line():
     task = Segment(TinySegmenter(), rand=True)
     with pytest.raises(SettingError, match=r"task\.model\.num_classes=2"):
-        task.check(("membrane", "cell"))
+        task.check(("membrane", "cell"), dict)
     with pytest.raises(SettingError, match=r"task\.rand=False"):
-        task.check(tuple("abc"))
+        task.check(tuple("abc"), dict)
     tiny = make_tiny()
     with pytest.raises(SettingError, match=r"needs a mask .* only image, label: .*masks:PATH"):
         lay_out(replace(tiny, task=Segment(TinySegmenter())))

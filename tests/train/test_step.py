@@ -192,7 +192,7 @@ def test_l2_is_a_named_term_of_the_loss(tiny_one_device: Experiment):
     experiment = replace(tiny_one_device, task=task)
     state = lay_out(experiment)[1].init()
     batch = {"image": jnp.ones((4, 8, 8, 1)), "label": jnp.arange(4)}
-    loss, aux = task.loss(state.params, state.mutable, batch, state.key)
+    loss, aux = task.loss(state.params, state.mutable, batch, state.key, 0)
     means = {name: float(m.total / m.count) for name, m in aux.metrics.items()}
     squares = sum(
         float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(state.params) if leaf.ndim > 1

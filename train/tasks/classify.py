@@ -8,7 +8,7 @@ from typing import cast
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from losses.classification import cross_entropy_loss
 from losses.regularization import l2_loss
@@ -20,7 +20,15 @@ from metrics.classification import (
     top_k_accuracy,
 )
 from metrics.state import Mean, Metric
-from train.tasks.task import Aux, Batch, Preview, averaging_over, check_outputs, require_entry
+from train.tasks.task import (
+    Aux,
+    Batch,
+    Look,
+    Preview,
+    averaging_over,
+    check_outputs,
+    require_entry,
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Classify:
     l2: float = 0.0
     groups: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
-    def check(self, class_names: Sequence[str]) -> None:
+    def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError unless the model has one output a class."""
         check_outputs(self.model, class_names)
 
@@ -54,7 +62,12 @@ class Classify:
         return self.model.init(key, batch["image"], train=False)
 
     def loss(
-        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        batch: Batch,
+        key: Key[Array, ""],
+        step: Int[Array, ""] | int,
     ) -> tuple[Float[Array, ""], Aux]:
         """Mean loss over the batch, plus the L2 term if there is one."""
         logits, mutable = self.model.apply(

@@ -20,6 +20,7 @@ from ops.image import centre_crop
 from train.tasks.task import (
     Aux,
     Batch,
+    Look,
     MaskPreview,
     SettingError,
     averaging_over,
@@ -59,7 +60,7 @@ class Segment:
     boundary_tolerance: float | None = None
     rand: bool = False
 
-    def check(self, class_names: Sequence[str]) -> None:
+    def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError unless the model has one output a class, or one for two classes."""
         if len(class_names) != 2 or getattr(self.model, "num_classes", None) != 1:
             check_outputs(self.model, class_names)
@@ -80,7 +81,12 @@ class Segment:
         return {name: value for name, value in variables.items() if name != AUXILIARY}
 
     def loss(
-        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        batch: Batch,
+        key: Key[Array, ""],
+        step: Int[Array, ""] | int,
     ) -> tuple[Float[Array, ""], Aux]:
         """The mean over what counts, plus that of an auxiliary head; ``weight`` multiplies pixels.
 

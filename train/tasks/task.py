@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import flax.linen as nn
 import flax.struct
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from data.augment import Batch
+from data.examples import Examples
+from losses.likelihoods import Likelihood
 from metrics.state import Metric
 
 Model = TypeVar("Model", bound=nn.Module)
+Item = TypeVar("Item")
 
 
 @flax.struct.dataclass
@@ -64,6 +67,27 @@ class MaskPreview:
     predictions: Int[Array, "n height width"]
 
 
+@flax.struct.dataclass
+class Panels:
+    """Images in rows that belong together, such as originals and reconstructions.
+
+    Attributes:
+        images: [rows, columns, H, W, C] in [0, 1].
+        rows: what each row shows; empty where there is nothing to say.
+        columns: what each column shows, or empty.
+    """
+
+    images: Float[Array, "rows columns height width channels"]
+    rows: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
+    columns: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
+
+
+Picture = Preview | MaskPreview | Panels
+
+Look = Callable[[], Mapping[str, Batch]]
+"""Gives a few examples of each split as the model would see them, ``"train"`` augmented."""
+
+
 class SettingError(ValueError):
     """Settings of a run that do not fit one another."""
 
@@ -75,6 +99,17 @@ def check_outputs(model: nn.Module, class_names: Sequence[str]) -> None:
         raise SettingError(
             f"task.model.num_classes is {outputs}, the data have {len(class_names)} classes: "
             f"set task.model.num_classes={len(class_names)}"
+        )
+
+
+def check_decoder(model: nn.Module, likelihood: Likelihood, batch: Batch) -> None:
+    """Raises SettingError unless a decoder puts out as much for a pixel as the likelihood takes."""
+    wanted = likelihood.outputs(batch["image"].shape[-1])
+    outputs = getattr(model, "outputs", wanted)
+    if outputs != wanted:
+        raise SettingError(
+            f"task.model.outputs is {outputs}, {likelihood} takes {wanted} for each pixel of these "
+            f"images: set task.model.outputs={wanted}"
         )
 
 
@@ -97,8 +132,12 @@ def averaging_over(model: Model, axis_name: str) -> Model:
 class Task(Protocol):
     """How a model, a loss and metrics become a step. Implementations are frozen dataclasses."""
 
-    def check(self, class_names: Sequence[str]) -> None:
-        """Compares the task to the classes of the data before anything runs.
+    def check(self, class_names: Sequence[str], look: Look) -> None:
+        """Compares the task to the data before anything runs.
+
+        Args:
+            class_names: of the data; empty where they have no classes.
+            look: at the data themselves, which takes a moment.
 
         Raises:
             SettingError: if they do not fit; names the field to change.
@@ -110,9 +149,17 @@ class Task(Protocol):
         ...
 
     def loss(
-        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        batch: Batch,
+        key: Key[Array, ""],
+        step: Int[Array, ""] | int,
     ) -> tuple[Float[Array, ""], Aux]:
-        """The scalar to descend, the mean over the batch, and what else the step must know."""
+        """The scalar to descend, the mean over the batch, and what else the step must know.
+
+        ``step`` counts the steps that were taken before, for weights that change as training goes.
+        """
         ...
 
     def evaluate(
@@ -123,10 +170,75 @@ class Task(Protocol):
 
     def preview(
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
-    ) -> Mapping[str, Preview | MaskPreview]:
+    ) -> Mapping[str, Picture]:
         """Pictures of what the model does with a batch."""
         ...
 
     def over_axis(self, axis_name: str) -> Any:
         """The same task for pmap: batch statistics are averaged over the named axis."""
+        ...
+
+
+class Track(Protocol):
+    """Shows how far work has come that is done piece by piece."""
+
+    def __call__(self, items: Iterable[Item], what: str) -> Iterable[Item]:
+        """The items themselves; ``what`` says what is done with them."""
+        ...
+
+
+@runtime_checkable
+class Concluding(Protocol):
+    """A task that measures more once training has ended, too dear to do on the way."""
+
+    def conclude(
+        self, params: PyTree, mutable: PyTree, sets: Mapping[str, Examples], track: Track
+    ) -> Mapping[str, float]:
+        """Numbers by ``split/metric``.
+
+        Args:
+            params: after the last step.
+            mutable: after the last step.
+            sets: the training set as ``"train"`` and those that are evaluated, by name.
+            track: for work that takes a while.
+        """
+        ...
+
+
+Final = Callable[[Any, PyTree, PyTree, Mapping[str, Examples], Track], Mapping[str, float]]
+"""``(task, params, mutable, sets, track) -> {"split/metric": number}``; ``train.final_metrics``."""
+
+
+def concluded(
+    task: Any,
+    finals: Sequence[Final],
+    params: PyTree,
+    mutable: PyTree,
+    sets: Mapping[str, Examples],
+    track: Track,
+) -> dict[str, float]:
+    """What several measurements give together."""
+    numbers: dict[str, float] = {}
+    for final in finals:
+        numbers |= final(task, params, mutable, sets, track)
+    return numbers
+
+
+@runtime_checkable
+class Generative(Protocol):
+    """A task whose model makes images."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes that can be asked for; None if there is nothing to ask for."""
+        ...
+
+    def sample(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        keys: Key[Array, " n"],
+        labels: Int[Array, " n"] | None,
+    ) -> Float[Array, "n height width channels"]:
+        """Images in [0, 1], each from its own key alone; ``labels`` if ``num_classes`` is set."""
         ...

@@ -1,0 +1,1 @@
+"""Experiments with models that make images."""

@@ -1,0 +1,59 @@
+"""How do beta and the size of the latent trade a VAE's rate against its distortion?
+
+Higgins et al., 2017, "beta-VAE"; Alemi et al., 2018, arXiv:1711.00464, Fig. 1: rate (nats that the
+latents carry) and distortion (nats that it takes to say the image, given them) lie on a curve that
+beta runs along: a lower beta buys less distortion by a higher rate. Only at beta = 1 is their sum
+the bound that training descends.
+
+Small: 6,000 steps of 100 images (10 passes).
+
+    opsin sweep mnist_vae_beta
+    opsin report mnist_vae_beta
+"""
+
+from collections.abc import Iterator
+
+from experiments.config import Arm, override
+from experiments.generation import mnist_vae
+from experiments.table import Table
+from train.experiment import Experiment
+
+BETAS = (0.25, 0.5, 1.0, 2.0, 4.0)
+LATENTS = (2, 10, 50)
+
+SMOKE = mnist_vae.SMOKE | {"task.final": ()}
+
+TABLE = Table(
+    title="Rate and distortion of VAEs on binarised MNIST, 6,000 steps",
+    metrics={
+        "test/distortion": ".2f",
+        "test/rate": ".2f",
+        "test/elbo": ".2f",
+        "test/active_units": ".1f",
+    },
+    lower_is_better=("test/distortion", "test/rate"),
+    baseline={f"{d}-{beta:g}": f"{d}-1" for d in LATENTS for beta in BETAS if beta != 1},
+    seeds=3,
+    lines={f"{d}-{b:g}": (f"{d} latents", "test/rate") for d in LATENTS for b in BETAS},
+    x_label="test/rate (nats), by beta",
+)
+
+
+def config() -> Experiment:
+    """Beta 1, ten latents."""
+    changes = {
+        "task.final": (),
+        "task.model.latents": (10,),
+        "loop.duration": "6000 steps",
+        "loop.evaluate_every": "6000 steps",
+        "loop.checkpoint_every": "3000 steps",
+    }
+    return override(mnist_vae.config(), changes)
+
+
+def sweep() -> Iterator[Arm]:
+    """Every size of the latent with every beta."""
+    for latents in LATENTS:
+        for beta in BETAS:
+            changes = {"task.model.latents": (latents,), "task.beta": beta}
+            yield Arm(f"{latents}-{beta:g}", changes)

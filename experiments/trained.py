@@ -1,0 +1,93 @@
+"""A finished run, opened again from its directory alone: its data set is not needed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+from experiments.config import ConfigError, rebuild, resolve
+from experiments.runs import RunError
+from train.checkpoint import Checkpoints
+from train.experiment import Experiment
+from train.program import build
+from train.sharding import Parallel
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run knows.
+
+    Attributes:
+        directory: of the run.
+        experiment: rebuilt from its ``config.json``.
+        step: of its newest checkpoint.
+        params: on the host; their moving average if there is one.
+        mutable: the other variables of the model, likewise.
+        image: height, width and channels of the training images.
+        class_names: of its data, maybe none.
+        resized: whether the training images were brought to their size, from whatever they had.
+    """
+
+    directory: Path
+    experiment: Experiment
+    step: int
+    params: PyTree
+    mutable: PyTree
+    image: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    resized: bool
+
+
+def open_run(run: Path) -> Trained:
+    """Opens the newest checkpoint of a run's directory.
+
+    Raises:
+        RunError: if this is no run, or this code would not make it.
+        CheckpointError: if it has no checkpoint that can be read.
+    """
+    try:
+        saved = json.loads((run / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{run} is no directory of a run (config.json: {error}): give runs/NAME/ID, which "
+            "`opsin run` prints last"
+        ) from error
+    other = f"{run} was trained by other code"
+    try:
+        experiment = rebuild(saved)
+    except ConfigError as error:
+        raise RunError(f"{other}: {error}; check out the commit in its env.json") from error
+    if resolve(experiment) != saved:
+        raise RunError(f"{other}: its config has other fields; check out the commit in env.json")
+    with Checkpoints(run / "checkpoints", create=False) as checkpoints:
+        metadata = checkpoints.metadata()
+        if "data" not in metadata:
+            raise RunError(f"{run} did not keep what its data were like: train it again")
+        described = metadata["data"]
+        batch = {
+            name: jax.ShapeDtypeStruct((experiment.data.batch, *shape), dtype)
+            for name, (shape, dtype) in described["arrays"].items()
+        }
+        epoch = Fraction(described["examples"], experiment.data.batch)
+        # On one device: what is asked of a finished run is not worth sharing.
+        alone = replace(experiment, parallel=Parallel(data=1))
+        program = build(alone, batch, epoch, lambda store, item: item)
+        state, _ = checkpoints.restore(program.state, saved)
+    variables: Any = state.ema or {"params": state.params, "mutable": state.mutable}
+    variables = jax.device_get(variables)
+    return Trained(
+        directory=run,
+        experiment=experiment,
+        step=int(state.step),
+        params=variables["params"],
+        mutable=variables["mutable"],
+        image=tuple(described["arrays"]["image"][0]),
+        class_names=tuple(described["class_names"]),
+        resized=described["resized"],
+    )

@@ -1,0 +1,1 @@
+"""Networks that make images: autoencoders and what is built on them."""

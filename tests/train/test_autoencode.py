@@ -1,0 +1,138 @@
+"""Autoencoders with plain and with quantised codes, as tasks."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data.augment import gaussian_noise
+from data.sources import digits, synthetic
+from experiments.config import override
+from losses.likelihoods import Bernoulli, Gaussian
+from metrics.state import compute_all
+from models.generative.autoencoder import Autoencoder, DenseDecoder, DenseEncoder
+from models.generative.vqvae import VQVAE
+from tests.train.test_step import assert_same_run, run
+from train.experiment import Data, Experiment, Loop
+from train.loop import fit
+from train.optim import Optimizer, adamw
+from train.tasks.autoencode import Autoencode
+from train.tasks.quantize import Quantize
+from train.tasks.task import Generative, SettingError
+
+IMAGE = (8, 8, 1)
+MODEL = Autoencoder(
+    image=IMAGE,
+    latent=4,
+    encoder=partial(DenseEncoder, widths=(16,)),
+    decoder=partial(DenseDecoder, widths=(16,)),
+)
+VQ = VQVAE(outputs=1, width=8, residual_layers=1, residual_width=4, code_size=4, num_codes=16)
+
+
+def experiment(task: Any) -> Experiment:
+    return Experiment(
+        task=task,
+        data=Data(source=partial(synthetic, n=40, size=8, channels=1), batch=16, eval_batch=16),
+        optimizer=Optimizer(method=adamw, learning_rate=1e-2, weight_decay=0.0),
+        loop=Loop(duration="6 steps", evaluate_every="6 steps", checkpoint_every="6 steps"),
+    )
+
+
+def batch_of(n: int = 6) -> dict[str, Any]:
+    image = np.random.default_rng(0).random((n, *IMAGE), np.float32)
+    return {"image": jnp.asarray(image), "valid": jnp.arange(n) < n - 1}
+
+
+def blank(key: Any, batch: Any) -> Any:
+    """Hides every image."""
+    return batch | {"image": jnp.zeros_like(batch["image"])}
+
+
+def test_the_loss_is_of_the_clean_image():
+    task = Autoencode(model=MODEL)
+    params = task.init(jax.random.key(0), batch_of())["params"]
+    key = jax.random.key(1)
+    value, _ = task.loss(params, {}, batch_of(), key, 0)
+    outputs = MODEL.apply({"params": params}, batch_of()["image"])
+    squares = np.sum(np.square(outputs - batch_of()["image"]), axis=(1, 2, 3))
+    expected = np.mean(0.5 * squares) + 32 * np.log(2 * np.pi)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    hidden, _ = replace(task, corrupt=blank).loss(params, {}, batch_of(), key, 0)
+    outputs = MODEL.apply({"params": params}, jnp.zeros((6, *IMAGE)))
+    squares = np.sum(np.square(outputs - batch_of()["image"]), axis=(1, 2, 3))
+    np.testing.assert_allclose(hidden, np.mean(0.5 * squares) + 32 * np.log(2 * np.pi), rtol=1e-6)
+
+
+def test_evaluation_is_of_the_valid_images():
+    task = Autoencode(model=MODEL, likelihood=Bernoulli())
+    params = task.init(jax.random.key(0), batch_of())["params"]
+    found = compute_all(task.evaluate(params, {}, batch_of(), jax.random.key(0)))
+    image = np.asarray(batch_of()["image"])[:5]
+    shown = jax.nn.sigmoid(MODEL.apply({"params": params}, image))  # pyright: ignore
+    np.testing.assert_allclose(found["mse"], np.mean(np.square(shown - image)), rtol=1e-5)
+
+
+def test_a_denoising_autoencoder_learns_and_draws(tmp_path):
+    task = Autoencode(model=MODEL, corrupt=partial(gaussian_noise, std=0.1))
+    changes = {"loop.duration": "300 steps", "data.source": digits, "parallel.data": 1}
+    result = fit(override(experiment(task), changes), tmp_path, config={}, progress=False)
+    assert result.metrics["test/mse"] < 0.06  # the mean of the set leaves 0.073
+    drawn = {path.stem for path in (tmp_path / "previews").glob("*.png")}
+    assert drawn == {f"test_{x}" for x in ("reconstructions", "interpolation", "arithmetic")}
+    assert not isinstance(task, Generative)
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_the_codebook_learns_in_its_own_way(update):
+    task = Quantize(model=VQ.clone(update=update), commitment=0.5, variance=0.1)
+    variables = task.init(jax.random.key(0), batch_of())
+    params, mutable = variables["params"], {n: v for n, v in variables.items() if n != "params"}
+    value, aux = task.loss(params, mutable, batch_of(), jax.random.key(0), 0)
+    terms = compute_all(aux.metrics)
+    learns = terms.get("codebook", 0.0)
+    assert ("codebook" in terms) == (update == "gradient")
+    expected = terms["reconstruction"] + 0.5 * terms["commitment"] + learns
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    output: Any = task.model.apply(variables, batch_of()["image"])
+    squares = np.square(np.asarray(output.outputs) - np.asarray(batch_of()["image"]))
+    np.testing.assert_allclose(terms["reconstruction"], squares.mean() / 0.1, rtol=1e-5)
+    counts = np.bincount(np.asarray(output.indices).ravel(), minlength=16)
+    assert terms["used_codes"] == np.count_nonzero(counts)
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), mutable, aux.mutable)
+    assert jax.tree.leaves(moved) == [True] * (3 if update == "ema" else 0)
+
+
+def test_every_layout_gives_one_codebook_and_one_count():
+    task = experiment(Quantize(model=VQ))
+    one = run(override(task, {"parallel.data": 1}))
+    assert_same_run(run(override(task, {"parallel.data": 8})), one)
+    assert_same_run(run(override(task, {"parallel.data": 8, "loop.strategy": "pmap"})), one)
+
+
+def test_a_quantised_run_draws_its_codes(tmp_path):
+    changes = {"loop.duration": "300 steps", "parallel.data": 1, "data.source": digits}
+    changes |= {"task.model.restart": 0.1, "task.model.halvings": 1}
+    changes |= {"optimizer.learning_rate": 3e-3}
+    made = experiment(Quantize(model=VQ, variance=0.14))
+    result = fit(override(made, changes), tmp_path, config={}, progress=False)
+    assert result.metrics["test/mse"] < 0.06  # the mean of the set leaves 0.073
+    assert 1 < result.metrics["test/perplexity"] <= result.metrics["test/used_codes"] <= 16
+    assert (tmp_path / "codes_test.png").exists()
+    assert {x.stem for x in (tmp_path / "previews").glob("*.png")} == {"test_reconstructions"}
+
+
+@pytest.mark.parametrize("changes", [{"variance": 0.0}, {"commitment": -1.0}])
+def test_options_that_cannot_be_are_told(changes):
+    with pytest.raises(SettingError, match=r"task\.variance is above 0"):
+        replace(Quantize(model=VQ), **changes).check((), dict)
+
+
+def test_a_decoder_of_the_wrong_width_is_told():
+    for task in (Autoencode(model=MODEL, likelihood=Gaussian()), Quantize(VQ.clone(outputs=2))):
+        with pytest.raises(SettingError, match=r"set task\.model\.outputs="):
+            task.init(jax.random.key(0), batch_of())

@@ -1,0 +1,271 @@
+"""Variational autoencoders as a task: what is descended, what is measured, what is drawn."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data.binarize import binarized, dequantize, random_binarize
+from data.sources import digits, synthetic
+from experiments.config import override
+from losses.likelihoods import Bernoulli, DiscretizedLogistic, Gaussian
+from losses.variational import importance_bound
+from metrics.state import compute_all
+from models.generative.autoencoder import MLP, DenseDecoder, DenseEncoder
+from models.generative.vae import VAE
+from tests.train.test_step import assert_same_run, run
+from train.experiment import Data, Experiment, Loop
+from train.loop import fit
+from train.optim import Optimizer, adamw
+from train.sampling import sample_images
+from train.tasks.task import Concluding, Generative, SettingError
+from train.tasks.variational import Variational
+
+IMAGE = (8, 8, 1)
+KEY = jax.random.key(3)
+
+small = partial(
+    VAE,
+    image=IMAGE,
+    latents=(3,),
+    encoder=partial(DenseEncoder, widths=(8,)),
+    decoder=partial(DenseDecoder, widths=(8,)),
+)
+two_levels = partial(small, latents=(3, 2), between=(partial(MLP, widths=(8,)),))
+
+
+def batch_of(n: int = 6) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 2, (n, *IMAGE)).astype(np.float32)
+    return {
+        "image": jnp.asarray(image),
+        "label": jnp.arange(n) % 10,
+        "valid": jnp.ones(n, bool),
+    }
+
+
+@pytest.fixture(scope="module")
+def params():
+    return Variational(model=small()).init(jax.random.key(0), batch_of())["params"]
+
+
+def loss_of(task: Variational, params: Any, step: int = 0) -> tuple[float, dict[str, float]]:
+    value, aux = task.loss(params, {}, batch_of(), KEY, step)
+    return float(value), compute_all(aux.metrics)
+
+
+def test_the_loss_is_distortion_plus_beta_times_rate(params):
+    task = Variational(model=small())
+    value, terms = loss_of(task, params)
+    assert terms["rate"] > 0.01
+    np.testing.assert_allclose(value, terms["distortion"] + terms["rate"], rtol=1e-6)
+    np.testing.assert_allclose(terms["loss"], value, rtol=1e-6)
+    heavy, _ = loss_of(replace(task, beta=4.0), params)
+    np.testing.assert_allclose(heavy, terms["distortion"] + 4 * terms["rate"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("step", "share"), [(0, 0.0), (5, 0.5), (10, 1.0), (99, 1.0)])
+def test_beta_rises_with_the_step(params, step, share):
+    task = Variational(model=small(), beta=2.0, warmup_steps=10)
+    value, terms = loss_of(task, params, step)
+    np.testing.assert_allclose(value, terms["distortion"] + 2 * share * terms["rate"], rtol=1e-6)
+
+
+def test_free_nats_are_not_charged_for(params):
+    value, terms = loss_of(Variational(model=small(), free_nats=50.0), params)
+    np.testing.assert_allclose(value, terms["distortion"] + 3 * 50.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("model", [small, two_levels], ids=["one-level", "two-levels"])
+def test_the_importance_bound_is_that_of_the_weights(model):
+    task = Variational(model=model(), objective="importance", samples=5)
+    params = task.init(jax.random.key(0), batch_of())["params"]
+    weights = task.log_weights(params, {}, batch_of(), KEY, 5)
+    assert weights.shape == (5, 6)
+    value, _ = loss_of(task, params)
+    np.testing.assert_allclose(value, -jnp.mean(importance_bound(weights)), rtol=1e-6)
+
+
+def test_one_draw_of_the_weights_estimates_the_elbo(params):
+    """E log w is the ELBO: the closed-form divergence against draws of its logarithms."""
+    task = Variational(model=small())
+    weights = task.log_weights(params, {}, batch_of(), KEY, 20_000)
+    states = task.evaluate(params, {}, batch_of(), KEY)
+    terms = compute_all(states)
+    np.testing.assert_allclose(terms["elbo"], -terms["distortion"] - terms["rate"], rtol=1e-6)
+    drawn = jax.vmap(lambda key: task.evaluate(params, {}, batch_of(), key)["elbo"].total)(
+        jax.random.split(KEY, 2000)
+    )
+    spread = float(jnp.std(drawn)) / 6 / 2000**0.5 + float(jnp.std(weights)) / (6 * 20_000) ** 0.5
+    assert abs(float(jnp.mean(drawn)) / 6 - float(jnp.mean(weights))) < 4 * spread
+    assert spread < 0.05
+
+
+def test_the_doubly_reparameterized_gradient_changes_the_encoder_alone(params):
+    plain = Variational(model=small(), objective="importance", samples=4)
+    doubly = replace(plain, gradient="doubly_reparameterized")
+
+    def gradient(task: Variational) -> tuple[float, Any]:
+        return jax.value_and_grad(lambda p: task.loss(p, {}, batch_of(), KEY, 0)[0])(params)
+
+    (value, grads), (same, other) = gradient(plain), gradient(doubly)
+    np.testing.assert_allclose(value, same, rtol=1e-6)
+    for name in grads:
+        close = jax.tree.all(
+            jax.tree.map(lambda a, b: bool(np.allclose(a, b, atol=1e-6)), grads[name], other[name])
+        )
+        assert close == name.startswith("decoder"), name
+
+
+def test_evaluation_leaves_padding_out_and_counts_levels_apart():
+    task = Variational(model=two_levels())
+    params = task.init(jax.random.key(0), batch_of())["params"]
+    batch = batch_of() | {"valid": jnp.arange(6) < 4}
+    found = compute_all(task.evaluate(params, {}, batch, KEY))
+    spoilt = batch | {"image": batch["image"].at[4:].set(1 - batch["image"][4:])}
+    assert found == compute_all(task.evaluate(params, {}, spoilt, KEY))
+    assert {"active_units_1", "active_units_2", "elbo", "rate", "distortion"} <= found.keys()
+    np.testing.assert_allclose(found["bits_per_dim"], -found["elbo"] / 64 / np.log(2), rtol=1e-6)
+
+
+def source(split: str) -> Any:
+    return binarized(
+        split, source=partial(synthetic, n=40, size=8, channels=1, classes=4), splits=("test",)
+    )
+
+
+@pytest.fixture(scope="module")
+def experiment() -> Experiment:
+    return Experiment(
+        task=Variational(model=small()),
+        data=Data(source=source, batch=16, eval_batch=16, augment=(random_binarize,)),
+        optimizer=Optimizer(method=adamw, learning_rate=1e-2, weight_decay=0.0),
+        loop=Loop(duration="6 steps", evaluate_every="6 steps", checkpoint_every="6 steps"),
+    )
+
+
+def test_eight_devices_draw_and_learn_the_same(experiment):
+    one = run(override(experiment, {"parallel.data": 1, "task.samples": 2}))
+    assert_same_run(run(override(experiment, {"parallel.data": 8, "task.samples": 2})), one)
+
+
+def test_a_run_learns_measures_at_its_end_and_draws(experiment, tmp_path):
+    def final(task: Any, params: Any, mutable: Any, sets: Any, track: Callable) -> dict:
+        assert set(sets) == {"train", "test"}
+        assert list(track(range(2), "")) == [0, 1]
+        norm = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(params))
+        return {"test/norm": norm}
+
+    changes = {"parallel.data": 1, "task.final": (final,), "loop.duration": "60 steps"}
+    changes |= {"loop.ema_decay": 0.9, "task.model.latents": (2,)}
+    result = fit(override(experiment, changes), tmp_path, config={}, progress=False)
+    assert result.metrics["test/norm"] != result.metrics["test_ema/norm"]
+    assert result.metrics["test/elbo"] > -46  # 64 pixels of a coin cost 44.4; it begins at 50
+    drawn = {path.stem for path in (tmp_path / "previews").glob("*.png")}
+    names = ("reconstructions", "samples", "interpolation", "arithmetic", "latent_grid")
+    assert drawn == {f"test_{name}" for name in names}
+    assert (tmp_path / "curve.png").exists()
+
+
+def test_a_sample_depends_on_its_seed_and_place_alone():
+    task = Variational(model=two_levels())
+    assert isinstance(task, Generative)
+    assert isinstance(task, Concluding)
+    params = task.init(jax.random.key(0), batch_of())["params"]
+    many = sample_images(task, params, {}, 130, seed=1)
+    assert many.shape == (130, *IMAGE)
+    assert 0 <= many.min() < many.max() <= 1
+    np.testing.assert_array_equal(sample_images(task, params, {}, 3, seed=1), many[:3])
+    assert not np.allclose(many[0], many[1])
+    assert not np.allclose(many[:3], sample_images(task, params, {}, 3, seed=2))
+
+
+def test_a_class_is_asked_for_where_there_are_classes():
+    task = Variational(model=small(num_classes=4))
+    params = task.init(jax.random.key(0), batch_of())["params"]
+    with pytest.raises(SettingError, match="ask for one of 0 to 3"):
+        sample_images(task, params, {}, 2)
+    with pytest.raises(SettingError, match="class 4 is not one of 0 to 3"):
+        sample_images(task, params, {}, 2, labels=np.array([0, 4]))
+    a, b = (sample_images(task, params, {}, 2, labels=np.array([c, c])) for c in (0, 1))
+    assert not np.allclose(a, b)
+    plain = Variational(model=small())
+    with pytest.raises(SettingError, match="without classes"):
+        sample_images(plain, {}, {}, 2, labels=np.array([0, 1]))
+    with pytest.raises(SettingError, match="needs a label"):
+        task.init(jax.random.key(0), {"image": batch_of()["image"]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"samples": 0}, "task.samples is at least 1"),
+        ({"objective": "importance", "beta": 2.0}, "set task.objective=elbo"),
+        ({"objective": "importance", "free_nats": 1.0}, "set task.objective=elbo"),
+        ({"gradient": "doubly_reparameterized"}, "set task.objective=importance"),
+        (
+            {
+                "gradient": "doubly_reparameterized",
+                "objective": "importance",
+                "model": two_levels(),
+            },
+            "one stochastic layer",
+        ),
+        ({"model": small(num_classes=3)}, "task.model.num_classes=2"),
+    ],
+)
+def test_options_that_contradict_are_told(changes, message):
+    with pytest.raises(SettingError, match=message):
+        replace(Variational(model=small()), **changes).check(("a", "b"), dict)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "image", "message"),
+    [
+        (Bernoulli(), [0.0, 0.5], "have greys"),
+        (Bernoulli(), [-1.0, 1.0], "set data.mean"),
+        (Gaussian(), [0.0, 1.5], "set data.mean"),
+        (DiscretizedLogistic(), [0.0, 0.3], "between the 256 steps"),
+    ],
+)
+def test_images_that_have_no_likelihood_are_told(likelihood, image, message):
+    task = Variational(model=small(), likelihood=likelihood)
+    with pytest.raises(SettingError, match=message) as caught:
+        task.check((), lambda: {"test": {"image": jnp.asarray(image)}})
+    assert "'test'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "augment"),
+    [
+        (Bernoulli(), (random_binarize,)),
+        (Gaussian(), (dequantize,)),
+        (DiscretizedLogistic(), ()),
+    ],
+    ids=["bernoulli", "gaussian", "logistic"],
+)
+def test_a_run_looks_at_its_own_images(experiment, likelihood, augment, tmp_path):
+    changes = {
+        "task.likelihood": likelihood,
+        "task.model.outputs": likelihood.outputs(1),
+        "data.augment": augment,
+        "data.eval_splits": {},
+        "data.source": digits,
+        "loop.duration": "1 step",
+        "parallel.data": 1,
+    }
+    fit(override(experiment, changes), tmp_path / "fits", config={}, progress=False)
+    wrong = {"data.mean": (0.5,)}
+    with pytest.raises(SettingError, match=r"set data\.mean"):
+        fit(override(experiment, {**changes, **wrong}), tmp_path, config={}, progress=False)
+
+
+def test_a_decoder_of_the_wrong_width_is_told():
+    with pytest.raises(SettingError, match=r"set task\.model\.outputs=2"):
+        Variational(model=small(), likelihood=Gaussian()).init(KEY, batch_of())

@@ -1,0 +1,270 @@
+"""What is measured once, after the last step, because it is too dear to be measured on the way.
+
+Each is a frozen dataclass that a task takes among its ``final``, and is called as
+``(task, params, mutable, sets, track) -> {"split/metric": number}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from data.augment import scale
+from data.examples import Examples, labels, materialize
+from data.selection import per_class, select
+from data.sources import open_source
+from losses.variational import bits_per_dim
+from metrics.generative import frechet_distance, generator_metrics, kernel_distance
+from train.extractor import Extractor
+from train.program import compiler_options
+from train.sampling import sample_images
+from train.sharding import beside
+from train.tasks.task import Batch, Generative, SettingError, Track
+
+
+class Weighing(Protocol):
+    """A task whose latent draws estimate the likelihood of an image."""
+
+    def log_weights(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""], samples: int
+    ) -> Float[Array, "samples batch"]:
+        """log p(x, z) − log q(z | x) of so many draws z."""
+        ...
+
+
+class Coding(Protocol):
+    """A task that gives each image a vector."""
+
+    def latents(
+        self, params: PyTree, mutable: PyTree, batch: Batch
+    ) -> Float[Array, "batch latent"]:
+        """One vector an image."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImportanceNLL:
+    """−log p(x) by importance samples: ``nll``, nats, and ``nll_bits_per_dim``.
+
+    Burda et al., 2016, arXiv:1509.00519, section 5: the bound of 5,000 samples, close to the
+    likelihood itself. An image draws from its own key, which its place in the set gives it.
+
+    Attributes:
+        samples: draws for each image; a multiple of ``at_once``.
+        at_once: draws that are in memory together.
+        images: the first of the split; None takes all.
+        batch: images that are in memory together.
+        split: of the data.
+    """
+
+    samples: int = 5000
+    at_once: int = 250
+    images: int | None = None
+    batch: int = 32
+    split: str = "test"
+
+    def __call__(
+        self,
+        task: Weighing,
+        params: PyTree,
+        mutable: PyTree,
+        sets: Mapping[str, Examples],
+        track: Track,
+    ) -> dict[str, float]:
+        """Raises SettingError if the samples do not divide, or there is no such split."""
+        if self.samples < 1 or self.samples % self.at_once:
+            raise SettingError(
+                f"ImportanceNLL: samples={self.samples} is no multiple of at_once={self.at_once}"
+            )
+        arrays = _first(_of(sets, self.split), self.images)
+        count = len(arrays["image"])
+
+        @partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
+        def likelihoods(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:
+            def one(image: Batch, index: Array) -> Array:
+                single = jax.tree.map(lambda x: x[None], image)
+                key = jax.random.fold_in(jax.random.key(0), index)
+
+                def add(total: Array, part: Array) -> tuple[Array, None]:
+                    drawn = jax.random.fold_in(key, part)
+                    weights = task.log_weights(params, mutable, single, drawn, self.at_once)
+                    return jnp.logaddexp(total, jax.nn.logsumexp(weights)), None
+
+                parts = jnp.arange(self.samples // self.at_once)
+                total, _ = jax.lax.scan(add, jnp.float32(-jnp.inf), parts)
+                return total - jnp.log(self.samples)
+
+            return jax.vmap(one)(scale(batch), indices)
+
+        found = []
+        for start in track(range(0, count, self.batch), f"likelihood, {self.samples} draws"):
+            indices = np.arange(start, start + self.batch, dtype=np.int32)
+            batch = {name: x[np.minimum(indices, count - 1)] for name, x in arrays.items()}
+            found.append(
+                np.asarray(likelihoods(params, mutable, *beside(params, (batch, indices))))
+            )
+        nll = -np.mean(np.concatenate(found)[:count], dtype=np.float64)
+        bits = bits_per_dim(jnp.asarray(nll), arrays["image"][0].size)
+        return {
+            f"{self.split}/nll": float(nll),
+            f"{self.split}/nll_bits_per_dim": float(bits),
+            f"{self.split}/nll_draws": float(self.samples),
+        }
+
+
+@dataclass(frozen=True)
+class SampleQuality:
+    """How near samples are to real images in the features of a network.
+
+    ``fd_<net>``, ``kd_<net>``, ``is_<net>``, precision, recall, density and coverage of as many
+    samples as real images (see ``metrics.generative``), and the same Fréchet and kernel distance
+    between ``floor_split`` and ``split``, both real: what a perfect generator would reach. A
+    conditional model is asked for all classes in turn, and ``sample_accuracy`` is the share of
+    samples in which the network sees the class that was asked for.
+
+    Attributes:
+        extractor: the network.
+        samples: number of samples; real images are as many, or all there are.
+        source: of the real images, as for ``data.source``; None takes those of the run.
+        split: that samples are compared to.
+        floor_split: that gives the floor.
+        seed: of the samples.
+    """
+
+    extractor: Extractor
+    samples: int = 10_000
+    source: str | Callable[[str], Examples] | None = None
+    split: str = "test"
+    floor_split: str = "train"
+    seed: int = 0
+
+    def __call__(
+        self,
+        task: Generative,
+        params: PyTree,
+        mutable: PyTree,
+        sets: Mapping[str, Examples],
+        track: Track,
+    ) -> dict[str, float]:
+        """Raises ExtractorError if the network cannot be read, or is for other images."""
+        extract = self.extractor.load()
+        classes = task.num_classes
+        asked = None if classes is None else np.arange(self.samples) % classes
+        real, _ = extract(self._real(sets, self.split))
+        floor, _ = extract(self._real(sets, self.floor_split))
+        images = sample_images(
+            task, params, mutable, self.samples, seed=self.seed, labels=asked, track=track
+        )
+        made, probabilities = extract(images)
+        name = self.extractor.name
+        found = generator_metrics(name, real, made, probabilities)
+        if asked is not None:
+            found["sample_accuracy"] = float(np.mean(probabilities.argmax(axis=-1) == asked))
+        floors = {
+            f"floor_fd_{name}": frechet_distance(real, floor),
+            f"floor_kd_{name}": kernel_distance(real, floor),
+        }
+        return {f"{self.split}/{metric}": value for metric, value in (found | floors).items()}
+
+    def _real(self, sets: Mapping[str, Examples], split: str) -> np.ndarray:
+        examples = _of(sets, split) if self.source is None else open_source(self.source, split)
+        return _first(examples, self.samples)["image"]
+
+
+@dataclass(frozen=True)
+class LatentClassifier:
+    """Accuracy of a logistic regression on latents, and on pixels, that few labels teach.
+
+    ``latent_accuracy_<n>`` and ``pixel_accuracy_<n>`` for n labelled images of each class: the
+    mean over ``repeats`` draws of them. Both classifiers see standardised inputs, and choose the
+    weight of their L2 penalty by cross-validation on the labelled images alone.
+
+    Attributes:
+        labels_per_class: numbers of labelled images.
+        repeats: draws of the labelled images.
+        train_split: that they are drawn from.
+        split: that is classified.
+    """
+
+    labels_per_class: tuple[int, ...] = (5, 10, 50)
+    repeats: int = 5
+    train_split: str = "train"
+    split: str = "test"
+
+    def __call__(
+        self,
+        task: Coding,
+        params: PyTree,
+        mutable: PyTree,
+        sets: Mapping[str, Examples],
+        track: Track,
+    ) -> dict[str, float]:
+        """Raises DataError if a class has fewer images than are asked for, or there are none."""
+
+        @partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
+        def encode(params: PyTree, mutable: PyTree, batch: Batch) -> Array:
+            return task.latents(params, mutable, scale(batch))
+
+        inputs: dict[str, dict[str, np.ndarray]] = {}
+        for split in (self.train_split, self.split):
+            arrays = materialize(_of(sets, split))
+            latents = encode(params, mutable, beside(params, arrays))
+            inputs[split] = {
+                "latent": np.asarray(latents),
+                "pixel": arrays["image"].reshape(len(arrays["image"]), -1) / 255,
+            }
+        truth = {split: labels(_of(sets, split)) for split in inputs}
+        found: dict[str, list[float]] = {}
+        draws = [(n, seed) for n in self.labels_per_class for seed in range(self.repeats)]
+        for n, seed in track(draws, "classifiers of latents and pixels"):
+            kept = per_class(truth[self.train_split], n=n, seed=seed)
+            for kind in ("latent", "pixel"):
+                accuracy = _classified(
+                    inputs[self.train_split][kind][kept],
+                    truth[self.train_split][kept],
+                    inputs[self.split][kind],
+                    truth[self.split],
+                )
+                found.setdefault(f"{self.split}/{kind}_accuracy_{n}", []).append(accuracy)
+        return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def _classified(
+    inputs: Float[np.ndarray, "n d"],
+    classes: Int[np.ndarray, " n"],
+    held_out: Float[np.ndarray, "m d"],
+    truth: Int[np.ndarray, " m"],
+) -> float:
+    """Accuracy of a logistic regression whose penalty cross-validation chooses."""
+    # Imported where it is used: it takes a second.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    folds = min(5, int(np.bincount(classes).min()))
+    model: Any = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    if folds > 1:
+        grid = {"logisticregression__C": [1e-3, 1e-2, 1e-1, 1.0]}
+        model = GridSearchCV(model, grid, cv=folds)
+    return float(model.fit(inputs, classes).score(held_out, truth))
+
+
+def _first(examples: Examples, count: int | None) -> dict[str, np.ndarray]:
+    """At most so many examples, in memory."""
+    if count is None or count >= len(examples.records):
+        return materialize(examples)
+    return materialize(select(examples, np.arange(count)))
+
+
+def _of(sets: Mapping[str, Examples], split: str) -> Examples:
+    if split not in sets:
+        raise SettingError(f"there is no split {split!r} to measure: data have {', '.join(sets)}")
+    return sets[split]

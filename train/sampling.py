@@ -1,0 +1,69 @@
+"""Images from a model that makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from train.program import compiler_options
+from train.sharding import beside
+from train.tasks.task import Generative, SettingError, Track
+
+CHUNK = 128  # images in one call: the same program, and the same bits, for any number of them
+
+
+def untracked(items: Iterable[Any], what: str) -> Iterable[Any]:
+    """Shows nothing."""
+    return items
+
+
+def sample_images(
+    task: Generative,
+    params: PyTree,
+    mutable: PyTree,
+    count: int,
+    *,
+    seed: int = 0,
+    labels: Int[np.ndarray, " count"] | None = None,
+    track: Track = untracked,
+) -> Float[np.ndarray, "count height width channels"]:
+    """Images in [0, 1]. Image i depends on the seed, its label and i, and on nothing else.
+
+    Args:
+        task: what was learned.
+        params: of its model.
+        mutable: the other variables of its model.
+        count: number of images.
+        seed: of all images.
+        labels: the class of each, for a model that is asked for one.
+        track: shows how far it has come.
+
+    Raises:
+        SettingError: if labels are given or missing against what the model takes, or out of range.
+    """
+    classes = task.num_classes
+    if classes is None and labels is not None:
+        raise SettingError("the model was trained without classes: there is none to ask for")
+    if classes is not None and labels is None:
+        raise SettingError(f"the model makes images of a class: ask for one of 0 to {classes - 1}")
+    if labels is not None and not (labels.min() >= 0 and labels.max() < (classes or 0)):
+        raise SettingError(f"class {labels.max()} is not one of 0 to {(classes or 0) - 1}")
+
+    @partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
+    def some(params: PyTree, mutable: PyTree, indices: Array, labels: Array | None) -> Array:
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(indices)
+        return jnp.clip(task.sample(params, mutable, keys, labels), 0, 1)
+
+    chunks = []
+    for start in track(range(0, count, CHUNK), f"{count} samples"):
+        indices = np.arange(start, start + CHUNK, dtype=np.int32)
+        asked = None if labels is None else labels[np.minimum(indices, count - 1)].astype(np.int32)
+        made = some(params, mutable, *beside(params, (indices, asked)))
+        chunks.append(np.asarray(made, np.float32))
+    return np.concatenate(chunks)[:count]

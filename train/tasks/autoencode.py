@@ -1,0 +1,138 @@
+"""Autoencoders: images through a narrow code and back, from what may be a corrupted image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from data.examples import Examples
+from losses.likelihoods import Gaussian, Likelihood
+from metrics.state import Mean, Metric
+from train.tasks.latent_pictures import latent_pictures, reconstructions
+from train.tasks.task import (
+    Aux,
+    Batch,
+    Final,
+    Look,
+    Panels,
+    Track,
+    averaging_over,
+    check_decoder,
+    concluded,
+)
+
+Corrupt = Callable[[Key[Array, ""], Batch], Batch]
+
+
+@dataclass(frozen=True)
+class Autoencode:
+    """Learns to give back an image from its code.
+
+    Hinton & Salakhutdinov, 2006, Science 313(5786). Nothing makes the codes follow a distribution:
+    there is no likelihood of an image, and nothing to sample from.
+
+    Attributes:
+        model: with ``encode`` and ``decode``, as in ``models.generative.autoencoder``.
+        likelihood: of an image given what the decoder puts out; its negative logarithm is the loss.
+            Bernoulli is the cross-entropy that is usual for greys too; Gaussian(std=1.0) is half
+            the squared error and a constant.
+        corrupt: ``(key, batch) -> batch``, one of ``data.augment``: what the encoder sees while the
+            clean image is the target (Vincent et al., 2008, doi:10.1145/1390156.1390294).
+        final: what is measured once training has ended; see ``train.final_metrics``.
+    """
+
+    model: nn.Module
+    likelihood: Likelihood = field(default_factory=lambda: Gaussian(std=1.0))
+    corrupt: Corrupt | None = None
+    final: tuple[Final, ...] = ()
+
+    def check(self, class_names: Sequence[str], look: Look) -> None:
+        """Any images do."""
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
+        """All variables of the model.
+
+        Raises:
+            SettingError: if the decoder puts out another number than the likelihood takes.
+        """
+        check_decoder(self.model, self.likelihood, batch)
+        return self.model.init(key, batch["image"], train=False)
+
+    def loss(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        batch: Batch,
+        key: Key[Array, ""],
+        step: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, ""], Aux]:
+        """The negative log-likelihood of the clean image, a mean over the batch."""
+        corruption, dropout = jax.random.split(key)
+        outputs, mutable = self.model.apply(
+            {"params": params, **mutable},
+            self._seen(corruption, batch),
+            train=True,
+            rngs={"dropout": dropout},
+            mutable=list(mutable),
+        )
+        distortion = -self.likelihood.log_prob(cast(Array, outputs), batch["image"])
+        return jnp.mean(distortion), Aux(mutable, {"loss": Mean.from_values(distortion)})
+
+    def evaluate(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> dict[str, Metric]:
+        """Distortion in nats, and the squared error of a pixel, from what is seen in training."""
+        outputs = self._outputs(params, mutable, self._seen(key, batch))
+        distortion = -self.likelihood.log_prob(outputs, batch["image"])
+        errors = jnp.square(self.likelihood.mean(outputs) - batch["image"])
+        return {
+            "distortion": Mean.from_values(distortion, batch["valid"]),
+            "mse": Mean.from_values(jnp.mean(errors, axis=(1, 2, 3)), batch["valid"]),
+        }
+
+    def preview(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> dict[str, Panels]:
+        """Reconstructions, and what lies between codes."""
+        seen, variables = self._seen(key, batch), {"params": params, **mutable}
+        made = self.likelihood.mean(self._outputs(params, mutable, seen))
+
+        def decode(latents: Array, labels: Array | None) -> Array:
+            outputs = self.model.apply(variables, latents, method="decode")
+            return self.likelihood.mean(cast(Array, outputs))
+
+        latents = self.latents(params, mutable, batch)
+        corrupted = None if self.corrupt is None else seen
+        return {
+            "reconstructions": reconstructions(batch["image"], made, corrupted),
+            **latent_pictures(decode, batch["image"], latents, None),
+        }
+
+    def conclude(
+        self, params: PyTree, mutable: PyTree, sets: Mapping[str, Examples], track: Track
+    ) -> dict[str, float]:
+        """Whatever ``final`` measures."""
+        return concluded(self, self.final, params, mutable, sets, track)
+
+    def over_axis(self, axis_name: str) -> Autoencode:
+        """The same task with batch statistics taken over a named axis."""
+        return replace(self, model=averaging_over(self.model, axis_name))
+
+    def latents(
+        self, params: PyTree, mutable: PyTree, batch: Batch
+    ) -> Float[Array, "batch latent"]:
+        """The codes of clean images."""
+        variables: Any = {"params": params, **mutable}
+        return cast(Array, self.model.apply(variables, batch["image"], method="encode"))
+
+    def _seen(self, key: Array, batch: Batch) -> Array:
+        return batch["image"] if self.corrupt is None else self.corrupt(key, batch)["image"]
+
+    def _outputs(self, params: PyTree, mutable: PyTree, images: Array) -> Array:
+        return cast(Array, self.model.apply({"params": params, **mutable}, images, train=False))

@@ -1,0 +1,147 @@
+"""Autoencoders with a discrete code: each place of an image's map is one of a book of vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from data.examples import Examples
+from losses.likelihoods import Gaussian
+from losses.variational import codebook_loss, commitment_loss
+from metrics.latent import code_usage
+from metrics.state import Mean, Metric
+from train.tasks.latent_pictures import reconstructions
+from train.tasks.task import (
+    Aux,
+    Batch,
+    Final,
+    Look,
+    Panels,
+    SettingError,
+    Track,
+    averaging_over,
+    check_decoder,
+    concluded,
+)
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Learns a code of the nearest vectors of a codebook, and the codebook.
+
+    van den Oord et al., 2017, arXiv:1711.00937, eq. 3. There is no prior over the codes, and so
+    nothing to sample from.
+
+    Attributes:
+        model: as ``models.generative.vqvae.VQVAE``; the decoder puts out the image itself.
+        commitment: weight of the term that keeps the encoder near the codes.
+        variance: of the pixels of the data; the squared error is divided by it, so that the weights
+            of the terms mean the same on other data.
+        final: what is measured once training has ended; see ``train.final_metrics``.
+    """
+
+    model: nn.Module
+    commitment: float = 0.25
+    variance: float = 1.0
+    final: tuple[Final, ...] = ()
+
+    def check(self, class_names: Sequence[str], look: Look) -> None:
+        """Raises SettingError for a variance or a weight that cannot be."""
+        if self.variance <= 0 or self.commitment < 0:
+            raise SettingError("task.variance is above 0, and task.commitment at least 0")
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
+        """All variables of the model, the codebook included.
+
+        Raises:
+            SettingError: if the decoder does not put out as many channels as the images have.
+        """
+        check_decoder(self.model, Gaussian(std=1.0), batch)
+        return self.model.init(key, batch["image"], train=False)
+
+    def loss(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        batch: Batch,
+        key: Key[Array, ""],
+        step: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, ""], Aux]:
+        """Squared error over the variance, commitment, and codebook loss if that learns by it."""
+        output: Any
+        output, mutable = self.model.apply(
+            {"params": params, **mutable},
+            batch["image"],
+            train=True,
+            rngs={"codes": key},
+            mutable=list(mutable),
+        )
+        places = (1, 2)
+        terms = {
+            "reconstruction": _mse(output.outputs, batch["image"]) / self.variance,
+            "commitment": jnp.mean(commitment_loss(output.z_e, output.codes), axis=places),
+        }
+        total = terms["reconstruction"] + self.commitment * terms["commitment"]
+        if "codebook" not in mutable:  # then it is a parameter
+            terms["codebook"] = jnp.mean(codebook_loss(output.z_e, output.codes), axis=places)
+            total += terms["codebook"]
+        terms["loss"] = total
+        metrics: dict[str, Metric] = {name: Mean.from_values(x) for name, x in terms.items()}
+        metrics["codes"] = code_usage(output.indices, self._codes)
+        return jnp.mean(total), Aux(mutable, metrics)
+
+    def evaluate(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> dict[str, Metric]:
+        """Mean squared error of a pixel, and the use of the codes."""
+        output, valid = self._apply(params, mutable, batch), batch["valid"]
+        return {
+            "mse": Mean.from_values(_mse(jnp.clip(output.outputs, 0, 1), batch["image"]), valid),
+            "codes": code_usage(output.indices, self._codes, valid),
+        }
+
+    def preview(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> dict[str, Panels]:
+        """Reconstructions, with the map of codes between as greys."""
+        output = self._apply(params, mutable, batch)
+        indices = output.indices[..., None] / max(self._codes - 1, 1)
+        maps = jax.image.resize(indices, batch["image"].shape, "nearest")
+        return {"reconstructions": reconstructions(batch["image"], output.outputs, None, maps)}
+
+    def conclude(
+        self, params: PyTree, mutable: PyTree, sets: Mapping[str, Examples], track: Track
+    ) -> dict[str, float]:
+        """Whatever ``final`` measures."""
+        return concluded(self, self.final, params, mutable, sets, track)
+
+    def over_axis(self, axis_name: str) -> Quantize:
+        """The same task with the codebook's statistics taken over a named axis."""
+        return replace(self, model=averaging_over(self.model, axis_name))
+
+    def latents(
+        self, params: PyTree, mutable: PyTree, batch: Batch
+    ) -> Float[Array, "batch latent"]:
+        """The chosen codes of all places, one after the other."""
+        codes = self._apply(params, mutable, batch).codes
+        return codes.reshape(len(codes), -1)
+
+    @property
+    def _codes(self) -> int:
+        return self.model.num_codes  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _apply(self, params: PyTree, mutable: PyTree, batch: Batch) -> Any:
+        return self.model.apply({"params": params, **mutable}, batch["image"], train=False)
+
+
+def _mse(
+    outputs: Float[Array, "batch height width channels"],
+    images: Float[Array, "batch height width channels"],
+) -> Float[Array, " batch"]:
+    return jnp.mean(jnp.square(outputs - images), axis=(1, 2, 3))

@@ -1,0 +1,352 @@
+"""Variational autoencoders: images explained by latent variables, with a bound on log p(x)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from data.examples import Examples
+from losses.likelihoods import Bernoulli, Likelihood
+from losses.variational import (
+    bits_per_dim,
+    doubly_reparameterized_bound,
+    elbo,
+    free_bits,
+    importance_bound,
+    linear_warmup,
+)
+from metrics.latent import active_units
+from metrics.state import Mean, Metric
+from ops.gaussian import Normal, normal_kl, normal_log_prob
+from train.tasks.latent_pictures import (
+    latent_grid,
+    latent_pictures,
+    reconstructions,
+    square,
+)
+from train.tasks.task import (
+    Aux,
+    Batch,
+    Final,
+    Look,
+    Panels,
+    SettingError,
+    Track,
+    averaging_over,
+    check_decoder,
+    check_outputs,
+    concluded,
+    require_entry,
+)
+
+
+@dataclass(frozen=True)
+class Variational:
+    """Learns a model of the images themselves by a lower bound on their likelihood.
+
+    Kingma & Welling, 2014, arXiv:1312.6114; Burda et al., 2016, arXiv:1509.00519. Bounds are in
+    nats: sums over pixels, means over images.
+
+    Attributes:
+        model: with ``encode``, ``decode`` and ``generate``, as in ``models.generative.vae``.
+        likelihood: of an image given what the decoder puts out.
+        objective: ``"elbo"``, or ``"importance"``: the bound by importance weights (IWAE).
+        samples: latent draws for each image in training. ELBOs are averaged over them.
+        gradient: of the importance bound; ``"doubly_reparameterized"`` has less variance for the
+            encoder (Tucker et al., 2018, arXiv:1810.04152).
+        beta: weight of the rate in the ELBO (Higgins et al., 2017).
+        warmup_steps: steps over which beta rises from 0.
+        free_nats: nats of each latent dimension that the ELBO does not charge for.
+        final: what is measured once training has ended.
+    """
+
+    model: nn.Module
+    likelihood: Likelihood = field(default_factory=Bernoulli)
+    objective: Literal["elbo", "importance"] = "elbo"
+    samples: int = 1
+    gradient: Literal["reparameterized", "doubly_reparameterized"] = "reparameterized"
+    beta: float = 1.0
+    warmup_steps: int = 0
+    free_nats: float = 0.0
+    final: tuple[Final, ...] = ()
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes that the model is conditioned on; None if it is not."""
+        return getattr(self.model, "num_classes", None)
+
+    def check(self, class_names: Sequence[str], look: Look) -> None:
+        """Raises SettingError for options that contradict, and images the likelihood is not for."""
+        check_outputs(self.model, class_names)
+        if self.samples < 1:
+            raise SettingError("task.samples is at least 1")
+        plain = self.beta == 1 and not self.warmup_steps and not self.free_nats
+        if self.objective == "importance" and not plain:
+            raise SettingError(
+                "task.beta, task.warmup_steps and task.free_nats change the ELBO alone: "
+                "set task.objective=elbo, or leave them as they are"
+            )
+        if self.objective == "elbo" and self.gradient != "reparameterized":
+            raise SettingError(
+                "task.gradient=doubly_reparameterized is of the importance bound: "
+                "set task.objective=importance"
+            )
+        if self.gradient != "reparameterized" and len(self._levels) > 1:
+            raise SettingError(
+                "task.gradient=doubly_reparameterized is for a model of one stochastic layer: "
+                "set task.gradient=reparameterized"
+            )
+        for split, batch in look().items():
+            check_support(self.likelihood, np.asarray(batch["image"]), split)
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
+        """All variables of the model.
+
+        Raises:
+            SettingError: if the decoder puts out another number than the likelihood takes, or the
+                data have no labels for a conditional model.
+        """
+        check_decoder(self.model, self.likelihood, batch)
+        if self.num_classes is not None:
+            require_entry(batch, "label", 'such as "digits" or "folder:PATH"')
+        init, latent = jax.random.split(key)
+        rngs = {"params": init, "latent": latent}
+        return self.model.init(rngs, batch["image"], labels=self._labels(batch), train=False)
+
+    def loss(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        batch: Batch,
+        key: Key[Array, ""],
+        step: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, ""], Aux]:
+        """The negative bound in nats, a mean over the batch."""
+        images, labels = batch["image"], self._labels(batch)
+
+        def bound(model: Any) -> tuple[Array, dict[str, Metric]]:
+            latents, posteriors = model.encode(
+                images, samples=self.samples, labels=labels, train=True
+            )
+
+            def weigh(latents: Sequence[Array], posteriors: Sequence[Normal]) -> _Weighed:
+                return self._weigh(model, latents, posteriors, images, labels, train=True)
+
+            weighed = weigh(latents, posteriors)
+            metrics: dict[str, Metric] = {
+                "distortion": Mean.from_values(-jnp.mean(weighed.log_likelihood, axis=0)),
+                "rate": Mean.from_values(jnp.sum(weighed.rates, axis=-1)),
+            }
+            if self.objective == "elbo":
+                charged = jnp.sum(free_bits(weighed.rates, nats=self.free_nats), axis=-1)
+                beta = self.beta * linear_warmup(step, self.warmup_steps)
+                return elbo(jnp.mean(weighed.log_likelihood, axis=0), charged, beta=beta), metrics
+            if self.gradient == "reparameterized":
+                return importance_bound(weighed.log_weights), metrics
+            fixed = jax.lax.stop_gradient(posteriors)
+            return doubly_reparameterized_bound(
+                latents, lambda scaled: weigh(scaled, fixed).log_weights
+            ), metrics
+
+        (bounds, metrics), mutable = self.model.apply(
+            {"params": params, **mutable},
+            method=bound,
+            rngs={"latent": key, "dropout": jax.random.fold_in(key, 1)},
+            mutable=list(mutable),
+        )
+        metrics["loss"] = Mean.from_values(-bounds)
+        return -jnp.mean(bounds), Aux(mutable, metrics)
+
+    def evaluate(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> dict[str, Metric]:
+        """ELBO with one draw, its two terms, bits a dimension, and active units of each level."""
+        images, valid = batch["image"], batch["valid"]
+        weighed, posteriors = self._weighed(params, mutable, batch, key, samples=1)
+        rate = jnp.sum(weighed.rates, axis=-1)
+        bound = elbo(weighed.log_likelihood[0], rate)
+        metrics: dict[str, Metric] = {
+            "elbo": Mean.from_values(bound, valid),
+            "rate": Mean.from_values(rate, valid),
+            "distortion": Mean.from_values(-weighed.log_likelihood[0], valid),
+            "bits_per_dim": Mean.from_values(bits_per_dim(-bound, images[0].size), valid),
+        }
+        for level, posterior in enumerate(posteriors):
+            name = "active_units" if len(posteriors) == 1 else f"active_units_{level + 1}"
+            metrics[name] = active_units(posterior.mean[0], valid)
+        return metrics
+
+    def preview(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> dict[str, Panels]:
+        """Reconstructions, samples, and what lies between latents."""
+        labels = self._labels(batch)
+        latents = self.latents(params, mutable, batch)
+
+        def decode(latents: Array, labels: Array | None) -> Array:
+            return self._generate(params, mutable, latents, labels, key)
+
+        count = 64
+        asked = None if self.num_classes is None else jnp.arange(count) % self.num_classes
+        keys = jax.random.split(key, count)
+        pictures = {
+            "reconstructions": reconstructions(batch["image"], decode(latents, labels)),
+            "samples": square(self.sample(params, mutable, keys, asked)),
+            **latent_pictures(decode, batch["image"], latents, labels),
+        }
+        if latents.shape[-1] == 2:
+            pictures["latent_grid"] = latent_grid(decode, None if labels is None else labels[0])
+        return pictures
+
+    def sample(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        keys: Key[Array, " n"],
+        labels: Int[Array, " n"] | None,
+    ) -> Float[Array, "n height width channels"]:
+        """The mean of p(x | z) for z from the prior, which is what papers show as samples."""
+
+        def one(key: Array, label: Array | None) -> Array:
+            top, lower = jax.random.split(key)
+            latents = jax.random.normal(top, (1, self._levels[-1]))
+            label = None if label is None else label[None]
+            return self._generate(params, mutable, latents, label, lower)[0]
+
+        return jax.vmap(one)(keys, labels)
+
+    def conclude(
+        self, params: PyTree, mutable: PyTree, sets: Mapping[str, Examples], track: Track
+    ) -> dict[str, float]:
+        """Whatever ``final`` measures."""
+        return concluded(self, self.final, params, mutable, sets, track)
+
+    def over_axis(self, axis_name: str) -> Variational:
+        """The same task with batch statistics taken over a named axis."""
+        return replace(self, model=averaging_over(self.model, axis_name))
+
+    def log_weights(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""], samples: int
+    ) -> Float[Array, "samples batch"]:
+        """log p(x, z) − log q(z | x) of draws z from q: their mean weight estimates p(x)."""
+        return self._weighed(params, mutable, batch, key, samples)[0].log_weights
+
+    def latents(
+        self, params: PyTree, mutable: PyTree, batch: Batch
+    ) -> Float[Array, "batch latent"]:
+        """The posterior mean of the top level, given draws of those below from a fixed key."""
+
+        def encode(model: Any) -> Array:
+            return model.encode(batch["image"], labels=self._labels(batch))[1][-1].mean[0]
+
+        rngs = {"latent": jax.random.key(0)}
+        return cast(
+            Array, self.model.apply({"params": params, **mutable}, method=encode, rngs=rngs)
+        )
+
+    def _weighed(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Array, samples: int
+    ) -> tuple[_Weighed, Sequence[Normal]]:
+        images, labels = batch["image"], self._labels(batch)
+
+        def weighed(model: Any) -> tuple[_Weighed, Sequence[Normal]]:
+            latents, posteriors = model.encode(images, samples=samples, labels=labels)
+            return self._weigh(model, latents, posteriors, images, labels), posteriors
+
+        found: Any = self.model.apply(
+            {"params": params, **mutable}, method=weighed, rngs={"latent": key}
+        )
+        return found
+
+    def _weigh(
+        self,
+        model: Any,
+        latents: Sequence[Array],
+        posteriors: Sequence[Normal],
+        images: Array,
+        labels: Array | None,
+        train: bool = False,
+    ) -> _Weighed:
+        priors, outputs = model.decode(latents, labels=labels, train=train)
+        log_likelihood = self.likelihood.log_prob(outputs, images)
+        rates = [jnp.mean(normal_kl(q, p), axis=0) for q, p in zip(posteriors, priors, strict=True)]
+        log_ratio = sum(
+            normal_log_prob(z, p) - normal_log_prob(z, q)
+            for z, q, p in zip(latents, posteriors, priors, strict=True)
+        )
+        return _Weighed(log_likelihood, jnp.concatenate(rates, axis=-1), log_likelihood + log_ratio)
+
+    def _generate(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        latents: Float[Array, "batch latent"],
+        labels: Int[Array, " batch"] | None,
+        key: Key[Array, ""],
+    ) -> Float[Array, "batch height width channels"]:
+        outputs = self.model.apply(
+            {"params": params, **mutable},
+            latents,
+            labels=labels,
+            method="generate",
+            rngs={"latent": key},
+        )
+        return self.likelihood.mean(cast(Array, outputs))
+
+    @property
+    def _levels(self) -> tuple[int, ...]:
+        return self.model.latents  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _labels(self, batch: Batch) -> Int[Array, " batch"] | None:
+        return None if self.num_classes is None else batch["label"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Weighed:
+    """What draws from the posterior weigh: all in nats.
+
+    Attributes:
+        log_likelihood: log p(x | z), [samples, batch].
+        rates: KL of each latent dimension of all levels, a mean over draws, [batch, dimensions].
+        log_weights: log p(x, z) − log q(z | x), [samples, batch].
+    """
+
+    log_likelihood: Float[Array, "samples batch"]
+    rates: Float[Array, "batch dimensions"]
+    log_weights: Float[Array, "samples batch"]
+
+
+def check_support(likelihood: Likelihood, images: np.ndarray, split: str) -> None:
+    """Raises SettingError for images that have no likelihood under such a model.
+
+    Args:
+        likelihood: of images in [0, 1].
+        images: a few of them, as the model sees them.
+        split: where they are from.
+    """
+    low, high = float(images.min()), float(images.max())
+    where = f"images of {split!r} reach from {low:g} to {high:g}"
+    if low < -1e-6 or high > 1 + 1e-6:
+        raise SettingError(
+            f"{where}, {likelihood} is of values in [0, 1]: set data.mean=(0.0,) data.std=(1.0,)"
+        )
+    if likelihood.support == "binary" and not np.isin(images, (0, 1)).all():
+        raise SettingError(
+            f"images of {split!r} have greys, {likelihood} is of zeros and ones: binarize them "
+            "with data.source=partial(data.binarize.binarized, source=…), for training also with "
+            "data.augment=(data.binarize.random_binarize,), or choose another task.likelihood"
+        )
+    bytes_off = np.abs(images * 255 - np.round(images * 255)).max()
+    if likelihood.support == "bytes" and bytes_off > 1e-3:
+        raise SettingError(
+            f"images of {split!r} have values between the 256 steps that {likelihood} is of: "
+            "leave out augmentations that blend pixels, or choose another task.likelihood"
+        )
