@@ -11,11 +11,14 @@ from models.classification.lenet import LeNet5
 from train.extractor import Extractor, save_extractor
 from train.tasks.classify import Classify
 
-# `opsin run mnist_lenet` at seed 0, then `opsin extractor RUN results/extractors/lenet.safetensors`.
+# Made by `opsin run mnist_lenet`, then `opsin extractor RUN results/extractors/lenet.safetensors`.
 LENET = Extractor(
-    name="lenet", model=LeNet5(num_classes=10), path="results/extractors/lenet.safetensors", sha256=None
+    name="lenet",
+    model=LeNet5(num_classes=10),
+    path="results/extractors/lenet.safetensors",
+    sha256="33bb84d537538419e3f943decebf965427d6c1c5c0863a599ba157a61cc181ac",
 )
-"""LeNet-5 of ``mnist_lenet``: 99.4 % on MNIST's test images; features [n, 84]."""
+"""LeNet-5 of ``mnist_lenet``, seed 0: 99.31 % of MNIST's test images; features [n, 84]."""
 
 
 def export(run: Path, path: Path) -> str:

@@ -240,7 +240,7 @@ def _conclude(
     console: Console,
     stop: Callable[[], bool],
 ) -> dict[str, float]:
-    """What the task measures after the last step, as ``split/metric`` numbers."""
+    """What is measured after the last step, as ``split/metric`` numbers."""
 
     def track(items: Iterable[Item], what: str) -> Iterator[Item]:
         for item in console.track(items, what):
@@ -250,9 +250,10 @@ def _conclude(
 
     numbers = {}
     for average, (params, mutable) in _variables(state).items():
-        for name, value in task.conclude(params, mutable, sets, track).items():
-            split, _, metric = name.partition("/")
-            numbers[f"{split}{average}/{metric}"] = value
+        for final in task.final:
+            for name, value in final(task, params, mutable, sets, track).items():
+                split, _, metric = name.partition("/")
+                numbers[f"{split}{average}/{metric}"] = value
     return numbers
 
 

@@ -21,7 +21,7 @@ from train.state import (
     split_frozen,
     stream,
 )
-from train.tasks.task import Batch, Task
+from train.tasks.task import Batch, Task, over_axis
 
 Metrics = dict[str, Metric]
 Step = Callable[[State, Batch], tuple[State, Metrics]]
@@ -81,7 +81,7 @@ def make_step(
         shard_microbatches: sharding constraint for ``[accumulate, batch / accumulate, …]``.
     """
     if axis_name is not None:
-        task = task.over_axis(axis_name)
+        task = over_axis(task, axis_name)
 
     def gradients(
         trained: PyTree, frozen: PyTree, mutable: PyTree, batch: Batch, key: Array, taken: Array

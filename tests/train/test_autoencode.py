@@ -108,10 +108,11 @@ def test_the_codebook_learns_in_its_own_way(update):
 
 
 def test_every_layout_gives_one_codebook_and_one_count():
-    task = experiment(Quantize(model=VQ))
-    one = run(override(task, {"parallel.data": 1}))
-    assert_same_run(run(override(task, {"parallel.data": 8})), one)
-    assert_same_run(run(override(task, {"parallel.data": 8, "loop.strategy": "pmap"})), one)
+    # A vector between two codes may go to either: small steps keep rounding from deciding that.
+    made = override(experiment(Quantize(model=VQ)), {"optimizer.learning_rate": 1e-3})
+    one = run(override(made, {"parallel.data": 1}))
+    assert_same_run(run(override(made, {"parallel.data": 8})), one)
+    assert_same_run(run(override(made, {"parallel.data": 8, "loop.strategy": "pmap"})), one)
 
 
 def test_a_quantised_run_draws_its_codes(tmp_path):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import flax.linen as nn
@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from data.examples import Examples
 from losses.likelihoods import Gaussian, Likelihood
 from metrics.state import Mean, Metric
 from train.tasks.latent_pictures import latent_pictures, reconstructions
@@ -21,10 +20,7 @@ from train.tasks.task import (
     Final,
     Look,
     Panels,
-    Track,
-    averaging_over,
     check_decoder,
-    concluded,
 )
 
 Corrupt = Callable[[Key[Array, ""], Batch], Batch]
@@ -113,16 +109,6 @@ class Autoencode:
             "reconstructions": reconstructions(batch["image"], made, corrupted),
             **latent_pictures(decode, batch["image"], latents, None),
         }
-
-    def conclude(
-        self, params: PyTree, mutable: PyTree, sets: Mapping[str, Examples], track: Track
-    ) -> dict[str, float]:
-        """Whatever ``final`` measures."""
-        return concluded(self, self.final, params, mutable, sets, track)
-
-    def over_axis(self, axis_name: str) -> Autoencode:
-        """The same task with batch statistics taken over a named axis."""
-        return replace(self, model=averaging_over(self.model, axis_name))
 
     def latents(
         self, params: PyTree, mutable: PyTree, batch: Batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import flax.linen as nn
@@ -25,7 +25,6 @@ from train.tasks.task import (
     Batch,
     Look,
     Preview,
-    averaging_over,
     check_outputs,
     require_entry,
 )
@@ -115,10 +114,6 @@ class Classify:
         """Images with their true and predicted class."""
         predictions = jnp.argmax(self.logits(params, mutable, batch["image"]), axis=-1)
         return {"predictions": Preview(batch["image"], batch["label"], predictions)}
-
-    def over_axis(self, axis_name: str) -> Classify:
-        """The same task with batch statistics taken over a named axis."""
-        return replace(self, model=averaging_over(self.model, axis_name))
 
     def logits(
         self, params: PyTree, mutable: PyTree, images: Float[Array, "batch height width channels"]

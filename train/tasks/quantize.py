@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from data.examples import Examples
 from losses.likelihoods import Gaussian
 from losses.variational import codebook_loss, commitment_loss
 from metrics.latent import code_usage
@@ -24,10 +23,7 @@ from train.tasks.task import (
     Look,
     Panels,
     SettingError,
-    Track,
-    averaging_over,
     check_decoder,
-    concluded,
 )
 
 
@@ -114,16 +110,6 @@ class Quantize:
         indices = output.indices[..., None] / max(self._codes - 1, 1)
         maps = jax.image.resize(indices, batch["image"].shape, "nearest")
         return {"reconstructions": reconstructions(batch["image"], output.outputs, None, maps)}
-
-    def conclude(
-        self, params: PyTree, mutable: PyTree, sets: Mapping[str, Examples], track: Track
-    ) -> dict[str, float]:
-        """Whatever ``final`` measures."""
-        return concluded(self, self.final, params, mutable, sets, track)
-
-    def over_axis(self, axis_name: str) -> Quantize:
-        """The same task with the codebook's statistics taken over a named axis."""
-        return replace(self, model=averaging_over(self.model, axis_name))
 
     def latents(
         self, params: PyTree, mutable: PyTree, batch: Batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import flax.linen as nn
@@ -23,7 +23,6 @@ from train.tasks.task import (
     Look,
     MaskPreview,
     SettingError,
-    averaging_over,
     check_outputs,
     require_entry,
 )
@@ -146,10 +145,6 @@ class Segment:
         shown = {name: centre_crop(batch[name], logits.shape[1:3]) for name in ("image", "mask")}
         predictions = jnp.argmax(logits, axis=-1)
         return {"predictions": MaskPreview(shown["image"], shown["mask"], predictions)}
-
-    def over_axis(self, axis_name: str) -> Segment:
-        """The same task with batch statistics taken over a named axis."""
-        return replace(self, model=averaging_over(self.model, axis_name))
 
     def logits(
         self, params: PyTree, mutable: PyTree, images: Float[Array, "batch height width channels"]

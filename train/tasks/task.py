@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import flax.linen as nn
@@ -15,7 +15,7 @@ from data.examples import Examples
 from losses.likelihoods import Likelihood
 from metrics.state import Metric
 
-Model = TypeVar("Model", bound=nn.Module)
+AnyTask = TypeVar("AnyTask")
 Item = TypeVar("Item")
 
 
@@ -122,11 +122,16 @@ def require_entry(batch: Batch, name: str, choices: str) -> None:
         )
 
 
-def averaging_over(model: Model, axis_name: str) -> Model:
-    """The model with batch statistics taken over a named axis, if it has any."""
-    if "axis_name" not in {field.name for field in fields(model)}:
-        return model
-    return model.clone(axis_name=axis_name)
+def over_axis(task: AnyTask, axis_name: str) -> AnyTask:
+    """The same task for pmap: its models take statistics of a batch over the named axis."""
+    whole: Any = task
+    models = {field.name: getattr(whole, field.name) for field in fields(whole)}
+    averaging = {
+        name: model.clone(axis_name=axis_name)
+        for name, model in models.items()
+        if isinstance(model, nn.Module) and hasattr(model, "axis_name")
+    }
+    return replace(whole, **averaging)
 
 
 class Task(Protocol):
@@ -174,10 +179,6 @@ class Task(Protocol):
         """Pictures of what the model does with a batch."""
         ...
 
-    def over_axis(self, axis_name: str) -> Any:
-        """The same task for pmap: batch statistics are averaged over the named axis."""
-        ...
-
 
 class Track(Protocol):
     """Shows how far work has come that is done piece by piece."""
@@ -187,41 +188,20 @@ class Track(Protocol):
         ...
 
 
+Final = Callable[[Any, PyTree, PyTree, Mapping[str, Examples], Track], Mapping[str, float]]
+"""``(task, params, mutable, sets, track) -> {"split/metric": number}``: what is too dear to be
+measured on the way. ``sets`` are the training set as ``"train"`` and those that are evaluated, by
+name; see ``train.final_metrics``."""
+
+
 @runtime_checkable
 class Concluding(Protocol):
-    """A task that measures more once training has ended, too dear to do on the way."""
+    """A task of which more is measured once training has ended."""
 
-    def conclude(
-        self, params: PyTree, mutable: PyTree, sets: Mapping[str, Examples], track: Track
-    ) -> Mapping[str, float]:
-        """Numbers by ``split/metric``.
-
-        Args:
-            params: after the last step.
-            mutable: after the last step.
-            sets: the training set as ``"train"`` and those that are evaluated, by name.
-            track: for work that takes a while.
-        """
+    @property
+    def final(self) -> tuple[Final, ...]:
+        """What is measured."""
         ...
-
-
-Final = Callable[[Any, PyTree, PyTree, Mapping[str, Examples], Track], Mapping[str, float]]
-"""``(task, params, mutable, sets, track) -> {"split/metric": number}``; ``train.final_metrics``."""
-
-
-def concluded(
-    task: Any,
-    finals: Sequence[Final],
-    params: PyTree,
-    mutable: PyTree,
-    sets: Mapping[str, Examples],
-    track: Track,
-) -> dict[str, float]:
-    """What several measurements give together."""
-    numbers: dict[str, float] = {}
-    for final in finals:
-        numbers |= final(task, params, mutable, sets, track)
-    return numbers
 
 
 @runtime_checkable

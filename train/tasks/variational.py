@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import flax.linen as nn
@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from data.examples import Examples
 from losses.likelihoods import Bernoulli, Likelihood
 from losses.variational import (
     bits_per_dim,
@@ -38,11 +37,8 @@ from train.tasks.task import (
     Look,
     Panels,
     SettingError,
-    Track,
-    averaging_over,
     check_decoder,
     check_outputs,
-    concluded,
     require_entry,
 )
 
@@ -221,16 +217,6 @@ class Variational:
             return self._generate(params, mutable, latents, label, lower)[0]
 
         return jax.vmap(one)(keys, labels)
-
-    def conclude(
-        self, params: PyTree, mutable: PyTree, sets: Mapping[str, Examples], track: Track
-    ) -> dict[str, float]:
-        """Whatever ``final`` measures."""
-        return concluded(self, self.final, params, mutable, sets, track)
-
-    def over_axis(self, axis_name: str) -> Variational:
-        """The same task with batch statistics taken over a named axis."""
-        return replace(self, model=averaging_over(self.model, axis_name))
 
     def log_weights(
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""], samples: int
