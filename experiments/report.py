@@ -79,31 +79,42 @@ def check(report: Report, results: Path) -> list[str]:
 
 
 def readme_table(reports: Iterable[Report], results: Path) -> str:
-    """A Markdown table of the headline metric, one line for each arm of each report.
+    """A Markdown table with a line for each report: its best arm, and the baseline or next best.
 
     Raises:
         ReportError: as `derive`.
     """
-    lines = [["experiment", "arm", "metric", "mean ± std", "n", "paper"]]
+    lines = [
+        ["experiment", "metric", "best arm", "baseline or second", "n", "paper, of the best arm"]
+    ]
     for report in reports:
         rows = read_rows(results / f"{report.name}.jsonl")
         _validate(rows, report)
         table = report.table
         metric, form = next(iter(table.metrics.items()))
-        link = f"[{report.name}]({results.name}/{report.name}.md)"
-        for arm in report.arms:
-            result = estimate(list(_values(rows, arm, metric).values()))
-            lines.append(
-                [
-                    link,
-                    f"`{arm}`",
-                    table.header(metric),
-                    _mean_and_std(result, form),
-                    _count(rows, report, arm),
-                    table.paper.get((arm, metric), ""),
-                ]
-            )
+        found = {arm: estimate(list(_values(rows, arm, metric).values())) for arm in report.arms}
+        sign = -1 if metric in table.lower_is_better else 1
+        means = {arm: sign * x.mean for arm, x in found.items() if x.mean is not None}
+        ranked = sorted(means, key=lambda arm: means[arm], reverse=True)
+        best = ranked[0] if ranked else report.arms[0]
+        second = ranked[1] if len(ranked) > 1 else None
+        lines.append(
+            [
+                f"[{report.name}]({results.name}/{report.name}.md)",
+                table.header(metric),
+                *(
+                    "" if arm is None else _named(report, arm, _mean_and_std(found[arm], form))
+                    for arm in (best, table.baseline_of(best) or second)
+                ),
+                _count(rows, report, best),
+                table.paper.get((best, metric), ""),
+            ]
+        )
     return markdown_table(lines)
+
+
+def _named(report: Report, arm: str, number: str) -> str:
+    return number if len(report.arms) == 1 else f"`{arm}` {number}"
 
 
 def update_readme(path: Path, text: str) -> None:

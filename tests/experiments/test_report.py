@@ -323,17 +323,22 @@ def test_a_table_must_fit_its_sweep(changes, message):
 # The README.
 
 
-def test_readme_table_has_a_line_for_each_arm(rows, tmp_path):
+def test_readme_table_has_a_line_for_each_experiment(rows, tmp_path):
     results = tmp_path / "results"
     write(rows, FOCAL, results)
     lines = readme_table([FOCAL], results).splitlines()
-    assert lines[0] == "| experiment | arm | metric | mean ± std | n | paper |"
-    assert lines[3:] == [
-        "| [focal](results/focal.md) | `focal-1` | test/accuracy (%) ↑ | 93.00 ± 2.00 | 3 |  |",
-        "| [focal](results/focal.md) | `focal-2` | test/accuracy (%) ↑ | 96.00 | 1 of 3 | "
-        "98.10 (Author et al. 2020, Table 3) |",
-        "| [focal](results/focal.md) | `focal-5` | test/accuracy (%) ↑ | - | 0 of 3 |  |",
+    assert lines[0].startswith("| experiment | metric | best arm | baseline or second | n |")
+    assert lines[2:] == [
+        "| [focal](results/focal.md) | test/accuracy (%) ↑ | `focal-2` 96.00 | "
+        "`cross-entropy` 92.00 ± 2.00 | 1 of 3 | 98.10 (Author et al. 2020, Table 3) |",
     ]
+    lower = dataclasses.replace(TABLE, metrics={"test/nll": ".3f", "test/accuracy": ".2%"})
+    lines = readme_table([dataclasses.replace(FOCAL, table=lower)], results).splitlines()
+    assert "test/nll ↓ | `focal-2` 0.040 | `cross-entropy` 0.080 ± 0.020 | 1 of 3 |" in lines[2]
+    lower = dataclasses.replace(lower, lower_is_better=("test/nll", "test/accuracy"), paper={})
+    lower = dataclasses.replace(lower, metrics={"test/accuracy": ".2%", "test/nll": ".3f"})
+    (_, _, line) = readme_table([dataclasses.replace(FOCAL, table=lower)], results).splitlines()
+    assert "| `cross-entropy` 92.00 ± 2.00 | `focal-1` 93.00 ± 2.00 | 3 |  |" in line
 
 
 def test_readme_is_updated_once_and_only_between_its_lines(tmp_path):
