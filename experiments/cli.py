@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import time
@@ -43,8 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.overrides += rest
     try:
         code = options.command(options)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit("interrupted")
+    except BrokenPipeError:  # whoever read, such as `| head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        sys.exit(1)
     except Exception as error:
         code = _exit_code(error)
         if code is None:

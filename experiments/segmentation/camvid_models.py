@@ -9,6 +9,11 @@ loss is cross-entropy plus Dice, for the classes differ in size by a factor of a
 Small: half the resolution that papers use, no weights from ImageNet, 800 steps of eight images (17
 epochs). DeepLab's pyramid has the rates 3, 6 and 9, for features of 23×30 pixels.
 
+Ours, three seeds: FCN has a mean IoU of 0.414 ± 0.006, DeepLabv3+ 0.401 ± 0.006 and U-Net 0.391 ±
+0.024; the U-Net, whose features have the size of the image, has the best boundaries (boundary F1
+0.325 against 0.278 and 0.266) at 1.4 times the arithmetic. No network learns poles in so few steps.
+6 to 13 minutes a run on two cores of an AMD EPYC, beside other work.
+
     opsin sweep camvid_models
     opsin report camvid_models
 """
@@ -49,10 +54,12 @@ TABLE = Table(
         "test/miou": ".4f",
         "test/boundary_f1": ".4f",
         "test/accuracy": ".2%",
+    },
+    details={
         "parameters": ".0f",
         "model_flops_per_step": ".3g",
+        **{f"test/iou/{c}": ".3f" for c in range(CLASSES)},
     },
-    details={f"test/iou/{c}": ".3f" for c in range(CLASSES)},
     lower_is_better=("parameters", "model_flops_per_step"),
     baseline="fcn",
     seeds=3,

@@ -510,3 +510,13 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
     assert result.complaint() == "opsin: seed takes int, not 'first'; it is 0 by default"
     assert result.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_has_had_enough_is_no_error():
+    command = [sys.executable, "-m", "experiments", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as listing:
+        assert listing.stdout is not None
+        assert listing.stderr is not None
+        listing.stdout.close()
+        assert listing.stderr.read() == b""
+        assert listing.wait() == 1
