@@ -17,6 +17,7 @@ from train.experiment import Experiment
 from train.feed import Feed
 from train.loop import open_training
 from train.program import build, compiler_options
+from train.tasks.task import players_of
 
 
 def prepare(name: str, phase: str) -> Prepared:
@@ -85,9 +86,11 @@ def flops(case: Case, phase: str) -> int:
     def forward(variables: PyTree, batch: dict[str, Array]) -> Any:
         return case.model.apply(variables, batch["image"], train=False)
 
+    (player,) = players_of(task)
+
     def gradient(variables: PyTree, batch: dict[str, Array]) -> Any:
         mutable = {name: value for name, value in variables.items() if name != "params"}
-        return jax.grad(lambda p: task.loss(p, mutable, batch, key, 0)[0])(variables["params"])
+        return jax.grad(lambda p: player.loss(p, mutable, batch, key, 0)[0])(variables["params"])
 
     step = gradient if phase == "training" else forward
     return model_flops(step, variables, batch).total()

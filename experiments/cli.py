@@ -322,7 +322,7 @@ def _sample(options: argparse.Namespace) -> int:
 
 def _extractor(options: argparse.Namespace) -> int:
     _set_up(options)
-    from experiments.extractors import export
+    from experiments.exporting import export
 
     print(f"sha256 {export(options.run, options.output)}")
     print(options.output)

@@ -76,6 +76,19 @@ class CodeUsage(Metric):
         }
 
 
+@flax.struct.dataclass
+class ClassUsage(CodeUsage):
+    """How often a classifier saw each class, in what a generator made."""
+
+    def compute(self) -> dict[str, float]:
+        """`class_perplexity`, in [1, classes], and `classes_made`; as `CodeUsage` of codes."""
+        found = super().compute()
+        return {
+            "class_perplexity": found["perplexity"],
+            "classes_made": found["used_codes"],
+        }
+
+
 def code_usage(
     indices: Int[Array, "batch *places"], codes: int, valid: Bool[Array, "batch"] | None = None
 ) -> CodeUsage:

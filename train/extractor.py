@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +32,9 @@ Extract = Callable[
     [Num[np.ndarray, "images height width channels"]],
     tuple[Float[np.ndarray, "images features"], Float[np.ndarray, "images classes"]],
 ]
+
+
+Network = Callable[[PyTree, Array], tuple[Array, Array]]
 
 
 class ExtractorError(ValueError):
@@ -129,18 +131,8 @@ class Extractor:
             ExtractorError: if the file is missing, damaged, no safetensors file, not the one with
                 this sha256, or of another network.
         """
-        arrays, described = self._read()
-        image = tuple(described["image"])
-        self._check(arrays, image)
-        variables = jax.device_put(unflatten(arrays))
-        mean, std = described["mean"], described["std"]
-
-        @partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
-        def run(variables: PyTree, images: Array) -> tuple[Array, Array]:
-            images = normalize({"image": images}, mean, std)["image"]
-            features, logits = _features(self.model, variables, images)
-            return features.astype(jnp.float32), jax.nn.softmax(logits.astype(jnp.float32))
-
+        variables, network, image = self.open()
+        run = jax.jit(network, compiler_options=compiler_options(jax.default_backend()))
         shape = jax.ShapeDtypeStruct((self.batch, *image), jnp.float32)
         jax.eval_shape(run, variables, shape)  # a network without a head is told now
 
@@ -160,6 +152,28 @@ class Extractor:
             return features, probabilities
 
         return extract
+
+    def open(self) -> tuple[PyTree, Network, tuple[int, ...]]:
+        """Reads the file and checks it, for use within a traced function.
+
+        Returns:
+            The variables; ``(variables, images in [0, 1]) -> (features, probabilities)``; height,
+            width and channels of the images.
+
+        Raises:
+            ExtractorError: as ``load``.
+        """
+        arrays, described = self._read()
+        image = tuple(described["image"])
+        self._check(arrays, image)
+        mean, std = described["mean"], described["std"]
+
+        def network(variables: PyTree, images: Array) -> tuple[Array, Array]:
+            images = normalize({"image": images}, mean, std)["image"]
+            features, logits = _features(self.model, variables, images)
+            return features.astype(jnp.float32), jax.nn.softmax(logits.astype(jnp.float32))
+
+        return jax.device_put(unflatten(arrays)), network, image
 
     def _read(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The arrays by path, and what they were saved with."""

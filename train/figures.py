@@ -200,11 +200,12 @@ def tiled(images: np.ndarray) -> np.ndarray:
     return _rgb(np.pad(page, ((1, 0), (1, 0), (0, 0)), constant_values=1.0))
 
 
-def code_usage(counts: np.ndarray, title: str) -> Figure:
-    """How often each code of a codebook is used, the most used first.
+def usage(counts: np.ndarray, what: str, title: str) -> Figure:
+    """How often each code of a codebook, or each class, is used, the most used first.
 
     Args:
         counts: [codes] integers.
+        what: is counted, such as "code".
         title: written above.
     """
     share = np.sort(counts)[::-1] / max(int(counts.sum()), 1)
@@ -212,7 +213,7 @@ def code_usage(counts: np.ndarray, title: str) -> Figure:
     axes = figure.subplots()
     axes.bar(np.arange(len(share)), share, width=1.0, color=palette.LINES[0])
     axes.axhline(1 / len(share), color="0.5", linewidth=1, linestyle="--", label="all alike")
-    axes.set_xlabel(f"code ({np.count_nonzero(counts)} of {len(counts)} used)")
+    axes.set_xlabel(f"{what} ({np.count_nonzero(counts)} of {len(counts)} used)")
     axes.set_ylabel("share of positions")
     axes.set_title(title)
     axes.legend(frameon=False)

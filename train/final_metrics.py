@@ -135,6 +135,8 @@ class SampleQuality:
         source: of the real images, as for ``data.source``; None takes those of the run.
         split: that samples are compared to.
         floor_split: that gives the floor.
+        diverged_above: the Fréchet distance above which a run counts as ``diverged``, 1 or 0, which
+            is the share of them in a table; None leaves that out.
         seed: of the samples.
     """
 
@@ -143,6 +145,7 @@ class SampleQuality:
     source: str | Callable[[str], Examples] | None = None
     split: str = "test"
     floor_split: str = "train"
+    diverged_above: float | None = None
     seed: int = 0
 
     def __call__(
@@ -167,6 +170,8 @@ class SampleQuality:
         found = generator_metrics(name, real, made, probabilities)
         if asked is not None:
             found["sample_accuracy"] = float(np.mean(probabilities.argmax(axis=-1) == asked))
+        if self.diverged_above is not None:
+            found["diverged"] = float(found[f"fd_{name}"] > self.diverged_above)
         floors = {
             f"floor_fd_{name}": frechet_distance(real, floor),
             f"floor_kd_{name}": kernel_distance(real, floor),

@@ -51,6 +51,10 @@ class JsonLines:
         line = {"step": step} | {n: v if math.isfinite(v) else None for n, v in metrics.items()}
         self._file.write(json.dumps(line) + "\n")
 
+    def note(self, step: int, text: str) -> None:
+        """Appends a line of text for people, which readers of numbers pass over."""
+        self._file.write(json.dumps({"step": step, "note": text}) + "\n")
+
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
@@ -242,7 +246,11 @@ def _check_finite(metrics: Mapping[str, Metric], steps_before: int) -> None:
     """Raises NonFiniteError, which names the first step with such a term, and the term."""
     # The total and the norms are not finite because a term is: they come last.
     last = ("loss", "gradient_norm", "largest_parameter")
-    names = sorted(metrics, key=lambda name: (last.index(name) + 1 if name in last else 0, name))
+
+    def place(name: str) -> tuple[int, str]:
+        return next((i for i, x in enumerate(last, start=1) if name.startswith(x)), 0), name
+
+    names = sorted(metrics, key=place)
     broken = [
         (int(np.argmin(np.isfinite(metric.total))), order, name)
         for order, name in enumerate(names)

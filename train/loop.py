@@ -21,7 +21,7 @@ from data.examples import Examples, fits_in_memory, labels, materialize, stack
 from data.selection import select
 from data.sources import open_source
 from metrics.classification import ConfusionMatrix
-from metrics.latent import CodeUsage
+from metrics.latent import ClassUsage, CodeUsage
 from metrics.state import Metric, compute_all, to_host
 from train import figures
 from train.accounting import measured_work, median_rates
@@ -35,7 +35,7 @@ from train.program import Program, augmented, build, prepared
 from train.sharding import batch_sharding, batch_shards
 from train.startup import StartUp, record_speed
 from train.state import State
-from train.tasks.task import Batch, Concluding, Item, SettingError
+from train.tasks.task import Batch, Concluding, Item, SettingError, Watching
 
 # The disk is full, over quota or read-only; or the file is too large, or not ours.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES)
@@ -88,11 +88,11 @@ def fit(
         NonFiniteError: a term of the loss is not finite.
     """
     data, loop, length = experiment.data, experiment.loop, experiment.loop.steps_per_dispatch
-    clock = StartUp(began)
+    clock, task = StartUp(began), experiment.task
     examples = open_training(experiment)
     held_out = {name: _open_held_out(experiment, split) for name, split in data.eval_splits.items()}
     sets = {"train": examples} | {name: source for name, (source, _) in held_out.items()}
-    experiment.task.check(examples.class_names, partial(_look, sets, data))
+    task.check(examples.class_names, partial(_look, sets, data))
     feed = Feed(examples, data.batch, experiment.seed, data.resident_megabytes)
     steps_per_epoch = Fraction(feed.examples, data.batch)
     described = feed.description() | {
@@ -148,7 +148,11 @@ def fit(
                     log.drain()
                 for name, (source, arrays) in held_out.items() if evaluating else ():
                     states = evaluate(program, state, arrays, data.eval_batch, name)
-                    log.write(step, _numbers(states))
+                    numbers = _numbers(states)
+                    log.write(step, numbers)
+                    for line in task.watch(numbers) if isinstance(task, Watching) else ():
+                        console.say(f"step {step}: {line}")
+                        lines.note(step, line)
                     _draw(program, state, source, states, directory, name, loop.previews)
                 if saving:
                     now = {"position": feed.position(), "window": log.window()}
@@ -159,8 +163,8 @@ def fit(
                 if stopping and step < program.steps:
                     return Result(False, step, {})
             checkpoints.wait()
-            if isinstance(experiment.task, Concluding):
-                log.write(step, _conclude(experiment.task, state, sets, console, stop))
+            if isinstance(task, Concluding):
+                log.write(step, _conclude(task, state, sets, console, stop))
             curve = figures.training_curve(directory / "metrics.jsonl")
             figures.save(curve, directory / "curve.png")
         except _Stopped:
@@ -304,7 +308,8 @@ def _draw(
             counts = np.asarray(metric.counts)
             figure = figures.confusion_matrix(counts, examples.class_names, title)
         elif isinstance(metric, CodeUsage):
-            figure = figures.code_usage(np.asarray(metric.counts), title)
+            what = "class" if isinstance(metric, ClassUsage) else "code"
+            figure = figures.usage(np.asarray(metric.counts), what, title)
         else:
             continue
         figures.save(figure, directory / f"{name}_{split}.png")
@@ -332,7 +337,7 @@ def last_evaluation(metrics: Path) -> dict[str, float]:
     last: dict[str, float] = {}
     for line in read_lines(metrics):
         last |= {name: math.nan if x is None else x for name, x in line.items()}
-    return {n: x for n, x in last.items() if n != "step" and not n.startswith("train/")}
+    return {n: x for n, x in last.items() if "/" in n and not n.startswith("train/")}
 
 
 class _Every:

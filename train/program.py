@@ -26,8 +26,8 @@ from train.paths import flatten
 from train.pmap import AXIS, make_pmap_dispatch
 from train.sharding import batch_sharding, check_batch, make_mesh, replicated, state_sharding
 from train.state import State
-from train.step import Metrics, init_state, make_dispatch, make_step
-from train.tasks.task import Batch, Picture, SettingError
+from train.step import Metrics, Trainer, init_state, make_dispatch, make_step
+from train.tasks.task import Batch, Picture, Player, SettingError, over_axis, players_of
 
 
 @dataclass(frozen=True)
@@ -91,25 +91,33 @@ def build(
     if loop.ema_decay is not None and not 0 <= loop.ema_decay < 1:
         raise SettingError(f"loop.ema_decay={loop.ema_decay} is not in [0, 1)")
     mesh = make_mesh(experiment.parallel)
-    check_batch(data.batch, mesh, loop.accumulate)
+    players = players_of(over_axis(task, AXIS) if pmap else task)
+    turns = max(player.turns for player in players)
+    check_batch(data.batch, mesh, loop.accumulate * turns)
     steps = in_steps(loop.duration, steps_per_epoch)
     if steps < 1:
         raise SettingError(f"loop.duration={loop.duration!r} is less than one step")
-    transform, schedule = experiment.optimizer.build(steps, steps_per_epoch)
+    optimizers = [player.optimizer or experiment.optimizer for player in players]
+    trainers = [
+        _trainer(player, optimizer, steps, steps_per_epoch)
+        for player, optimizer in zip(players, optimizers, strict=True)
+    ]
 
     prepare = partial(prepared, data=data)
 
     def init(key: Key[Array, ""]) -> State:
         sample = {name: jnp.zeros((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
         ema = loop.ema_decay is not None
-        return init_state(task, transform, experiment.optimizer, prepare(sample), key, ema=ema)
+        return init_state(task, trainers, prepare(sample), key, ema=ema)
 
-    _check_patterns(experiment.optimizer)
+    for optimizer in optimizers:
+        _check_patterns(optimizer)
     with _traced("the model and its images"):
         # The key is an argument, so that the compiled programs serve every seed.
         key = jax.random.key(experiment.seed)
         shapes = jax.eval_shape(init, key)
-    _check_found(experiment.optimizer, list(flatten(shapes.params)))
+    for trainer, optimizer in zip(trainers, optimizers, strict=True):
+        _check_found(optimizer, list(flatten(trainer.own(shapes.params))))
     shardings = state_sharding(shapes, mesh, experiment.parallel.min_shard_size)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -117,15 +125,12 @@ def build(
         shardings,
     )
     step = make_step(
-        task,
-        transform,
-        schedule,
+        trainers,
         prepare=partial(augmented, data=data),
-        freeze=experiment.optimizer.freeze,
         ema_decay=loop.ema_decay,
         accumulate=loop.accumulate,
         axis_name=AXIS if pmap else None,
-        shard_microbatches=lambda x: x if pmap else _constrain(x, mesh, leading=1),
+        shard_parts=lambda x: x if pmap else _constrain(x, mesh, leading=1),
     )
 
     def sharded_fetch(store: PyTree, item: PyTree) -> Batch:
@@ -209,6 +214,14 @@ def compiler_options(platform: str) -> dict[str, Any]:
             f"LIBRARY_FUSION_TYPE_{operation}" for operation in ("DOT", "REDUCE")
         ),
     }
+
+
+def _trainer(
+    player: Player, optimizer: Optimizer, steps: int, steps_per_epoch: Fraction
+) -> Trainer:
+    """The optimiser of a player over all its turns."""
+    transform, schedule = optimizer.build(steps * player.turns, steps_per_epoch * player.turns)
+    return Trainer(player, transform, schedule, optimizer.freeze)
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 from metrics.state import Mean, Metric
-from train.optim import Optimizer, Schedule
+from train.optim import Schedule
 from train.state import (
     State,
     ema_decay_at,
@@ -21,32 +21,55 @@ from train.state import (
     split_frozen,
     stream,
 )
-from train.tasks.task import Batch, Task, over_axis
+from train.tasks.task import Batch, Player, Task
 
 Metrics = dict[str, Metric]
 Step = Callable[[State, Batch], tuple[State, Metrics]]
+Carry = tuple[PyTree, PyTree, PyTree]  # parameters of one player, mutable variables, its opt_state
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A player with its optimiser laid out for a run.
+
+    Attributes:
+        player: what is trained, and by which loss.
+        transform: from gradients to updates.
+        schedule: the learning rate by update, for the log.
+        freeze: paths that are not trained. They enter the gradient as constants, so that XLA does
+            no backward work for them; running statistics under these paths stay too.
+    """
+
+    player: Player
+    transform: optax.GradientTransformation
+    schedule: Schedule
+    freeze: tuple[str, ...] = ()
+
+    def own(self, params: PyTree) -> PyTree:
+        """The parameters of this player."""
+        name = self.player.name
+        return params if name is None else {name: params[name]}
 
 
 def init_state(
-    task: Task,
-    transform: optax.GradientTransformation,
-    optimizer: Optimizer,
-    batch: Batch,
-    key: Key[Array, ""],
-    *,
-    ema: bool,
+    task: Task, trainers: Sequence[Trainer], batch: Batch, key: Key[Array, ""], *, ema: bool
 ) -> State:
     """The state before the first step. Pure: jit it with output shardings, or ``eval_shape`` it."""
     variables = task.init(stream(key, 0, "init"), batch)
     params = variables["params"]
     mutable = {name: value for name, value in variables.items() if name != "params"}
-    trained, _ = split_frozen(params, optimizer.freeze)
+    opt_states = {
+        trainer.player.name: trainer.transform.init(
+            split_frozen(trainer.own(params), trainer.freeze)[0]
+        )
+        for trainer in trainers
+    }
     average = {"params": params, "mutable": mutable}
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
         mutable=mutable,
-        opt_state=transform.init(trained),
+        opt_state=opt_states.get(None, opt_states),
         # A copy: donated buffers must not be shared.
         ema=jax.tree.map(jnp.copy, average) if ema else None,
         key=key,
@@ -54,108 +77,141 @@ def init_state(
 
 
 def make_step(
-    task: Task,
-    transform: optax.GradientTransformation,
-    schedule: Schedule,
+    trainers: Sequence[Trainer],
     *,
     prepare: Callable[[Key[Array, ""], Batch], Batch],
-    freeze: tuple[str, ...] = (),
     ema_decay: float | None = None,
     accumulate: int = 1,
     axis_name: str | None = None,
-    shard_microbatches: Callable[[Batch], Batch] = lambda batch: batch,
+    shard_parts: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Step:
     """The training step ``(state, batch) -> (state, metrics)``.
 
+    Players have their turns one after the other. Where one has several turns in a step, the batch
+    is cut into as many parts, one a turn, and a player with one turn gets the last part.
+
     Args:
-        task: what is learned.
-        transform: from gradients to updates.
-        schedule: the learning rate by step, for the log.
+        trainers: who is trained, and how.
         prepare: augmentation and scaling, ``(key, batch) -> batch``.
-        freeze: paths that are not trained. They enter the gradient as constants, so that XLA does
-            no backward work for them; running statistics under these paths stay too.
         ema_decay: decay of the moving average, or None.
-        accumulate: microbatches that the batch is cut into; gradients are averaged over them, each
-            with the weight that its loss has (see ``train.tasks.task.Aux``).
+        accumulate: microbatches that the batch of a turn is cut into; gradients are averaged over
+            them, each with the weight that its loss has (see ``train.tasks.task.Aux``).
         axis_name: under pmap, the axis to average over.
-        shard_microbatches: sharding constraint for ``[accumulate, batch / accumulate, …]``.
+        shard_parts: sharding constraint for ``[parts, batch / parts, …]``.
     """
-    if axis_name is not None:
-        task = over_axis(task, axis_name)
 
-    def gradients(
-        trained: PyTree, frozen: PyTree, mutable: PyTree, batch: Batch, key: Array, taken: Array
-    ) -> tuple[PyTree, Array, PyTree, Metrics]:
-        """Gradients and what they count for in a mean with those of other images."""
-
-        def loss(trained: PyTree):
-            value, aux = task.loss(join_frozen(trained, frozen), mutable, batch, key, taken)
-            weight = jnp.asarray(aux.weight, jnp.float32)
-            if axis_name is not None:
-                # Before the gradient: batch norm takes it from each device's loss to all images.
-                mean = jax.lax.pmean(weight, axis_name)
-                value, weight = value * _ratio(weight, mean), mean
-            return value, (weight, aux)
-
-        grads, (weight, aux) = jax.grad(loss, has_aux=True)(trained)
-        return grads, weight, aux.mutable, aux.metrics
-
-    def accumulated(
-        trained: PyTree, frozen: PyTree, mutable: PyTree, batch: Batch, key: Array, taken: Array
-    ) -> tuple[PyTree, Array, PyTree, Metrics]:
-        # Every accumulate-th image goes to one microbatch: then each device cuts up its own slice.
-        micro = shard_microbatches(
-            jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+    def cut(batch: Batch, parts: int) -> Batch:
+        # Every parts-th image goes to one part: then each device cuts up its own slice.
+        return shard_parts(
+            jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
         )
 
-        def body(carry: tuple[PyTree, Array, PyTree], item: tuple[Batch, Array]):
-            total, count, mutable = carry
-            batch, index = item
-            grads, weight, mutable, metrics = gradients(
-                trained, frozen, mutable, batch, jax.random.fold_in(key, index), taken
+    def turn(
+        trainer: Trainer, others: PyTree, carry: Carry, batch: Batch, key: Array, taken: Array
+    ) -> tuple[Carry, Metrics]:
+        """One update of one player."""
+        own, mutable, opt_state = carry
+        trained, frozen = split_frozen(own, trainer.freeze)
+        fixed = join_frozen(frozen, others)
+
+        def gradients(mutable: PyTree, batch: Batch, key: Array):
+            """Gradients and what they count for in a mean with those of other images."""
+
+            def loss(trained: PyTree):
+                params = join_frozen(trained, fixed)
+                value, aux = trainer.player.loss(params, mutable, batch, key, taken)
+                weight = jnp.asarray(aux.weight, jnp.float32)
+                if axis_name is not None:
+                    # Before the gradient: batch norm takes it from one device's loss to all images.
+                    mean = jax.lax.pmean(weight, axis_name)
+                    value, weight = value * _ratio(weight, mean), mean
+                return value, (weight, aux)
+
+            grads, (weight, aux) = jax.grad(loss, has_aux=True)(trained)
+            return grads, weight, aux.mutable, aux.metrics
+
+        def accumulated(mutable: PyTree, batch: Batch, key: Array):
+            def body(carry: tuple[PyTree, Array, PyTree], item: tuple[Batch, Array]):
+                total, count, mutable = carry
+                batch, index = item
+                grads, weight, mutable, metrics = gradients(
+                    mutable, batch, jax.random.fold_in(key, index)
+                )
+                total = jax.tree.map(lambda t, g: t + weight.astype(g.dtype) * g, total, grads)
+                return (total, count + weight, mutable), metrics
+
+            zeros = jax.tree.map(jnp.zeros_like, trained)
+            (total, count, mutable), metrics = jax.lax.scan(
+                body,
+                (zeros, jnp.zeros(()), mutable),
+                (cut(batch, accumulate), jnp.arange(accumulate)),
             )
-            total = jax.tree.map(lambda t, g: t + weight.astype(g.dtype) * g, total, grads)
-            return (total, count + weight, mutable), metrics
+            grads = jax.tree.map(lambda t: _ratio(t, count), total)
+            return grads, count, mutable, jax.tree.map(lambda m: m.sum(axis=0), metrics)
 
-        zeros = jax.tree.map(jnp.zeros_like, trained)
-        (total, count, mutable), metrics = jax.lax.scan(
-            body, (zeros, jnp.zeros(()), mutable), (micro, jnp.arange(accumulate))
-        )
-        grads = jax.tree.map(lambda t: _ratio(t, count), total)
-        return grads, count, mutable, jax.tree.map(lambda m: m.sum(axis=0), metrics)
+        compute = gradients if accumulate == 1 else accumulated
+        grads, _, updated, metrics = compute(mutable, batch, key)
+        if axis_name is not None:
+            grads = jax.lax.pmean(grads, axis_name)
+            updated = jax.lax.pmean(updated, axis_name)
+            metrics = jax.lax.psum(metrics, axis_name)
+        mutable = keep_frozen(mutable, updated, trainer.freeze)
+        updates, opt_state = trainer.transform.update(grads, opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
+        whose = "" if trainer.player.name is None else f"_{trainer.player.name}"
+        # The schedule counts turns, of which every step has as many.
+        rate = trainer.schedule(taken * trainer.player.turns)
+        metrics |= {
+            f"gradient_norm{whose}": Mean.from_values(optax.tree.norm(grads)[None]),
+            # Finite exactly if the new parameters are: what is saved next is known to be sound.
+            f"largest_parameter{whose}": Mean.from_values(largest(trained)[None]),
+            f"learning_rate{whose}": Mean.from_values(jnp.asarray(rate, jnp.float32)[None]),
+        }
+        return (join_frozen(trained, frozen), mutable, opt_state), metrics
+
+    def play(
+        trainer: Trainer, state: State, batch: Batch, parts: Batch, key: Array
+    ) -> tuple[State, Metrics]:
+        """All turns of one player in a step."""
+        name, turns = trainer.player.name, trainer.player.turns
+        everyone = {} if name is None else state.params
+        others = {other: params for other, params in everyone.items() if other != name}
+        opt_state = state.opt_state if name is None else state.opt_state[name]
+        carry = trainer.own(state.params), state.mutable, opt_state
+        if turns == 1:
+            carry, metrics = turn(trainer, others, carry, batch, key, state.step)
+        else:
+
+            def body(carry: Carry, item: tuple[Batch, Array]) -> tuple[Carry, Metrics]:
+                part, index = item
+                drawn = jax.random.fold_in(key, index)
+                return turn(trainer, others, carry, part, drawn, state.step)
+
+            carry, stacked = jax.lax.scan(body, carry, (parts, jnp.arange(turns)))
+            metrics = jax.tree.map(lambda m: m.sum(axis=0), stacked)
+        own, mutable, opt_state = carry
+        opt_state = opt_state if name is None else {**state.opt_state, name: opt_state}
+        params = {**others, **own}
+        return replace(state, params=params, mutable=mutable, opt_state=opt_state), metrics
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         key = state.key
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         batch = prepare(stream(key, state.step, "augment"), batch)
-        trained, frozen = split_frozen(state.params, freeze)
-        compute = gradients if accumulate == 1 else accumulated
-        grads, _, mutable, metrics = compute(
-            trained, frozen, state.mutable, batch, stream(key, state.step, "loss"), state.step
-        )
-        if axis_name is not None:
-            grads = jax.lax.pmean(grads, axis_name)
-            mutable = jax.lax.pmean(mutable, axis_name)
-            metrics = jax.lax.psum(metrics, axis_name)
-        mutable = keep_frozen(state.mutable, mutable, freeze)
-        updates, opt_state = transform.update(grads, state.opt_state, trained)
-        trained = optax.apply_updates(trained, updates)
-        params = join_frozen(trained, frozen)
+        most = max(trainer.player.turns for trainer in trainers)
+        parts = cut(batch, most) if most > 1 else {}
+        last = jax.tree.map(lambda x: x[-1], parts) if most > 1 else batch
+        metrics: Metrics = {}
+        for trainer in trainers:
+            drawn = stream(key, state.step, trainer.player.name or "loss")
+            state, found = play(trainer, state, last, parts, drawn)
+            metrics |= found
         ema = state.ema
         if ema_decay is not None:
             decay = ema_decay_at(state.step, ema_decay)
-            ema = ema_update(ema, {"params": params, "mutable": mutable}, decay)
-        metrics |= {
-            "gradient_norm": Mean.from_values(optax.tree.norm(grads)[None]),
-            # Finite exactly if the new parameters are: what is saved next is known to be sound.
-            "largest_parameter": Mean.from_values(largest(trained)[None]),
-            "learning_rate": Mean.from_values(jnp.asarray(schedule(state.step), jnp.float32)[None]),
-        }
-        state = replace(
-            state, step=state.step + 1, params=params, mutable=mutable, opt_state=opt_state, ema=ema
-        )
-        return state, metrics
+            ema = ema_update(ema, {"params": state.params, "mutable": state.mutable}, decay)
+        return replace(state, step=state.step + 1, ema=ema), metrics
 
     return step
 

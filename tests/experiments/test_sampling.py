@@ -9,7 +9,8 @@ from PIL import Image
 
 from data.sources import digits
 from experiments.config import override
-from experiments.extractors import LENET, export
+from experiments.exporting import export
+from experiments.extractors import LENET
 from experiments.prediction import load
 from experiments.runs import Options, RunError, execute
 from experiments.sampling import sample

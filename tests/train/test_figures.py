@@ -81,7 +81,7 @@ def test_panels_stand_edge_to_edge_with_their_titles():
 
 
 def test_codes_are_drawn_by_how_often_they_are_used():
-    (axes,) = figures.code_usage(np.array([1, 0, 3, 0]), "title").axes
+    (axes,) = figures.usage(np.array([1, 0, 3, 0]), "code", "title").axes
     np.testing.assert_allclose([bar.get_height() for bar in axes.patches], [0.75, 0.25, 0, 0])
     assert axes.get_xlabel() == "code (2 of 4 used)"
 

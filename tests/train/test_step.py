@@ -92,7 +92,9 @@ def test_every_layout_takes_the_same_steps(tiny_one_device: Experiment, referenc
 def test_the_pmap_test_would_notice_statistics_of_one_replica(
     tiny_one_device, reference, monkeypatch
 ):
-    monkeypatch.setattr("train.step.over_axis", lambda task, name: task)  # a model that is not told
+    monkeypatch.setattr(
+        "train.program.over_axis", lambda task, name: task
+    )  # a model that is not told
     experiment = override(tiny_one_device, {"parallel.data": 8, "loop.strategy": "pmap"})
     losses = run(experiment)[1]["loss"]
     assert not np.allclose(losses, reference[1]["loss"], rtol=1e-3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import flax.linen as nn
@@ -12,8 +12,10 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from data.augment import Batch
 from data.examples import Examples
+from losses.adversarial import AdversarialLoss
 from losses.likelihoods import Likelihood
 from metrics.state import Metric
+from train.optim import Optimizer
 
 AnyTask = TypeVar("AnyTask")
 Item = TypeVar("Item")
@@ -131,11 +133,41 @@ def over_axis(task: AnyTask, axis_name: str) -> AnyTask:
         for name, model in models.items()
         if isinstance(model, nn.Module) and hasattr(model, "axis_name")
     }
+    averaging |= {
+        name: value.over_axis(axis_name)
+        for name, value in models.items()
+        if isinstance(value, AdversarialLoss)
+    }
     return replace(whole, **averaging)
 
 
+Loss = Callable[
+    [PyTree, PyTree, Batch, Key[Array, ""], Int[Array, ""] | int], tuple[Float[Array, ""], Aux]
+]
+
+
+@dataclass(frozen=True)
+class Player:
+    """Parameters that one loss and one optimiser train.
+
+    Attributes:
+        loss: as ``Learning.loss``, of the parameters of all players.
+        name: the entry of the parameters that is this player's; None is all of them.
+        optimizer: of this player; None is the experiment's own.
+        turns: updates in one step, each on a part of the batch of its own.
+    """
+
+    loss: Loss
+    name: str | None = None
+    optimizer: Optimizer | None = None
+    turns: int = 1
+
+
 class Task(Protocol):
-    """How a model, a loss and metrics become a step. Implementations are frozen dataclasses."""
+    """How models, losses and metrics become a step. Implementations are frozen dataclasses.
+
+    It is also either ``Learning`` or ``Playing``.
+    """
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Compares the task to the data before anything runs.
@@ -153,6 +185,23 @@ class Task(Protocol):
         """All variables of the model: ``{"params": …}`` and its mutable collections."""
         ...
 
+    def evaluate(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> dict[str, Metric]:
+        """Metric states of a batch in which ``batch["valid"]`` marks what counts."""
+        ...
+
+    def preview(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> Mapping[str, Picture]:
+        """Pictures of what the model does with a batch."""
+        ...
+
+
+@runtime_checkable
+class Learning(Protocol):
+    """A task of one loss."""
+
     def loss(
         self,
         params: PyTree,
@@ -167,17 +216,22 @@ class Task(Protocol):
         """
         ...
 
-    def evaluate(
-        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
-    ) -> dict[str, Metric]:
-        """Metric states of a batch in which ``batch["valid"]`` marks what counts."""
+
+@runtime_checkable
+class Playing(Protocol):
+    """A task of several losses, each of which trains parameters of its own."""
+
+    def players(self) -> tuple[Player, ...]:
+        """Who is trained, in the order of a step; the names are the entries of the parameters."""
         ...
 
-    def preview(
-        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
-    ) -> Mapping[str, Picture]:
-        """Pictures of what the model does with a batch."""
-        ...
+
+def players_of(task: Task) -> tuple[Player, ...]:
+    """Who is trained in a step of a task."""
+    if isinstance(task, Playing):
+        return task.players()
+    assert isinstance(task, Learning), f"{task} has neither a loss nor players"
+    return (Player(task.loss),)
 
 
 class Track(Protocol):
@@ -201,6 +255,15 @@ class Concluding(Protocol):
     @property
     def final(self) -> tuple[Final, ...]:
         """What is measured."""
+        ...
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """A task that tells when training goes wrong in a way that no error shows."""
+
+    def watch(self, numbers: Mapping[str, float]) -> Iterable[str]:
+        """Lines for people about the ``split/metric`` numbers of an evaluation."""
         ...
 
 

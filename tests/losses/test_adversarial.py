@@ -1,0 +1,458 @@
+"""Games between a table of logits and a distribution over a few atoms, in which all is known."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from scipy import stats
+from scipy.spatial.distance import jensenshannon
+
+from experiments.config import ConfigError, named, override, rebuild, resolve
+from losses.adversarial import (
+    HINGE,
+    LEAST_SQUARES,
+    MINIMAX,
+    NON_SATURATING,
+    RELATIVISTIC,
+    WASSERSTEIN,
+    AdversarialLoss,
+    clip_weights,
+    feature_matching_loss,
+    gradient_penalty,
+    least_squares_discriminator_loss,
+    least_squares_generator_loss,
+    r1_penalty,
+    r2_penalty,
+)
+from models.layers import Conv
+
+LOSSES = {
+    "MINIMAX": MINIMAX,
+    "NON_SATURATING": NON_SATURATING,
+    "LEAST_SQUARES": LEAST_SQUARES,
+    "HINGE": HINGE,
+    "WASSERSTEIN": WASSERSTEIN,
+    "RELATIVISTIC": RELATIVISTIC,
+}
+every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+
+# Distributions over four atoms, in tenths: batches of ten hold them exactly.
+DATA, MODEL = np.array([4, 3, 2, 1]), np.array([1, 2, 3, 4])
+PLACES = np.array([0.0, 0.5, 2.0, 3.0])  # of the atoms, for distances between distributions
+SIGNED = AdversarialLoss(
+    partial(least_squares_discriminator_loss, fake_label=-1.0),
+    partial(least_squares_generator_loss, target=0.0),
+)
+
+
+def chi_squared(p, q):
+    """Pearson's, of 2q from p + q."""
+    return np.sum((2 * q - (p + q)) ** 2 / (p + q))
+
+
+def total_variation(p, q):
+    return 0.5 * np.sum(np.abs(p - q))
+
+
+def potential(p, q):
+    """Of slope ±1 on the way from atom to atom, falling where the data's mass lies before."""
+    falls = np.sign(np.cumsum(p - q))[:-1] * np.diff(PLACES)
+    return -np.concatenate([[0.0], np.cumsum(falls)])
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The best table of logits for distributions (p, q), and the discriminator's loss there."""
+
+    loss: AdversarialLoss
+    table: Callable[[Any, Any], Any]
+    value: Callable[[Any, Any], Any]
+
+
+OPTIMA = {
+    "logistic": Optimum(
+        NON_SATURATING,
+        lambda p, q: np.log(p / q),
+        lambda p, q: np.log(4) - 2 * jensenshannon(p, q) ** 2,
+    ),
+    "least squares, 0 and 1": Optimum(
+        LEAST_SQUARES, lambda p, q: p / (p + q), lambda p, q: 1 / 4 - chi_squared(p, q) / 8
+    ),
+    "least squares, -1 and 1": Optimum(
+        SIGNED, lambda p, q: (p - q) / (p + q), lambda p, q: 1 - chi_squared(p, q) / 2
+    ),
+    "hinge": Optimum(
+        HINGE, lambda p, q: np.sign(p - q), lambda p, q: 2 - 2 * total_variation(p, q)
+    ),
+    "wasserstein": Optimum(
+        WASSERSTEIN, potential, lambda p, q: -stats.wasserstein_distance(PLACES, PLACES, p, q)
+    ),
+}
+
+
+def expected(loss, table, real=DATA, fake=MODEL):
+    """The discriminator's loss for a table of logits, with so many images of each atom."""
+    atoms = np.arange(len(real))
+    logits = [jnp.asarray(table)[np.repeat(atoms, counts)] for counts in (real, fake)]
+    return jnp.mean(loss.discriminator(*logits))
+
+
+def other_tables(name, best):
+    """A thousand tables near the best and far from it; Lipschitz ones where that is asked for."""
+    rng = np.random.default_rng(0)
+    if name == "wasserstein":
+        steps = rng.uniform(-1, 1, (1000, len(best) - 1)) * np.diff(PLACES)
+        return np.pad(np.cumsum(steps, axis=1), [(0, 0), (1, 0)])
+    scales = np.geomspace(0.01, 3, 1000)[:, None]
+    return best + scales * rng.normal(size=(1000, len(best)))
+
+
+@pytest.mark.parametrize("name", OPTIMA)
+@pytest.mark.parametrize("fake", [MODEL, DATA], ids=["apart", "alike"])
+def test_the_best_discriminator_is_worth_the_divergence(name, fake):
+    optimum, p, q = OPTIMA[name], DATA / 10, fake / 10
+    best = optimum.table(p, q)
+    value = expected(optimum.loss, best, fake=fake)
+    np.testing.assert_allclose(value, optimum.value(p, q), rtol=1e-5, atol=1e-6)
+    others = jax.vmap(lambda table: expected(optimum.loss, table, fake=fake))(
+        jnp.asarray(other_tables(name, best))
+    )
+    assert (others >= value - 1e-6).all()
+
+
+def test_with_signed_labels_the_generator_is_charged_pearsons_divergence():
+    p, q = DATA / 10, MODEL / 10
+    table = OPTIMA["least squares, -1 and 1"].table(p, q)
+    costs = np.asarray(SIGNED.generator(jnp.asarray(table), None))
+    np.testing.assert_allclose((p + q) @ costs, chi_squared(p, q) / 2, rtol=1e-5)
+    plain = LEAST_SQUARES.generator(jnp.array([0.0, 1.0, 3.0]), None)
+    np.testing.assert_array_equal(plain, [0.5, 0.0, 2.0])  # whose target is the label of real ones
+
+
+def test_the_best_relativistic_discriminator():
+    """Of (2, 1) against (1, 2) thirds: e^(c/3) is the root of t³ = 3t + 4, by Cardano."""
+    counts = np.array([2, 1]), np.array([1, 2])
+    t = np.cbrt(2 + np.sqrt(3)) + np.cbrt(2 - np.sqrt(3))
+    best = np.array([3 * np.log(t), 0.0])
+    value = expected(RELATIVISTIC, best, *counts)
+    np.testing.assert_allclose(value, 4 / 3 * np.log1p(t**-2) + 2 / 3 * np.log1p(t), rtol=1e-6)
+    np.testing.assert_allclose(expected(RELATIVISTIC, best + 7.0, *counts), value, rtol=1e-5)
+    for real, fake, least in ((*counts, value), (DATA, DATA, np.log(4))):
+        around = best if fake is counts[1] else np.zeros(4)
+        others = jax.vmap(lambda table, sides=(real, fake): expected(RELATIVISTIC, table, *sides))(
+            jnp.asarray(other_tables("relativistic", around))
+        )
+        assert (others >= least - 1e-6).all()
+
+
+# The generator, given the best discriminator.
+
+
+def slope(of, q):
+    """The gradient by the logits of q of `of(q)`."""
+    return jax.grad(lambda logits: of(jax.nn.softmax(logits)))(jnp.log(q))
+
+
+def jnp_jsd(p, q):
+    middle = (p + q) / 2
+    return 0.5 * jnp.sum(p * jnp.log(p / middle) + q * jnp.log(q / middle))
+
+
+DESCENDED = {
+    "minimax": (MINIMAX, "logistic", lambda p, q: 2 * jnp_jsd(p, q)),
+    # Arjovsky & Bottou, 2017, arXiv:1701.04862: it pulls the two apart in the second term.
+    "non-saturating": (
+        NON_SATURATING,
+        "logistic",
+        lambda p, q: jnp.sum(q * jnp.log(q / p)) - 2 * jnp_jsd(p, q),
+    ),
+    "hinge": (HINGE, "hinge", lambda p, q: jnp.sum(jnp.abs(p - q))),
+    "wasserstein": (
+        WASSERSTEIN,
+        "wasserstein",
+        lambda p, q: jnp.sum(jnp.abs(jnp.cumsum(p - q))[:-1] * np.diff(PLACES)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DESCENDED)
+def test_the_generator_descends_a_divergence(name):
+    loss, optimum, divergence = DESCENDED[name]
+    p, q = DATA / 10, MODEL / 10
+    costs = loss.generator(jnp.asarray(OPTIMA[optimum].table(p, q)), None)
+    wanted = slope(partial(divergence, jnp.asarray(p)), q)
+    assert np.abs(wanted).max() > 0.05
+    np.testing.assert_allclose(slope(lambda q: q @ costs, q), wanted, rtol=1e-4, atol=1e-6)
+
+
+@every_loss
+def test_nothing_moves_a_generator_that_has_the_distribution_of_the_data(loss):
+    """The best table is flat there, by the tests above, and so is the cost of each atom."""
+    p = DATA / 10
+    flat = jnp.zeros(4)
+    np.testing.assert_allclose(slope(lambda q: q @ loss.generator(flat, flat), p), 0.0, atol=1e-7)
+    tilted = jnp.arange(4.0)
+    assert np.abs(slope(lambda q: q @ loss.generator(tilted, tilted), p)).max() > 0.01
+
+
+def test_the_minimax_slope_vanishes_where_the_non_saturating_one_does_not():
+    """At an image whose logit falls by `sharpness` for each unit that it is moved away."""
+
+    def pull(loss, sharpness):
+        return jax.grad(lambda away: loss.generator(-sharpness * away[None], None)[0])(1.0)
+
+    sharpness = (1.0, 5.0, 20.0, 80.0)
+    minimax, other = (np.array([pull(x, s) for s in sharpness]) for x in (MINIMAX, NON_SATURATING))
+    np.testing.assert_allclose(minimax, [0.268941, 0.0334643, 4.12231e-8, 1.44388e-33], rtol=1e-4)
+    np.testing.assert_allclose(other, [0.731059, 4.96654, 20.0, 80.0], rtol=1e-5)
+
+
+# What holds for all of them.
+
+
+@every_loss
+def test_a_batch_is_its_examples_and_a_map_the_mean_over_its_places(loss):
+    real, fake = jax.random.normal(jax.random.key(1), (2, 5, 3, 2))
+    for player, (one, other) in (
+        (loss.discriminator, (real, fake)),
+        (loss.generator, (fake, real)),
+    ):
+        whole = player(one, other)
+        assert whole.shape == (5,)
+        places = player(one.reshape(-1), other.reshape(-1)).reshape(5, -1)  # with the same means
+        np.testing.assert_allclose(whole, places.mean(axis=1), rtol=1e-5, atol=1e-6)
+        alone = player(one[:1], other[:1])
+        assert np.allclose(alone, whole[:1], atol=1e-6) != loss.relative
+
+
+@every_loss
+def test_small_floats_are_computed_in_float32(loss):
+    real, fake = jax.random.normal(jax.random.key(2), (2, 4), jnp.bfloat16)
+    wide = real.astype(jnp.float32), fake.astype(jnp.float32)
+    for player in (loss.discriminator, loss.generator):
+        assert player(real, fake).dtype == jnp.float32
+        np.testing.assert_array_equal(player(real, fake), player(*wide))
+
+
+@every_loss
+def test_values_and_slopes_are_finite_at_any_logits(loss):
+    ends = np.array([-1e4, 0.0, 1e4])
+    logits = [jnp.asarray(x, jnp.float32) for x in (np.repeat(ends, 3), np.tile(ends, 3))]
+    for player in (loss.discriminator, loss.generator):
+        values, back = jax.vjp(player, *logits)
+        assert np.isfinite(values).all()
+        assert all(np.isfinite(slopes).all() for slopes in back(jnp.ones(9)))
+
+
+@every_loss
+def test_logits_that_differ_in_shape_are_named(loss):
+    with pytest.raises(ValueError, match=r"\(3, 1\) must have the shape of real \(3,\)"):
+        loss.discriminator(jnp.zeros(3), jnp.zeros((3, 1)))
+
+
+def test_a_relativistic_generator_is_the_discriminator_of_the_exchanged_sides():
+    real, fake = jax.random.normal(jax.random.key(3), (2, 6))
+    np.testing.assert_array_equal(
+        RELATIVISTIC.generator(fake, real), RELATIVISTIC.discriminator(fake, real)
+    )
+    with pytest.raises(ValueError, match="needs the logits of real images"):
+        RELATIVISTIC.generator(fake, None)
+
+
+def test_eight_devices_take_the_means_of_one():
+    """Under pmap, in value and in gradient: of the relativistic loss and of matched features."""
+    real, fake = jax.random.normal(jax.random.key(4), (2, 16, 3)) + jnp.array([[[0.5]], [[0.0]]])
+    weights = jnp.array([1.0, -2.0, 0.5])
+
+    def total(weights, real, fake, loss, axis_name=None):
+        features = jnp.tanh(real * weights), jnp.tanh(fake * weights)
+        logits = [jnp.sum(x, axis=-1) for x in features]
+        losses = loss.discriminator(*logits) + 3.0 * loss.generator(*logits[::-1])
+        return jnp.mean(losses) + feature_matching_loss(*features, axis_name=axis_name)
+
+    whole = jax.value_and_grad(total)(weights, real, fake, RELATIVISTIC)
+
+    def mapped(weights, real, fake):
+        loss = RELATIVISTIC.over_axis("devices")
+        parts = jax.value_and_grad(total)(weights, real, fake, loss, "devices")
+        return jax.lax.pmean(parts, "devices")
+
+    shards = (x.reshape(8, 2, 3) for x in (real, fake))
+    parts = jax.pmap(mapped, axis_name="devices", in_axes=(None, 0, 0))(weights, *shards)
+    for one, all_devices in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(all_devices, np.stack([one] * 8), rtol=1e-5, atol=1e-6)
+    assert HINGE.over_axis("devices") is HINGE
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_configs_can_name_a_loss_and_change_its_options(name):
+    loss = named(f"losses.adversarial:{name}")
+    assert loss is LOSSES[name]
+    assert rebuild(json.loads(json.dumps(resolve(loss)))) == loss
+    change = {"discriminator.fake_label": -1.0}
+    if loss is not LEAST_SQUARES:
+        with pytest.raises(ConfigError, match="fake_label"):
+            override(loss, change)
+        return
+    signed = override(loss, {**change, "generator.target": 0.0})
+    logits = jnp.array([0.3, -2.0])
+    for ours, theirs in (
+        (signed.discriminator, SIGNED.discriminator),
+        (signed.generator, SIGNED.generator),
+    ):
+        np.testing.assert_array_equal(ours(logits, logits[::-1]), theirs(logits, logits[::-1]))
+
+
+# Penalties.
+
+
+def images(seed, batch=4, size=(3, 2, 2)):
+    return jax.random.normal(jax.random.key(seed), (2, batch, *size))
+
+
+def flat(x):
+    return np.asarray(x).reshape(len(x), -1)
+
+
+def test_penalties_of_a_linear_critic(key):
+    """Its slope is the same everywhere; with a bias it is still linear."""
+    real, fake = images(5)
+    for size in (1.0, 0.25, 3.0):
+        weights = jnp.full((3, 2, 2), size / np.sqrt(12))
+
+        def critic(x, weights=weights):
+            return jnp.sum(x * weights, axis=(1, 2, 3)) + 5.0
+
+        np.testing.assert_allclose(
+            gradient_penalty(key, critic, real, fake), np.full(4, (size - 1) ** 2), atol=1e-5
+        )
+        for penalty in (r1_penalty, r2_penalty):
+            np.testing.assert_allclose(
+                penalty(key, critic, real, fake), np.full(4, size**2 / 2), rtol=1e-5
+            )
+
+
+def quadratic(x):
+    """Its slope at an image is the image."""
+    return 0.5 * jnp.sum(jnp.square(x), axis=(1, 2, 3))
+
+
+def test_r1_is_of_real_and_r2_of_generated_images(key):
+    real, fake = images(6)
+    for penalty, at in ((r1_penalty, real), (r2_penalty, fake)):
+        halves = 0.5 * np.sum(flat(at) ** 2, axis=1)
+        np.testing.assert_allclose(penalty(key, quadratic, real, fake), halves, rtol=1e-5)
+
+
+def draws(key, batch):
+    """The shares of real images, read off the penalty: that of u times a unit vector is 1 - u."""
+    real = jnp.full((batch, 2, 2, 1), 0.5)
+    return 1.0 - np.sqrt(gradient_penalty(key, quadratic, real, jnp.zeros_like(real)))
+
+
+def test_interpolates_lie_anywhere_between_real_and_generated_images(key):
+    shares = draws(key, 1000)
+    assert stats.kstest(shares, stats.uniform.cdf).pvalue > 0.01
+    own = [jax.random.uniform(jax.random.fold_in(key, row)) for row in range(4)]
+    np.testing.assert_allclose(shares[:4], own, rtol=1e-5)  # whatever the batch
+    real, fake = images(7)
+    between = shares[:4, None] * flat(real) + (1 - shares[:4, None]) * flat(fake)
+    wanted = (np.linalg.norm(between, axis=1) - 1) ** 2
+    np.testing.assert_allclose(gradient_penalty(key, quadratic, real, fake), wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("penalty", [gradient_penalty, r1_penalty, r2_penalty])
+def test_penalties_are_of_each_example_and_of_the_mean_of_its_map(key, penalty):
+    real, fake = images(8)
+
+    def patches(x):
+        return jnp.sin(3.0 * x[..., 0]) * x[..., 1]  # [batch, 3, 2]
+
+    whole = penalty(key, patches, real, fake)
+    assert whole.shape == (4,)
+    means = penalty(key, lambda x: jnp.mean(patches(x), axis=(1, 2)), real, fake)
+    np.testing.assert_allclose(whole, means, rtol=1e-5)
+    others = [x.at[1:].multiply(2.0) for x in (real, fake)]
+    changed = penalty(key, patches, *others)
+    np.testing.assert_allclose(changed[0], whole[0], rtol=1e-5)
+    assert not np.allclose(changed[1:], whole[1:])
+    small = [x.astype(jnp.bfloat16) for x in (real, fake)]
+    assert penalty(key, patches, *small).dtype == jnp.float32
+
+
+def test_a_flat_critic_is_charged_one_and_its_gradient_is_zero(key):
+    real, fake = images(9)
+
+    def charge(size):
+        return jnp.sum(gradient_penalty(key, lambda x: size * quadratic(x), real, fake))
+
+    value, slope = jax.value_and_grad(charge)(0.0)
+    assert (value, slope) == (4.0, 0.0)
+
+
+def test_images_that_differ_in_shape_are_named(key):
+    real, fake = images(10)
+    with pytest.raises(ValueError, match="must have the shape of real"):
+        gradient_penalty(key, quadratic, real, fake[:1])
+
+
+class SmoothCritic(nn.Module):
+    conv: Any = Conv
+
+    @nn.compact
+    def __call__(self, x):
+        x = jnp.tanh(self.conv(3, (4, 4), strides=2, name="first")(x))
+        x = jnp.tanh(self.conv(4, (3, 3), name="second")(x))
+        return self.conv(1, (1, 1), name="last")(x)[..., 0]
+
+
+def test_gradients_of_penalties_go_through_the_convolutions_of_the_house(key):
+    """By finite differences, and as through linen's own convolution."""
+    real, fake = images(11, batch=2, size=(6, 6, 2))
+    params = SmoothCritic().init(key, real)
+
+    def charge(params, conv: Any = Conv):
+        critic: Any = partial(SmoothCritic(conv).apply, params)
+        penalties = [p(key, critic, real, fake) for p in (gradient_penalty, r1_penalty)]
+        return jnp.mean(sum(penalties))
+
+    check_grads(jax.jit(charge), (params,), order=1, modes=["rev"], rtol=1e-2, eps=1e-2)
+    ours, theirs = (jax.jit(jax.grad(partial(charge, conv=c)))(params) for c in (Conv, nn.Conv))
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    kernel = ours["params"]["first"]["kernel"]
+    assert np.abs(kernel).max() > 0.01
+
+
+def test_clipped_weights():
+    params = {"kernel": jnp.array([[-3.0, 0.2], [0.1, 0.5]]), "scale": jnp.ones(2, jnp.bfloat16)}
+    clipped = clip_weights(params, limit=0.25)
+    np.testing.assert_array_equal(
+        clipped["kernel"], np.array([[-0.25, 0.2], [0.1, 0.25]], np.float32)
+    )
+    np.testing.assert_array_equal(clipped["scale"], [0.25, 0.25])
+    assert clipped["scale"].dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match="above 0, not 0"):
+        clip_weights(params, limit=0.0)
+
+
+def test_matched_features_are_means_over_the_batch():
+    real = jax.random.normal(jax.random.key(12), (6, 2, 3))
+    fake = jax.random.normal(jax.random.key(13), (4, 2, 3))
+    distance = np.asarray(real).mean(axis=0) - np.asarray(fake).mean(axis=0)
+    value, back = jax.vjp(feature_matching_loss, real, fake)
+    np.testing.assert_allclose(value, np.mean(distance**2), rtol=1e-5)
+    np.testing.assert_allclose(back(jnp.ones(()))[1][0], -2 * distance / (4 * 6), rtol=1e-4)
+    moved = fake + jnp.asarray(distance)  # other images of the same mean
+    np.testing.assert_allclose(feature_matching_loss(real, moved), 0.0, atol=1e-12)
+    assert feature_matching_loss(real, fake.astype(jnp.bfloat16)).dtype == jnp.float32
+    with pytest.raises(ValueError, match="differ"):
+        feature_matching_loss(real, fake[:, :1])

@@ -1,0 +1,105 @@
+"""Translation between images and masks: which is made of which, and what is measured of it."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data.examples import Arrays, Examples
+from experiments.config import override
+from metrics.state import compute_all
+from models.generative.pix2pix import PatchGAN
+from models.segmentation.unet import UNet
+from train.experiment import Data, Experiment, Loop
+from train.loop import fit
+from train.optim import Optimizer, adamw, constant
+from train.tasks.task import SettingError
+from train.tasks.translate import Translate
+
+TASK = Translate(
+    generator=UNet(num_classes=1, width=4, depth=1, padding="same"),
+    discriminator=PatchGAN(width=4, strided=1, norm=None),
+    l1=10.0,
+)
+
+
+def halves(split: str, *, n: int = 24) -> Examples:
+    """Images of 16×16 that are bright where the mask is 1, and dark elsewhere."""
+    rng = np.random.default_rng([5, split == "test"])
+    mask = np.zeros((n, 16, 16), np.uint8)
+    for index, column in enumerate(rng.integers(4, 12, n)):
+        mask[index, :, column:] = 1
+    image = np.clip(rng.normal(60 + 120 * mask, 10), 0, 255).astype(np.uint8)[..., None]
+    return Examples(Arrays({"image": image, "mask": mask}), ("dark", "bright"))
+
+
+def batch_of() -> dict[str, Any]:
+    arrays = halves("test").records.arrays  # pyright: ignore
+    image = jnp.asarray(arrays["image"][:4] / 255, jnp.float32)
+    mask = jnp.asarray(arrays["mask"][:4], jnp.int32)
+    return {"image": image, "mask": mask, "valid": jnp.arange(4) < 3}
+
+
+@pytest.fixture(scope="module")
+def params():
+    return TASK.init(jax.random.key(0), batch_of())["params"]
+
+
+@pytest.mark.parametrize("direction", ["mask to image", "image to mask"])
+def test_the_loss_of_the_generator_is_of_its_target(params, direction):
+    task = replace(TASK, direction=direction)
+    batch, key = batch_of(), jax.random.key(1)
+    value, aux = task.generator_loss(params, {}, batch, key, 0)
+    image, mask = 2 * batch["image"] - 1, 2.0 * batch["mask"][..., None] - 1
+    given, target = (mask, image) if direction == "mask to image" else (image, mask)
+    made = jnp.tanh(TASK.generator.apply({"params": params["generator"]}, given, train=True))
+    error = np.abs(np.asarray(made - target)).mean()
+    found = compute_all(aux.metrics)
+    assert found["l1"] == pytest.approx(error, rel=1e-5)
+    assert float(value) == pytest.approx(found["generator_loss"] + 10 * error, rel=1e-5)
+    alone, _ = replace(task, adversarial=0.0).generator_loss(params, {}, batch, key, 0)
+    assert float(alone) == pytest.approx(10 * error, rel=1e-5)
+
+
+def test_a_made_mask_is_measured_as_a_segmentation(params):
+    task = replace(TASK, direction="image to mask")
+    batch = batch_of()
+    found = compute_all(jax.device_get(task.evaluate(params, {}, batch, jax.random.key(0))))
+    given = 2 * batch["image"][:3] - 1
+    outputs: Any = TASK.generator.apply({"params": params["generator"]}, given)
+    right = (np.asarray(outputs)[..., 0] > 0) == np.asarray(batch["mask"][:3])
+    assert found["accuracy"] == pytest.approx(right.mean())
+    made = np.tanh(outputs)[..., 0] / 2 + 0.5
+    assert found["l1"] == pytest.approx(np.abs(made - batch["mask"][:3]).mean(), rel=1e-5)
+    forward = TASK.evaluate(params, {}, batch, jax.random.key(0))
+    assert forward.keys() == {"l1"}
+
+
+def test_a_run_learns_to_read_masks_off_images(tmp_path):
+    optimizer = Optimizer(method=partial(adamw, b1=0.5), learning_rate=5e-3, schedule=constant)
+    experiment = Experiment(
+        task=replace(TASK, direction="image to mask", optimizer=optimizer),
+        data=Data(source=halves, batch=8, eval_batch=8),
+        optimizer=optimizer,
+        loop=Loop(duration="60 steps", evaluate_every="60 steps", checkpoint_every="60 steps"),
+    )
+    result = fit(override(experiment, {"parallel.data": 1}), tmp_path, config={}, progress=False)
+    assert result.metrics["test/miou"] > 0.95
+    assert (tmp_path / "previews" / "test_translations.png").exists()
+
+
+def test_what_cannot_be_translated_is_told():
+    with pytest.raises(SettingError, match="masks of two classes, the data have 3"):
+        TASK.check(("a", "b", "c"), dict)
+    for changes in ({"l1": -1.0}, {"l1": 0.0, "adversarial": 0.0}):
+        with pytest.raises(SettingError, match="one is above it"):
+            replace(TASK, **changes).check(("a", "b"), dict)
+    with pytest.raises(SettingError, match="needs a mask"):
+        TASK.init(jax.random.key(0), {"image": batch_of()["image"]})
+    wrong = replace(TASK, generator=TASK.generator.clone(num_classes=3))
+    with pytest.raises(SettingError, match=r"set task\.generator\.num_classes=1"):
+        wrong.init(jax.random.key(0), batch_of())

@@ -1,0 +1,332 @@
+"""Generative adversarial networks: a generator and a discriminator, each with a loss of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from losses.adversarial import (
+    NON_SATURATING,
+    AdversarialLoss,
+    Penalty,
+    feature_matching_loss,
+)
+from metrics.latent import ClassUsage, code_usage
+from metrics.state import Mean, Metric
+from train.extractor import Extractor
+from train.optim import Optimizer, adamw, constant
+from train.tasks.latent_pictures import latent_pictures, square
+from train.tasks.task import (
+    Aux,
+    Batch,
+    Final,
+    Look,
+    Panels,
+    Player,
+    SettingError,
+    check_outputs,
+    require_entry,
+)
+
+GENERATOR, DISCRIMINATOR = "generator", "discriminator"
+SATURATED = 0.99
+"""Share of images that a discriminator tells apart, above which the generator learns little."""
+COLLAPSED = 2.0
+"""Classes that are made, as if evenly, below which a generator has collapsed."""
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    """Learns to make images that a discriminator cannot tell from real ones.
+
+    Goodfellow et al., 2014, arXiv:1406.2661. In each step the discriminator has its turns, each on
+    a part of the batch of its own, and then the generator has one. Both networks see images in
+    [−1, 1]; the generator's outputs go through tanh.
+
+    Attributes:
+        generator: ``(z, labels=…, train=…) -> outputs``, as in ``models.generative.gan``.
+        discriminator: ``(images, labels=…, train=…) -> logits``.
+        losses: of both.
+        optimizer: of the discriminator; the experiment's own is the generator's.
+        turns: updates of the discriminator for each of the generator; ``data.batch`` is read by all
+            of them together.
+        penalty: on the slope of the discriminator, or None.
+        penalty_weight: of it.
+        feature_matching: weight of the distance between the mean features of real and made images
+            in the generator's loss (Salimans et al., 2016, arXiv:1606.03498).
+        observer: a classifier that reads the made images at each evaluation, so that classes which
+            are not made any more are noticed.
+        final: what is measured once training has ended; see ``train.final_metrics``.
+    """
+
+    generator: nn.Module
+    discriminator: nn.Module
+    losses: AdversarialLoss = NON_SATURATING
+    optimizer: Optimizer = field(
+        default_factory=lambda: Optimizer(adamw, learning_rate=2e-4, schedule=constant)
+    )
+    turns: int = 1
+    penalty: Penalty | None = None
+    penalty_weight: float = 0.0
+    feature_matching: float = 0.0
+    observer: Extractor | None = None
+    final: tuple[Final, ...] = ()
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes that the generator is asked for; None if it is not."""
+        return getattr(self.generator, "num_classes", None)
+
+    def check(self, class_names: Sequence[str], look: Look) -> None:
+        """Raises SettingError for options that contradict, or networks of other classes."""
+        check_outputs(self.generator, class_names)
+        if self.turns < 1:
+            raise SettingError(
+                f"task.turns={self.turns} leaves the discriminator as it began: set at least 1"
+            )
+        if self.num_classes != getattr(self.discriminator, "num_classes", None):
+            raise SettingError(
+                "task.generator.num_classes and task.discriminator.num_classes differ: "
+                "what one is asked for the other must know"
+            )
+        if (self.penalty is None) != (self.penalty_weight == 0.0):
+            raise SettingError(
+                "task.penalty and task.penalty_weight go together: set both, or none"
+            )
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
+        """All variables of both networks, each collection with an entry for each.
+
+        Raises:
+            SettingError: if images are of another shape than the generator's, or there are no
+                labels for networks that take them.
+        """
+        if self.num_classes is not None:
+            require_entry(batch, "label", 'such as "digits" or "folder:PATH"')
+        images, labels = batch["image"], self._labels(batch)
+        made = tuple(self.generator.image)  # pyright: ignore[reportAttributeAccessIssue]
+        if made != images.shape[1:]:
+            raise SettingError(
+                f"task.generator.image is {made}, the data have {images.shape[1:]}: set "
+                f"task.generator.image={images.shape[1:]}"
+            )
+        keys = jax.random.split(key)
+        z = jnp.zeros((len(images), self.latent))
+        return by_player(
+            {
+                GENERATOR: self.generator.init(keys[0], z, labels=labels),
+                DISCRIMINATOR: self.discriminator.init(keys[1], images, labels=labels),
+            }
+        )
+
+    def players(self) -> tuple[Player, ...]:
+        """The discriminator, then the generator."""
+        return (
+            Player(self.discriminator_loss, DISCRIMINATOR, self.optimizer, self.turns),
+            Player(self.generator_loss, GENERATOR),
+        )
+
+    def discriminator_loss(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        batch: Batch,
+        key: Key[Array, ""],
+        step: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, ""], Aux]:
+        """Its loss on real and on made images, and the penalty on its slope."""
+        real, labels = signed(batch["image"]), self._labels(batch)
+        latent, drawn = jax.random.split(key)
+        made, _ = self._make(params, mutable, self._noise(latent, len(real)), labels)
+        made = jax.lax.stop_gradient(made)
+        real_logits, _, mutable = self._judge(params, mutable, real, labels)
+        fake_logits, _, mutable = self._judge(params, mutable, made, labels)
+        losses = self.losses.discriminator(real_logits, fake_logits)
+        metrics: dict[str, Metric] = {}
+        total = losses
+        if self.penalty is not None:
+            fixed = mutable
+
+            def critic(images: Array) -> Array:
+                return self._judge(params, fixed, images, labels)[0]
+
+            penalties = self.penalty(drawn, critic, real, made)
+            metrics["penalty"] = Mean.from_values(penalties)
+            total = losses + self.penalty_weight * penalties
+        metrics["discriminator_loss"] = Mean.from_values(total)
+        metrics["discriminator_accuracy"] = told_apart(real_logits, fake_logits)
+        return jnp.mean(total), Aux(mutable, metrics)
+
+    def generator_loss(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        batch: Batch,
+        key: Key[Array, ""],
+        step: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, ""], Aux]:
+        """Its loss on images that it makes, and the distance of their features to real ones."""
+        labels = self._labels(batch)
+        made, mutable = self._make(params, mutable, self._noise(key, len(batch["image"])), labels)
+        logits, features, _ = self._judge(params, mutable, made, labels)
+        real_logits, real_features = None, features
+        if self.losses.relative or self.feature_matching:
+            real = signed(batch["image"])
+            real_logits, real_features, _ = self._judge(params, mutable, real, labels)
+        losses = self.losses.generator(logits, real_logits)
+        total = jnp.mean(losses)
+        metrics: dict[str, Metric] = {"generator_loss": Mean.from_values(losses)}
+        if self.feature_matching:
+            distance = feature_matching_loss(real_features, features)
+            metrics["feature_distance"] = Mean.from_values(distance[None])
+            total += self.feature_matching * distance
+        return total, Aux(mutable, metrics)
+
+    def evaluate(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> dict[str, Metric]:
+        """Mean logits of real and of made images, and the share that is told apart."""
+        images, valid, labels = signed(batch["image"]), batch["valid"], self._labels(batch)
+        made, _ = self._make(params, mutable, self._noise(key, len(images)), labels, train=False)
+        real, _, _ = self._judge(params, mutable, images, labels, train=False)
+        fake, _, _ = self._judge(params, mutable, made, labels, train=False)
+        metrics: dict[str, Metric] = {
+            "discriminator_accuracy": told_apart(real, fake, valid),
+            "real_logit": Mean.from_values(_by_image(real), valid),
+            "fake_logit": Mean.from_values(_by_image(fake), valid),
+        }
+        if self.observer is not None:
+            variables, network, _ = self.observer.open()
+            _, probabilities = network(variables, unsigned(made))
+            seen = jnp.argmax(probabilities, axis=-1)
+            counts = code_usage(seen, probabilities.shape[-1], valid).counts
+            metrics["classes"] = ClassUsage(counts)
+        return metrics
+
+    def watch(self, numbers: Mapping[str, float]) -> list[str]:
+        """What to tell of an evaluation: a discriminator that has won, modes that are lost."""
+        lines = []
+        for name, value in numbers.items():
+            if name.endswith("/discriminator_accuracy") and value > SATURATED:
+                lines.append(
+                    f"{name} is {value:.3f}: the discriminator is saturated, and the generator "
+                    "learns little (lower task.optimizer.learning_rate, or set task.penalty)"
+                )
+            if name.endswith("/class_perplexity") and value < COLLAPSED:
+                lines.append(
+                    f"{name} is {value:.1f}: the generator has collapsed to few classes "
+                    "(lower optimizer.learning_rate, or take an earlier checkpoint)"
+                )
+        return lines
+
+    def preview(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> dict[str, Panels]:
+        """Samples, and what lies between latents and beyond them."""
+        classes, count = self.num_classes, 64
+
+        def decode(latents: Array, labels: Array | None) -> Array:
+            return unsigned(self._make(params, mutable, latents, labels, train=False)[0])
+
+        latents = self._noise(key, count)
+        asked = None if classes is None else jnp.arange(count) % classes
+        samples = decode(latents, asked)
+        one = None if classes is None else jnp.zeros(count, jnp.int32)
+        ends = samples if classes is None else decode(latents, one)
+        return {"samples": square(samples), **latent_pictures(decode, ends, latents, one)}
+
+    def sample(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        keys: Key[Array, " n"],
+        labels: Int[Array, " n"] | None,
+    ) -> Float[Array, "n height width channels"]:
+        """Images for latents from N(0, I), one a key."""
+        latents = jax.vmap(lambda key: jax.random.normal(key, (self.latent,)))(keys)
+        return unsigned(self._make(params, mutable, latents, labels, train=False)[0])
+
+    @property
+    def latent(self) -> int:
+        """Dimensions of z."""
+        return self.generator.latent  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _noise(self, key: Array, count: int) -> Array:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+        return jax.vmap(lambda key: jax.random.normal(key, (self.latent,)))(keys)
+
+    def _make(
+        self, params: PyTree, mutable: PyTree, z: Array, labels: Array | None, train: bool = True
+    ) -> tuple[Array, PyTree]:
+        """Images in [−1, 1], and the mutable variables after it."""
+        outputs, _, mutable = apply_network(
+            self.generator, GENERATOR, params, mutable, z, labels=labels, train=train
+        )
+        return jnp.tanh(outputs), mutable
+
+    def _judge(
+        self, params: PyTree, mutable: PyTree, x: Array, labels: Array | None, train: bool = True
+    ) -> tuple[Array, Any, PyTree]:
+        """Logits, the features before them if they are sown, and the mutable variables after it."""
+        network, player = self.discriminator, DISCRIMINATOR
+        return apply_network(network, player, params, mutable, x, labels=labels, train=train)
+
+    def _labels(self, batch: Batch) -> Int[Array, " batch"] | None:
+        return None if self.num_classes is None else batch["label"]
+
+
+def signed(images: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """From [0, 1] to [−1, 1]."""
+    return 2 * images - 1
+
+
+def unsigned(images: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """From [−1, 1] to [0, 1]."""
+    return (images + 1) / 2
+
+
+def by_player(networks: Mapping[str, PyTree]) -> PyTree:
+    """Variables of several networks in one tree: collections first, then players."""
+    collections = {name for variables in networks.values() for name in variables}
+    return {
+        name: {player: own[name] for player, own in networks.items() if name in own}
+        for name in sorted(collections - {"intermediates"})
+    }
+
+
+def apply_network(
+    model: nn.Module, player: str, params: PyTree, mutable: PyTree, *args: Any, **options: Any
+) -> tuple[Array, Any, dict[str, Any]]:
+    """What one of several networks gives, the features that it sows, and all mutable variables."""
+    own = {name: values[player] for name, values in mutable.items() if player in values}
+    returned: Any = model.apply(
+        {"params": params[player], **own}, *args, **options, mutable=[*own, "intermediates"]
+    )
+    result, updated = returned
+    after = {
+        name: {**values, player: updated[name]} if name in own else values
+        for name, values in mutable.items()
+    }
+    (features,) = updated.get("intermediates", {}).get("features", (None,))
+    return result, features, after
+
+
+def told_apart(
+    real: Float[Array, "batch ..."],
+    fake: Float[Array, "batch ..."],
+    valid: Bool[Array, " batch"] | None = None,
+) -> Mean:
+    """The share of real and of made images that lie on their own side of a logit of 0."""
+    right = 0.5 * ((_by_image(real) > 0) + (_by_image(fake) < 0).astype(jnp.float32))
+    return Mean.from_values(right, valid)
+
+
+def _by_image(logits: Array) -> Array:
+    """One logit an image: the mean of a map."""
+    return jnp.mean(logits, axis=tuple(range(1, logits.ndim)))
