@@ -7,6 +7,11 @@ for its output stride: 18 channels at stride 8, 30 at 16, 38 at 32. The rates of
 
 Small: CamVid at 180×240 pixels, random weights, 400 steps of eight images.
 
+Ours, three seeds: at equal cost the stride hardly matters. Mean IoU is 0.343 ± 0.010 at stride 8,
+0.355 ± 0.003 at 16 and 0.339 ± 0.020 at 32, and the intervals of the differences hold zero;
+boundary F1 (0.215, 0.227, 0.208) says the same more clearly: 16 is best. What the papers gain by a
+smaller stride they pay for. 2 to 3 minutes a run on two cores of an AMD EPYC, beside other work.
+
     opsin sweep camvid_output_stride
     opsin report camvid_output_stride
 """
