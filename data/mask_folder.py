@@ -121,7 +121,7 @@ class _Pairs:
         if mask.size != image.size:
             raise DataError(
                 f"mask {mask_path} is of {mask.height}x{mask.width} pixels and image {path} of "
-                f"{height}x{width}, upright (EXIF); save both upright and of one size"
+                f"{height}x{width}, upright (EXIF), height first; save both upright and of one size"
             )
         with Image.open(path) as stored:
             turn = _turn(stored)

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit("interrupted")
     except BrokenPipeError:  # whoever read, such as `| head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        sys.exit(1)
+        code = 1
     except Exception as error:
         code = _exit_code(error)
         if code is None:
@@ -188,7 +188,9 @@ def _list(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     module, base, overrides = _configured(options)
-    experiment = override(base, {**(module.SMOKE if options.smoke else {}), **overrides})
+    if options.smoke and not hasattr(module, "SMOKE"):
+        raise ConfigError(f"{options.name} has no SMOKE, overrides that make it take seconds")
+    experiment = override(base, (module.SMOKE if options.smoke else {}) | overrides)
     # A mistake is answered before these are imported, which takes a moment.
     from experiments.runs import execute
     from experiments.sweep import arm_of
@@ -243,7 +245,7 @@ def _sweep(options: argparse.Namespace) -> int:
         names = ", ".join(f"{run.arm} (seed {run.seed})" for run in failed)
         print(f"opsin: {len(failed)} of {len(mine)} runs failed: {names}", file=sys.stderr)
         return 1
-    if not options.dry_run:
+    if not options.dry_run and hasattr(module, "TABLE"):
         print(f"done; now: opsin report {options.name}")
     return 0
 
@@ -313,9 +315,8 @@ def _sample(options: argparse.Namespace) -> int:
     _set_up(options)
     from experiments.sampling import sample
 
-    for path in sample(
-        options.run, options.n, label=options.label, seed=options.seed, output=options.output
-    ):
+    which = {"label": options.label, "seed": options.seed}
+    for path in sample(options.run, options.n, **which, output=options.output):
         print(path)
     return 0
 

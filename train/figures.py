@@ -280,8 +280,12 @@ def class_colours(classes: np.ndarray | int) -> np.ndarray:
 
 
 def blended(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The image [H, W, C] in [0, 1], tinted by the class [H, W] of each pixel: RGB in [0, 1]."""
-    return 0.5 * _rgb(image) + 0.5 * class_colours(mask)
+    """The image [H, W, C] in [0, 1], tinted by the class [H, W] of each pixel: RGB in [0, 1].
+
+    It is grey below the tint: colours of its own would contradict the legend.
+    """
+    luma = _rgb(image) @ (0.299, 0.587, 0.114)  # ITU-R BT.601
+    return 0.5 * luma[..., None] + 0.5 * class_colours(mask)
 
 
 def _marked(image: np.ndarray, wrong: np.ndarray) -> np.ndarray:

@@ -156,6 +156,13 @@ def test_overrides_may_stand_anywhere(opsin):
     assert (resolved["seed"], resolved["data"]["batch"]) == (3, 16)
 
 
+def test_an_experiment_without_smoke_overrides_says_so(opsin, monkeypatch):
+    monkeypatch.delattr(TINY, "SMOKE")
+    done = opsin("run", "tiny", "--smoke")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "tiny has no SMOKE" in done.err
+
+
 def test_smoke_changes_what_it_says_and_overrides_win(opsin):
     done = opsin("run", "tiny", "--smoke", "--quiet", "data.batch=16")
     directory = Path(done.out.splitlines()[-1])
@@ -274,8 +281,8 @@ def folder_of_images(root: Path, classes: int = 2, count: int = 3) -> Path:
     [
         ("run digits_lent", "there is no experiment 'digits_lent': did you mean 'digits_lenet'?"),
         ("sweep mnist_lenett", "did you mean 'mnist_lenet'?"),
-        ("inspect mnist", "did you mean 'mnist_lenet'?"),
-        ("report mnist", "did you mean 'mnist_lenet'?"),
+        ("inspect mnist_lent", "did you mean 'mnist_lenet'?"),
+        ("report mnist_lente", "did you mean 'mnist_lenet'?"),
         ("run tiny data.bach=64", "there is no 'data.bach' to override: did you mean 'data.batch'"),
         ("run tiny data.batch=big", "data.batch takes int, not 'big'; it is 8 by default"),
         ("run tiny seed", "'seed' is not an override: write path=value, as in seed=1"),

@@ -22,6 +22,8 @@ def test_blending_is_half_image_and_half_class():
     tinted = figures.blended(image, np.array([[0, IGNORE]]))
     np.testing.assert_allclose(tinted[0, 0], 0.1 + 0.5 * np.array(to_rgb(palette.AREAS[0])))
     np.testing.assert_allclose(tinted[0, 1], 0.9)
+    green = figures.blended(np.array([[[0.0, 1.0, 0.0]]]), np.array([[IGNORE]]))
+    np.testing.assert_allclose(green[0, 0], 0.5 * 0.587 + 0.5)
 
 
 def preview(masks: np.ndarray, predictions: np.ndarray) -> MaskPreview:
