@@ -65,8 +65,8 @@ def training_curve(metrics: Path) -> Figure:
         axes.set_ylabel(" / ".join(kind for kind in kinds if any(n.endswith(kind) for n in drawn)))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-        if logarithmic:
-            axes.set_yscale("log")
+        if logarithmic and all(min(line.get_ydata()) > 0 for line in axes.lines):
+            axes.set_yscale("log")  # a density can be above 1, and its loss below 0
     return figure
 
 

@@ -35,7 +35,7 @@ LIKELIHOOD = Gaussian(std=0.15)
 FINAL = (LatentClassifier(),)
 
 SMOKE = {
-    "task.final": (LatentClassifier(labels_per_class=(5,), repeats=1),),
+    "task.final": (LatentClassifier(repeats=1),),
     "loop.duration": "2 steps",
 }
 

@@ -36,7 +36,7 @@ from train.optim import Optimizer, adamw, constant
 from train.tasks.adversarial import Adversarial
 
 SMOKE: dict[str, Any] = {
-    "task.final": (),
+    "task.final": (SampleQuality(extractor=LENET, samples=32),),
     "data.source": partial(synthetic, n=64, size=28, channels=1),
     "data.batch": 16,
     "data.eval_batch": 32,

@@ -23,7 +23,9 @@ from losses.adversarial import r1_penalty
 from train.experiment import Experiment
 from train.final_metrics import SampleQuality
 
-SMOKE = mnist_dcgan_losses.SMOKE
+SMOKE = mnist_dcgan_losses.SMOKE | {
+    "task.final": (SampleQuality(extractor=LENET, samples=32, diverged_above=200.0),)
+}
 
 TABLE = Table(
     title="How often a GAN diverges on MNIST, 1,000 steps",

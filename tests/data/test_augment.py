@@ -174,7 +174,6 @@ PIPELINE = (
     partial(augment.color_jitter, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
     rand_augment,
     partial(augment.cutout, size=4),
-    partial(augment.gaussian_noise, std=0.1),
     partial(augment.cutmix, alpha=1.0, num_classes=5, per_example=True),
 )
 

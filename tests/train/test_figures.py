@@ -100,3 +100,6 @@ def test_a_curve_has_a_panel_for_what_a_run_logs(tmp_path):
         "test/rate",
     ]
     assert loss.get_yscale() == "log"
+    with log.open("a") as file:
+        file.write('{"step": 3, "train/loss": -1.0}\n')
+    assert figures.training_curve(log).axes[0].get_yscale() == "linear"
