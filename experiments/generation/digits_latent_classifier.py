@@ -4,7 +4,11 @@ Kingma et al., 2014, arXiv:1406.5298, section 2.1 (their M1): a model of all ima
 labels, gives latents; a classifier learns from those of the few images that have labels. Here it is
 a logistic regression on 5, 10 and 50 labelled digits of each class, and the same on pixels.
 
-Small: the 1,437 training digits of scikit-learn, 8×8 pixels, in less than a minute.
+Ours, three seeds: with 5 labels of each class the autoencoder's latents give 84.3 ± 1.8 %, pixels
+81.3 % and the VAE's latents 77.9 ± 0.4 %; with 50, pixels win (95.8 % against 94.2 and 93.9). What
+helps with few labels is the learned code, and the prior costs it some.
+
+Small: the 1,437 training digits of scikit-learn, 8×8 pixels; two minutes a run on two busy cores.
 
     opsin sweep digits_latent_classifier
     opsin report digits_latent_classifier
@@ -41,11 +45,8 @@ SMOKE = {
 
 TABLE = Table(
     title="Few labels on digits: latents and pixels",
-    metrics={
-        f"test/{kind}_accuracy_{n}": ".2%"
-        for n in FINAL[0].labels_per_class
-        for kind in ("latent", "pixel")
-    },
+    metrics={f"test/latent_accuracy_{n}": ".2%" for n in FINAL[0].labels_per_class},
+    details={f"test/pixel_accuracy_{n}": ".2%" for n in FINAL[0].labels_per_class},
     baseline="autoencoder",
     seeds=3,
 )
