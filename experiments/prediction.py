@@ -6,7 +6,6 @@ import csv
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from experiments.runs import RunError
 from experiments.trained import open_run
 from ops.tiles import over_tiles
 from train import figures
-from train.program import compiler_options, prepared
+from train.program import jit_here, prepared
 from train.tasks.classify import Classify
 from train.tasks.segment import Segment
 
@@ -67,7 +66,7 @@ def load(run: Path) -> Predictor:
     if isinstance(task, Segment):  # the border is that of the image, not of a tile
         mirror, task = task.mirror, replace(task, mirror=0)
 
-    @partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
+    @jit_here
     def probabilities(params: Any, mutable: Any, images: jax.Array) -> jax.Array:
         images = prepared({"image": images}, data=data)["image"]
         return jax.nn.softmax(task.logits(params, mutable, images))

@@ -24,7 +24,6 @@ class Trained:
     """What a run knows.
 
     Attributes:
-        directory: of the run.
         experiment: rebuilt from its ``config.json``.
         step: of its newest checkpoint.
         params: on the host; their moving average if there is one.
@@ -34,7 +33,6 @@ class Trained:
         resized: whether the training images were brought to their size, from whatever they had.
     """
 
-    directory: Path
     experiment: Experiment
     step: int
     params: PyTree
@@ -82,7 +80,6 @@ def open_run(run: Path) -> Trained:
     variables: Any = state.ema or {"params": state.params, "mutable": state.mutable}
     variables = jax.device_get(variables)
     return Trained(
-        directory=run,
         experiment=experiment,
         step=int(state.step),
         params=variables["params"],

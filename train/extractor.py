@@ -22,8 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from data.augment import normalize
+from train.logging import replace_bytes
 from train.paths import flatten, unflatten
-from train.program import compiler_options
+from train.program import jit_here
 
 HEADER = "extractor"
 ROOT = Path(__file__).parent.parent
@@ -86,11 +87,9 @@ def save_extractor(
     }
     # In one entry: safetensors writes several in any order.
     content = save(arrays, metadata={HEADER: json.dumps(described, sort_keys=True)})
-    part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        part.replace(path)
+        replace_bytes(path, content)
     except OSError as error:
         raise ExtractorError(f"cannot write {path}: {error.strerror}") from error
     return hashlib.sha256(content).hexdigest()
@@ -132,7 +131,7 @@ class Extractor:
                 this sha256, or of another network.
         """
         variables, network, image = self.open()
-        run = jax.jit(network, compiler_options=compiler_options(jax.default_backend()))
+        run = jit_here(network)
         shape = jax.ShapeDtypeStruct((self.batch, *image), jnp.float32)
         jax.eval_shape(run, variables, shape)  # a network without a head is told now
 

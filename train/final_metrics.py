@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -18,12 +17,13 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from data.augment import scale
 from data.examples import Examples, labels, materialize
+from data.pipeline import eval_batches
 from data.selection import per_class, select
 from data.sources import open_source
 from losses.variational import bits_per_dim
 from metrics.generative import frechet_distance, generator_metrics, kernel_distance
 from train.extractor import Extractor
-from train.program import compiler_options
+from train.program import jit_here
 from train.sampling import sample_images
 from train.sharding import beside
 from train.tasks.task import Batch, Generative, SettingError, Track
@@ -86,7 +86,7 @@ class ImportanceNLL:
         arrays = _first(_of(sets, self.split), self.images)
         count = len(arrays["image"])
 
-        @partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
+        @jit_here
         def likelihoods(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:
             def one(image: Batch, index: Array) -> Array:
                 single = jax.tree.map(lambda x: x[None], image)
@@ -104,12 +104,11 @@ class ImportanceNLL:
             return jax.vmap(one)(scale(batch), indices)
 
         found = []
-        for start in track(range(0, count, self.batch), f"likelihood, {self.samples} draws"):
+        starts = track(range(0, count, self.batch), f"likelihood, {self.samples} draws")
+        for start, batch in zip(starts, eval_batches(arrays, batch=self.batch), strict=True):
             indices = np.arange(start, start + self.batch, dtype=np.int32)
-            batch = {name: x[np.minimum(indices, count - 1)] for name, x in arrays.items()}
-            found.append(
-                np.asarray(likelihoods(params, mutable, *beside(params, (batch, indices))))
-            )
+            values = likelihoods(params, mutable, *beside(params, (batch, indices)))
+            found.append(np.asarray(values))
         nll = -np.mean(np.concatenate(found)[:count], dtype=np.float64)
         bits = bits_per_dim(jnp.asarray(nll), arrays["image"][0].size)
         return {
@@ -213,7 +212,7 @@ class LatentClassifier:
     ) -> dict[str, float]:
         """Raises DataError if a class has fewer images than are asked for, or there are none."""
 
-        @partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
+        @jit_here
         def encode(params: PyTree, mutable: PyTree, batch: Batch) -> Array:
             return task.latents(params, mutable, scale(batch))
 

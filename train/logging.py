@@ -283,10 +283,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def replace_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, as ``replace_bytes``."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all: to a neighbour first, which then takes its name."""
     part = path.with_name(f".{path.name}.part")
-    with part.open("w") as file:
-        file.write(text)
+    with part.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

@@ -97,10 +97,9 @@ def build(
     steps = in_steps(loop.duration, steps_per_epoch)
     if steps < 1:
         raise SettingError(f"loop.duration={loop.duration!r} is less than one step")
-    optimizers = [player.optimizer or experiment.optimizer for player in players]
     trainers = [
-        _trainer(player, optimizer, steps, steps_per_epoch)
-        for player, optimizer in zip(players, optimizers, strict=True)
+        _trainer(player, player.optimizer or experiment.optimizer, steps, steps_per_epoch)
+        for player in players
     ]
 
     prepare = partial(prepared, data=data)
@@ -110,14 +109,14 @@ def build(
         ema = loop.ema_decay is not None
         return init_state(task, trainers, prepare(sample), key, ema=ema)
 
-    for optimizer in optimizers:
-        _check_patterns(optimizer)
+    for trainer in trainers:
+        _check_patterns(trainer.optimizer)
     with _traced("the model and its images"):
         # The key is an argument, so that the compiled programs serve every seed.
         key = jax.random.key(experiment.seed)
         shapes = jax.eval_shape(init, key)
-    for trainer, optimizer in zip(trainers, optimizers, strict=True):
-        _check_found(optimizer, list(flatten(trainer.own(shapes.params))))
+    for trainer in trainers:
+        _check_found(trainer.optimizer, list(flatten(trainer.own(shapes.params))))
     shardings = state_sharding(shapes, mesh, experiment.parallel.min_shard_size)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -196,6 +195,11 @@ def prepared(batch: Batch, *, data: Data) -> Batch:
     return augment.normalize(augment.scale(batch), data.mean, data.std)
 
 
+def jit_here(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``jax.jit`` with the options for the platform of here, for what runs outside a program."""
+    return jax.jit(function, compiler_options=compiler_options(jax.default_backend()))
+
+
 def compiler_options(platform: str) -> dict[str, Any]:
     """XLA's options for a program on ``"cpu"``, ``"gpu"`` or ``"tpu"``.
 
@@ -221,7 +225,7 @@ def _trainer(
 ) -> Trainer:
     """The optimiser of a player over all its turns."""
     transform, schedule = optimizer.build(steps * player.turns, steps_per_epoch * player.turns)
-    return Trainer(player, transform, schedule, optimizer.freeze)
+    return Trainer(player, optimizer, transform, schedule)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from train.program import compiler_options
+from train.program import jit_here
 from train.sharding import beside
 from train.tasks.task import Generative, SettingError, Track
 
@@ -55,7 +55,7 @@ def sample_images(
     if labels is not None and not (labels.min() >= 0 and labels.max() < (classes or 0)):
         raise SettingError(f"class {labels.max()} is not one of 0 to {(classes or 0) - 1}")
 
-    @partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
+    @jit_here
     def some(params: PyTree, mutable: PyTree, indices: Array, labels: Array | None) -> Array:
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(indices)
         return jnp.clip(task.sample(params, mutable, keys, labels), 0, 1)

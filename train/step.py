@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 from metrics.state import Mean, Metric
-from train.optim import Schedule
+from train.optim import Optimizer, Schedule
 from train.state import (
     State,
     ema_decay_at,
@@ -34,16 +34,16 @@ class Trainer:
 
     Attributes:
         player: what is trained, and by which loss.
+        optimizer: of this player. Paths that it freezes enter the gradient as constants, so that
+            XLA does no backward work for them; running statistics under these paths stay too.
         transform: from gradients to updates.
         schedule: the learning rate by update, for the log.
-        freeze: paths that are not trained. They enter the gradient as constants, so that XLA does
-            no backward work for them; running statistics under these paths stay too.
     """
 
     player: Player
+    optimizer: Optimizer
     transform: optax.GradientTransformation
     schedule: Schedule
-    freeze: tuple[str, ...] = ()
 
     def own(self, params: PyTree) -> PyTree:
         """The parameters of this player."""
@@ -60,7 +60,7 @@ def init_state(
     mutable = {name: value for name, value in variables.items() if name != "params"}
     opt_states = {
         trainer.player.name: trainer.transform.init(
-            split_frozen(trainer.own(params), trainer.freeze)[0]
+            split_frozen(trainer.own(params), trainer.optimizer.freeze)[0]
         )
         for trainer in trainers
     }
@@ -69,7 +69,7 @@ def init_state(
         step=jnp.zeros((), jnp.int32),
         params=params,
         mutable=mutable,
-        opt_state=opt_states.get(None, opt_states),
+        opt_state=opt_states.get(None, opt_states),  # of one player without a name, its own
         # A copy: donated buffers must not be shared.
         ema=jax.tree.map(jnp.copy, average) if ema else None,
         key=key,
@@ -111,7 +111,7 @@ def make_step(
     ) -> tuple[Carry, Metrics]:
         """One update of one player."""
         own, mutable, opt_state = carry
-        trained, frozen = split_frozen(own, trainer.freeze)
+        trained, frozen = split_frozen(own, trainer.optimizer.freeze)
         fixed = join_frozen(frozen, others)
 
         def gradients(mutable: PyTree, batch: Batch, key: Array):
@@ -155,7 +155,7 @@ def make_step(
             grads = jax.lax.pmean(grads, axis_name)
             updated = jax.lax.pmean(updated, axis_name)
             metrics = jax.lax.psum(metrics, axis_name)
-        mutable = keep_frozen(mutable, updated, trainer.freeze)
+        mutable = keep_frozen(mutable, updated, trainer.optimizer.freeze)
         updates, opt_state = trainer.transform.update(grads, opt_state, trained)
         trained = optax.apply_updates(trained, updates)
         whose = "" if trainer.player.name is None else f"_{trainer.player.name}"

@@ -1,4 +1,4 @@
-"""A conditional GAN draws the digit that it is asked for: LeNet-5 reads it in 97 of 100 samples.
+"""Does a conditional GAN draw the digit that it is asked for, as LeNet-5 reads it?
 
 Mirza & Osindero, 2014, arXiv:1411.1784, condition both players on the class; here the discriminator
 does it by projection (Miyato & Koyama, 2018, arXiv:1802.05637), with spectral normalisation and the

@@ -28,7 +28,7 @@ from train.experiment import Experiment
 WIDTHS = {8: 18, 16: 30, 32: 38}  # output stride -> channels of the backbone's first stage
 RATES = {8: (3, 6, 9), 16: (2, 4, 6), 32: (1, 2, 3)}
 
-SMOKE = camvid_models.SMOKE
+SMOKE = camvid_models.SMOKE | {"task.model.backbone.stage_sizes": (1, 1, 1, 1)}
 
 TABLE = Table(
     title="Output stride of DeepLabv3+ on CamVid at equal FLOPs, 400 steps",

@@ -17,6 +17,7 @@ from train.optim import Optimizer, adamw, cosine
 from train.tasks.segment import Segment
 
 SMOKE = {
+    "task.model.depth": 1,
     "data.source": partial(shapes, n=16, size=32),
     "data.batch": 8,
     "data.eval_batch": 8,

@@ -14,9 +14,10 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from models.layers import Conv, shared_fields
 from models.segmentation.upsampling import ConvTranspose
@@ -231,6 +232,23 @@ def join(
         return x
     condition = jnp.broadcast_to(condition, (*x.shape[:-1], condition.shape[-1]))
     return jnp.concatenate([x, condition.astype(x.dtype)], axis=-1)
+
+
+def one_hot_condition(
+    labels: Int[Array, " batch"] | None, num_classes: int | None
+) -> Float[Array, "batch classes"] | None:
+    """The labels as one-hot; None for a model without classes.
+
+    Raises:
+      ValueError: for labels that are missing, or that the model does not know.
+    """
+    if num_classes is None:
+        if labels is not None:
+            raise ValueError("the model is not conditional: give no labels, or set num_classes")
+        return None
+    if labels is None:
+        raise ValueError(f"the model is conditional on {num_classes} classes: give labels")
+    return jax.nn.one_hot(labels, num_classes)
 
 
 def check_image(x: Array, image: tuple[int, int, int]) -> None:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from models.generative.autoencoder import check_halves, join
+from models.generative.autoencoder import check_halves, join, one_hot_condition
 from models.layers import Conv, Norm, batch_norm
 from models.segmentation.upsampling import ConvTranspose
 from ops.spectral_norm import spectral_norm
@@ -382,18 +382,12 @@ def smallest_map(size: tuple[int, ...], halvings: int) -> tuple[int, int]:
 def one_hot_classes(
     labels: Int[Array, " batch"] | None, num_classes: int | None, batch: int
 ) -> Float[Array, "batch classes"] | None:
-    """The labels as one-hot; None if the model has no classes.
+    """`one_hot_condition`, of one label for each example.
 
     Raises:
-      ValueError: for labels that are missing, that the model does not know, or that are not one for
-        each example.
+      ValueError: as there, and for labels that are not [batch].
     """
-    if num_classes is None:
-        if labels is not None:
-            raise ValueError("the model is not conditional: give no labels, or set num_classes")
-        return None
-    if labels is None:
-        raise ValueError(f"the model is conditional on {num_classes} classes: give labels")
-    if labels.shape != (batch,):
+    classes = one_hot_condition(labels, num_classes)
+    if labels is not None and labels.shape != (batch,):
         raise ValueError(f"one label an example: {batch} of them; got {list(labels.shape)}")
-    return jax.nn.one_hot(labels, num_classes)
+    return classes

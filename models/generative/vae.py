@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -25,6 +24,7 @@ from models.generative.autoencoder import (
     check_image,
     check_latent,
     join,
+    one_hot_condition,
 )
 from ops.gaussian import Normal, normal_sample, standard_normal
 
@@ -191,13 +191,7 @@ class VAE(nn.Module):
         return self.priors[level](self.decoders[level + 1](join(above, condition)))
 
     def _condition(self, labels: Array | None) -> Array | None:
-        if self.num_classes is None:
-            if labels is not None:
-                raise ValueError("the model is not conditional: give no labels, or set num_classes")
-            return None
-        if labels is None:
-            raise ValueError(f"the model is conditional on {self.num_classes} classes: give labels")
-        return jax.nn.one_hot(labels, self.num_classes)
+        return one_hot_condition(labels, self.num_classes)
 
 
 # Burda et al. with two stochastic layers: 784-200-200-100, 100-100-100-50; 521,084 parameters.

@@ -1,6 +1,7 @@
 """What is logged where."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,9 @@ def test_weights_and_biases_works_offline(tmp_path: Path, monkeypatch: pytest.Mo
     writer.write(1, {"train/loss": 2.0})
     writer.close()
     (recorded,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    give_up = time.monotonic() + 30  # its own process writes the file, and closing may not wait
+    while b"train/loss" not in recorded.read_bytes() and time.monotonic() < give_up:
+        time.sleep(0.1)
     assert b"train/loss" in recorded.read_bytes()
 
 

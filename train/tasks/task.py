@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from data.augment import Batch
 from data.examples import Examples
-from losses.adversarial import AdversarialLoss
 from losses.likelihoods import Likelihood
 from metrics.state import Metric
 from train.optim import Optimizer
@@ -127,18 +126,14 @@ def require_entry(batch: Batch, name: str, choices: str) -> None:
 def over_axis(task: AnyTask, axis_name: str) -> AnyTask:
     """The same task for pmap: its models take statistics of a batch over the named axis."""
     whole: Any = task
-    models = {field.name: getattr(whole, field.name) for field in fields(whole)}
-    averaging = {
-        name: model.clone(axis_name=axis_name)
-        for name, model in models.items()
-        if isinstance(model, nn.Module) and hasattr(model, "axis_name")
-    }
-    averaging |= {
-        name: value.over_axis(axis_name)
-        for name, value in models.items()
-        if isinstance(value, AdversarialLoss)
-    }
-    return replace(whole, **averaging)
+    changed = {}
+    for field in fields(whole):
+        value = getattr(whole, field.name)
+        if isinstance(value, nn.Module) and hasattr(value, "axis_name"):
+            changed[field.name] = value.clone(axis_name=axis_name)
+        elif hasattr(value, "over_axis"):  # such as a loss that compares means of a batch
+            changed[field.name] = value.over_axis(axis_name)
+    return replace(whole, **changed)
 
 
 Loss = Callable[
