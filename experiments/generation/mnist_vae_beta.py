@@ -66,7 +66,8 @@ def config() -> Experiment:
     changes = {
         "task.final": (SampleQuality(extractor=LENET, samples=5_000, source="tfds:mnist"),),
         "task.model.latents": (10,),
-        "data.batch": 100,
+        "task.warmup_steps": 0,
+        "optimizer.learning_rate": 1e-3,
         "loop.duration": "6000 steps",
         "loop.evaluate_every": "6000 steps",
         "loop.checkpoint_every": "3000 steps",
