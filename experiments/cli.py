@@ -1,4 +1,4 @@
-"""The command line: ``opsin list | run | sweep | report | inspect | predict | sample | extractor``.
+"""The command line: what each command of ``opsin`` does.
 
 jax is imported only once the runtime is set up, and not at all to list experiments.
 """
@@ -15,25 +15,25 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from experiments import catalogue
+from experiments.arguments import make_parser
 from experiments.config import ConfigError, override, parse_all
 from experiments.runtime import Runtime, require, set_up
 
 if TYPE_CHECKING:
     from experiments.report import Report
     from experiments.runs import Options, Outcome
+    from experiments.sampling import Asked
     from train.experiment import Experiment
-
-RESULTS = Path("results")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 1 a run failed, 2 the user's mistake."""
     # All that a process did before it came here is to import this file, and costs nothing but CPU.
     began = time.monotonic() - (time.process_time() if arguments is None else 0.0)
-    parser = _parser()
+    parser = make_parser(COMMANDS)
     parser.set_defaults(began=began)
     options, rest = parser.parse_known_args(arguments)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax and TFDS: we report their errors
@@ -58,124 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         print(f"opsin: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(code)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"opsin: {message}: see {self.prog} --help\n")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def _steps(text: str) -> tuple[int, int]:
-    first, colon, last = text.partition(":")
-    if not (colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not first:last, two steps counted from 1, as in 10:12"
-        )
-    return int(first), int(last)
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1")
-    return share
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="opsin", description="Computer-vision research: define, sweep, run, report."
-    )
-    parser.set_defaults(trace=False)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    shared = _Parser(add_help=False)
-    shared.add_argument("--trace", action="store_true", help="show the trace of an error")
-
-    runtime = _Parser(add_help=False, parents=[shared])
-    group = runtime.add_argument_group("runtime")
-    group.add_argument("--platform", choices=("cpu", "cuda", "tpu"), help="default: the best")
-    group.add_argument("--devices", type=_positive, metavar="N", help="fake N devices on the CPU")
-    group.add_argument("--deterministic", action="store_true", help="same bits on a GPU, slower")
-    group.add_argument("--memory-fraction", type=_share, metavar="F", help="GPU memory to reserve")
-    group.add_argument("--cache", type=Path, help="place of compiled programs")
-
-    training = _Parser(add_help=False)
-    group = training.add_argument_group("output")
-    group.add_argument("--workdir", type=Path, default=Path("runs"), help="default: runs")
-    group.add_argument("--quiet", action="store_true", help="no progress bar")
-    group.add_argument("--tensorboard", action="store_true", help="also write event files")
-    group.add_argument("--wandb", action="store_true", help="also log to Weights & Biases")
-
-    command = commands.add_parser("list", help="every experiment with its claim", parents=[shared])
-    command.set_defaults(command=_list)
-
-    command = commands.add_parser("run", help="train one", parents=[runtime, training])
-    _add_name_and_overrides(command)
-    command.add_argument("--smoke", action="store_true", help="two steps, to see that it runs")
-    command.add_argument(
-        "--profile", type=_steps, metavar="A:B", help="trace the steps A to B (whole dispatches)"
-    )
-    command.set_defaults(command=_run)
-
-    command = commands.add_parser("sweep", help="run an ablation", parents=[runtime, training])
-    _add_name_and_overrides(command)
-    command.add_argument("--seeds", type=_positive, metavar="N", help="default: those of its table")
-    command.add_argument("--index", type=int, default=0, metavar="I", help="this machine's share")
-    command.add_argument("--of", type=_positive, default=1, metavar="N", help="number of shares")
-    command.add_argument("--dry-run", action="store_true", help="only list the runs")
-    command.set_defaults(command=_sweep)
-
-    command = commands.add_parser("report", help="write tables and figures", parents=[shared])
-    command.add_argument("name", nargs="?", metavar="NAME", help="default: all of results/")
-    command.add_argument("--workdir", type=Path, default=Path("runs"), help="default: runs")
-    command.add_argument("--results", type=Path, default=RESULTS, help="default: results")
-    command.add_argument("--readme", type=Path, default=Path("README.md"), help="its table")
-    command.add_argument("--check", action="store_true", help="compare, change nothing")
-    command.set_defaults(command=_report)
-
-    command = commands.add_parser("inspect", help="draw training batches", parents=[runtime])
-    _add_name_and_overrides(command)
-    command.add_argument("--batches", type=_positive, default=1, metavar="N", help="default: 1")
-    command.add_argument("--output", type=Path, metavar="PNG", help="default: NAME_batch.png")
-    command.set_defaults(command=_inspect)
-
-    command = commands.add_parser("predict", help="ask a run about images", parents=[runtime])
-    command.add_argument("run", type=Path, metavar="RUN", help="its directory, runs/NAME/ID")
-    command.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
-    command.add_argument(
-        "--output", type=Path, default=Path("predictions"), help="default: predictions"
-    )
-    command.set_defaults(command=_predict)
-
-    command = commands.add_parser("sample", help="images that a run makes", parents=[runtime])
-    command.add_argument("run", type=Path, metavar="RUN", help="its directory, runs/NAME/ID")
-    command.add_argument("--n", type=_positive, default=64, metavar="N", help="default: 64")
-    command.add_argument("--class", type=int, dest="label", metavar="C", help="default: in turn")
-    command.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
-    command.add_argument("--output", type=Path, default=Path("samples"), help="default: samples")
-    command.set_defaults(command=_sample)
-
-    command = commands.add_parser(
-        "extractor", help="save a classifier, to judge generators by", parents=[runtime]
-    )
-    command.add_argument("run", type=Path, metavar="RUN", help="its directory, runs/NAME/ID")
-    command.add_argument("output", type=Path, metavar="FILE", help="such as lenet.safetensors")
-    command.set_defaults(command=_extractor)
-    return parser
-
-
-def _add_name_and_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="of an experiment, see opsin list")
-    parser.add_argument("overrides", nargs="*", metavar="path=value", help="e.g. data.batch=64")
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -315,10 +197,40 @@ def _sample(options: argparse.Namespace) -> int:
     _set_up(options)
     from experiments.sampling import sample
 
-    which = {"label": options.label, "seed": options.seed}
-    for path in sample(options.run, options.n, **which, output=options.output):
+    asked = _asked(options)
+    for path in sample(options.run, options.n, asked, path=options.path, output=options.output):
         print(path)
     return 0
+
+
+def _inpaint(options: argparse.Namespace) -> int:
+    _set_up(options)
+    from experiments.sampling import inpaint
+
+    for path in inpaint(
+        options.run,
+        options.image,
+        options.mask,
+        options.n,
+        _asked(options),
+        resamplings=options.resamplings,
+        output=options.output,
+    ):
+        print(path)
+    return 0
+
+
+def _asked(options: argparse.Namespace) -> Asked:
+    from experiments.sampling import Asked
+
+    return Asked(
+        label=options.label,
+        seed=options.seed,
+        weights=options.weights,
+        sampler=options.sampler,
+        steps=options.steps,
+        guidance=options.guidance,
+    )
 
 
 def _extractor(options: argparse.Namespace) -> int:
@@ -395,6 +307,18 @@ def _exit_code(error: Exception) -> int | None:
     )  # fmt: skip
     return 2 if isinstance(error, mistakes) else None
 
+
+COMMANDS = {
+    "list": _list,
+    "run": _run,
+    "sweep": _sweep,
+    "report": _report,
+    "inspect": _inspect,
+    "predict": _predict,
+    "sample": _sample,
+    "inpaint": _inpaint,
+    "extractor": _extractor,
+}
 
 if __name__ == "__main__":
     main()

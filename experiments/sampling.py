@@ -2,56 +2,251 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
+from data.images import read_image
 from experiments.runs import RunError
-from experiments.trained import open_run
+from experiments.trained import Trained, open_run
+from ops.diffusion_samplers import (
+    Ancestral,
+    AnnealedLangevin,
+    Ddim,
+    DpmSolver2M,
+    Heun,
+    PredictorCorrector,
+    Sampler,
+)
 from train import figures
-from train.sampling import sample_images
+from train.program import jit_here
+from train.sampling import check_labels, sample_images
+from train.tasks.diffuse import Diffuse
 from train.tasks.task import Generative
 
+FRAMES, SECONDS = 50, 4.0
+"""Of an animation, at most."""
 
-def sample(run: Path, count: int, *, label: int | None, seed: int, output: Path) -> list[Path]:
-    """Writes ``samples.png``, a grid, and ``samples.npz``.
+SAMPLERS: dict[str, Sampler] = {
+    "ancestral": Ancestral(),
+    "ddim": Ddim(),
+    "dpm++2m": DpmSolver2M(),
+    "heun": Heun(),
+    "langevin": AnnealedLangevin(),
+    "predictor-corrector": PredictorCorrector(),
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What images are wanted, and how a diffusion model is to make them.
+
+    Attributes:
+        label: the class of all; None takes them in turn.
+        seed: of all.
+        weights: the moving average or the trained ones; None takes the average if there is one.
+        sampler: one of ``SAMPLERS``; None, here and below, is as the run was configured.
+        steps: of the sampler.
+        guidance: towards the class.
+    """
+
+    label: int | None = None
+    seed: int = 0
+    weights: Literal["ema", "raw"] | None = None
+    sampler: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+
+
+def sample(run: Path, count: int, asked: Asked, *, path: bool, output: Path) -> list[Path]:
+    """Writes ``samples.png``, a grid, and ``samples.npz``; with ``path`` also ``path.gif``.
 
     The arrays are ``image`` uint8 [count, height, width, channels], ``label`` int32 [count] where
-    the model takes classes (all in turn, unless ``label`` asks for one), ``seed`` and ``step``.
-    Image i of a seed is the same whatever ``count`` is.
+    the model takes classes (all in turn, unless one is asked for), ``seed`` and ``step``. Image i
+    of a seed is the same whatever ``count`` is. The animation shows the first 64, from noise on.
 
     Raises:
-        RunError: if the run makes no images, or the directory cannot be written.
-        SettingError: if a class is asked for that the model does not know.
+        RunError: if the run makes no images, not in this way, or the directory cannot be written.
+        SettingError: if a class is asked for that the model does not know, or a way to make images
+            that it does not allow.
     """
-    trained = open_run(run)
-    task = trained.experiment.task
-    if not isinstance(task, Generative):
-        raise RunError(f"{run}: sample is for models that make images, not {type(task).__name__}")
-    labels = None
-    if label is not None:
-        labels = np.full(count, label, np.int32)
-    elif task.num_classes is not None:
-        labels = np.arange(count, dtype=np.int32) % task.num_classes
-    images = sample_images(task, trained.params, trained.mutable, count, seed=seed, labels=labels)
-    arrays: dict[str, Any] = {
-        "image": np.round(images * 255).astype(np.uint8),
-        "seed": np.array(seed),
-        "step": np.array(trained.step),
-    }
+    trained, task = _open(run, asked)
+    labels = _labels(task, count, asked)
+    if path and not isinstance(task, Diffuse):
+        raise RunError(f"{run}: --path is of diffusion models, not of {type(task).__name__}")
+    images = sample_images(
+        task, trained.params, trained.mutable, count, seed=asked.seed, labels=labels
+    )
+    arrays = {"seed": np.array(asked.seed), "step": np.array(trained.step)}
     if labels is not None:
         arrays["label"] = labels
-    written = [output / "samples.png", output / "samples.npz"]
-    try:
-        figures.save(figures.panels(_rows(images, task.num_classes)), written[0])
-        with written[1].open("wb") as file:
-            np.savez_compressed(file, **arrays)
-    except OSError as error:
-        raise RunError(
-            f"cannot write to {output} ({error.strerror}): choose another place with --output"
-        ) from error
+    rows = partial(_rows, classes=task.num_classes)
+    written = _write(images, arrays, rows, output / "samples")
+    if path:
+        assert isinstance(task, Diffuse)
+        shown = min(count, 64)
+        made = jit_here(task.path)(
+            trained.params,
+            trained.mutable,
+            _keys(asked.seed, shown),
+            None if labels is None else jnp.asarray(labels[:shown]),
+        )[0]
+        written.append(_animate([rows(frame) for frame in np.asarray(made)], output / "path.gif"))
     return written
+
+
+def inpaint(
+    run: Path,
+    image: Path,
+    mask: Path,
+    count: int,
+    asked: Asked,
+    *,
+    resamplings: int,
+    output: Path,
+) -> list[Path]:
+    """Writes ``inpainted.png``, the image, what is known of it and versions of the whole.
+
+    Beside it ``inpainted.npz`` with ``image`` uint8 [count, height, width, channels].
+
+    Args:
+        run: of a diffusion model.
+        image: of which a part is known.
+        mask: an image of the same size, white (at least half) where it is to be filled in.
+        count: number of versions.
+        asked: which, and how they are made.
+        resamplings: how often each step is done; see ``ops.inpainting``.
+        output: directory.
+
+    Raises:
+        RunError: if the run is of no diffusion model, the images have another size than it makes,
+            the mask leaves nothing to do, or the directory cannot be written.
+        DataError: for a file that is no image.
+        SettingError: as ``sample``.
+    """
+    trained, task = _open(run, asked)
+    if not isinstance(task, Diffuse):
+        raise RunError(f"{run}: inpaint is for diffusion models, not {type(task).__name__}")
+    height, width, channels = task.image
+    known = np.asarray(read_image(image, channels), np.float32) / 255
+    known = known.reshape(*known.shape[:2], channels)
+    unknown = np.asarray(read_image(mask, 1)) >= 128
+    for file, found in ((image, known), (mask, unknown)):
+        if found.shape[:2] != (height, width):
+            raise RunError(
+                f"{file} has {found.shape[1]}x{found.shape[0]} pixels, the run makes "
+                f"{width}x{height}: bring it to that size"
+            )
+    if not unknown.any() or unknown.all():
+        much = "nothing" if not unknown.any() else "everything"
+        raise RunError(f"{mask} asks for {much} to be filled in: make only that part white")
+    labels = _labels(task, count, asked)
+    check_labels(task, labels)
+    if labels is not None and asked.label is None:  # no class rather than one after the other
+        assert task.num_classes is not None
+        labels = np.full(count, task.num_classes, np.int32)
+    made = jit_here(partial(task.inpaint, resamplings=resamplings))(
+        trained.params,
+        trained.mutable,
+        _keys(asked.seed, count),
+        None if labels is None else jnp.asarray(labels),
+        jnp.broadcast_to(known, (count, *known.shape)),
+        jnp.asarray(~unknown[..., None]),
+    )
+    images = np.clip(np.asarray(made, np.float32), 0, 1)
+    seen = np.where(unknown[..., None], 0.5, known)
+    arrays = {"seed": np.array(asked.seed), "step": np.array(trained.step)}
+
+    def row(images: np.ndarray) -> np.ndarray:
+        return np.concatenate([known[None], seen[None], images])[None]
+
+    return _write(images, arrays, row, output / "inpainted")
+
+
+def _open(run: Path, asked: Asked) -> tuple[Trained, Generative]:
+    trained = open_run(run, asked.weights)
+    task = trained.experiment.task
+    if not isinstance(task, Generative):
+        raise RunError(f"{run}: there are no images to make with {type(task).__name__}")
+    changes: dict[str, Any] = {
+        name: value
+        for name, value in (("steps", asked.steps), ("guidance", asked.guidance))
+        if value is not None
+    }
+    if asked.sampler is not None:
+        changes["sampler"] = SAMPLERS[asked.sampler]
+    if not changes:
+        return trained, task
+    if not isinstance(task, Diffuse):
+        raise RunError(
+            f"{run}: {', '.join(f'--{name}' for name in changes)} is of diffusion models, not of "
+            f"{type(task).__name__}: leave it out"
+        )
+    task = replace(task, sampling=replace(task.sampling, **changes))
+    task.check_sampling()
+    return trained, task
+
+
+def _labels(task: Generative, count: int, asked: Asked) -> np.ndarray | None:
+    if asked.label is not None:
+        return np.full(count, asked.label, np.int32)
+    if task.num_classes is None:
+        return None
+    return np.arange(count, dtype=np.int32) % task.num_classes
+
+
+def _keys(seed: int, count: int) -> jax.Array:
+    """Those of ``train.sampling``."""
+    return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(count))
+
+
+def _write(images: np.ndarray, arrays: dict[str, np.ndarray], rows: Any, stem: Path) -> list[Path]:
+    """A picture of images in [0, 1] and the arrays, as ``stem.png`` and ``stem.npz``."""
+    written = [stem.with_suffix(".png"), stem.with_suffix(".npz")]
+    whole = {"image": np.round(images * 255).astype(np.uint8), **arrays}
+    try:
+        figures.save(figures.panels(rows(images)), written[0])
+        with written[1].open("wb") as file:
+            np.savez_compressed(file, **whole)
+    except OSError as error:
+        raise _unwritten(stem.parent, error) from error
+    return written
+
+
+def _animate(frames: Sequence[np.ndarray], path: Path) -> Path:
+    """A GIF of grids [rows, columns, height, width, channels] in [0, 1]; its end stays a while."""
+    some = np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int)
+    pictures = [_picture(frames[i]) for i in some]
+    durations = [round(1000 * SECONDS / len(pictures))] * (len(pictures) - 1) + [2000]
+    try:
+        pictures[0].save(
+            path, save_all=True, append_images=pictures[1:], duration=durations, loop=0
+        )
+    except OSError as error:
+        raise _unwritten(path.parent, error) from error
+    return path
+
+
+def _picture(grid: np.ndarray) -> Image.Image:
+    """A grid with white lines between the images, each pixel three by three."""
+    padded = np.pad(grid, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=1.0)
+    rows, columns, height, width, channels = padded.shape
+    whole = padded.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
+    whole = np.round(255 * whole.repeat(3, axis=0).repeat(3, axis=1)).astype(np.uint8)
+    return Image.fromarray(whole[..., 0] if channels == 1 else whole)
+
+
+def _unwritten(directory: Path, error: OSError) -> RunError:
+    return RunError(
+        f"cannot write to {directory} ({error.strerror}): choose another place with --output"
+    )
 
 
 def _rows(images: np.ndarray, classes: int | None) -> np.ndarray:

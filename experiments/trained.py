@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jaxtyping import PyTree
@@ -26,7 +26,7 @@ class Trained:
     Attributes:
         experiment: rebuilt from its ``config.json``.
         step: of its newest checkpoint.
-        params: on the host; their moving average if there is one.
+        params: on the host; their moving average if there is one and it is not declined.
         mutable: the other variables of the model, likewise.
         image: height, width and channels of the training images.
         class_names: of its data, maybe none.
@@ -42,11 +42,15 @@ class Trained:
     resized: bool
 
 
-def open_run(run: Path) -> Trained:
+def open_run(run: Path, weights: Literal["ema", "raw"] | None = None) -> Trained:
     """Opens the newest checkpoint of a run's directory.
 
+    Args:
+        run: the directory.
+        weights: the moving average, or what was trained; None takes the average if there is one.
+
     Raises:
-        RunError: if this is no run, or this code would not make it.
+        RunError: if this is no run, this code would not make it, or it kept no moving average.
         CheckpointError: if it has no checkpoint that can be read.
     """
     try:
@@ -77,7 +81,13 @@ def open_run(run: Path) -> Trained:
         alone = replace(experiment, parallel=Parallel(data=1))
         program = build(alone, batch, epoch, lambda store, item: item)
         state, _ = checkpoints.restore(program.state, saved)
-    variables: Any = state.ema or {"params": state.params, "mutable": state.mutable}
+    if weights == "ema" and not state.ema:
+        raise RunError(
+            f"{run} kept no moving average of its weights: leave out --weights, or train with "
+            "loop.ema_decay=0.999"
+        )
+    averaged = None if weights == "raw" else state.ema
+    variables: Any = averaged or {"params": state.params, "mutable": state.mutable}
     variables = jax.device_get(variables)
     return Trained(
         experiment=experiment,

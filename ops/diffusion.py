@@ -50,6 +50,10 @@ class Process(Protocol):
         """α and σ at times of any shape, in the library that the times are of."""
         ...
 
+    def conditioning(self, t: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
+        """What a network is told of the time: a number that says how much noise there is."""
+        ...
+
     def times(self, steps: int) -> Num[np.ndarray, "steps+1"]:
         """A grid, even in time, from noise to data.
 

@@ -70,6 +70,7 @@ def classifier_free_guidance(
     *,
     no_label: int,
     scale: float | Float[Array, ""],
+    channels: int | None = None,
 ) -> Model:
     """A model of the class, pushed away from that of no class: u + scale (c − u).
 
@@ -81,13 +82,17 @@ def classifier_free_guidance(
         labels: one for each image.
         no_label: what stands for "no class" in training.
         scale: of the guidance.
+        channels: the first of the prediction, which are guided; those behind them, such as a
+            variance, are of the class alone. None guides all.
     """
 
     def guided(x: Array, t: Array) -> Array:
         both = jnp.concatenate([labels, jnp.full_like(labels, no_label)])
         prediction = model(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
         conditional, unconditional = jnp.split(prediction, 2)
-        return unconditional + scale * (conditional - unconditional)
+        guided = conditional.shape[-1] if channels is None else channels
+        pushed = unconditional + scale * (conditional - unconditional)
+        return jnp.concatenate([pushed[..., :guided], conditional[..., guided:]], axis=-1)
 
     return guided
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Num
 
 from ops.diffusion import Levels, array_library, reverse_log_variances
 
@@ -111,6 +111,10 @@ class Discrete:
         library, table = array_library(t), self._table()
         return Levels(library.asarray(table.alpha)[t], library.asarray(table.sigma)[t])
 
+    def conditioning(self, t: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
+        """The step, as if there were 1000."""
+        return t * (1000 / self.steps)
+
     def times(self, steps: int) -> Int[np.ndarray, "steps+1"]:
         """See `Process`; all steps of the schedule, or fewer."""
         if not 1 <= steps <= self.steps:
@@ -176,6 +180,10 @@ class Continuous:
     def levels(self, t: Any) -> Levels:
         """See `Process`."""
         raise NotImplementedError
+
+    def conditioning(self, t: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
+        """Up to 1000."""
+        return 1000 * t
 
     def times(self, steps: int) -> Float[np.ndarray, "steps+1"]:
         """See `Process`."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from ops.diffusion import Denoiser, Levels, Point, array_library, convert, over
 from ops.diffusion_schedules import Continuous
@@ -42,6 +42,10 @@ class VarianceExploding(Continuous):
         """α = 1, σ(t)."""
         sigma = self.sigma_min * (self.sigma_max / self.sigma_min) ** t
         return Levels(array_library(t).ones_like(sigma), sigma)
+
+    def conditioning(self, t: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
+        """σ(t) itself."""
+        return self.levels(t).sigma
 
 
 @dataclass(frozen=True)

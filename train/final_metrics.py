@@ -39,6 +39,21 @@ class Weighing(Protocol):
         ...
 
 
+class Bounding(Protocol):
+    """A task that bounds the likelihood of an image."""
+
+    def bound(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        batch: Batch,
+        keys: Key[Array, " batch"],
+        steps: int | None,
+    ) -> Float[Array, " batch"]:
+        """A bound of −log p(x) in nats, of so many steps; None is the process as it was trained."""
+        ...
+
+
 class Coding(Protocol):
     """A task that gives each image a vector."""
 
@@ -115,6 +130,55 @@ class ImportanceNLL:
             f"{self.split}/nll": float(nll),
             f"{self.split}/nll_bits_per_dim": float(bits),
             f"{self.split}/nll_draws": float(self.samples),
+        }
+
+
+@dataclass(frozen=True)
+class VariationalBound:
+    """A bound of −log p(x) for diffusion models: ``bound_bits_per_dim``, and ``bound``, nats.
+
+    Ho et al., 2020, arXiv:2006.11239, eq. 5, with one draw for each image and step.
+
+    Attributes:
+        steps: of the bound; None takes all that the process has, which is the tightest.
+        images: the first of the split; None takes all.
+        batch: images that are in memory together.
+        split: of the data.
+    """
+
+    steps: int | None = None
+    images: int | None = None
+    batch: int = 64
+    split: str = "test"
+
+    def __call__(
+        self,
+        task: Bounding,
+        params: PyTree,
+        mutable: PyTree,
+        sets: Mapping[str, Examples],
+        track: Track,
+    ) -> dict[str, float]:
+        """Raises SettingError if there is no such split."""
+        arrays = _first(_of(sets, self.split), self.images)
+        count = len(arrays["image"])
+
+        @jit_here
+        def bounds(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), indices)
+            return task.bound(params, mutable, scale(batch), keys, self.steps)
+
+        found = []
+        starts = track(range(0, count, self.batch), "variational bound")
+        for start, batch in zip(starts, eval_batches(arrays, batch=self.batch), strict=True):
+            indices = np.arange(start, start + self.batch, dtype=np.int32)
+            values = bounds(params, mutable, *beside(params, (batch, indices)))
+            found.append(np.asarray(values))
+        bound = np.mean(np.concatenate(found)[:count], dtype=np.float64)
+        bits = bits_per_dim(jnp.asarray(bound), arrays["image"][0].size)
+        return {
+            f"{self.split}/bound": float(bound),
+            f"{self.split}/bound_bits_per_dim": float(bits),
         }
 
 

@@ -18,6 +18,17 @@ from train.tasks.task import Generative, SettingError, Track
 CHUNK = 128  # images in one call: the same program, and the same bits, for any number of them
 
 
+def check_labels(task: Generative, labels: Int[np.ndarray, " count"] | None) -> None:
+    """Raises SettingError for labels that a model does not take, or that it does not know."""
+    classes = task.num_classes
+    if classes is None and labels is not None:
+        raise SettingError("the model was trained without classes: there is none to ask for")
+    if classes is not None and labels is None:
+        raise SettingError(f"the model makes images of a class: ask for one of 0 to {classes - 1}")
+    if labels is not None and not (labels.min() >= 0 and labels.max() < (classes or 0)):
+        raise SettingError(f"class {labels.max()} is not one of 0 to {(classes or 0) - 1}")
+
+
 def untracked(items: Iterable[Any], what: str) -> Iterable[Any]:
     """Shows nothing."""
     return items
@@ -47,13 +58,7 @@ def sample_images(
     Raises:
         SettingError: if labels are given or missing against what the model takes, or out of range.
     """
-    classes = task.num_classes
-    if classes is None and labels is not None:
-        raise SettingError("the model was trained without classes: there is none to ask for")
-    if classes is not None and labels is None:
-        raise SettingError(f"the model makes images of a class: ask for one of 0 to {classes - 1}")
-    if labels is not None and not (labels.min() >= 0 and labels.max() < (classes or 0)):
-        raise SettingError(f"class {labels.max()} is not one of 0 to {(classes or 0) - 1}")
+    check_labels(task, labels)
 
     @jit_here
     def some(params: PyTree, mutable: PyTree, indices: Array, labels: Array | None) -> Array:

@@ -13,16 +13,22 @@ from experiments.exporting import export
 from experiments.extractors import LENET
 from experiments.prediction import load
 from experiments.runs import Options, RunError, execute
-from experiments.sampling import sample
+from experiments.sampling import Asked, inpaint, sample
 from losses.likelihoods import Gaussian
 from models.classification.lenet import LeNet5
 from models.generative.autoencoder import DenseDecoder, DenseEncoder
+from models.generative.diffusion_unet import DiffusionUNet
 from models.generative.vae import VAE
+from models.layers import group_norm
+from ops.diffusion_schedules import Discrete, cosine_betas
 from train.experiment import Data, Experiment, Loop
 from train.extractor import Extractor, ExtractorError
 from train.tasks.classify import Classify
+from train.tasks.diffuse import Diffuse, Sampling
 from train.tasks.task import SettingError
 from train.tasks.variational import Variational
+
+PIXELS = Path("digits_lenet_batch.png")  # is not read
 
 
 def run(task, directory: Path, **changes) -> Path:
@@ -61,40 +67,134 @@ def classifier(tmp_path_factory) -> Path:
     return run(Classify(model=LeNet5(num_classes=10)), tmp_path_factory.mktemp("runs"))
 
 
+@pytest.fixture(scope="module")
+def diffusion(tmp_path_factory) -> Path:
+    model = DiffusionUNet(
+        outputs=1,
+        width=8,
+        multiples=(1,),
+        blocks=1,
+        attention=(),
+        num_classes=10,
+        norm=partial(group_norm, groups=4),
+    )
+    process = Discrete(cosine_betas, steps=20)
+    task = Diffuse(model, (8, 8, 1), process, target="v", sampling=Sampling(steps=5))
+    return run(task, tmp_path_factory.mktemp("runs"))
+
+
 def test_an_image_of_a_seed_is_the_same_however_many_are_made(plain, tmp_path):
-    picture, arrays = sample(plain, 10, label=None, seed=3, output=tmp_path / "ten")
+    picture, arrays = sample(plain, 10, Asked(seed=3), path=False, output=tmp_path / "ten")
     ten = np.load(arrays)
     assert ten["image"].shape == (10, 8, 8, 1)
     assert ten["image"].dtype == np.uint8
     assert (int(ten["seed"]), int(ten["step"])) == (3, 20)
     assert "label" not in ten
-    _, arrays = sample(plain, 2, label=None, seed=3, output=tmp_path / "two")
+    _, arrays = sample(plain, 2, Asked(seed=3), path=False, output=tmp_path / "two")
     np.testing.assert_array_equal(np.load(arrays)["image"], ten["image"][:2])
     with Image.open(picture) as image:
         assert image.size[0] > 4 * 8
 
 
 def test_classes_come_in_turn_or_as_asked(conditional, tmp_path):
-    _, arrays = sample(conditional, 12, label=None, seed=0, output=tmp_path)
+    _, arrays = sample(conditional, 12, Asked(), path=False, output=tmp_path)
     np.testing.assert_array_equal(np.load(arrays)["label"], np.arange(12) % 10)
     turns = np.load(arrays)["image"]
-    _, arrays = sample(conditional, 4, label=2, seed=0, output=tmp_path)
+    _, arrays = sample(conditional, 4, Asked(label=2), path=False, output=tmp_path)
     np.testing.assert_array_equal(np.load(arrays)["label"], [2] * 4)
     np.testing.assert_array_equal(np.load(arrays)["image"][2], turns[2])
     with pytest.raises(SettingError, match="class 10 is not one of 0 to 9"):
-        sample(conditional, 4, label=10, seed=0, output=tmp_path)
+        sample(conditional, 4, Asked(label=10), path=False, output=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "path", "message"),
+    [
+        (Asked(label=0), False, "trained without classes"),
+        (Asked(), True, "--path is of diffusion models, not of Variational"),
+        (Asked(sampler="ddim", steps=3), False, "--steps, --sampler is of diffusion models"),
+    ],
+)
+def test_what_a_model_cannot_make_is_told(plain, tmp_path, asked, path, message):
+    with pytest.raises((RunError, SettingError), match=message):
+        sample(plain, 4, asked, path=path, output=tmp_path)
 
 
 def test_what_cannot_be_asked_is_told(plain, classifier, tmp_path):
-    with pytest.raises(SettingError, match="trained without classes"):
-        sample(plain, 4, label=0, seed=0, output=tmp_path)
-    with pytest.raises(RunError, match="sample is for models that make images, not Classify"):
-        sample(classifier, 4, label=None, seed=0, output=tmp_path)
+    with pytest.raises(RunError, match="no images to make with Classify"):
+        sample(classifier, 4, Asked(), path=False, output=tmp_path)
+    with pytest.raises(RunError, match="inpaint is for diffusion models, not Variational"):
+        inpaint(plain, PIXELS, PIXELS, 1, Asked(), resamplings=1, output=tmp_path)
     with pytest.raises(RunError, match="predict is for classification and segmentation"):
         load(plain)
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="choose another place with --output"):
-        sample(plain, 1, label=None, seed=0, output=tmp_path / "file")
+        sample(plain, 1, Asked(), path=False, output=tmp_path / "file")
+
+
+def test_a_diffusion_model_draws_as_it_is_asked(diffusion, tmp_path):
+    pictures = {}
+    for name, asked in {
+        "as configured": Asked(),
+        "raw": Asked(weights="raw"),
+        "guided": Asked(guidance=3.0),
+        "ancestral": Asked(sampler="ancestral", steps=7),
+    }.items():
+        written = sample(diffusion, 3, asked, path=name == "raw", output=tmp_path / name)
+        pictures[name] = np.load(written[1])["image"]
+    for name in pictures.keys() - {"as configured"}:
+        assert not np.array_equal(pictures[name], pictures["as configured"]), name
+    with Image.open(tmp_path / "raw" / "path.gif") as animation:
+        assert getattr(animation, "n_frames", 1) == 5
+        animation.seek(4)
+        last = np.asarray(animation.convert("L"))
+    # The first image, three pixels by three, behind a line.
+    np.testing.assert_allclose(last[3:27:3, 3:27:3], pictures["raw"][0, ..., 0], atol=1)
+
+
+def test_a_diffusion_model_fills_in(diffusion, tmp_path):
+    image, mask = tmp_path / "image.png", tmp_path / "mask.png"
+    known = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    unknown = np.arange(8) >= 4
+    Image.fromarray(known).save(image)
+    Image.fromarray(np.where(unknown, 255, 0).astype(np.uint8) + np.zeros((8, 1), np.uint8)).save(
+        mask
+    )
+    options = {"resamplings": 2, "output": tmp_path / "out"}
+    picture, arrays = inpaint(diffusion, image, mask, 3, Asked(sampler="ddim"), **options)
+    made = np.load(arrays)["image"]
+    assert made.shape == (3, 8, 8, 1)
+    np.testing.assert_array_equal(made[:, :, ~unknown, 0], np.broadcast_to(known[:, :4], (3, 8, 4)))
+    assert made[:, :, unknown].std() > 0
+    assert picture.exists()
+    Image.fromarray(known[:4]).save(tmp_path / "half.png")
+    Image.fromarray(known * 0).save(tmp_path / "black.png")
+    for image_file, mask_file, message in (
+        (tmp_path / "half.png", mask, r"half\.png has 8x4 pixels, the run makes 8x8"),
+        (image, tmp_path / "black.png", "asks for nothing to be filled in"),
+    ):
+        with pytest.raises(RunError, match=message):
+            inpaint(diffusion, image_file, mask_file, 1, Asked(sampler="ddim"), **options)
+    with pytest.raises(SettingError, match="choose ddim or ancestral"):
+        inpaint(diffusion, image, mask, 1, Asked(sampler="dpm++2m"), **options)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (Asked(steps=21), "the schedule has 20 steps; 21"),
+        (Asked(label=10), "class 10 is not one of 0 to 9"),
+    ],
+)
+def test_what_diffusion_cannot_do_is_told(diffusion, tmp_path, asked, message):
+    with pytest.raises(SettingError, match=message):
+        sample(diffusion, 2, asked, path=False, output=tmp_path)
+
+
+def test_a_run_without_a_moving_average_has_none(tmp_path):
+    directory = run(generator(None), tmp_path, **{"loop.ema_decay": None})
+    with pytest.raises(RunError, match=r"kept no moving average.*loop\.ema_decay=0\.999"):
+        sample(directory, 2, Asked(weights="ema"), path=False, output=tmp_path)
 
 
 def test_a_classifier_becomes_an_extractor(classifier, plain, tmp_path):

@@ -1,0 +1,261 @@
+"""Diffusion as a task: what is descended, how images are made, and what is refused."""
+
+from dataclasses import replace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data.examples import Arrays, Examples
+from experiments.config import override
+from losses.diffusion import min_snr_weight
+from metrics.state import compute_all
+from ops.diffusion_samplers import Ancestral, DpmSolver2M
+from ops.diffusion_schedules import Discrete, cosine_betas
+from ops.sde import VarianceExploding
+from tests.train.test_step import assert_same_run, run
+from train.experiment import Data, Experiment, Loop
+from train.optim import Optimizer, adamw
+from train.sampling import sample_images
+from train.tasks.diffuse import Diffuse, Sampling
+from train.tasks.task import Generative, SettingError
+
+IMAGE = (4, 4, 1)
+
+
+class TinyDenoiser(nn.Module):
+    """Two dense layers that see the pixels, the noise and the label."""
+
+    outputs: int = 1
+    num_classes: int | None = None
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Any, noise: Any, labels: Any = None, *, train: bool = False) -> Any:
+        parts = [x.reshape(len(x), -1), noise[:, None] / 1000]
+        if self.num_classes is not None:
+            known = jnp.full(len(x), self.num_classes) if labels is None else labels
+            parts.append(jax.nn.one_hot(known, self.num_classes + 1))
+        x = nn.tanh(nn.Dense(32)(jnp.concatenate(parts, axis=-1)))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(16 * self.outputs)(x).reshape(len(x), 4, 4, self.outputs)
+
+
+def two_greys(split: str) -> Examples:
+    """Images of class 0 are dark, those of class 1 are bright."""
+    rng = np.random.default_rng([3, split == "test"])
+    label = np.arange(64, dtype=np.int32) % 2
+    grey = np.where(label, 0.9, 0.1)[:, None, None, None] + rng.normal(0, 0.03, (64, *IMAGE))
+    image = np.round(255 * np.clip(grey, 0, 1)).astype(np.uint8)
+    return Examples(Arrays({"image": image, "label": label}), ("dark", "bright"))
+
+
+def made(**task: Any) -> Experiment:
+    options = {
+        "model": TinyDenoiser(num_classes=2),
+        "image": IMAGE,
+        "process": Discrete(cosine_betas, steps=50),
+        "target": "x0",
+        "sampling": Sampling(steps=10),
+        **task,
+    }
+    return Experiment(
+        task=Diffuse(**options),
+        data=Data(source=two_greys, batch=16, eval_batch=16),
+        optimizer=Optimizer(method=adamw, learning_rate=3e-3, weight_decay=0.0),
+        loop=Loop(duration="6 steps", evaluate_every="6 steps", checkpoint_every="3 steps"),
+    )
+
+
+def variables_of(task: Any) -> Any:
+    batch = {"image": jnp.zeros((2, *IMAGE)), "label": jnp.array([0, 1])}
+    return task.init(jax.random.key(0), batch)["params"]
+
+
+def batch_of(count: int = 6) -> dict[str, Any]:
+    image = np.random.default_rng(0).integers(0, 256, (count, *IMAGE)).astype(np.float32) / 255
+    return {
+        "image": jnp.asarray(image),
+        "label": jnp.arange(count) % 2,
+        "valid": jnp.arange(count) < count - 1,
+    }
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A task, and what it learned in 400 steps."""
+    experiment = override(made(), {"parallel.data": 1, "loop.steps_per_dispatch": 100})
+    experiment = override(experiment, {"loop.duration": "400 steps"})
+    return experiment.task, run(experiment, 400)[0][-1].params
+
+
+def test_it_draws_the_class_that_is_asked_for(trained):
+    task, params = trained
+    assert isinstance(task, Generative)
+    for sampling in (Sampling(steps=10), Sampling(Ancestral(), steps=50, guidance=2.0)):
+        drawing = replace(task, sampling=sampling)
+        labels = np.arange(40) % 2
+        images = sample_images(drawing, params, {}, 40, labels=labels)
+        assert images.shape == (40, *IMAGE)
+        means = images.mean(axis=(1, 2, 3))
+        assert (means[labels == 0] < 0.3).mean() > 0.9
+        assert (means[labels == 1] > 0.7).mean() > 0.9
+
+
+def test_guidance_of_one_asks_once_and_of_zero_knows_no_class(trained):
+    task, params = trained
+    keys = jax.random.split(jax.random.key(0), 4)
+    labels = jnp.array([0, 0, 1, 1])
+
+    def draw(guidance: float, labels: Any) -> Any:
+        sampling = replace(task.sampling, guidance=guidance)
+        return replace(task, sampling=sampling).sample(params, {}, keys, labels)
+
+    nothing = jnp.full(4, 2)
+    np.testing.assert_allclose(draw(0.0, labels), draw(1.0, nothing), atol=1e-5)
+    assert float(jnp.abs(draw(3.0, labels) - draw(1.0, labels)).max()) > 0.01
+
+
+def test_the_path_ends_in_the_sample(trained):
+    task, params = trained
+    keys = jax.random.split(jax.random.key(0), 3)
+    labels = jnp.array([0, 1, 1])
+    x, estimates = task.path(params, {}, keys, labels)
+    assert x.shape == estimates.shape == (10, 3, *IMAGE)
+    sampled = jnp.clip(task.sample(params, {}, keys, labels), 0, 1)
+    np.testing.assert_allclose(x[-1], sampled, atol=1e-5)
+
+
+def test_known_pixels_stay_and_the_rest_fits_them(trained):
+    """Half of a bright image, without a class: the other half is bright too."""
+    task, params = trained
+    task = replace(task, sampling=Sampling(Ancestral(), steps=50))
+    known = jnp.full((32, *IMAGE), 0.9)
+    mask = jnp.arange(4)[:, None] < 2
+    keys = jax.random.split(jax.random.key(1), 32)
+    nothing = jnp.full(32, 2)
+    made = task.inpaint(params, {}, keys, nothing, known, mask[..., None], 5)
+    np.testing.assert_allclose(made[:, :, :2][:, :2], 0.9, atol=1e-6)
+    assert (np.asarray(made)[:, 2:].mean(axis=(1, 2, 3)) > 0.6).mean() > 0.8
+
+
+def test_the_bound_falls_with_training(trained):
+    task, params = trained
+    examples = two_greys("test").records[:8]
+    batch = {"image": jnp.asarray(examples["image"]) / 255, "label": examples["label"]}
+    keys = jax.random.split(jax.random.key(0), 8)
+    before, after = (
+        float(jnp.mean(task.bound(p, {}, batch, keys, None))) for p in (variables_of(task), params)
+    )
+    assert 0 < after < before
+
+
+def test_a_network_that_says_nothing_has_the_loss_of_its_target():
+    """Of x_0 the mean square of the images, whatever is drawn; of the noise about 1."""
+    batch = batch_of(200)
+    for target, wanted, slack in (
+        ("x0", float(jnp.mean(jnp.square(2 * batch["image"] - 1))), 1e-5),
+        ("epsilon", 1.0, 0.05),
+    ):
+        task: Any = made(target=target).task
+        params = jax.tree.map(jnp.zeros_like, variables_of(task))
+        value, aux = task.loss(params, {}, batch, jax.random.key(5), 0)
+        assert float(value) == pytest.approx(wanted, abs=slack)
+        assert compute_all(aux.metrics)["loss"] == pytest.approx(float(value), rel=1e-6)
+        found = compute_all(task.evaluate(params, {}, batch, jax.random.key(1)))
+        assert found["loss"] == pytest.approx(wanted, abs=max(slack, 0.01))
+        if target == "epsilon":
+            thirds = [found[f"noise_error_{name}"] for name in ("early", "middle", "late")]
+            np.testing.assert_allclose(thirds, 1.0, atol=0.1)
+
+
+def test_a_share_of_the_labels_is_hidden():
+    class Seen(TinyDenoiser):
+        """Says 0 of an image with a label and 1 of one without."""
+
+        @nn.compact
+        def __call__(self, x: Any, noise: Any, labels: Any = None, *, train: bool = False) -> Any:
+            self.param("unused", nn.initializers.zeros, (1,))
+            return jnp.broadcast_to((labels == 2)[:, None, None, None], x.shape).astype(float)
+
+    task: Any = made(model=Seen(num_classes=2), target="x0", label_dropout=0.3).task
+    batch = {"image": jnp.full((2000, *IMAGE), 0.5), "label": jnp.zeros(2000, int)}
+    value, _ = task.loss({"unused": jnp.zeros(1)}, {}, batch, jax.random.key(0), 0)
+    assert float(value) == pytest.approx(0.3, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"parallel.data": 8},
+        {"parallel.data": 2, "parallel.fsdp": 4, "parallel.min_shard_size": 8},
+        {"parallel.data": 1, "loop.steps_per_dispatch": 2},
+    ],
+    ids=["data-8", "data-2-fsdp-4", "two-a-dispatch"],
+)
+def test_every_layout_learns_the_same(layout):
+    experiment = override(made(weighting=min_snr_weight), {"loop.ema_decay": 0.9})
+    one = run(override(experiment, {"parallel.data": 1}), 4)
+    assert_same_run(run(override(experiment, layout), 4), one)
+
+
+def test_a_variance_is_learned_and_guided_by_its_class_alone():
+    model = TinyDenoiser(num_classes=2, outputs=2)
+    experiment = made(model=model, learned_variance=True, sampling=Sampling(Ancestral(), steps=50))
+    task: Any = experiment.task
+    params = run(override(experiment, {"parallel.data": 1}), 4)[0][-1].params
+    keys = jax.random.split(jax.random.key(0), 2)
+    for guidance in (1.0, 2.0):
+        drawing = replace(task, sampling=replace(task.sampling, guidance=guidance))
+        assert jnp.isfinite(drawing.sample(params, {}, keys, jnp.array([0, 1]))).all()
+    frozen: Any = replace(task, learned_variance=False, model=TinyDenoiser(num_classes=2))
+    assert variables_of(task)["Dense_1"]["bias"].size == 32
+    assert variables_of(frozen)["Dense_1"]["bias"].size == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampling": Sampling(steps=51)}, "has 50 steps; 51"),
+        ({"model": TinyDenoiser(), "sampling": Sampling(guidance=2.0)}, "trained without classes"),
+        ({"label_dropout": 1.0}, r"must lie in \[0, 1\)"),
+        (
+            {"process": Discrete(cosine_betas, zero_terminal_snr=True), "target": "epsilon"},
+            'predict "v" or "x0"',
+        ),
+        ({"process": VarianceExploding(), "learned_variance": True}, "is of steps"),
+        ({"model": TinyDenoiser(num_classes=3)}, "num_classes=2"),
+    ],
+)
+def test_options_that_contradict_are_told(changes, message):
+    task: Any = replace(made().task, **changes)
+    with pytest.raises(SettingError, match=message):
+        task.check(("dark", "bright"), dict)
+
+
+def test_images_outside_of_the_range_are_told():
+    task: Any = made().task
+    with pytest.raises(SettingError, match=r"reach from -1 to 1.*data\.std=\(1\.0,\)"):
+        task.check(("dark", "bright"), lambda: {"train": {"image": np.array([-1.0, 1.0])}})
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"image": (8, 8, 1)}, r"set task\.image=\(4, 4, 1\)"),
+        ({"model": TinyDenoiser(num_classes=2, outputs=3)}, r"set task\.model\.outputs=1"),
+        ({"learned_variance": True}, r"set task\.model\.outputs=2"),
+    ],
+)
+def test_networks_of_other_images_are_told(task, message):
+    with pytest.raises(SettingError, match=message):
+        variables_of(made(**task).task)
+
+
+def test_steps_that_remember_cannot_be_taken_back():
+    task: Any = replace(made().task, sampling=Sampling(DpmSolver2M(), steps=5))
+    with pytest.raises(SettingError, match="choose ddim or ancestral"):
+        task.inpaint({}, {}, None, None, None, None, 1)

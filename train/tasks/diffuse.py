@@ -1,0 +1,382 @@
+"""Diffusion models: a network learns to take noise away, and images are what is left in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
+
+from losses.diffusion import (
+    Weighting,
+    bound_loss,
+    denoising_loss,
+    hybrid_loss,
+    variational_bound,
+)
+from metrics.state import Mean, Metric
+from ops.diffusion import (
+    Denoiser,
+    Process,
+    Target,
+    convert,
+    diffuse,
+    interpolated_log_variance,
+    over,
+)
+from ops.diffusion_samplers import DpmSolver2M, Sampler, fold_keys, keyed_normal
+from ops.diffusion_sampling import classifier_free_guidance, prior_noise, sample, sample_path
+from ops.diffusion_schedules import Discrete
+from ops.inpainting import Inpaint
+from train.tasks.adversarial import signed, unsigned
+from train.tasks.latent_pictures import square
+from train.tasks.task import (
+    Aux,
+    Batch,
+    Final,
+    Look,
+    Panels,
+    SettingError,
+    check_outputs,
+    require_entry,
+)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are made of noise.
+
+    Attributes:
+        sampler: how a step goes from a time to the next; see ``ops.diffusion_samplers``.
+        steps: number of them.
+        spacing: "time", even in time, or "noise", after Karras et al., 2022, eq. 5.
+        guidance: of a model that is asked for a class: 1 is without, more is more of the class (Ho
+            & Salimans, 2022, arXiv:2207.12598; their w is this less 1), and asks the network twice
+            a step. 0 is without the class.
+        clip: estimates of the image are held in [−clip, clip]; the images are in [−1, 1].
+    """
+
+    sampler: Sampler = field(default_factory=DpmSolver2M)
+    steps: int = 20
+    spacing: Literal["time", "noise"] = "time"
+    guidance: float = 1.0
+    clip: float | None = 1.0
+
+    def times(self, process: Process) -> Num[np.ndarray, times]:
+        """The times of the steps.
+
+        Raises:
+            ValueError: more steps than the process has, or a spacing that it cannot have.
+        """
+        even = process.times if self.spacing == "time" else process.karras_times
+        return even(self.steps)
+
+
+@dataclass(frozen=True)
+class Diffuse:
+    """Learns to tell images from images with noise, of every strength.
+
+    Ho et al., 2020, arXiv:2006.11239, and with scores as targets Song & Ermon, 2019,
+    arXiv:1907.05600. The network sees images in [−1, 1].
+
+    Attributes:
+        model: ``(x, noise, labels, train=…) -> prediction``, as in
+            ``models.generative.diffusion_unet``.
+        image: height, width and channels of what is made.
+        process: from images to noise.
+        target: what the network predicts.
+        weighting: of times; None weighs errors of the target alike, see ``losses.diffusion``.
+        learned_variance: whether the network predicts the variance of a step too, with twice the
+            outputs; the loss is then that of Nichol & Dhariwal, 2021, arXiv:2102.09672, eq. 16.
+            Only of discrete processes.
+        label_dropout: share of the images whose class is kept from the network in training, so that
+            it can be guided; nothing for a network without classes.
+        sampling: how images are made, in previews and in the end.
+        final: what is measured once training has ended; see ``train.final_metrics``.
+    """
+
+    model: nn.Module
+    image: tuple[int, int, int] = (32, 32, 3)
+    process: Process = field(default_factory=Discrete)
+    target: Target = "epsilon"
+    weighting: Weighting | None = None
+    learned_variance: bool = False
+    label_dropout: float = 0.1
+    sampling: Sampling = field(default_factory=Sampling)
+    final: tuple[Final, ...] = ()
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes that images are asked for; None if they are not."""
+        return getattr(self.model, "num_classes", None)
+
+    def check(self, class_names: Sequence[str], look: Look) -> None:
+        """Raises SettingError for options that contradict, and for images outside of [0, 1]."""
+        check_outputs(self.model, class_names)
+        self.check_sampling()
+        if not 0.0 <= self.label_dropout < 1.0:
+            raise SettingError(f"task.label_dropout={self.label_dropout} must lie in [0, 1)")
+        if self.learned_variance and not isinstance(self.process, Discrete):
+            raise SettingError(
+                "task.learned_variance is of steps, and task.process has none: set "
+                "task.process=Discrete(…), or learn no variance"
+            )
+        last = self.process.times(1)[0]
+        if self.target in ("epsilon", "score") and self.process.levels(last).alpha == 0:
+            raise SettingError(
+                f'task.process ends in noise alone, where task.target="{self.target}" tells '
+                'nothing of the image: predict "v" or "x0"'
+            )
+        for split, batch in look().items():
+            low, high = float(np.min(batch["image"])), float(np.max(batch["image"]))
+            if low < -1e-6 or high > 1 + 1e-6:
+                raise SettingError(
+                    f"images of {split!r} reach from {low:g} to {high:g}, and diffusion is of "
+                    "images in [0, 1]: set data.mean=(0.0,) data.std=(1.0,)"
+                )
+
+    def check_sampling(self) -> None:
+        """Raises SettingError for a way to make images that the model does not allow."""
+        try:
+            self.sampling.times(self.process)
+        except ValueError as error:
+            raise SettingError(f"task.sampling: {error}") from error
+        if self.num_classes is None and self.sampling.guidance != 1.0:
+            raise SettingError(
+                f"guidance {self.sampling.guidance:g} is towards a class, and the model was "
+                "trained without classes: leave it out, or set task.model.num_classes"
+            )
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
+        """All variables of the model.
+
+        Raises:
+            SettingError: if the images have another shape than ``image``, the network other outputs
+                than are predicted, or the data no labels for a network that takes them.
+        """
+        if self.num_classes is not None:
+            require_entry(batch, "label", 'such as "digits" or "folder:PATH"')
+        images, labels = batch["image"], self._labels(batch)
+        if tuple(self.image) != images.shape[1:]:
+            raise SettingError(
+                f"task.image is {tuple(self.image)}, the data have {images.shape[1:]}: set "
+                f"task.image={images.shape[1:]}"
+            )
+        noise = jnp.ones(len(images))
+        prediction, variables = self.model.init_with_output(key, images, noise, labels)
+        wanted = images.shape[-1] * (2 if self.learned_variance else 1)
+        if prediction.shape[-1] != wanted:
+            raise SettingError(
+                f"the network puts out {prediction.shape[-1]} numbers for each pixel, the task "
+                f"takes {wanted}: set task.model.outputs={wanted}"
+            )
+        return variables
+
+    def loss(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        batch: Batch,
+        key: Key[Array, ""],
+        step: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, ""], Aux]:
+        """The weighted squared error of the prediction, at a time drawn for each image."""
+        drawn, dropout, hiding = jax.random.split(key, 3)
+        labels = self._labels(batch)
+        if labels is not None and self.label_dropout:
+            hidden = jax.vmap(jax.random.uniform)(_rows(hiding, len(labels))) < self.label_dropout
+            labels = jnp.where(hidden, self._nothing, labels)
+        options = {"train": True, "rngs": {"dropout": dropout}}
+        losses, _ = self._errors(params, mutable, batch, drawn, labels, **options)
+        return jnp.mean(losses), Aux(mutable, {"loss": Mean.from_values(losses)})
+
+    def evaluate(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> dict[str, Metric]:
+        """The loss, and the squared error of the noise in thirds of the time, the last near noise.
+
+        Errors of the noise are of one scale whatever is predicted.
+        """
+        valid = batch["valid"]
+        losses, (error, third) = self._errors(params, mutable, batch, key, self._labels(batch))
+        metrics: dict[str, Metric] = {"loss": Mean.from_values(losses, valid)}
+        for index, name in enumerate(("early", "middle", "late")):
+            within = valid & (third == index)
+            metrics[f"noise_error_{name}"] = Mean.from_values(error, within)
+        return metrics
+
+    def preview(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> dict[str, Panels]:
+        """Samples of one seed, always the same, and how some of them come out of noise."""
+        count, shown, frames = 64, 4, 10
+        keys = _rows(jax.random.key(0), count)
+        asked = None if self.num_classes is None else jnp.arange(count) % self.num_classes
+        x, estimates = self.path(params, mutable, keys, asked)
+        some = np.linspace(0, len(x) - 1, min(frames, len(x))).round().astype(int)
+        both = jnp.stack([x[some, :shown], estimates[some, :shown]])  # [2, frames, shown, …]
+        rows = jnp.moveaxis(both, 2, 0).reshape(2 * shown, len(some), *self.image)
+        return {
+            "samples": square(x[-1]),
+            "path": Panels(rows, rows=("x", "estimate") * shown),
+        }
+
+    def sample(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        keys: Key[Array, " n"],
+        labels: Int[Array, " n"] | None,
+    ) -> Float[Array, "n height width channels"]:
+        """Images out of noise, by ``sampling``."""
+        made = sample(*self._start(params, mutable, keys, labels), times=self._times())
+        return unsigned(made)
+
+    def path(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        keys: Key[Array, " n"],
+        labels: Int[Array, " n"] | None,
+    ) -> tuple[Float[Array, "steps n ..."], Float[Array, "steps n ..."]]:
+        """``sample`` with all that it passes: images with noise, and the estimates of them."""
+        passed = sample_path(*self._start(params, mutable, keys, labels), times=self._times())
+        x, estimates = (jnp.clip(unsigned(images), 0, 1) for images in passed)
+        return x, estimates
+
+    def inpaint(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        keys: Key[Array, " n"],
+        labels: Int[Array, " n"] | None,
+        known: Float[Array, "n ..."],
+        mask: Bool[Array, ...],
+        resamplings: int,
+    ) -> Float[Array, "n ..."]:
+        """Images that are ``known`` where the mask is true; see ``ops.inpainting``.
+
+        Raises:
+            SettingError: for a sampler that remembers the step before.
+        """
+        if isinstance(self.sampling.sampler, DpmSolver2M):
+            raise SettingError(
+                "inpainting takes steps back, which this sampler cannot: choose ddim or ancestral"
+            )
+        denoiser, process, sampler, keys, x = self._start(params, mutable, keys, labels)
+        painting = Inpaint(signed(known), mask, sampler, resamplings)
+        return unsigned(sample(denoiser, process, painting, keys, x, times=self._times()))
+
+    def bound(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        batch: Batch,
+        keys: Key[Array, " batch"],
+        steps: int | None,
+    ) -> Float[Array, " batch"]:
+        """The variational bound of −log p(x) in nats, with one draw for each step.
+
+        Args:
+            params: of the model.
+            mutable: its other variables.
+            batch: images of 256 values.
+            keys: one for each.
+            steps: of the bound; None takes all of a discrete process.
+        """
+        times = self.process.times(steps or getattr(self.process, "steps", 1000))
+        denoiser = self._denoiser(params, mutable, self._labels(batch), guidance=1.0)
+        images = signed(batch["image"])
+        return variational_bound(denoiser, self.process, images, keys, times=times).total
+
+    def _errors(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        batch: Batch,
+        key: Array,
+        labels: Array | None,
+        **options: Any,
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """Losses; and errors of the noise, with the third of the time that they are of."""
+        x0 = signed(batch["image"])
+        keys = _rows(key, len(x0))
+        t = self.process.draw_times(fold_keys(keys, 0))
+        noise = keyed_normal(fold_keys(keys, 1), x0.shape)
+        now = self.process.levels(t)
+        x = diffuse(x0, noise, now)
+        found = self._apply(params, mutable, x, t, labels, **options)
+        fraction = None
+        if self.learned_variance:
+            found, fraction = jnp.split(found, 2, axis=-1)
+        target, weighting = self.target, self.weighting
+        losses = denoising_loss(found, x0, noise, now, target=target, weighting=weighting)
+        if fraction is not None:
+            process = cast(Discrete, self.process)
+            fixed = jax.lax.stop_gradient(found)
+            estimate = convert(fixed, x, now, source=target, target="x0")
+            small, large = (over(log, x) for log in process.log_variances(t))
+            log_variance = interpolated_log_variance(fraction, small, large)
+            before = process.levels(t - 1)
+            bounds = bound_loss(estimate, x, x0, before, now, log_variance)
+            losses = hybrid_loss(losses, bounds, steps=process.steps, dimensions=x0[0].size)
+        guess = convert(found, x, now, source=target, target="epsilon")
+        error = jnp.mean(jnp.square(guess - noise), axis=(1, 2, 3))
+        third = jnp.ceil(3 * t / self.process.times(1)[0]) - 1
+        return losses, (error, third)
+
+    def _apply(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        x: Array,
+        t: Array,
+        labels: Array | None,
+        **options: Any,
+    ) -> Array:
+        noise = self.process.conditioning(t)
+        found = self.model.apply({"params": params, **mutable}, x, noise, labels, **options)
+        return cast(Array, found)
+
+    def _denoiser(
+        self, params: PyTree, mutable: PyTree, labels: Array | None, guidance: float
+    ) -> Denoiser:
+        def model(x: Array, t: Array, labels: Array | None = labels) -> Array:
+            return self._apply(params, mutable, x, t, labels)
+
+        asked = model
+        if labels is not None and guidance != 1.0:
+            channels = self.image[-1]
+            asked = classifier_free_guidance(
+                model, labels, no_label=self._nothing, scale=guidance, channels=channels
+            )
+        return Denoiser(asked, self.target, self.sampling.clip, self.learned_variance)
+
+    def _start(
+        self, params: PyTree, mutable: PyTree, keys: Array, labels: Array | None
+    ) -> tuple[Denoiser, Process, Sampler, Array, Array]:
+        denoiser = self._denoiser(params, mutable, labels, self.sampling.guidance)
+        x = prior_noise(keys, self.image, self.process)
+        return denoiser, self.process, self.sampling.sampler, keys, x
+
+    def _times(self) -> np.ndarray:
+        return self.sampling.times(self.process)
+
+    @property
+    def _nothing(self) -> int:
+        """The label of no class."""
+        assert self.num_classes is not None
+        return self.num_classes
+
+    def _labels(self, batch: Batch) -> Int[Array, " batch"] | None:
+        return None if self.num_classes is None else batch["label"]
+
+
+def _rows(key: Key[Array, ""], count: int) -> Key[Array, " count"]:
+    """A key for each row of a batch."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
