@@ -169,13 +169,21 @@ def test_a_stopped_game_goes_on_as_if_it_had_not(tmp_path):
 
 
 def test_a_generator_learns_what_images_look_like(tmp_path):
+    """Its first images are grey, about 0.5; real ones are about 0.8."""
     changes = {"parallel.data": 1, "loop.duration": "300 steps", "loop.evaluate_every": "300 steps"}
-    result = fit(override(made(), changes), tmp_path, config={}, progress=False)
+    experiment = override(made(final=(brightness,)), changes)
+    result = fit(experiment, tmp_path, config={}, progress=False)
     assert result.finished
-    assert isinstance(made().task, Generative)
+    assert isinstance(experiment.task, Generative)
+    assert result.metrics["test/brightness"] == pytest.approx(0.8, abs=0.1)
     drawn = {path.stem for path in (tmp_path / "previews").glob("*.png")}
     assert drawn == {"test_samples", "test_interpolation", "test_arithmetic"}
     assert {"test/real_logit", "test/fake_logit"} <= result.metrics.keys()
+
+
+def brightness(task: Any, params: Any, mutable: Any, sets: Any, track: Any) -> dict[str, float]:
+    images = sample_images(task, params, mutable, 64)
+    return {"test/brightness": float(images.mean())}
 
 
 def test_one_draw_a_key_and_the_class_that_is_asked_for():
