@@ -143,11 +143,11 @@ def make_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     command.set_defaults(command=run["inpaint"])
 
     command = commands.add_parser(
-        "extractor", help="save a classifier, to judge generators by", parents=[runtime]
+        "export", help="save the weights of a run as safetensors", parents=[runtime]
     )
     command.add_argument("run", type=Path, metavar="RUN", help="its directory, runs/NAME/ID")
     command.add_argument("output", type=Path, metavar="FILE", help="such as lenet.safetensors")
-    command.set_defaults(command=run["extractor"])
+    command.set_defaults(command=run["export"])
     return parser
 
 

@@ -233,7 +233,7 @@ def _asked(options: argparse.Namespace) -> Asked:
     )
 
 
-def _extractor(options: argparse.Namespace) -> int:
+def _export(options: argparse.Namespace) -> int:
     _set_up(options)
     from experiments.exporting import export
 
@@ -294,16 +294,16 @@ def _exit_code(error: Exception) -> int | None:
     from experiments.table import ReportError
     from train.checkpoint import CheckpointError, SaveError
     from train.durations import DurationError
-    from train.extractor import ExtractorError
     from train.logging import LoggingError, NonFiniteError
     from train.sharding import DeviceError
     from train.tasks.task import SettingError
+    from train.weights import WeightsError
 
     if isinstance(error, NonFiniteError | SaveError):
         return 1
     mistakes = (
         DataError, RunError, ReportError, CheckpointError, DurationError,
-        LoggingError, SettingError, DeviceError, ExtractorError,
+        LoggingError, SettingError, DeviceError, WeightsError,
     )  # fmt: skip
     return 2 if isinstance(error, mistakes) else None
 
@@ -317,7 +317,7 @@ COMMANDS = {
     "predict": _predict,
     "sample": _sample,
     "inpaint": _inpaint,
-    "extractor": _extractor,
+    "export": _export,
 }
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How a finished run becomes a network that generators are judged by."""
+"""How a finished run becomes a file of weights: to judge generators by, or to go on from."""
 
 from __future__ import annotations
 
@@ -7,35 +7,31 @@ from pathlib import Path
 
 from experiments.runs import RunError
 from experiments.trained import open_run
-from train.extractor import save_extractor
-from train.tasks.classify import Classify
+from train.weights import save_weights
 
 
 def export(run: Path, path: Path) -> str:
-    """Writes the network of a finished classification run as a feature extractor.
+    """Writes the network of a finished run, its moving average if it has one.
 
     Returns:
         The sha256 of the file.
 
     Raises:
-        RunError: if this is no finished run of a classifier.
-        ExtractorError: if the file cannot be written.
+        RunError: if this is no finished run.
+        WeightsError: if the file cannot be written.
     """
     trained = open_run(run)
-    task, data = trained.experiment.task, trained.experiment.data
-    if not isinstance(task, Classify):
-        raise RunError(f"{run}: an extractor is a classifier, not {type(task).__name__}")
+    data = trained.experiment.data
     if not (run / "DONE").exists():
         raise RunError(f"{run} is not trained to its end: run it again, it goes on")
     summary = json.loads((run / "summary.json").read_text())
     accuracies = {name: x for name, x in summary.items() if name.endswith("/accuracy")}
-    return save_extractor(
-        path,
-        path.stem,
-        {"params": trained.params, **trained.mutable},
-        mean=data.mean,
-        std=data.std,
-        image=trained.image,
-        classes=len(trained.class_names),
-        origin={"run": run.name, "step": trained.step} | accuracies,
-    )
+    described = {
+        "network": path.stem,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "image": list(trained.image),
+        "classes": len(trained.class_names),
+        "origin": {"run": run.name, "step": trained.step} | accuracies,
+    }
+    return save_weights(path, {"params": trained.params, **trained.mutable}, described)

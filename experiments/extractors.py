@@ -3,7 +3,7 @@
 from models.classification.lenet import LeNet5
 from train.extractor import Extractor
 
-# Made by `opsin run mnist_lenet`, then `opsin extractor RUN results/extractors/lenet.safetensors`.
+# Made by `opsin run mnist_lenet`, then `opsin export RUN results/extractors/lenet.safetensors`.
 LENET = Extractor(
     name="lenet",
     model=LeNet5(num_classes=10),

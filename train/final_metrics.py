@@ -219,7 +219,7 @@ class SampleQuality:
         sets: Mapping[str, Examples],
         track: Track,
     ) -> dict[str, float]:
-        """Raises ExtractorError if the network cannot be read, or is for other images."""
+        """Raises WeightsError if the network cannot be read, or is for other images."""
         extract = self.extractor.load()
         classes = task.num_classes
         asked = None if classes is None else np.arange(self.samples) % classes

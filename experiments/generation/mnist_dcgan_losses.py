@@ -6,7 +6,7 @@ more than the loss. The five are minimax and non-saturating (Goodfellow et al., 
 al., 2017), whose discriminator has no batch norm, as there.
 
 Small: a DCGAN (Radford et al., 2016) of 32 channels for 28×28 pixels, 2,000 steps of 64 images;
-the Fréchet distance is that of the features of LeNet-5 (`opsin extractor`), not of Inception, and
+the Fréchet distance is that of the features of LeNet-5 (`opsin export`), not of Inception, and
 stands beside its floor, that of training images.
 
     opsin sweep mnist_dcgan_losses

@@ -20,8 +20,9 @@ from models.classification.resnet import cifar_resnet
 from models.classification.vgg import VGG
 from models.classification.vit import ViT
 from tests.train.conftest import Tiny, assert_trees_equal
-from train.extractor import Extractor, ExtractorError, save_extractor
+from train.extractor import Extractor
 from train.paths import unflatten
+from train.weights import Weights, WeightsError, save_weights
 
 IMAGE = (28, 28, 1)
 FACTS = {"mean": (0.1307,), "std": (0.3081,), "classes": 10}
@@ -43,6 +44,10 @@ def random_variables(model: nn.Module, image: tuple[int, int, int], seed: int = 
 
 
 VARIABLES = random_variables(LeNet5(), IMAGE)
+
+
+def save_extractor(path: Path, name: str, variables, **described) -> str:
+    return save_weights(path, variables, {"network": name, **described})
 
 
 def save_lenet(path: Path, variables=VARIABLES, **changed) -> str:
@@ -173,34 +178,34 @@ def test_any_network_with_a_head(tmp_path: Path, model: nn.Module, image, width:
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
 
 
-def one_line(caught: pytest.ExceptionInfo[ExtractorError]) -> str:
+def one_line(caught: pytest.ExceptionInfo[WeightsError]) -> str:
     (line,) = str(caught.value).splitlines()
     return line
 
 
 def test_a_missing_file_is_told_with_the_command_that_makes_it(lenet: Extractor, tmp_path: Path):
     for path in (tmp_path / "none.safetensors", tmp_path):
-        with pytest.raises(ExtractorError, match="there is no") as caught:
+        with pytest.raises(WeightsError, match="there is no") as caught:
             replace(lenet, path=str(path)).load()
-        assert f"`opsin extractor RUN {path}`" in one_line(caught)
+        assert f"`opsin export RUN {path}`" in one_line(caught)
 
 
 def test_other_weights_are_told_by_their_hash(lenet: Extractor, tmp_path: Path):
     path = tmp_path / "lenet.safetensors"
     other = save_lenet(path, random_variables(LeNet5(), IMAGE, seed=1))
-    with pytest.raises(ExtractorError, match=f"has sha256 {other}, not {lenet.sha256}") as caught:
+    with pytest.raises(WeightsError, match=f"has sha256 {other}, not {lenet.sha256}") as caught:
         replace(lenet, path=str(path)).load()
     one_line(caught)
     replace(lenet, path=str(path), sha256=None).load()
     content = bytearray(Path(lenet.path).read_bytes())
     content[-1] ^= 1  # one bit of one weight
     path.write_bytes(content)
-    with pytest.raises(ExtractorError, match="these are other weights"):
+    with pytest.raises(WeightsError, match="these are other weights"):
         replace(lenet, path=str(path)).load()
 
 
 def test_a_batch_of_no_images_is_told(lenet: Extractor):
-    with pytest.raises(ExtractorError, match="batch is at least 1, got 0"):
+    with pytest.raises(WeightsError, match="batch is at least 1, got 0"):
         replace(lenet, batch=0)
 
 
@@ -210,9 +215,9 @@ def test_a_damaged_file_is_told_in_one_line(lenet: Extractor, tmp_path: Path, da
     damaged = {"empty": b"", "short": content[:5], "cut": content[:-8], "text": b"hello\n" * 99}
     path = tmp_path / "lenet.safetensors"
     path.write_bytes(damaged[damage])
-    with pytest.raises(ExtractorError, match="damaged, or no safetensors file") as caught:
+    with pytest.raises(WeightsError, match="damaged, or no safetensors file") as caught:
         replace(lenet, path=str(path)).load()
-    assert f"`opsin extractor RUN {path}`" in one_line(caught)
+    assert f"`opsin export RUN {path}`" in one_line(caught)
 
 
 class Trap:
@@ -228,7 +233,7 @@ class Trap:
 def test_a_pickle_is_never_read(lenet: Extractor, tmp_path: Path):
     trace, path = tmp_path / "trace", tmp_path / "lenet.safetensors"
     path.write_bytes(pickle.dumps(Trap(trace)))
-    with pytest.raises(ExtractorError, match="no safetensors file") as caught:
+    with pytest.raises(WeightsError, match="no safetensors file") as caught:
         replace(lenet, path=str(path), sha256=None).load()
     one_line(caught)
     assert not trace.exists()
@@ -243,34 +248,34 @@ def test_arrays_of_another_network_are_told_by_the_first_that_differs(
     for model, words in (
         (
             LeNet5(num_classes=7),
-            r"params/head/bias is float32\[10\] there and float32\[7\] in LeNet5",
+            r"params/head/bias is float32\[10\] there and float32\[7\] in this one",
         ),
         (
             LeNet5Original(),
             r"params/c3/kernel is float32\[5, 5, 6, 16\] there and float32\[5, 5, 60\]",
         ),
-        (Tiny(), r"batch_stats/norm/mean is absent there and float32\[8\] in Tiny"),
+        (Tiny(), r"batch_stats/norm/mean is absent there and float32\[8\] in this one"),
     ):
-        with pytest.raises(ExtractorError, match=words) as caught:
+        with pytest.raises(WeightsError, match=words) as caught:
             replace(lenet, model=model).load()
         one_line(caught)
     more = {**VARIABLES, "batch_stats": {"x": np.ones(3, np.float32)}}
     half = jax.tree.map(lambda leaf: leaf.astype(np.float16), VARIABLES)
     for variables, words in (
-        (more, r"batch_stats/x is float32\[3\] there and absent in LeNet5"),
-        (half, r"params/c1/bias is float16\[6\] there and float32\[6\] in LeNet5"),
+        (more, r"batch_stats/x is float32\[3\] there and absent in this one"),
+        (half, r"params/c1/bias is float16\[6\] there and float32\[6\] in this one"),
     ):
         save_lenet(path, variables)
-        with pytest.raises(ExtractorError, match=words):
+        with pytest.raises(WeightsError, match=words):
             replace(lenet, path=str(path), sha256=None).load()
 
 
 def test_a_network_of_another_name_or_none_is_told(lenet: Extractor, tmp_path: Path):
-    with pytest.raises(ExtractorError, match="holds 'lenet', not 'resnet'"):
+    with pytest.raises(WeightsError, match="holds 'lenet', not 'resnet'"):
         replace(lenet, name="resnet").load()
     path = tmp_path / "bare.safetensors"
     save_file({"x": np.ones(3)}, path)
-    with pytest.raises(ExtractorError, match="does not say what network it holds") as caught:
+    with pytest.raises(WeightsError, match="does not say what network it holds") as caught:
         replace(lenet, path=str(path), sha256=None).load()
     one_line(caught)
 
@@ -278,7 +283,7 @@ def test_a_network_of_another_name_or_none_is_told(lenet: Extractor, tmp_path: P
 def test_a_size_that_the_network_does_not_take_is_told(lenet: Extractor, tmp_path: Path):
     path = tmp_path / "lenet.safetensors"
     save_extractor(path, "lenet", VARIABLES, image=(40, 40, 1), origin={}, **FACTS)
-    with pytest.raises(ExtractorError, match=r"of another network: LeNet-5 takes") as caught:
+    with pytest.raises(WeightsError, match=r"of another network: LeNet-5 takes") as caught:
         replace(lenet, path=str(path), sha256=None).load()
     one_line(caught)
 
@@ -295,7 +300,7 @@ def test_a_network_without_a_head_is_told_when_it_is_loaded(tmp_path: Path):
     path = tmp_path / "x.safetensors"
     variables = random_variables(Headless(), IMAGE)
     save_extractor(path, "x", variables, image=IMAGE, origin={}, **FACTS)
-    with pytest.raises(ExtractorError, match="Headless has no linear layer called head"):
+    with pytest.raises(WeightsError, match="Headless has no linear layer called head"):
         Extractor(name="x", model=Headless(), path=str(path)).load()
 
 
@@ -316,14 +321,14 @@ def test_a_network_without_a_head_is_told_when_it_is_loaded(tmp_path: Path):
     ],
 )
 def test_wrong_images_are_told_in_one_line(extract, images, words):
-    with pytest.raises(ExtractorError, match=words) as caught:
+    with pytest.raises(WeightsError, match=words) as caught:
         extract(images)
     one_line(caught)
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ExtractorError, match=r"cannot write .*lenet: File exists") as caught:
+    with pytest.raises(WeightsError, match=r"cannot write .*lenet: File exists") as caught:
         save_lenet(tmp_path / "file" / "lenet")
     one_line(caught)
 
@@ -337,6 +342,16 @@ def test_a_save_that_fails_leaves_the_file_that_was_there(tmp_path: Path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(ExtractorError, match="No space left on device"):
+    with pytest.raises(WeightsError, match="No space left on device"):
         save_lenet(path, random_variables(LeNet5(), IMAGE, seed=1))
     assert path.read_bytes() == before
+
+
+def test_weights_are_those_of_the_network_or_are_refused(lenet: Extractor):
+    images = jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32)
+    weights = Weights(lenet.path, lenet.sha256)
+    assert_trees_equal(weights.load(LeNet5().init, jax.random.key(0), images), VARIABLES)
+    with pytest.raises(WeightsError, match=r"of another network: params/.* is "):
+        weights.load(LeNet5(num_classes=7).init, jax.random.key(0), images)
+    with pytest.raises(WeightsError, match="these are other weights"):
+        Weights(lenet.path, "0" * 64).read()

@@ -45,6 +45,7 @@ from train.tasks.task import (
     check_outputs,
     require_entry,
 )
+from train.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Diffuse:
         label_dropout: share of the images whose class is kept from the network in training, so that
             it can be guided; nothing for a network without classes.
         sampling: how images are made, in previews and in the end.
+        weights: to begin with, of the same network; None begins at random.
         final: what is measured once training has ended; see ``train.final_metrics``.
     """
 
@@ -108,6 +110,7 @@ class Diffuse:
     learned_variance: bool = False
     label_dropout: float = 0.1
     sampling: Sampling = field(default_factory=Sampling)
+    weights: Weights | None = None
     final: tuple[Final, ...] = ()
 
     @property
@@ -158,6 +161,7 @@ class Diffuse:
         Raises:
             SettingError: if the images have another shape than ``image``, the network other outputs
                 than are predicted, or the data no labels for a network that takes them.
+            WeightsError: if there are ``weights`` that cannot be read, or are of another network.
         """
         if self.num_classes is not None:
             require_entry(batch, "label", 'such as "digits" or "folder:PATH"')
@@ -169,6 +173,8 @@ class Diffuse:
             )
         noise = jnp.ones(len(images))
         prediction, variables = self.model.init_with_output(key, images, noise, labels)
+        if self.weights is not None:
+            variables = self.weights.load(lambda: variables)
         wanted = images.shape[-1] * (2 if self.learned_variance else 1)
         if prediction.shape[-1] != wanted:
             raise SettingError(
