@@ -252,12 +252,13 @@ def _conclude(
                 raise _Stopped
             yield item
 
+    # Of the moving average alone, if there is one: the weights that `opsin sample` takes.
+    average, (params, mutable) = list(_variables(state).items())[-1]
     numbers = {}
-    for average, (params, mutable) in _variables(state).items():
-        for final in task.final:
-            for name, value in final(task, params, mutable, sets, track).items():
-                split, _, metric = name.partition("/")
-                numbers[f"{split}{average}/{metric}"] = value
+    for final in task.final:
+        for name, value in final(task, params, mutable, sets, track).items():
+            split, _, metric = name.partition("/")
+            numbers[f"{split}{average}/{metric}"] = value
     return numbers
 
 
