@@ -43,7 +43,7 @@ def expand(
         Planned(
             arm.name,
             seed,
-            override(experiment, {**arm.overrides, "seed": seed, **(overrides or {})}),
+            override(experiment, arm.under(seed) | dict(overrides or {})),
         )
         for seed in range(seeds)
         for arm in arms
@@ -61,8 +61,8 @@ def expand(
 
 def identity_of(experiment: Experiment, arms: Sequence[Arm]) -> Callable[[str, int], str]:
     """``(arm, seed) -> id`` of the runs of a sweep without overrides."""
-    changes = {arm.name: arm.overrides for arm in arms}
-    return lambda arm, seed: identity(override(experiment, {**changes[arm], "seed": seed}))
+    by_name = {arm.name: arm for arm in arms}
+    return lambda arm, seed: identity(override(experiment, by_name[arm].under(seed)))
 
 
 def arm_of(experiment: Experiment, base: Experiment, arms: Sequence[Arm]) -> str:

@@ -28,6 +28,13 @@ def test_every_arm_meets_every_seed_and_seeds_turn_slowest():
     assert len({identity(run.experiment) for run in planned}) == 6
 
 
+def test_an_arm_may_seed_more_than_the_run():
+    arms = [Arm("plain"), Arm("narrow", {"data.batch": 64}, seeded=("data.eval_batch",))]
+    planned = expand(BASE, arms, 3)[4:]
+    assert [run.experiment.data.eval_batch for run in planned] == [BASE.data.eval_batch, 2]
+    assert arm_of(planned[1].experiment, BASE, arms) == "narrow"
+
+
 def test_overrides_are_for_every_arm_and_win_over_its_own():
     arms = [Arm("wide", {"data.batch": 256}), Arm("deep", {"data.batch": 64, "loop.previews": 0})]
     planned = expand(BASE, arms, 1, {"optimizer.learning_rate": 0.5, "data.batch": 32})

@@ -1,0 +1,65 @@
+"""Which noise schedule and which target suit a small diffusion model?
+
+Nichol & Dhariwal, 2021, arXiv:2102.09672, Fig. 5: the linear schedule of Ho et al., 2020, destroys
+small images too early, a cosine does not; Chen, 2023, arXiv:2301.10972, has sigmoids. Salimans & Ho,
+2022, arXiv:2202.00512, Table 1: noise, image and v are targets of one optimum, but not of one error.
+
+Small: the network of `mnist_ddpm` without classes, 1,000 steps of 64 images, and 2,000 samples of 20
+steps of DPM-Solver++(2M) against as many test images.
+
+    opsin sweep mnist_ddpm_schedules
+    opsin report mnist_ddpm_schedules
+"""
+
+from collections.abc import Iterator
+
+from experiments.config import Arm, override
+from experiments.extractors import LENET
+from experiments.generation import mnist_ddpm
+from experiments.table import Table
+from ops.diffusion_schedules import cosine_betas, linear_betas, sigmoid_betas
+from train.experiment import Experiment
+from train.final_metrics import SampleQuality
+
+SMOKE = mnist_ddpm.SMOKE | {"task.final": (SampleQuality(extractor=LENET, samples=32),)}
+
+SCHEDULES = {"linear": linear_betas, "cosine": cosine_betas, "sigmoid": sigmoid_betas}
+TARGETS = ("epsilon", "x0", "v")
+
+TABLE = Table(
+    title="Noise schedules and targets on MNIST, 1,000 steps",
+    metrics={
+        "test_ema/fd_lenet": ".1f",
+        "test_ema/precision": ".3f",
+        "test_ema/recall": ".3f",
+        "test_ema/floor_fd_lenet": ".2f",
+    },
+    details={"test_ema/samples": ".0f"},
+    lower_is_better=("test_ema/fd_lenet", "test_ema/floor_fd_lenet"),
+    baseline="linear, epsilon",
+    seeds=3,
+)
+
+
+def config() -> Experiment:
+    """The linear schedule, and noise as the target."""
+    changes = {
+        "task.model.num_classes": None,
+        "task.sampling.guidance": 1.0,
+        "task.final": (SampleQuality(extractor=LENET, source="tfds:mnist", samples=2000),),
+        "task.process.betas": linear_betas,
+        "task.target": "epsilon",
+        "loop.duration": "1000 steps",
+        "loop.evaluate_every": "1000 steps",
+        "loop.checkpoint_every": "500 steps",
+        "loop.ema_decay": 0.99,
+    }
+    return override(mnist_ddpm.config(), changes)
+
+
+def sweep() -> Iterator[Arm]:
+    """Every schedule with every target."""
+    for name, betas in SCHEDULES.items():
+        for target in TARGETS:
+            changes = {"task.process.betas": betas, "task.target": target}
+            yield Arm(f"{name}, {target}", changes)
