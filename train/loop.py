@@ -35,7 +35,7 @@ from train.program import Program, augmented, build, prepared
 from train.sharding import batch_sharding, batch_shards
 from train.startup import StartUp, record_speed
 from train.state import State
-from train.tasks.task import Batch, Concluding, Item, SettingError, Watching
+from train.tasks.task import Batch, Concluding, Foreseeing, Item, SettingError, Watching
 
 # The disk is full, over quota or read-only; or the file is too large, or not ours.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES)
@@ -93,6 +93,9 @@ def fit(
     held_out = {name: _open_held_out(experiment, split) for name, split in data.eval_splits.items()}
     sets = {"train": examples} | {name: source for name, (source, _) in held_out.items()}
     task.check(examples.class_names, partial(_look, sets, data))
+    for final in task.final if isinstance(task, Concluding) else ():
+        if isinstance(final, Foreseeing):
+            final.check(task, sets)
     feed = Feed(examples, data.batch, experiment.seed, data.resident_megabytes)
     steps_per_epoch = Fraction(feed.examples, data.batch)
     described = feed.description() | {

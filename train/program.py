@@ -27,7 +27,15 @@ from train.pmap import AXIS, make_pmap_dispatch
 from train.sharding import batch_sharding, check_batch, make_mesh, replicated, state_sharding
 from train.state import State
 from train.step import Metrics, Trainer, init_state, make_dispatch, make_step
-from train.tasks.task import Batch, Picture, Player, SettingError, over_axis, players_of
+from train.tasks.task import (
+    Batch,
+    Particular,
+    Picture,
+    Player,
+    SettingError,
+    over_axis,
+    players_of,
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,8 @@ def build(
     steps = in_steps(loop.duration, steps_per_epoch)
     if steps < 1:
         raise SettingError(f"loop.duration={loop.duration!r} is less than one step")
+    if isinstance(task, Particular):
+        task.check_loop(accumulate=loop.accumulate, pmap=pmap, steps=steps)
     trainers = [
         _trainer(player, player.optimizer or experiment.optimizer, steps, steps_per_epoch)
         for player in players
