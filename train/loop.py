@@ -236,6 +236,11 @@ def _variables(state: State) -> dict[str, tuple[PyTree, PyTree]]:
     return variables
 
 
+def _chosen(state: State) -> tuple[str, tuple[PyTree, PyTree]]:
+    """The variables that `opsin predict` and `sample` take: the average, if there is one."""
+    return list(_variables(state).items())[-1]
+
+
 class _Stopped(Exception):
     """Raised where work after the last step is to stop; it begins anew when the run goes on."""
 
@@ -255,8 +260,7 @@ def _conclude(
                 raise _Stopped
             yield item
 
-    # Of the moving average alone, if there is one: the weights that `opsin sample` takes.
-    average, (params, mutable) = list(_variables(state).items())[-1]
+    average, (params, mutable) = _chosen(state)
     numbers = {}
     for final in task.final:
         for name, value in final(task, params, mutable, sets, track).items():
@@ -321,7 +325,8 @@ def _draw(
         return
     first = select(examples, np.arange(min(count, len(examples.records))))
     batch = jax.device_put(next(pipeline.eval_batches(first, batch=len(first.records))))
-    for name, preview in program.preview(state.params, state.mutable, batch).items():
+    _, (params, mutable) = _chosen(state)
+    for name, preview in program.preview(params, mutable, batch).items():
         figure = figures.preview(preview, examples.class_names, title)
         figures.save(figure, directory / "previews" / f"{split}_{name}.png")
 

@@ -101,7 +101,8 @@ def build(
     mesh = make_mesh(experiment.parallel)
     players = players_of(over_axis(task, AXIS) if pmap else task)
     turns = max(player.turns for player in players)
-    check_batch(data.batch, mesh, loop.accumulate * turns)
+    what = "microbatches" if turns == 1 else "turns and microbatches"
+    check_batch(data.batch, mesh, loop.accumulate * turns, what)
     steps = in_steps(loop.duration, steps_per_epoch)
     if steps < 1:
         raise SettingError(f"loop.duration={loop.duration!r} is less than one step")

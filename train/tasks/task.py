@@ -94,13 +94,13 @@ class SettingError(ValueError):
     """Settings of a run that do not fit one another."""
 
 
-def check_outputs(model: nn.Module, class_names: Sequence[str]) -> None:
+def check_outputs(model: nn.Module, class_names: Sequence[str], path: str = "task.model") -> None:
     """Raises SettingError unless a model with a field ``num_classes`` has one output a class."""
     outputs = getattr(model, "num_classes", None)
     if class_names and outputs not in (None, len(class_names)):
         raise SettingError(
-            f"task.model.num_classes is {outputs}, the data have {len(class_names)} classes: "
-            f"set task.model.num_classes={len(class_names)}"
+            f"{path}.num_classes is {outputs}, the data have {len(class_names)} classes: "
+            f"set {path}.num_classes={len(class_names)}"
         )
 
 
@@ -170,6 +170,8 @@ def over_axis(task: AnyTask, axis_name: str) -> AnyTask:
             changed[field.name] = value.clone(axis_name=axis_name)
         elif hasattr(value, "over_axis"):  # such as a loss that compares means of a batch
             changed[field.name] = value.over_axis(axis_name)
+        elif field.name == "axis_name":  # the task itself takes means of a batch
+            changed[field.name] = axis_name
     return replace(whole, **changed)
 
 
@@ -186,13 +188,16 @@ class Player:
         loss: as ``Learning.loss``, of the parameters of all players.
         name: the entry of the parameters that is this player's; None is all of them.
         optimizer: of this player; None is the experiment's own.
-        turns: updates in one step, each on a part of the batch of its own.
+        turns: updates in one step, each on a part of the batch of its own. Whoever has fewer takes
+            the last parts.
+        project: from parameters that were updated to those that are allowed, such as clipped ones.
     """
 
     loss: Loss
     name: str | None = None
     optimizer: Optimizer | None = None
     turns: int = 1
+    project: Callable[[PyTree], PyTree] | None = None
 
 
 class Task(Protocol):
