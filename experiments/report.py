@@ -55,7 +55,7 @@ def derive(report: Report, results: Path) -> None:
         results / f"{report.name}.png",
         report,
         {
-            metric: {arm: _values(rows, arm, metric) for arm in report.arms}
+            metric: {arm: _values(rows, report, arm, metric) for arm in report.arms}
             for metric in report.table.metrics
         },
         labels=[_label(rows, report, arm) for arm in report.arms],
@@ -92,7 +92,9 @@ def readme_table(reports: Iterable[Report], results: Path) -> str:
         _validate(rows, report)
         table = report.table
         metric, form = next(iter(table.metrics.items()))
-        found = {arm: estimate(list(_values(rows, arm, metric).values())) for arm in report.arms}
+        found = {
+            arm: estimate(list(_values(rows, report, arm, metric).values())) for arm in report.arms
+        }
         sign = -1 if metric in table.lower_is_better else 1
         means = {arm: sign * x.mean for arm, x in found.items() if x.mean is not None}
         ranked = sorted(means, key=lambda arm: means[arm], reverse=True)
@@ -154,7 +156,8 @@ def _validate(rows: Sequence[Row], report: Report) -> None:
                 f"again with opsin report {report.name}"
             )
         for metric in report.table.all_metrics():
-            if row.status == "done" and metric not in row.metrics:
+            lacks = row.status == "done" and metric not in row.metrics
+            if lacks and (metric in report.table.metrics or not _anywhere(rows, metric)):
                 near = difflib.get_close_matches(
                     metric, row.metrics, n=max(1, len(row.metrics)), cutoff=0.0
                 )
@@ -168,9 +171,16 @@ def _done(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.status == "done"]
 
 
-def _values(rows: Sequence[Row], arm: str, metric: str) -> dict[int, float]:
-    """Seed -> value, over the runs that are done."""
-    return {row.seed: row.metrics[metric] for row in _done(rows) if row.arm == arm}
+def _anywhere(rows: Sequence[Row], metric: str) -> bool:
+    return any(metric in row.metrics for row in rows)
+
+
+def _values(rows: Sequence[Row], report: Report, arm: str, metric: str) -> dict[int, float]:
+    """Seed -> value, over the runs that have one: those that are done, or count as failed."""
+    counts = report.table.failed_as
+    values = {row.seed: counts.get(metric) for row in rows if row.arm == arm}
+    values |= {row.seed: row.metrics.get(metric) for row in _done(rows) if row.arm == arm}
+    return {seed: value for seed, value in values.items() if value is not None}
 
 
 def _delta(rows: Sequence[Row], report: Report, arm: str, metric: str) -> Estimate | None:
@@ -178,7 +188,9 @@ def _delta(rows: Sequence[Row], report: Report, arm: str, metric: str) -> Estima
     baseline = report.table.baseline_of(arm)
     if baseline is None:
         return None
-    pairs = paired_differences(_values(rows, arm, metric), _values(rows, baseline, metric))
+    pairs = paired_differences(
+        _values(rows, report, arm, metric), _values(rows, report, baseline, metric)
+    )
     return estimate(list(pairs.values()))
 
 
@@ -208,7 +220,7 @@ def _csv(rows: Sequence[Row], report: Report) -> str:
     for arm in report.arms:
         seconds = _seconds(rows, arm)
         for metric in report.table.all_metrics():
-            result = estimate(list(_values(rows, arm, metric).values()))
+            result = estimate(list(_values(rows, report, arm, metric).values()))
             delta = _delta(rows, report, arm, metric) or Estimate(n=0)
             numbers = (result.mean, result.std, result.low, result.high)
             numbers += (delta.mean, delta.low, delta.high, seconds)
@@ -240,7 +252,9 @@ def _markdown(rows: Sequence[Row], report: Report) -> str:
     for arm in report.arms:
         cells = [f"`{arm}`", _count(rows, report, arm)]
         for metric, form in table.metrics.items():
-            cells.append(_mean_and_std(estimate(list(_values(rows, arm, metric).values())), form))
+            cells.append(
+                _mean_and_std(estimate(list(_values(rows, report, arm, metric).values())), form)
+            )
             if table.baseline is not None:
                 delta = _delta_text(_delta(rows, report, arm, metric), form)
                 named = bool(delta) and not fixed
@@ -268,7 +282,9 @@ def _details(rows: Sequence[Row], report: Report) -> list[list[str]]:
     details = report.table.details
     lines = [["arm", *map(report.table.header, details)]]
     for arm in report.arms:
-        results = {name: estimate(list(_values(rows, arm, name).values())) for name in details}
+        results = {
+            name: estimate(list(_values(rows, report, arm, name).values())) for name in details
+        }
         cells = [_mean_and_std(result, details[name]) for name, result in results.items()]
         lines.append([f"`{arm}`", *cells])
     return lines

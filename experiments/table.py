@@ -39,7 +39,9 @@ class Table:
         metrics: metric name -> how to show it, a Python format such as ".3f" or, for a share,
             ".2%". The first one is the headline.
         details: more of them, such as the recall of each class: a table of their own without
-            differences, and not in the figure.
+            differences, and not in the figure. An arm may lack some.
+        failed_as: metric -> what a failed run counts as, such as 1 among those that diverged. Of
+            other metrics it has no value.
         lower_is_better: the metrics of which less is better.
         baseline: the arm that all others are compared to, or arm -> the arm that it is compared
             to, or None for no comparison.
@@ -54,6 +56,7 @@ class Table:
     title: str
     metrics: Mapping[str, str]
     details: Mapping[str, str] = field(default_factory=dict)
+    failed_as: Mapping[str, float] = field(default_factory=dict)
     lower_is_better: Sequence[str] = ()
     baseline: str | Mapping[str, str] | None = None
     paper: Mapping[tuple[str, str], str] = field(default_factory=dict)
@@ -101,7 +104,8 @@ class Report:
         table = self.table
         if not table.metrics:
             raise ReportError(f"TABLE of {self.name} names no metric")
-        named = {*table.lower_is_better, *(metric for _, metric in table.paper)}
+        named = {*table.lower_is_better, *table.failed_as}
+        named |= {metric for _, metric in table.paper}
         named |= {x for _, x in (table.lines or {}).values() if isinstance(x, str)}
         if unknown := sorted(named - table.all_metrics().keys()):
             raise ReportError(

@@ -5,8 +5,8 @@ float32. Axes before height broadcast: outputs of k draws and a batch [k, batch,
 images [batch, h, w, c] give [k, batch].
 
 Log-scales are held in [−7, 7], beyond which their gradient is 0. Without a floor a density has no
-bound where pixels do not vary (Salimans et al. take −7 too: a tenth of the distance between two
-bytes); the other end keeps draws finite.
+bound where pixels do not vary (Salimans et al. take −7 too: for images in [−1, 1], as theirs, a
+tenth of the distance between two bytes); the other end keeps draws finite.
 """
 
 from dataclasses import dataclass

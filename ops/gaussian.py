@@ -27,9 +27,18 @@ def standard_normal(shape: tuple[int, ...]) -> Normal:
 
 def normal_log_prob(x: Float[Array, "*batch d"], normal: Normal) -> Float[Array, "*batch"]:
     """log p(x), summed over the last axis; the leading axes broadcast."""
+    return jnp.sum(_log_densities(x, normal), axis=-1)
+
+
+def normal_log_ratio(x: Float[Array, "*batch d"], q: Normal, p: Normal) -> Float[Array, "*batch d"]:
+    """log q(x) − log p(x) of each dimension: for x from q, a draw of `normal_kl`."""
+    return _log_densities(x, q) - _log_densities(x, p)
+
+
+def _log_densities(x: Array, normal: Normal) -> Array:
     mean, log_std = normal.mean.astype(jnp.float32), normal.log_std.astype(jnp.float32)
     standardised = (x.astype(jnp.float32) - mean) * jnp.exp(-log_std)
-    return jnp.sum(norm.logpdf(standardised) - log_std, axis=-1)
+    return norm.logpdf(standardised) - log_std
 
 
 def normal_sample(

@@ -1,7 +1,8 @@
 """What is measured once, after the last step, because it is too dear to be measured on the way.
 
-Each is a frozen dataclass that a task takes among its ``final``, and is called as
-``(task, params, mutable, sets, track) -> {"split/metric": number}``.
+Each is a frozen dataclass that a task takes among its ``final``. Before training it is asked to
+``check(task, sets)``; after it, it is called as ``(task, params, mutable, sets, track) ->
+{"split/metric": number}``.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from data.examples import Examples, labels, materialize
 from data.pipeline import eval_batches
 from data.selection import per_class, select
 from data.sources import open_source
+from losses.likelihoods import Likelihood
 from losses.variational import bits_per_dim
-from metrics.generative import frechet_distance, generator_metrics, kernel_distance
+from metrics.generative import generator_metrics
 from train.extractor import Extractor
 from train.program import jit_here
 from train.sampling import sample_images
@@ -31,6 +33,16 @@ from train.tasks.task import Batch, Generative, SettingError, Track
 
 class Weighing(Protocol):
     """A task whose latent draws estimate the likelihood of an image."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes that the model is told; None if it is not."""
+        ...
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Of an image given its latents."""
+        ...
 
     def log_weights(
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""], samples: int
@@ -66,7 +78,7 @@ class Coding(Protocol):
 
 @dataclass(frozen=True)
 class ImportanceNLL:
-    """−log p(x) by importance samples: ``nll``, nats, and ``nll_bits_per_dim``.
+    """−log p(x) by importance samples: ``nll``, nats, and of bytes ``nll_bits_per_dim``.
 
     Burda et al., 2016, arXiv:1509.00519, section 5: the bound of 5,000 samples, close to the
     likelihood itself. An image draws from its own key, which its place in the set gives it.
@@ -85,6 +97,14 @@ class ImportanceNLL:
     batch: int = 32
     split: str = "test"
 
+    def check(self, task: Weighing, sets: Mapping[str, Examples]) -> None:
+        """Raises SettingError if the samples do not divide, or there is no such split."""
+        if self.at_once < 1 or self.samples < 1 or self.samples % self.at_once:
+            raise SettingError(
+                f"ImportanceNLL: samples={self.samples} is no multiple of at_once={self.at_once}"
+            )
+        _of(sets, self.split)
+
     def __call__(
         self,
         task: Weighing,
@@ -93,11 +113,7 @@ class ImportanceNLL:
         sets: Mapping[str, Examples],
         track: Track,
     ) -> dict[str, float]:
-        """Raises SettingError if the samples do not divide, or there is no such split."""
-        if self.samples < 1 or self.samples % self.at_once:
-            raise SettingError(
-                f"ImportanceNLL: samples={self.samples} is no multiple of at_once={self.at_once}"
-            )
+        """The estimate; of a conditional model it is that of log p(x | class), and called so."""
         arrays = _first(_of(sets, self.split), self.images)
         count = len(arrays["image"])
 
@@ -126,11 +142,11 @@ class ImportanceNLL:
             found.append(np.asarray(values))
         nll = -np.mean(np.concatenate(found)[:count], dtype=np.float64)
         bits = bits_per_dim(jnp.asarray(nll), arrays["image"][0].size)
-        return {
-            f"{self.split}/nll": float(nll),
-            f"{self.split}/nll_bits_per_dim": float(bits),
-            f"{self.split}/nll_draws": float(self.samples),
-        }
+        name = f"{self.split}/{'nll' if task.num_classes is None else 'nll_given_class'}"
+        numbers = {name: float(nll), f"{name}_draws": float(self.samples)}
+        if task.likelihood.support != "real":  # a density says nothing of the bytes
+            numbers[f"{name}_bits_per_dim"] = float(bits)
+        return numbers
 
 
 @dataclass(frozen=True)
@@ -187,8 +203,8 @@ class SampleQuality:
     """How near samples are to real images in the features of a network.
 
     ``fd_<net>``, ``kd_<net>``, ``is_<net>``, precision, recall, density and coverage of as many
-    samples as real images (see ``metrics.generative``), and the same Fréchet and kernel distance
-    between ``floor_split`` and ``split``, both real: what a perfect generator would reach. A
+    samples as real images (see ``metrics.generative``), and the same as ``floor_…`` of images of
+    ``floor_split`` in their place: what a perfect generator would reach. A
     conditional model is asked for all classes in turn, and ``sample_accuracy`` is the share of
     samples in which the network sees the class that was asked for.
 
@@ -211,6 +227,22 @@ class SampleQuality:
     diverged_above: float | None = None
     seed: int = 0
 
+    def check(self, task: Generative, sets: Mapping[str, Examples]) -> None:
+        """Looks at what will be read.
+
+        Raises:
+            SettingError: if there is no such split, or the network is for other images.
+            WeightsError: if the network cannot be read.
+        """
+        *_, image = self.extractor.open()
+        for split in (self.split, self.floor_split):
+            found = np.shape(self._open(sets, split).records[0]["image"])
+            if found != image:
+                raise SettingError(
+                    f"SampleQuality: the extractor {self.extractor.name} is for images "
+                    f"{list(image)}, and those of {split!r} are {list(found)}"
+                )
+
     def __call__(
         self,
         task: Generative,
@@ -223,27 +255,27 @@ class SampleQuality:
         extract = self.extractor.load()
         classes = task.num_classes
         asked = None if classes is None else np.arange(self.samples) % classes
-        real, _ = extract(self._real(sets, self.split))
-        floor, _ = extract(self._real(sets, self.floor_split))
+        real, _ = extract(self._images(sets, self.split))
+        other, other_probabilities = extract(self._images(sets, self.floor_split))
         images = sample_images(
             task, params, mutable, self.samples, seed=self.seed, labels=asked, track=track
         )
         made, probabilities = extract(images)
         name = self.extractor.name
         found = generator_metrics(name, real, made, probabilities)
+        floors = generator_metrics(name, real, other, other_probabilities)
+        found |= {f"floor_{metric}": value for metric, value in floors.items()}
         if asked is not None:
             found["sample_accuracy"] = float(np.mean(probabilities.argmax(axis=-1) == asked))
         if self.diverged_above is not None:
             found["diverged"] = float(found[f"fd_{name}"] > self.diverged_above)
-        floors = {
-            f"floor_fd_{name}": frechet_distance(real, floor),
-            f"floor_kd_{name}": kernel_distance(real, floor),
-        }
-        return {f"{self.split}/{metric}": value for metric, value in (found | floors).items()}
+        return {f"{self.split}/{metric}": value for metric, value in found.items()}
 
-    def _real(self, sets: Mapping[str, Examples], split: str) -> np.ndarray:
-        examples = _of(sets, split) if self.source is None else open_source(self.source, split)
-        return _first(examples, self.samples)["image"]
+    def _open(self, sets: Mapping[str, Examples], split: str) -> Examples:
+        return _of(sets, split) if self.source is None else open_source(self.source, split)
+
+    def _images(self, sets: Mapping[str, Examples], split: str) -> np.ndarray:
+        return _first(self._open(sets, split), self.samples)["image"]
 
 
 @dataclass(frozen=True)
@@ -266,6 +298,21 @@ class LatentClassifier:
     train_split: str = "train"
     split: str = "test"
 
+    def check(self, task: Coding, sets: Mapping[str, Examples]) -> None:
+        """Looks at the labels.
+
+        Raises:
+            SettingError: if there is no such split, or the model itself is told the class.
+            DataError: if a class has fewer images than are asked for, or there are no classes.
+        """
+        if getattr(task, "num_classes", None) is not None:
+            raise SettingError(
+                "LatentClassifier: the model is told the class, and its latents would tell it "
+                "again: set task.model.num_classes=None"
+            )
+        _of(sets, self.split)
+        per_class(labels(_of(sets, self.train_split)), n=max(self.labels_per_class))
+
     def __call__(
         self,
         task: Coding,
@@ -274,7 +321,7 @@ class LatentClassifier:
         sets: Mapping[str, Examples],
         track: Track,
     ) -> dict[str, float]:
-        """Raises DataError if a class has fewer images than are asked for, or there are none."""
+        """The mean accuracies over the draws."""
 
         @jit_here
         def encode(params: PyTree, mutable: PyTree, batch: Batch) -> Array:
@@ -283,10 +330,14 @@ class LatentClassifier:
         inputs: dict[str, dict[str, np.ndarray]] = {}
         for split in (self.train_split, self.split):
             arrays = materialize(_of(sets, split))
-            latents = encode(params, mutable, beside(params, arrays))
+            count = len(arrays["image"])
+            latents = [
+                np.asarray(encode(params, mutable, beside(params, batch)))
+                for batch in eval_batches(arrays, batch=min(count, 500))
+            ]
             inputs[split] = {
-                "latent": np.asarray(latents),
-                "pixel": arrays["image"].reshape(len(arrays["image"]), -1) / 255,
+                "latent": np.concatenate(latents)[:count],
+                "pixel": arrays["image"].reshape(count, -1) / 255,
             }
         truth = {split: labels(_of(sets, split)) for split in inputs}
         found: dict[str, list[float]] = {}

@@ -35,7 +35,7 @@ from train.program import Program, augmented, build, prepared
 from train.sharding import batch_sharding, batch_shards
 from train.startup import StartUp, record_speed
 from train.state import State
-from train.tasks.task import Batch, Concluding, Item, SettingError, Watching
+from train.tasks.task import Batch, Concluding, Foreseeing, Item, SettingError, Watching
 
 # The disk is full, over quota or read-only; or the file is too large, or not ours.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES)
@@ -93,6 +93,9 @@ def fit(
     held_out = {name: _open_held_out(experiment, split) for name, split in data.eval_splits.items()}
     sets = {"train": examples} | {name: source for name, (source, _) in held_out.items()}
     task.check(examples.class_names, partial(_look, sets, data))
+    for final in task.final if isinstance(task, Concluding) else ():
+        if isinstance(final, Foreseeing):
+            final.check(task, sets)
     feed = Feed(examples, data.batch, experiment.seed, data.resident_megabytes)
     steps_per_epoch = Fraction(feed.examples, data.batch)
     described = feed.description() | {
@@ -233,6 +236,11 @@ def _variables(state: State) -> dict[str, tuple[PyTree, PyTree]]:
     return variables
 
 
+def _chosen(state: State) -> tuple[str, tuple[PyTree, PyTree]]:
+    """The variables that `opsin predict` and `sample` take: the average, if there is one."""
+    return list(_variables(state).items())[-1]
+
+
 class _Stopped(Exception):
     """Raised where work after the last step is to stop; it begins anew when the run goes on."""
 
@@ -252,8 +260,7 @@ def _conclude(
                 raise _Stopped
             yield item
 
-    # Of the moving average alone, if there is one: the weights that `opsin sample` takes.
-    average, (params, mutable) = list(_variables(state).items())[-1]
+    average, (params, mutable) = _chosen(state)
     numbers = {}
     for final in task.final:
         for name, value in final(task, params, mutable, sets, track).items():
@@ -318,7 +325,8 @@ def _draw(
         return
     first = select(examples, np.arange(min(count, len(examples.records))))
     batch = jax.device_put(next(pipeline.eval_batches(first, batch=len(first.records))))
-    for name, preview in program.preview(state.params, state.mutable, batch).items():
+    _, (params, mutable) = _chosen(state)
+    for name, preview in program.preview(params, mutable, batch).items():
         figure = figures.preview(preview, examples.class_names, title)
         figures.save(figure, directory / "previews" / f"{split}_{name}.png")
 

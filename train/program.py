@@ -27,7 +27,15 @@ from train.pmap import AXIS, make_pmap_dispatch
 from train.sharding import batch_sharding, check_batch, make_mesh, replicated, state_sharding
 from train.state import State
 from train.step import Metrics, Trainer, init_state, make_dispatch, make_step
-from train.tasks.task import Batch, Picture, Player, SettingError, over_axis, players_of
+from train.tasks.task import (
+    Batch,
+    Particular,
+    Picture,
+    Player,
+    SettingError,
+    over_axis,
+    players_of,
+)
 
 
 @dataclass(frozen=True)
@@ -93,10 +101,13 @@ def build(
     mesh = make_mesh(experiment.parallel)
     players = players_of(over_axis(task, AXIS) if pmap else task)
     turns = max(player.turns for player in players)
-    check_batch(data.batch, mesh, loop.accumulate * turns)
+    what = "microbatches" if turns == 1 else "turns and microbatches"
+    check_batch(data.batch, mesh, loop.accumulate * turns, what)
     steps = in_steps(loop.duration, steps_per_epoch)
     if steps < 1:
         raise SettingError(f"loop.duration={loop.duration!r} is less than one step")
+    if isinstance(task, Particular):
+        task.check_loop(accumulate=loop.accumulate, pmap=pmap, steps=steps)
     trainers = [
         _trainer(player, player.optimizer or experiment.optimizer, steps, steps_per_epoch)
         for player in players

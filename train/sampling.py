@@ -26,7 +26,8 @@ def check_labels(task: Generative, labels: Int[np.ndarray, " count"] | None) -> 
     if classes is not None and labels is None:
         raise SettingError(f"the model makes images of a class: ask for one of 0 to {classes - 1}")
     if labels is not None and not (labels.min() >= 0 and labels.max() < (classes or 0)):
-        raise SettingError(f"class {labels.max()} is not one of 0 to {(classes or 0) - 1}")
+        wrong = labels[(labels < 0) | (labels >= (classes or 0))][0]
+        raise SettingError(f"class {wrong} is not one of 0 to {(classes or 0) - 1}")
 
 
 def untracked(items: Iterable[Any], what: str) -> Iterable[Any]:
@@ -45,6 +46,8 @@ def sample_images(
     track: Track = untracked,
 ) -> Float[np.ndarray, "count height width channels"]:
     """Images in [0, 1]. Image i depends on the seed, its label and i, and on nothing else.
+
+    It is the same bits for any count, and to float32 rounding on any number of devices.
 
     Args:
         task: what was learned.

@@ -66,17 +66,14 @@ def batch_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_batch(batch: int, mesh: Mesh, accumulate: int = 1) -> None:
-    """Raises DeviceError unless every device gets the same number of images in every microbatch."""
+def check_batch(batch: int, mesh: Mesh, parts: int = 1, what: str = "microbatches") -> None:
+    """Raises DeviceError unless every device gets the same number of images in every part."""
     shards = batch_shards(mesh)
-    if batch % (shards * accumulate):
-        parts = f"{shards} devices" + (
-            f" times {accumulate} microbatches" if accumulate > 1 else ""
-        )
-        lower = batch // (shards * accumulate) * shards * accumulate
-        nearest = lower or shards * accumulate
+    if batch % (shards * parts):
+        whole = f"{shards} devices" + (f" times {parts} {what}" if parts > 1 else "")
+        nearest = batch // (shards * parts) * shards * parts or shards * parts
         raise DeviceError(
-            f"data.batch={batch} does not divide by {parts}: try data.batch={nearest}"
+            f"data.batch={batch} does not divide by {whole}: try data.batch={nearest}"
         )
 
 

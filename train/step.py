@@ -158,6 +158,8 @@ def make_step(
         mutable = keep_frozen(mutable, updated, trainer.optimizer.freeze)
         updates, opt_state = trainer.transform.update(grads, opt_state, trained)
         trained = optax.apply_updates(trained, updates)
+        if trainer.player.project is not None:
+            trained = trainer.player.project(trained)
         whose = "" if trainer.player.name is None else f"_{trainer.player.name}"
         # The schedule counts turns, of which every step has as many.
         rate = trainer.schedule(taken * trainer.player.turns)
@@ -187,7 +189,8 @@ def make_step(
                 drawn = jax.random.fold_in(key, index)
                 return turn(trainer, others, carry, part, drawn, state.step)
 
-            carry, stacked = jax.lax.scan(body, carry, (parts, jnp.arange(turns)))
+            own_parts = jax.tree.map(lambda x: x[-turns:], parts)
+            carry, stacked = jax.lax.scan(body, carry, (own_parts, jnp.arange(turns)))
             metrics = jax.tree.map(lambda m: m.sum(axis=0), stacked)
         own, mutable, opt_state = carry
         opt_state = opt_state if name is None else {**state.opt_state, name: opt_state}

@@ -2,10 +2,11 @@
 
 Mirza & Osindero, 2014, arXiv:1411.1784, condition both players on the class; here the discriminator
 does it by projection (Miyato & Koyama, 2018, arXiv:1802.05637), with spectral normalisation and the
-hinge loss, and the generator by a class joined to its latents. The reader is the LeNet-5 of
-`mnist_lenet`, which reads 99.3 % of real test digits.
+hinge loss, and the generator by a class joined to its latents. The discriminator is the residual
+one of Miyato et al., 2018, arXiv:1802.05957, whose logit sees the whole image. The reader is the
+LeNet-5 of `mnist_lenet`, which reads 99.3 % of real test digits; 97 % of 10,000 samples is the aim.
 
-Small: 32 channels at 28×28 pixels, 4,000 steps of 64 images.
+Small: 32 and 16 channels, 10,000 steps of 64 images (11 passes).
 
     opsin sweep mnist_cgan
     opsin report mnist_cgan
@@ -15,6 +16,7 @@ from experiments.config import override
 from experiments.generation import mnist_dcgan_losses
 from experiments.table import Table
 from losses.adversarial import HINGE
+from models.generative.gan import ResidualDiscriminator
 from train.experiment import Experiment
 
 SMOKE = mnist_dcgan_losses.SMOKE
@@ -35,14 +37,14 @@ TABLE = Table(
 
 
 def config() -> Experiment:
-    """Hinge loss, projection, spectral normalisation in place of batch norm."""
+    """Hinge loss, projection, spectral normalisation, and twice the rate for the discriminator."""
     changes = {
         "task.losses": HINGE,
         "task.generator.num_classes": 10,
-        "task.discriminator.num_classes": 10,
-        "task.discriminator.norm": None,
-        "task.discriminator.spectral": True,
-        "loop.duration": "4000 steps",
-        "loop.evaluate_every": "1000 steps",
+        "task.discriminator": ResidualDiscriminator(width=16, num_classes=10),
+        "task.optimizer.learning_rate": 4e-4,
+        "loop.duration": "10000 steps",
+        "loop.evaluate_every": "2500 steps",
+        "loop.ema_decay": 0.999,
     }
     return override(mnist_dcgan_losses.config(), changes)

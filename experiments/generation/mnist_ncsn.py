@@ -9,16 +9,3 @@ Small: the network of `mnist_ddpm` without classes, 2,000 steps of 64 images, an
     opsin sweep mnist_ncsn
     opsin report mnist_ncsn
 """
-
-from collections.abc import Iterator
-
-from experiments.config import Arm, override
-from experiments.extractors import LENET
-from experiments.generation import mnist_ddpm
-from experiments.table import Table
-from models.generative.diffusion_unet import ScoreUNet
-from ops.diffusion_samplers import AnnealedLangevin, Heun, PredictorCorrector
-from ops.sde import VarianceExploding
-from train.experiment import Experiment
-from train.final_metrics import SampleQuality
-from train.tasks.diffuse import Sampling

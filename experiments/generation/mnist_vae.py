@@ -22,6 +22,7 @@ from train.tasks.variational import Variational
 
 SMOKE = {
     "task.model.image": (8, 8, 1),
+    "task.warmup_steps": 0,
     "task.final": (ImportanceNLL(samples=20, at_once=10),),
     "data.source": partial(binarized, source=digits, splits=("test",)),
     "data.batch": 16,

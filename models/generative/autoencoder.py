@@ -240,7 +240,8 @@ def one_hot_condition(
     """The labels as one-hot; None for a model without classes.
 
     Raises:
-      ValueError: for labels that are missing, or that the model does not know.
+      ValueError: for labels that are missing, or given to a model without classes. A label out of
+        range is all zeros: values are not known when a program is traced.
     """
     if num_classes is None:
         if labels is not None:

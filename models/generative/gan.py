@@ -122,7 +122,7 @@ class Generator(nn.Module):
 
         Raises:
           ValueError: for an image that cannot be halved so often, latents of another size, or
-            labels that are missing or that the model does not know.
+            labels that are missing or given to a model without classes.
         """
         size = smallest_map(self.image[:2], self.halvings)
         if z.ndim != 2 or z.shape[1] != self.latent:
@@ -286,7 +286,7 @@ class Discriminator(DiscriminatorLayers):
 
         Raises:
           ValueError: for images that cannot be halved so often, an unknown `condition`, or labels
-            that are missing or that the model does not know.
+            that are missing or given to a model without classes.
         """
         if x.ndim != 4:
             raise ValueError(f"a discriminator takes batches of images; got {list(x.shape)}")

@@ -105,8 +105,8 @@ class VAE(nn.Module):
         level below, and are drawn from once.
 
         Raises:
-          ValueError: for an image of another shape than `image`, or labels that are missing or that
-            the model does not know.
+          ValueError: for an image of another shape than `image`, or labels that are missing or
+            given to a model without classes.
         """
         del train  # the same computation in training and in evaluation
         check_image(x, self.image)
@@ -136,7 +136,7 @@ class VAE(nn.Module):
 
         Raises:
           ValueError: for latents of other sizes or number than the model's, or labels that are
-            missing or that the model does not know.
+            missing or given to a model without classes.
         """
         del train
         if len(latents) != len(self.latents):
@@ -159,7 +159,7 @@ class VAE(nn.Module):
 
         Raises:
           ValueError: for a latent of another size than the model's, or labels that are missing or
-            that the model does not know.
+            given to a model without classes.
         """
         del train
         check_latent(top, self.latents[-1])

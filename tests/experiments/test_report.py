@@ -385,3 +385,37 @@ def test_details_have_a_table_of_their_own_and_are_in_the_csv(tmp_path):
     write(rows, report, tmp_path)
     assert "| `a` | 0.50 ± 0.35 |" in (tmp_path / "x.md").read_text()
     assert "a,test/recall/0,2,0.5,0.353553," in (tmp_path / "x.csv").read_text()
+
+
+def test_an_arm_may_lack_a_detail_but_not_all_of_them(tmp_path):
+    table = Table(title="t", metrics={"test/accuracy": ".1%"}, details={"test/miou": ".2f"})
+    report = Report(name="x", claim="A claim.", arms=["a", "b"], table=table)
+    both = [
+        row("a", 0, metrics={"test/accuracy": 0.5, "test/miou": 0.25}),
+        row("b", 0, metrics={"test/accuracy": 0.5}),
+    ]
+    write(both, report, tmp_path)
+    assert "b,test/miou,0,,,,,,,," in (tmp_path / "x.csv").read_text()
+    with pytest.raises(ReportError, match="names the metric 'test/miou'"):
+        write(both[1:], report, tmp_path)
+
+
+def test_a_failed_run_counts_where_the_table_says_as_what(tmp_path):
+    table = Table(
+        title="t",
+        metrics={"test/diverged": ".0%", "test/fd": ".1f"},
+        failed_as={"test/diverged": 1.0},
+    )
+    report = Report(name="x", claim="A claim.", arms=["a"], table=table)
+    rows = [row("a", seed, metrics={"test/diverged": 0.0, "test/fd": 3.0}) for seed in range(3)]
+    write([*rows, failed("a", 3)], report, tmp_path)
+    written = (tmp_path / "x.csv").read_text()
+    assert "a,test/diverged,4,0.25," in written
+    assert "a,test/fd,3,3,0," in written
+    with pytest.raises(ReportError, match="test/nothing"):
+        Report(
+            name="x",
+            claim="",
+            arms=["a"],
+            table=dataclasses.replace(table, failed_as={"test/nothing": 1}),
+        )

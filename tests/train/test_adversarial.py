@@ -1,6 +1,7 @@
 """Two players in one step: whose parameters move, on which images, and in which order."""
 
-from dataclasses import replace
+import json
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -10,21 +11,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from data.examples import Arrays, Examples
 from experiments.config import override
+from experiments.extractors import LENET
 from losses.adversarial import HINGE, RELATIVISTIC, WASSERSTEIN, r1_penalty
 from metrics.state import compute_all
+from models.generative.gan import SpectralDense
 from models.layers import batch_norm
-from tests.train.conftest import assert_trees_close
+from tests.train.conftest import assert_trees_close, assert_trees_equal
 from tests.train.test_step import lay_out
+from train.checkpoint import Checkpoints
 from train.experiment import Data, Experiment, Loop
 from train.loop import fit
-from train.optim import Optimizer, constant, sgd
+from train.optim import Optimizer, adamw, constant, cosine, sgd
 from train.sampling import sample_images
 from train.state import stream
-from train.tasks.adversarial import Adversarial
-from train.tasks.task import Generative, SettingError
+from train.tasks.adversarial import Adversarial, told_apart
+from train.tasks.task import Aux, Generative, Player, SettingError, over_axis
 
 IMAGE = (4, 4, 1)
 
@@ -47,13 +52,22 @@ class TinyGenerator(nn.Module):
 
 
 class TinyDiscriminator(nn.Module):
-    """Two dense layers, the features between them sown."""
+    """Two dense layers, the features between them sown; the first may be spectral, or have norm."""
 
     num_classes: int | None = None
+    spectral: bool = False
+    norm: bool = False
 
     @nn.compact
     def __call__(self, x: Any, *, labels: Any = None, train: bool = False) -> Any:
-        x = nn.leaky_relu(nn.Dense(8, name="hidden")(x.reshape(len(x), -1)))
+        x = x.reshape(len(x), -1)
+        if self.spectral:
+            x = SpectralDense(8, train=train, name="hidden")(x)
+        else:
+            x = nn.Dense(8, name="hidden")(x)
+        if self.norm:
+            x = batch_norm(train=train, name="norm")(x)
+        x = nn.leaky_relu(x)
         if labels is not None:
             x = jnp.concatenate([x, jax.nn.one_hot(labels, self.num_classes)], axis=-1)
         self.sow("intermediates", "features", x)
@@ -136,6 +150,24 @@ def run_players(experiment: Experiment) -> Any:
     return jax.device_get(state)
 
 
+def game(method: Any) -> Experiment:
+    """With all that two players add to a state: moments of each, a spectral vector, an average."""
+    slow, fast = (
+        Optimizer(method=method, learning_rate=rate, schedule=cosine) for rate in (0.02, 0.05)
+    )
+    task = Adversarial(
+        TinyGenerator(),
+        TinyDiscriminator(spectral=True),
+        losses=HINGE,
+        optimizer=fast,
+        turns=2,
+        penalty=r1_penalty,
+        penalty_weight=0.5,
+    )
+    loop = {"loop.ema_decay": 0.9, "loop.previews": 0, "parallel.data": 1}
+    return override(replace(made(), task=task, optimizer=slow), loop)
+
+
 @pytest.mark.parametrize(
     "layout",
     [
@@ -146,16 +178,17 @@ def run_players(experiment: Experiment) -> Any:
     ids=["data-8", "data-2-fsdp-4", "two-a-dispatch"],
 )
 def test_every_layout_plays_the_same_game(layout):
-    experiment = made(turns=2, losses=HINGE, penalty=r1_penalty, penalty_weight=0.5)
-    experiment = override(experiment, {"loop.ema_decay": 0.9})
-    one = run_players(override(experiment, {"parallel.data": 1}))
-    other = run_players(override(experiment, layout))
-    for name in ("params", "mutable", "ema"):
+    one = run_players(game(sgd))
+    assert set(one.mutable) == {"batch_stats", "spectral"}
+    assert set(one.opt_state) == {"generator", "discriminator"}
+    other = run_players(override(game(sgd), layout))
+    for name in ("params", "mutable", "ema", "opt_state"):
         assert_trees_close(getattr(other, name), getattr(one, name), rtol=1e-4, atol=1e-6)
 
 
 def test_a_stopped_game_goes_on_as_if_it_had_not(tmp_path):
-    experiment = override(made(turns=2), {"parallel.data": 1, "loop.previews": 0})
+    """Bit for bit: both players' moments, the spectral vector and the average."""
+    experiment = game(adamw)
     straight = fit(experiment, tmp_path / "a", config={}, progress=False)
     calls = iter(range(100))
     stopped = fit(
@@ -166,6 +199,64 @@ def test_a_stopped_game_goes_on_as_if_it_had_not(tmp_path):
     timed = ("seconds", "images_per_second", "model_flops_per_second", "utilization")
     for name, value in straight.metrics.items():
         assert name in timed or resumed.metrics[name] == value, name
+    _, program = lay_out(experiment)
+    states = []
+    for directory in (tmp_path / "a", tmp_path / "b"):
+        with Checkpoints(directory / "checkpoints") as checkpoints:
+            states.append(checkpoints.restore(program.state, {})[0])
+    assert_trees_equal(*states)
+
+
+def test_a_clipped_critic_stays_within_its_bounds():
+    experiment = made(losses=WASSERSTEIN, clip=0.02, turns=2)
+    params = run_players(override(experiment, {"parallel.data": 1})).params
+    reach = {
+        name: max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(params[name]))
+        for name in params
+    }
+    assert reach["discriminator"] <= np.float32(0.02)
+    assert reach["generator"] > 0.1
+
+
+def test_players_with_fewer_turns_take_the_last_parts():
+    """Three, two and one turns of a sum: what each saw is what its parameter moved by."""
+
+    @dataclass(frozen=True)
+    class Counting:
+        def check(self, class_names: Any, look: Any) -> None: ...
+
+        def init(self, key: Any, batch: Any) -> Any:
+            return {"params": {name: {"x": jnp.zeros(())} for name in "abc"}}
+
+        def players(self) -> tuple[Player, ...]:
+            def loss(name: str, params: Any, mutable: Any, batch: Any, key: Any, step: Any) -> Any:
+                seen = params[name]["x"] * jnp.mean(batch["image"][:, 0, 0, 0])
+                return -seen, Aux(mutable, {})
+
+            return tuple(
+                Player(partial(loss, name), name, turns=turns)
+                for name, turns in zip("abc", (3, 2, 1), strict=True)
+            )
+
+    def source(split: str) -> Examples:
+        image = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1) * 51
+        return Examples(Arrays({"image": image}))
+
+    rate = Optimizer(method=partial(sgd, momentum=0.0), learning_rate=1.0, schedule=constant)
+    experiment = Experiment(
+        task=Counting(),
+        data=Data(source=source, batch=6, eval_batch=6),
+        optimizer=rate,
+        loop=Loop(duration="1 steps"),
+    )
+    feed, program = lay_out(override(experiment, {"parallel.data": 1}))
+    store, items = feed.store(program.mesh), feed.take(1, 1, program.mesh)
+    batch = feed.fetch(store, jax.tree.map(lambda x: x[0], items))
+    parts = np.asarray(batch["image"], np.float32).reshape(2, 3).mean(axis=0) / 255
+    dispatch = program.compile(store, feed.abstract_items(1, program.mesh))
+    state, _ = dispatch(program.init(), store, items, np.int32(1))
+    for name, turns in zip("abc", (3, 2, 1), strict=True):
+        assert float(state.params[name]["x"]) == pytest.approx(parts[-turns:].sum(), rel=1e-5)
 
 
 def test_a_generator_learns_what_images_look_like(tmp_path):
@@ -230,14 +321,61 @@ def test_feature_matching_and_penalties_are_added_with_their_weights():
 
 
 def test_a_discriminator_that_has_won_and_a_generator_that_has_collapsed_are_told():
-    task = Adversarial(TinyGenerator(), TinyDiscriminator())
+    task = Adversarial(TinyGenerator(), TinyDiscriminator(), observer=LENET)
     healthy = {"test/discriminator_accuracy": 0.8, "test/class_perplexity": 9.0}
     assert task.watch(healthy) == []
-    won = task.watch(healthy | {"test_ema/discriminator_accuracy": 0.995})
-    assert len(won) == 1
-    assert "saturated" in won[0]
-    (collapsed,) = task.watch(healthy | {"test/class_perplexity": 1.4})
-    assert "collapsed" in collapsed
+    (won,) = task.watch(healthy | {"test/discriminator_accuracy": 0.995})
+    assert "saturated" in won
+    assert task.watch(healthy | {"test_ema/discriminator_accuracy": 0.995}) == []
+    (collapsed,) = task.watch(healthy | {"test/class_perplexity": 5.0})  # five of ten digits
+    assert "is 5.0 of 10: the generator has collapsed" in collapsed
+
+
+def test_what_is_told_stands_in_the_log(tmp_path):
+    """A critic that is far ahead from the start: real images are bright, made ones are grey."""
+    changes = {"parallel.data": 1, "loop.previews": 0, "optimizer.learning_rate": 0.0}
+    changes |= {"loop.duration": "60 steps", "loop.evaluate_every": "60 steps"}
+    fit(override(made(turns=2), changes), tmp_path, config={}, progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    (note,) = [line["note"] for line in lines if "note" in line]
+    assert note.startswith("test/discriminator_accuracy is 1.000: the discriminator is saturated")
+
+
+def test_told_apart_is_the_area_under_the_curve_for_any_threshold():
+    rng = np.random.default_rng(0)
+    real, fake = rng.normal(0.5, 1, (60, 2, 2)), rng.normal(0, 1, (60, 2, 2))
+    truth = roc_auc_score(
+        [1] * 60 + [0] * 60, np.concatenate([real.mean((1, 2)), fake.mean((1, 2))])
+    )
+    for shift in (0.0, 7.0):
+        found = told_apart(jnp.asarray(real + shift), jnp.asarray(fake + shift)).compute()[""]
+        assert found == pytest.approx(truth, abs=1e-5)
+    assert told_apart(jnp.ones(3), jnp.ones(3)).compute()[""] == 0.5
+    valid = jnp.arange(4) < 2
+    few = told_apart(jnp.array([1.0, 3, -9, -9]), jnp.array([2.0, 0, 9, 9]), valid)
+    assert few.compute()[""] == 0.75
+
+
+def test_the_observer_counts_the_classes_that_are_made():
+    """Of black images LeNet says one thing: one class, of perplexity 1."""
+
+    class Black(TinyGenerator):
+        @nn.compact
+        def __call__(self, z: Any, *, labels: Any = None, train: bool = False) -> Any:
+            batch_norm(train=train, name="norm")(z)
+            return jnp.full((len(z), 28, 28, 1), -20.0)
+
+    task = Adversarial(Black(image=(28, 28, 1)), TinyDiscriminator(), observer=LENET)
+    batch = {"image": jnp.zeros((5, 28, 28, 1)), "valid": jnp.arange(5) < 4}
+    variables = task.init(jax.random.key(0), batch)
+    mutable = {"batch_stats": variables["batch_stats"]}
+    found = task.evaluate(variables["params"], mutable, batch, jax.random.key(0))
+    numbers = compute_all(found)
+    assert (numbers["classes_made"], numbers["class_perplexity"]) == (1, 1)
+    assert int(np.sum(found["classes"].counts)) == 4
+    task.check((), dict)
+    with pytest.raises(SettingError, match=r"is for images \[28, 28, 1\], the generator makes"):
+        replace(task, generator=TinyGenerator()).check((), dict)
 
 
 @pytest.mark.parametrize(
@@ -246,8 +384,11 @@ def test_a_discriminator_that_has_won_and_a_generator_that_has_collapsed_are_tol
         ({"turns": 0}, "set at least 1"),
         ({"penalty": r1_penalty}, "go together"),
         ({"penalty_weight": 1.0}, "go together"),
+        ({"penalty": r1_penalty, "penalty_weight": -1.0}, "the weight above 0"),
+        ({"feature_matching": -1.0}, "at least 0"),
+        ({"clip": 0.0}, "above 0 or None"),
         ({"discriminator": TinyDiscriminator(num_classes=2)}, "differ"),
-        ({"generator": TinyGenerator(num_classes=3)}, "num_classes=2"),
+        ({"generator": TinyGenerator(num_classes=3)}, r"set task\.generator\.num_classes=2"),
     ],
 )
 def test_options_that_contradict_are_told(changes, message):
@@ -259,3 +400,54 @@ def test_options_that_contradict_are_told(changes, message):
 def test_an_image_that_the_generator_does_not_make_is_told():
     with pytest.raises(SettingError, match=r"set task\.generator\.image=\(5, 5, 1\)"):
         made().task.init(jax.random.key(0), {"image": jnp.zeros((2, 5, 5, 1))})
+
+
+def test_data_that_the_networks_cannot_take_are_told():
+    two = {"generator": TinyGenerator(num_classes=2), "discriminator": TinyDiscriminator(2)}
+    task = Adversarial(**two)
+    looks = {
+        r"reach from -1 to 1": {"image": np.array([-1.0, 1.0])},
+        r"labels of 'train' reach from 0 to 2, and the networks know 0 to 1": {
+            "image": np.zeros(3),
+            "label": np.arange(3),
+        },
+    }
+    for message, batch in looks.items():
+        with pytest.raises(SettingError, match=message):
+            task.check((), lambda batch=batch: {"train": batch})
+
+
+def test_a_slope_at_one_image_and_the_norm_of_a_batch_are_refused_together():
+    task = Adversarial(
+        TinyGenerator(), TinyDiscriminator(norm=True), penalty=r1_penalty, penalty_weight=1.0
+    )
+    with pytest.raises(SettingError, match=r"set task\.discriminator\.norm=None"):
+        task.init(jax.random.key(0), {"image": jnp.zeros((2, *IMAGE))})
+
+
+@pytest.mark.parametrize("option", [{"losses": RELATIVISTIC}, {"feature_matching": 1.0}])
+def test_means_of_a_batch_are_not_those_of_its_parts(option):
+    how = {"pmap": False, "steps": 10}
+    made(**option).task.check_loop(accumulate=1, **how)  # pyright: ignore
+    made().task.check_loop(accumulate=2, **how)  # pyright: ignore
+    with pytest.raises(SettingError, match=r"loop\.accumulate=1"):
+        made(**option).task.check_loop(accumulate=2, **how)  # pyright: ignore
+
+
+def test_features_are_matched_over_all_devices():
+    """Under pmap each device would match the mean of its own images."""
+    task = Adversarial(TinyGenerator(), TinyDiscriminator(), feature_matching=1.0)
+    batch = {"image": jax.random.uniform(jax.random.key(1), (8, *IMAGE))}
+    variables = task.init(jax.random.key(0), batch)
+    mutable = {"batch_stats": variables["batch_stats"]}
+    mapped = over_axis(task, "devices")
+
+    def distance(image: Any) -> Any:
+        _, aux = mapped.generator_loss(
+            variables["params"], mutable, {"image": image}, jax.random.key(2), 0
+        )
+        return aux.metrics["feature_distance"].total
+
+    parts = batch["image"].reshape(4, 2, *IMAGE)
+    found = jax.vmap(distance, axis_name="devices")(parts)
+    np.testing.assert_allclose(found, found[0], rtol=1e-5)

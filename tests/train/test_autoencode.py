@@ -137,3 +137,23 @@ def test_a_decoder_of_the_wrong_width_is_told():
     for task in (Autoencode(model=MODEL, likelihood=Gaussian()), Quantize(VQ.clone(outputs=2))):
         with pytest.raises(SettingError, match=r"set task\.model\.outputs="):
             task.init(jax.random.key(0), batch_of())
+
+
+@pytest.mark.parametrize(
+    "task", [Quantize(model=VQ), Autoencode(model=MODEL), Autoencode(MODEL, Bernoulli())]
+)
+def test_images_beyond_the_range_are_told(task):
+    greys = {"test": batch_of()}
+    task.check((), lambda: greys)
+    signed = {"test": {"image": 2 * batch_of()["image"] - 1}}
+    unknown = {"test": {"image": jnp.full((1, *IMAGE), jnp.nan)}}
+    for wrong in (signed, unknown):
+        with pytest.raises(SettingError, match=r"images of 'test' reach.*data\.std=\(1\.0,\)"):
+            task.check((), lambda wrong=wrong: wrong)
+
+
+def test_a_codebook_of_averages_is_not_taught_by_parts_of_a_batch():
+    how = {"accumulate": 2, "pmap": False, "steps": 10}
+    Quantize(model=VQ.clone(update="gradient")).check_loop(**how)
+    with pytest.raises(SettingError, match=r"loop\.accumulate=1 or task\.model\.update=gradient"):
+        Quantize(model=VQ).check_loop(**how)

@@ -1,7 +1,6 @@
 """What is measured after the last step, against exact likelihoods and sets with known answers."""
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -10,6 +9,8 @@ import numpy as np
 import pytest
 
 from data.examples import Arrays, DataError, Examples
+from experiments.extractors import LENET
+from losses.likelihoods import Bernoulli, Gaussian
 from train.extractor import Extractor
 from train.final_metrics import ImportanceNLL, LatentClassifier, SampleQuality
 from train.sampling import untracked
@@ -21,6 +22,9 @@ PIXELS = 6
 @dataclass(frozen=True)
 class LinearGaussian:
     """z ~ N(0, 1), x = z w + N(0, 1), and a posterior that is too wide: log p(x) is known."""
+
+    num_classes: int | None = None
+    likelihood: Any = field(default_factory=Bernoulli)
 
     def log_weights(self, params: Any, mutable: Any, batch: Any, key: Any, samples: int) -> Any:
         x, w = batch["image"].reshape(len(batch["image"]), -1), params
@@ -58,10 +62,17 @@ def test_importance_samples_give_the_likelihood(images):
     np.testing.assert_allclose(other["test/nll"], found["test/nll"], rtol=1e-6)
     few = replace(final, images=3)(LinearGaussian(), jnp.asarray(w), {}, sets, untracked)
     np.testing.assert_allclose(few["test/nll"], truth[:3].mean(), atol=0.01)
-    with pytest.raises(SettingError, match="no multiple of at_once=3"):
-        replace(final, at_once=3)(LinearGaussian(), jnp.asarray(w), {}, sets, untracked)
+    told = replace(LinearGaussian(), num_classes=10, likelihood=Gaussian(std=1.0))
+    given = replace(final, images=3)(told, jnp.asarray(w), {}, sets, untracked)
+    assert given == {
+        "test/nll_given_class": few["test/nll"], "test/nll_given_class_draws": 4000
+    }  # fmt: skip
+    final.check(told, sets)
+    for at_once in (3, 0):
+        with pytest.raises(SettingError, match=f"no multiple of at_once={at_once}"):
+            replace(final, at_once=at_once).check(told, sets)
     with pytest.raises(SettingError, match="no split 'train' to measure: data have test"):
-        replace(final, split="train")(LinearGaussian(), jnp.asarray(w), {}, sets, untracked)
+        replace(final, split="train").check(told, sets)
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,14 @@ def test_the_quality_of_samples_stands_beside_its_floor():
     assert bad["test/recall"] < good["test/recall"]
     assert good["test/samples"] == 200
     assert good["test/floor_fd_pixels"] == bad["test/floor_fd_pixels"] > 0
+    assert good["test/floor_samples"] == 200
+    assert good["test/floor_recall"] > bad["test/recall"]
     assert "test/sample_accuracy" not in good
+    for above, diverged in ((bad["test/fd_pixels"] - 0.1, 1), (bad["test/fd_pixels"] + 0.1, 0)):
+        counted = replace(final, diverged_above=above)(Fake(), like / 2, {}, sets, untracked)
+        assert counted["test/diverged"] == diverged
+    with pytest.raises(SettingError, match=r"is for images \[28, 28, 1\], and those of 'test' are"):
+        replace(final, extractor=LENET).check(Fake(), sets)
     elsewhere = replace(final, source=lambda split: noise(200, 5, offset=50))
     assert elsewhere(Fake(), like, {}, {}, untracked)["test/fd_pixels"] > good["test/fd_pixels"]
 
@@ -142,7 +160,10 @@ def test_few_labels_teach_a_classifier_of_good_latents():
     found = final(Knowing(), jnp.zeros(1), {}, sets, untracked)
     assert found["test/latent_accuracy_2"] == found["test/latent_accuracy_5"] == 1.0
     assert 1 / 3 - 0.15 < found["test/pixel_accuracy_2"] < 0.95
+    final.check(Knowing(), sets)
     with pytest.raises(DataError, match="ask for at most that"):
-        replace(final, labels_per_class=(21,))(Knowing(), jnp.zeros(1), {}, sets, untracked)
+        replace(final, labels_per_class=(21,)).check(Knowing(), sets)
     with pytest.raises(SettingError, match="no split"):
-        partial(replace(final, split="x"), Knowing(), jnp.zeros(1), {}, sets, untracked)()
+        replace(final, split="x").check(Knowing(), sets)
+    with pytest.raises(SettingError, match="its latents would tell it again"):
+        final.check(Fake(num_classes=3), sets)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,7 +77,7 @@ def test_a_made_mask_is_measured_as_a_segmentation(params):
     made = np.tanh(outputs)[..., 0] / 2 + 0.5
     assert found["l1"] == pytest.approx(np.abs(made - batch["mask"][:3]).mean(), rel=1e-5)
     forward = TASK.evaluate(params, {}, batch, jax.random.key(0))
-    assert forward.keys() == {"l1"}
+    assert forward.keys() == {"l1", "sharpness"}
 
 
 def test_a_run_learns_to_read_masks_off_images(tmp_path):
@@ -103,3 +104,33 @@ def test_what_cannot_be_translated_is_told():
     wrong = replace(TASK, generator=TASK.generator.clone(num_classes=3))
     with pytest.raises(SettingError, match=r"set task\.generator\.num_classes=1"):
         wrong.init(jax.random.key(0), batch_of())
+    ignored = {"image": np.zeros(1), "mask": np.array([[[0, 255]]])}
+    with pytest.raises(SettingError, match="values up to 255, and those that are translated are 0"):
+        TASK.check((), lambda: {"train": ignored})
+    with pytest.raises(SettingError, match="reach from -1 to 1"):
+        TASK.check((), lambda: {"train": {"image": np.array([-1.0, 1.0])}})
+
+
+def test_sharpness_is_the_steepness_over_that_of_the_truth():
+    class Faded(nn.Module):
+        """What was given, at 0.3 of its contrast before tanh."""
+
+        @nn.compact
+        def __call__(self, x: Any, *, train: bool = False) -> Any:
+            return 0.3 * x
+
+    task = replace(TASK, generator=Faded(), direction="image to mask")
+    mask = jnp.zeros((2, 8, 8), jnp.int32).at[:, :, 4:].set(1)
+    batch = {"image": mask[..., None] * 1.0, "mask": mask, "valid": jnp.ones(2, bool)}
+    params = task.init(jax.random.key(0), batch).get("params", {})
+    found = compute_all(task.evaluate(params | {"generator": {}}, {}, batch, jax.random.key(0)))
+    assert found["sharpness"] == pytest.approx(np.tanh(0.3), rel=1e-5)
+
+
+def test_without_a_say_the_discriminator_does_not_play(params):
+    task = replace(TASK, adversarial=0.0)
+    (only,) = task.players()
+    assert only.name == "generator"
+    value, aux = task.generator_loss(params, {}, batch_of(), jax.random.key(0), 0)
+    assert aux.metrics.keys() == {"l1"}
+    assert float(value) == pytest.approx(10 * compute_all(aux.metrics)["l1"], rel=1e-6)

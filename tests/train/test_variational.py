@@ -1,10 +1,11 @@
 """Variational autoencoders as a task: what is descended, what is measured, what is drawn."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,11 +19,13 @@ from losses.variational import importance_bound
 from metrics.state import compute_all
 from models.generative.autoencoder import MLP, DenseDecoder, DenseEncoder
 from models.generative.vae import VAE
+from ops.gaussian import Normal, normal_sample, standard_normal
 from tests.train.test_step import assert_same_run, run
 from train.experiment import Data, Experiment, Loop
 from train.loop import fit
 from train.optim import Optimizer, adamw
 from train.sampling import sample_images
+from train.sharding import Parallel, make_mesh, replicated
 from train.tasks.task import Concluding, Generative, SettingError
 from train.tasks.variational import Variational
 
@@ -106,6 +109,54 @@ def test_one_draw_of_the_weights_estimates_the_elbo(params):
     assert spread < 0.05
 
 
+class ExactPosterior(nn.Module):
+    """z₂ ~ N(0, 1), z₁ ~ N(2 z₂, 1), pixels are coins, and q is the posterior of both."""
+
+    latents: tuple[int, ...] = (1, 1)
+
+    @nn.compact
+    def encode(self, x: Any, *, samples: int = 1, labels: Any = None, train: bool = False) -> Any:
+        def draw(key: Any, mean: Any, variance: float) -> tuple[Any, Normal]:
+            q = Normal(mean, jnp.full(mean.shape, 0.5 * np.log(variance)))
+            return normal_sample(key, q), q
+
+        keys = jax.random.split(self.make_rng("latent"))
+        z1, q1 = draw(keys[0], jnp.zeros((samples, len(x), 1)), 5.0)
+        z2, q2 = draw(keys[1], 2 * z1 / 5, 1 / 5)
+        return [z1, z2], [q1, q2]
+
+    def decode(self, latents: Any, *, labels: Any = None, train: bool = False) -> Any:
+        _, z2 = latents
+        priors = [Normal(2 * z2, jnp.zeros(z2.shape)), standard_normal(z2.shape)]
+        return priors, jnp.zeros((*z2.shape[:-1], *IMAGE))
+
+
+def test_an_exact_posterior_of_two_levels_has_no_rate():
+    """Its ELBO is the likelihood: 64 coins. The levels hang on one another, in q as in p."""
+    task = Variational(model=ExactPosterior(), samples=2000)
+    coins = -64 * np.log(2)
+    weights = task.log_weights({}, {}, batch_of(), KEY, 5)
+    np.testing.assert_allclose(weights, coins, rtol=1e-5)
+    value, aux = task.loss({}, {}, batch_of(), KEY, 0)
+    assert float(value) == pytest.approx(-coins, abs=0.05)
+    assert compute_all(aux.metrics)["rate"] == pytest.approx(0.0, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("task", "loop", "message"),
+    [
+        ({"free_nats": 0.5}, {"accumulate": 2}, "loop.accumulate=1"),
+        ({"free_nats": 0.5}, {"pmap": True}, "loop.strategy=jit"),
+        ({"warmup_steps": 101}, {}, "more than the run, of 100 steps"),
+    ],
+)
+def test_loops_that_train_something_else_are_told(task, loop, message):
+    how = {"accumulate": 1, "pmap": False, "steps": 100}
+    Variational(model=small()).check_loop(**how | loop)  # the same loop is one for a plain ELBO
+    with pytest.raises(SettingError, match=message):
+        Variational(model=small(), **task).check_loop(**how | loop)
+
+
 def test_the_doubly_reparameterized_gradient_changes_the_encoder_alone(params):
     plain = Variational(model=small(), objective="importance", samples=4)
     doubly = replace(plain, gradient="doubly_reparameterized")
@@ -122,14 +173,14 @@ def test_the_doubly_reparameterized_gradient_changes_the_encoder_alone(params):
         assert close == name.startswith("decoder"), name
 
 
-def test_evaluation_leaves_padding_out_and_counts_levels_apart():
+def test_evaluation_leaves_padding_out():
     task = Variational(model=two_levels())
     params = task.init(jax.random.key(0), batch_of())["params"]
     batch = batch_of() | {"valid": jnp.arange(6) < 4}
     found = compute_all(task.evaluate(params, {}, batch, KEY))
     spoilt = batch | {"image": batch["image"].at[4:].set(1 - batch["image"][4:])}
     assert found == compute_all(task.evaluate(params, {}, spoilt, KEY))
-    assert {"active_units_1", "active_units_2", "elbo", "rate", "distortion"} <= found.keys()
+    assert found.keys() == {"active_units", "elbo", "rate", "distortion", "bits_per_dim"}
     np.testing.assert_allclose(found["bits_per_dim"], -found["elbo"] / 64 / np.log(2), rtol=1e-6)
 
 
@@ -154,6 +205,19 @@ def test_eight_devices_draw_and_learn_the_same(experiment):
     assert_same_run(run(override(experiment, {"parallel.data": 8, "task.samples": 2})), one)
 
 
+@dataclass(frozen=True)
+class Refusing:
+    """A measurement that sees before training that it cannot be made."""
+
+    why: str
+
+    def check(self, task: Any, sets: Any) -> None:
+        raise SettingError(self.why)
+
+    def __call__(self, *arguments: Any) -> dict[str, float]:
+        raise AssertionError("it was told before")
+
+
 def test_a_run_learns_measures_at_its_end_and_draws(experiment, tmp_path):
     def final(task: Any, params: Any, mutable: Any, sets: Any, track: Callable) -> dict:
         assert set(sets) == {"train", "test"}
@@ -163,6 +227,10 @@ def test_a_run_learns_measures_at_its_end_and_draws(experiment, tmp_path):
 
     changes = {"parallel.data": 1, "task.final": (final,), "loop.duration": "60 steps"}
     changes |= {"loop.ema_decay": 0.9, "task.model.latents": (2,)}
+    early = override(experiment, changes | {"task.final": (Refusing("too few labels"),)})
+    with pytest.raises(SettingError, match="too few labels"):  # before anything is trained
+        fit(early, tmp_path / "early", config={}, progress=False)
+    assert not (tmp_path / "early" / "metrics.jsonl").exists()
     result = fit(override(experiment, changes), tmp_path, config={}, progress=False)
     assert "test_ema/norm" in result.metrics
     assert "test/norm" not in result.metrics  # dear, so of the weights that are sampled from alone
@@ -179,6 +247,9 @@ def test_a_sample_depends_on_its_seed_and_place_alone():
     assert isinstance(task, Concluding)
     params = task.init(jax.random.key(0), batch_of())["params"]
     many = sample_images(task, params, {}, 130, seed=1)
+    everywhere = jax.device_put(params, replicated(make_mesh(Parallel(data=8))))
+    on_eight = sample_images(task, everywhere, {}, 130, seed=1)
+    np.testing.assert_allclose(on_eight, many, atol=1e-6)
     assert many.shape == (130, *IMAGE)
     assert 0 <= many.min() < many.max() <= 1
     np.testing.assert_array_equal(sample_images(task, params, {}, 3, seed=1), many[:3])

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from losses.adversarial import (
     NON_SATURATING,
     AdversarialLoss,
     Penalty,
+    clip_weights,
     feature_matching_loss,
 )
 from metrics.latent import ClassUsage, code_usage
@@ -31,14 +34,15 @@ from train.tasks.task import (
     Player,
     SettingError,
     check_outputs,
+    check_range,
     require_entry,
 )
 
 GENERATOR, DISCRIMINATOR = "generator", "discriminator"
 SATURATED = 0.99
-"""Share of images that a discriminator tells apart, above which the generator learns little."""
-COLLAPSED = 2.0
-"""Classes that are made, as if evenly, below which a generator has collapsed."""
+"""Share of pairs that a discriminator tells apart, above which the generator learns little."""
+COLLAPSED = 0.6
+"""Share of the classes that are made, as if evenly, below which a generator has collapsed."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,16 @@ class Adversarial:
         optimizer: of the discriminator; the experiment's own is the generator's.
         turns: updates of the discriminator for each of the generator; ``data.batch`` is read by all
             of them together.
-        penalty: on the slope of the discriminator, or None.
+        penalty: on the slope of the discriminator, which then has no batch norm, or None.
         penalty_weight: of it.
+        clip: what the discriminator's parameters are held within after each of its updates
+            (Arjovsky et al., 2017, arXiv:1701.07875), or None.
         feature_matching: weight of the distance between the mean features of real and made images
             in the generator's loss (Salimans et al., 2016, arXiv:1606.03498).
         observer: a classifier that reads the made images at each evaluation, so that classes which
             are not made any more are noticed.
         final: what is measured once training has ended; see ``train.final_metrics``.
+        axis_name: mapped axis that features are matched over; only ``pmap`` needs it.
     """
 
     generator: nn.Module
@@ -74,9 +81,11 @@ class Adversarial:
     turns: int = 1
     penalty: Penalty | None = None
     penalty_weight: float = 0.0
+    clip: float | None = None
     feature_matching: float = 0.0
     observer: Extractor | None = None
     final: tuple[Final, ...] = ()
+    axis_name: str | None = None
 
     @property
     def num_classes(self) -> int | None:
@@ -84,8 +93,15 @@ class Adversarial:
         return getattr(self.generator, "num_classes", None)
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
-        """Raises SettingError for options that contradict, or networks of other classes."""
-        check_outputs(self.generator, class_names)
+        """Looks at the options, the data and the observer.
+
+        Raises:
+            SettingError: for options that contradict, networks of other classes, images outside of
+                [0, 1], or an observer of other images.
+            WeightsError: if the observer cannot be read.
+        """
+        for name in (GENERATOR, DISCRIMINATOR):
+            check_outputs(getattr(self, name), class_names, f"task.{name}")
         if self.turns < 1:
             raise SettingError(
                 f"task.turns={self.turns} leaves the discriminator as it began: set at least 1"
@@ -95,40 +111,66 @@ class Adversarial:
                 "task.generator.num_classes and task.discriminator.num_classes differ: "
                 "what one is asked for the other must know"
             )
-        if (self.penalty is None) != (self.penalty_weight == 0.0):
+        if (self.penalty is None) != (self.penalty_weight == 0.0) or self.penalty_weight < 0:
             raise SettingError(
-                "task.penalty and task.penalty_weight go together: set both, or none"
+                "task.penalty and task.penalty_weight go together: set both, the weight above 0, "
+                "or none"
+            )
+        if self.feature_matching < 0 or (self.clip is not None and self.clip <= 0):
+            raise SettingError("task.feature_matching is at least 0, and task.clip above 0 or None")
+        for split, batch in look().items():
+            check_range(np.asarray(batch["image"]), split)
+            if self.num_classes is not None and "label" in batch:
+                check_labels(np.asarray(batch["label"]), self.num_classes, split)
+        if self.observer is not None:
+            *_, image = self.observer.open()
+            if image != self._image:
+                raise SettingError(
+                    f"task.observer is for images {list(image)}, the generator makes "
+                    f"{list(self._image)}: take another, or None"
+                )
+
+    def check_loop(self, *, accumulate: int, pmap: bool, steps: int) -> None:
+        """Raises SettingError for losses that compare means of a batch, if it comes in parts."""
+        if accumulate > 1 and (self.losses.relative or self.feature_matching):
+            raise SettingError(
+                "relativistic losses and feature matching compare means of the whole batch: set "
+                "loop.accumulate=1"
             )
 
     def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
         """All variables of both networks, each collection with an entry for each.
 
         Raises:
-            SettingError: if images are of another shape than the generator's, or there are no
-                labels for networks that take them.
+            SettingError: if images are of another shape than the generator's, there are no labels
+                for networks that take them, or a penalty meets batch norm.
         """
         if self.num_classes is not None:
             require_entry(batch, "label", 'such as "digits" or "folder:PATH"')
         images, labels = batch["image"], self._labels(batch)
-        made = tuple(self.generator.image)  # pyright: ignore[reportAttributeAccessIssue]
-        if made != images.shape[1:]:
+        if self._image != images.shape[1:]:
             raise SettingError(
-                f"task.generator.image is {made}, the data have {images.shape[1:]}: set "
+                f"task.generator.image is {self._image}, the data have {images.shape[1:]}: set "
                 f"task.generator.image={images.shape[1:]}"
             )
         keys = jax.random.split(key)
         z = jnp.zeros((len(images), self.latent))
-        return by_player(
-            {
-                GENERATOR: self.generator.init(keys[0], z, labels=labels),
-                DISCRIMINATOR: self.discriminator.init(keys[1], images, labels=labels),
-            }
-        )
+        variables = {
+            GENERATOR: self.generator.init(keys[0], z, labels=labels),
+            DISCRIMINATOR: self.discriminator.init(keys[1], images, labels=labels),
+        }
+        if self.penalty is not None and "batch_stats" in variables[DISCRIMINATOR]:
+            raise SettingError(
+                "task.penalty is on the slope at one image, and with batch norm the logit depends "
+                "on all: set task.discriminator.norm=None"
+            )
+        return by_player(variables)
 
     def players(self) -> tuple[Player, ...]:
         """The discriminator, then the generator."""
+        clip = None if self.clip is None else partial(clip_weights, limit=self.clip)
         return (
-            Player(self.discriminator_loss, DISCRIMINATOR, self.optimizer, self.turns),
+            Player(self.discriminator_loss, DISCRIMINATOR, self.optimizer, self.turns, clip),
             Player(self.generator_loss, GENERATOR),
         )
 
@@ -183,7 +225,7 @@ class Adversarial:
         total = jnp.mean(losses)
         metrics: dict[str, Metric] = {"generator_loss": Mean.from_values(losses)}
         if self.feature_matching:
-            distance = feature_matching_loss(real_features, features)
+            distance = feature_matching_loss(real_features, features, axis_name=self.axis_name)
             metrics["feature_distance"] = Mean.from_values(distance[None])
             total += self.feature_matching * distance
         return total, Aux(mutable, metrics)
@@ -191,11 +233,15 @@ class Adversarial:
     def evaluate(
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
     ) -> dict[str, Metric]:
-        """Mean logits of real and of made images, and the share that is told apart."""
+        """Mean logits of real and of made images, and the share of pairs that is told apart.
+
+        The discriminator sees the statistics of each batch, as in training: those that it keeps
+        are of real and made images together.
+        """
         images, valid, labels = signed(batch["image"]), batch["valid"], self._labels(batch)
         made, _ = self._make(params, mutable, self._noise(key, len(images)), labels, train=False)
-        real, _, _ = self._judge(params, mutable, images, labels, train=False)
-        fake, _, _ = self._judge(params, mutable, made, labels, train=False)
+        real, _, _ = self._judge(params, mutable, images, labels)
+        fake, _, _ = self._judge(params, mutable, made, labels)
         metrics: dict[str, Metric] = {
             "discriminator_accuracy": told_apart(real, fake, valid),
             "real_logit": Mean.from_values(_by_image(real), valid),
@@ -213,15 +259,17 @@ class Adversarial:
         """What to tell of an evaluation: a discriminator that has won, modes that are lost."""
         lines = []
         for name, value in numbers.items():
+            if name.split("/")[0].endswith("_ema"):
+                continue  # nothing trains against an averaged discriminator
             if name.endswith("/discriminator_accuracy") and value > SATURATED:
                 lines.append(
                     f"{name} is {value:.3f}: the discriminator is saturated, and the generator "
-                    "learns little (lower task.optimizer.learning_rate, or set task.penalty)"
+                    "learns little (lower task.optimizer.learning_rate, or hold its slope)"
                 )
-            if name.endswith("/class_perplexity") and value < COLLAPSED:
+            if name.endswith("/class_perplexity") and value < COLLAPSED * self._observed:
                 lines.append(
-                    f"{name} is {value:.1f}: the generator has collapsed to few classes "
-                    "(lower optimizer.learning_rate, or take an earlier checkpoint)"
+                    f"{name} is {value:.1f} of {self._observed}: the generator has collapsed to "
+                    "few classes (lower optimizer.learning_rate, or take an earlier checkpoint)"
                 )
         return lines
 
@@ -257,6 +305,16 @@ class Adversarial:
         """Dimensions of z."""
         return self.generator.latent  # pyright: ignore[reportAttributeAccessIssue]
 
+    @property
+    def _image(self) -> tuple[int, ...]:
+        return tuple(self.generator.image)  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def _observed(self) -> int:
+        """Classes that the observer tells apart."""
+        model: Any = None if self.observer is None else self.observer.model
+        return getattr(model, "num_classes", 0)
+
     def _noise(self, key: Array, count: int) -> Array:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
         return jax.vmap(lambda key: jax.random.normal(key, (self.latent,)))(keys)
@@ -271,11 +329,11 @@ class Adversarial:
         return jnp.tanh(outputs), mutable
 
     def _judge(
-        self, params: PyTree, mutable: PyTree, x: Array, labels: Array | None, train: bool = True
+        self, params: PyTree, mutable: PyTree, x: Array, labels: Array | None
     ) -> tuple[Array, Any, PyTree]:
         """Logits, the features before them if they are sown, and the mutable variables after it."""
         network, player = self.discriminator, DISCRIMINATOR
-        return apply_network(network, player, params, mutable, x, labels=labels, train=train)
+        return apply_network(network, player, params, mutable, x, labels=labels, train=True)
 
     def _labels(self, batch: Batch) -> Int[Array, " batch"] | None:
         return None if self.num_classes is None else batch["label"]
@@ -322,9 +380,25 @@ def told_apart(
     fake: Float[Array, "batch ..."],
     valid: Bool[Array, " batch"] | None = None,
 ) -> Mean:
-    """The share of real and of made images that lie on their own side of a logit of 0."""
-    right = 0.5 * ((_by_image(real) > 0) + (_by_image(fake) < 0).astype(jnp.float32))
-    return Mean.from_values(right, valid)
+    """The share of pairs of a real and a made image of which the real one has the higher logit.
+
+    The area under the ROC curve, and so the same for any threshold: losses differ in where they put
+    it, and some have none. Ties count half.
+    """
+    real, fake = _by_image(real), _by_image(fake)
+    counts = jnp.ones(len(fake)) if valid is None else valid.astype(jnp.float32)
+    above = (real[:, None] > fake) + 0.5 * (real[:, None] == fake)
+    share = jnp.sum(above * counts, axis=1) / jnp.maximum(jnp.sum(counts), 1)
+    return Mean.from_values(share, valid)
+
+
+def check_labels(labels: np.ndarray, num_classes: int, split: str) -> None:
+    """Raises SettingError for labels that a model of so many classes does not know."""
+    if labels.size and not (labels.min() >= 0 and labels.max() < num_classes):
+        raise SettingError(
+            f"labels of {split!r} reach from {labels.min()} to {labels.max()}, and the networks "
+            f"know 0 to {num_classes - 1}: set num_classes of both"
+        )
 
 
 def _by_image(logits: Array) -> Array:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from losses.likelihoods import Gaussian, Likelihood
@@ -21,6 +22,7 @@ from train.tasks.task import (
     Look,
     Panels,
     check_decoder,
+    check_support,
 )
 
 Corrupt = Callable[[Key[Array, ""], Batch], Batch]
@@ -49,7 +51,9 @@ class Autoencode:
     final: tuple[Final, ...] = ()
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
-        """Any images do."""
+        """Raises SettingError for images that the likelihood is not for; greys pass as binary."""
+        for split, batch in look().items():
+            check_support(self.likelihood, np.asarray(batch["image"]), split, greys=True)
 
     def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
         """All variables of the model.

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from losses.likelihoods import Gaussian
@@ -24,6 +25,7 @@ from train.tasks.task import (
     Panels,
     SettingError,
     check_decoder,
+    check_range,
 )
 
 
@@ -48,9 +50,19 @@ class Quantize:
     final: tuple[Final, ...] = ()
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
-        """Raises SettingError for a variance or a weight that cannot be."""
+        """Raises SettingError for a variance or weight that cannot be, or images beyond [0, 1]."""
         if self.variance <= 0 or self.commitment < 0:
             raise SettingError("task.variance is above 0, and task.commitment at least 0")
+        for split, batch in look().items():
+            check_range(np.asarray(batch["image"]), split)
+
+    def check_loop(self, *, accumulate: int, pmap: bool, steps: int) -> None:
+        """Raises SettingError for a batch in parts, each of which would age the codebook."""
+        if accumulate > 1 and self._averages:
+            raise SettingError(
+                "a codebook of moving averages learns from the whole batch: set loop.accumulate=1 "
+                "or task.model.update=gradient"
+            )
 
     def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
         """All variables of the model, the codebook included.
@@ -121,6 +133,10 @@ class Quantize:
     @property
     def _codes(self) -> int:
         return self.model.num_codes  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def _averages(self) -> bool:
+        return self.model.update == "ema"  # pyright: ignore[reportAttributeAccessIssue]
 
     def _apply(self, params: PyTree, mutable: PyTree, batch: Batch) -> Any:
         return self.model.apply({"params": params, **mutable}, batch["image"], train=False)

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import flax.linen as nn
 import flax.struct
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from data.augment import Batch
@@ -93,13 +94,13 @@ class SettingError(ValueError):
     """Settings of a run that do not fit one another."""
 
 
-def check_outputs(model: nn.Module, class_names: Sequence[str]) -> None:
+def check_outputs(model: nn.Module, class_names: Sequence[str], path: str = "task.model") -> None:
     """Raises SettingError unless a model with a field ``num_classes`` has one output a class."""
     outputs = getattr(model, "num_classes", None)
     if class_names and outputs not in (None, len(class_names)):
         raise SettingError(
-            f"task.model.num_classes is {outputs}, the data have {len(class_names)} classes: "
-            f"set task.model.num_classes={len(class_names)}"
+            f"{path}.num_classes is {outputs}, the data have {len(class_names)} classes: "
+            f"set {path}.num_classes={len(class_names)}"
         )
 
 
@@ -111,6 +112,42 @@ def check_decoder(model: nn.Module, likelihood: Likelihood, batch: Batch) -> Non
         raise SettingError(
             f"task.model.outputs is {outputs}, {likelihood} takes {wanted} for each pixel of these "
             f"images: set task.model.outputs={wanted}"
+        )
+
+
+def check_range(images: np.ndarray, split: str) -> None:
+    """Raises SettingError for images, as the model sees them, outside of [0, 1]."""
+    low, high = float(np.min(images)), float(np.max(images))
+    if not (low >= -1e-6 and high <= 1 + 1e-6):  # written so that a NaN fails
+        raise SettingError(
+            f"images of {split!r} reach from {low:g} to {high:g}, and the task is of images in "
+            "[0, 1]: set data.mean=(0.0,) data.std=(1.0,)"
+        )
+
+
+def check_support(
+    likelihood: Likelihood, images: np.ndarray, split: str, *, greys: bool = False
+) -> None:
+    """Raises SettingError for images that have no likelihood under such a model.
+
+    Args:
+        likelihood: of images in [0, 1].
+        images: a few of them, as the model sees them.
+        split: where they are from.
+        greys: whether the cross-entropy of greys will do in place of a likelihood of binary pixels.
+    """
+    check_range(images, split)
+    if likelihood.support == "binary" and not greys and not np.isin(images, (0, 1)).all():
+        raise SettingError(
+            f"images of {split!r} have greys, {likelihood} is of zeros and ones: binarize them "
+            "with data.source=partial(data.binarize.binarized, source=…), for training also with "
+            "data.augment=(data.binarize.random_binarize,), or choose another task.likelihood"
+        )
+    bytes_off = np.abs(images * 255 - np.round(images * 255)).max()
+    if likelihood.support == "bytes" and bytes_off > 1e-3:
+        raise SettingError(
+            f"images of {split!r} have values between the 256 steps that {likelihood} is of: "
+            "leave out augmentations that blend pixels, or choose another task.likelihood"
         )
 
 
@@ -133,6 +170,8 @@ def over_axis(task: AnyTask, axis_name: str) -> AnyTask:
             changed[field.name] = value.clone(axis_name=axis_name)
         elif hasattr(value, "over_axis"):  # such as a loss that compares means of a batch
             changed[field.name] = value.over_axis(axis_name)
+        elif field.name == "axis_name":  # the task itself takes means of a batch
+            changed[field.name] = axis_name
     return replace(whole, **changed)
 
 
@@ -149,13 +188,16 @@ class Player:
         loss: as ``Learning.loss``, of the parameters of all players.
         name: the entry of the parameters that is this player's; None is all of them.
         optimizer: of this player; None is the experiment's own.
-        turns: updates in one step, each on a part of the batch of its own.
+        turns: updates in one step, each on a part of the batch of its own. Whoever has fewer takes
+            the last parts.
+        project: from parameters that were updated to those that are allowed, such as clipped ones.
     """
 
     loss: Loss
     name: str | None = None
     optimizer: Optimizer | None = None
     turns: int = 1
+    project: Callable[[PyTree], PyTree] | None = None
 
 
 class Task(Protocol):
@@ -244,12 +286,39 @@ name; see ``train.final_metrics``."""
 
 
 @runtime_checkable
+class Foreseeing(Protocol):
+    """A measurement that tells before training what would keep it from being made after it."""
+
+    def check(self, task: Any, sets: Mapping[str, Examples]) -> None:
+        """Raises what the measurement would, such as SettingError."""
+        ...
+
+
+@runtime_checkable
 class Concluding(Protocol):
     """A task of which more is measured once training has ended."""
 
     @property
     def final(self) -> tuple[Final, ...]:
         """What is measured."""
+        ...
+
+
+@runtime_checkable
+class Particular(Protocol):
+    """A task that not every loop trains as it says."""
+
+    def check_loop(self, *, accumulate: int, pmap: bool, steps: int) -> None:
+        """Compares the task to how it is trained, before anything runs.
+
+        Args:
+            accumulate: parts of a batch whose gradients are added up.
+            pmap: whether each device computes the loss of its part alone.
+            steps: of the whole run.
+
+        Raises:
+            SettingError: if parts of a batch are not the batch, or the run is too short.
+        """
         ...
 
 

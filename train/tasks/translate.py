@@ -9,6 +9,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from losses.adversarial import NON_SATURATING, AdversarialLoss
@@ -24,7 +25,16 @@ from train.tasks.adversarial import (
     told_apart,
     unsigned,
 )
-from train.tasks.task import Aux, Batch, Look, Panels, Player, SettingError, require_entry
+from train.tasks.task import (
+    Aux,
+    Batch,
+    Look,
+    Panels,
+    Player,
+    SettingError,
+    check_range,
+    require_entry,
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ class Translate:
     adversarial: float = 1.0
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
-        """Raises SettingError for masks of more than two classes, or weights that cannot be."""
+        """Raises SettingError for weights that cannot be, images outside of [0, 1], other masks."""
         if len(class_names) not in (0, 2):
             raise SettingError(
                 f"the task translates masks of two classes, the data have {len(class_names)}: "
@@ -63,6 +73,14 @@ class Translate:
             )
         if min(self.l1, self.adversarial) < 0 or self.l1 == self.adversarial == 0:
             raise SettingError("task.l1 and task.adversarial are at least 0, and one is above it")
+        for split, batch in look().items():
+            check_range(np.asarray(batch["image"]), split)
+            if "mask" in batch and np.max(batch["mask"]) > 1:
+                raise SettingError(
+                    f"masks of {split!r} have values up to {int(np.max(batch['mask']))}, and those "
+                    "that are translated are 0 and 1: leave out augmentations that move pixels "
+                    "beyond the border, which are marked as not counting"
+                )
 
     def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
         """All variables of both networks, each collection with an entry for each.
@@ -84,11 +102,11 @@ class Translate:
         return by_player({GENERATOR: generator, DISCRIMINATOR: discriminator})
 
     def players(self) -> tuple[Player, ...]:
-        """The discriminator, then the generator."""
-        return (
-            Player(self.discriminator_loss, DISCRIMINATOR, self.optimizer),
-            Player(self.generator_loss, GENERATOR),
-        )
+        """The discriminator, if it has a say, then the generator."""
+        generator = Player(self.generator_loss, GENERATOR)
+        if not self.adversarial:
+            return (generator,)
+        return Player(self.discriminator_loss, DISCRIMINATOR, self.optimizer), generator
 
     def discriminator_loss(
         self,
@@ -121,28 +139,31 @@ class Translate:
         """What it hides from the discriminator, and its distance from the true image."""
         given, target = self._pair(batch)
         made, mutable = self._make(params, mutable, given, key)
-        fake, _ = self._judge(params, mutable, made, given)
-        real = self._judge(params, mutable, target, given)[0] if self.losses.relative else None
-        losses = self.losses.generator(fake, real)
         errors = _absolute_error(made, target)
-        metrics: dict[str, Metric] = {
-            "generator_loss": Mean.from_values(losses),
-            "l1": Mean.from_values(errors),
-        }
-        return jnp.mean(self.adversarial * losses + self.l1 * errors), Aux(mutable, metrics)
+        metrics: dict[str, Metric] = {"l1": Mean.from_values(errors)}
+        total = self.l1 * errors
+        if self.adversarial:
+            fake, _ = self._judge(params, mutable, made, given)
+            real = self._judge(params, mutable, target, given)[0] if self.losses.relative else None
+            losses = self.losses.generator(fake, real)
+            metrics["generator_loss"] = Mean.from_values(losses)
+            total += self.adversarial * losses
+        return jnp.mean(total), Aux(mutable, metrics)
 
     def evaluate(
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
     ) -> dict[str, Metric]:
-        """Absolute error of values in [0, 1]; of made masks also what segmentation is measured by.
+        """Absolute error of values in [0, 1], and sharpness, of 1 where edges are as steep as true.
 
-        A mask is read off at ½: its two classes are those below and above.
+        Of made masks also what segmentation is measured by: one is read off at ½, and its two
+        classes are those below and above.
         """
         given, target = self._pair(batch)
         made, _ = self._make(params, mutable, given, key, train=False)
         valid = batch["valid"]
         metrics: dict[str, Metric] = {
-            "l1": Mean.from_values(0.5 * _absolute_error(made, target), valid)
+            "l1": Mean.from_values(0.5 * _absolute_error(made, target), valid),
+            "sharpness": Mean.from_values(_steepness(made) / _steepness(target), valid),
         }
         if self.direction == "image to mask":
             logits = jnp.concatenate([-made, made], axis=-1)
@@ -190,3 +211,10 @@ def _absolute_error(
     target: Float[Array, "batch height width channels"],
 ) -> Float[Array, " batch"]:
     return jnp.mean(jnp.abs(made - target), axis=(1, 2, 3))
+
+
+def _steepness(images: Float[Array, "batch height width channels"]) -> Float[Array, " batch"]:
+    """The mean absolute difference of neighbouring pixels; never 0."""
+    axes = (1, 2, 3)
+    down, right = (jnp.mean(jnp.abs(jnp.diff(images, axis=axis)), axis=axes) for axis in (1, 2))
+    return jnp.maximum(down + right, 1e-6)

@@ -23,7 +23,7 @@ from losses.variational import (
 )
 from metrics.latent import active_units
 from metrics.state import Mean, Metric
-from ops.gaussian import Normal, normal_kl, normal_log_prob
+from ops.gaussian import Normal, normal_kl, normal_log_ratio
 from train.tasks.latent_pictures import (
     latent_grid,
     latent_pictures,
@@ -39,6 +39,7 @@ from train.tasks.task import (
     SettingError,
     check_decoder,
     check_outputs,
+    check_support,
     require_entry,
 )
 
@@ -102,6 +103,19 @@ class Variational:
         for split, batch in look().items():
             check_support(self.likelihood, np.asarray(batch["image"]), split)
 
+    def check_loop(self, *, accumulate: int, pmap: bool, steps: int) -> None:
+        """Raises SettingError for a loop that would make another objective of this one."""
+        if self.free_nats and (accumulate > 1 or pmap):
+            raise SettingError(
+                "task.free_nats is of the mean over the whole batch, which parts of it do not "
+                "know: set loop.accumulate=1 loop.strategy=jit"
+            )
+        if self.warmup_steps > steps:
+            raise SettingError(
+                f"task.warmup_steps={self.warmup_steps} is more than the run, of {steps} steps, in "
+                "which beta would not reach its value: make it shorter"
+            )
+
     def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
         """All variables of the model.
 
@@ -141,7 +155,10 @@ class Variational:
                 "rate": Mean.from_values(jnp.sum(weighed.rates, axis=-1)),
             }
             if self.objective == "elbo":
-                charged = jnp.sum(free_bits(weighed.rates, nats=self.free_nats), axis=-1)
+                charged = weighed.rates
+                if self.free_nats:  # a rate below the top may be below 0, which is no bit for free
+                    charged = free_bits(charged, nats=self.free_nats)
+                charged = jnp.sum(charged, axis=-1)
                 beta = self.beta * linear_warmup(step, self.warmup_steps)
                 return elbo(jnp.mean(weighed.log_likelihood, axis=0), charged, beta=beta), metrics
             if self.gradient == "reparameterized":
@@ -163,7 +180,11 @@ class Variational:
     def evaluate(
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
     ) -> dict[str, Metric]:
-        """ELBO with one draw, its two terms, bits a dimension, and active units of each level."""
+        """ELBO with one draw, its two terms, and active units of the level above the image.
+
+        Bits a dimension are of likelihoods of bytes or binary pixels: a density on [0, 1] says
+        nothing of them before its data were dequantised.
+        """
         images, valid = batch["image"], batch["valid"]
         weighed, posteriors = self._weighed(params, mutable, batch, key, samples=1)
         rate = jnp.sum(weighed.rates, axis=-1)
@@ -172,11 +193,12 @@ class Variational:
             "elbo": Mean.from_values(bound, valid),
             "rate": Mean.from_values(rate, valid),
             "distortion": Mean.from_values(-weighed.log_likelihood[0], valid),
-            "bits_per_dim": Mean.from_values(bits_per_dim(-bound, images[0].size), valid),
+            # Those of levels above hang on draws of this one, whose noise would count.
+            "active_units": active_units(posteriors[0].mean[0], valid),
         }
-        for level, posterior in enumerate(posteriors):
-            name = "active_units" if len(posteriors) == 1 else f"active_units_{level + 1}"
-            metrics[name] = active_units(posterior.mean[0], valid)
+        if self.likelihood.support != "real":
+            bits = bits_per_dim(-bound, images[0].size)
+            metrics["bits_per_dim"] = Mean.from_values(bits, valid)
         return metrics
 
     def preview(
@@ -262,12 +284,14 @@ class Variational:
     ) -> _Weighed:
         priors, outputs = model.decode(latents, labels=labels, train=train)
         log_likelihood = self.likelihood.log_prob(outputs, images)
-        rates = [jnp.mean(normal_kl(q, p), axis=0) for q, p in zip(posteriors, priors, strict=True)]
-        log_ratio = sum(
-            normal_log_prob(z, p) - normal_log_prob(z, q)
-            for z, q, p in zip(latents, posteriors, priors, strict=True)
-        )
-        return _Weighed(log_likelihood, jnp.concatenate(rates, axis=-1), log_likelihood + log_ratio)
+        levels = list(zip(latents, posteriors, priors, strict=True))
+        ratios = [normal_log_ratio(z, q, p) for z, q, p in levels]
+        # The closed form is of the top alone: below it the prior hangs on a draw from above, which
+        # came from this level's own.
+        top = normal_kl(posteriors[-1], priors[-1])
+        rates = [jnp.mean(rate, axis=0) for rate in (*ratios[:-1], top)]
+        log_ratio = sum(jnp.sum(ratio, axis=-1) for ratio in ratios)
+        return _Weighed(log_likelihood, jnp.concatenate(rates, axis=-1), log_likelihood - log_ratio)
 
     def _generate(
         self,
@@ -301,38 +325,11 @@ class _Weighed:
 
     Attributes:
         log_likelihood: log p(x | z), [samples, batch].
-        rates: KL of each latent dimension of all levels, a mean over draws, [batch, dimensions].
+        rates: of each latent dimension of all levels, [batch, dimensions], a mean over draws: KL of
+            the top level, log q(z | …) − log p(z | …) of the draws themselves below it.
         log_weights: log p(x, z) − log q(z | x), [samples, batch].
     """
 
     log_likelihood: Float[Array, "samples batch"]
     rates: Float[Array, "batch dimensions"]
     log_weights: Float[Array, "samples batch"]
-
-
-def check_support(likelihood: Likelihood, images: np.ndarray, split: str) -> None:
-    """Raises SettingError for images that have no likelihood under such a model.
-
-    Args:
-        likelihood: of images in [0, 1].
-        images: a few of them, as the model sees them.
-        split: where they are from.
-    """
-    low, high = float(images.min()), float(images.max())
-    where = f"images of {split!r} reach from {low:g} to {high:g}"
-    if low < -1e-6 or high > 1 + 1e-6:
-        raise SettingError(
-            f"{where}, {likelihood} is of values in [0, 1]: set data.mean=(0.0,) data.std=(1.0,)"
-        )
-    if likelihood.support == "binary" and not np.isin(images, (0, 1)).all():
-        raise SettingError(
-            f"images of {split!r} have greys, {likelihood} is of zeros and ones: binarize them "
-            "with data.source=partial(data.binarize.binarized, source=…), for training also with "
-            "data.augment=(data.binarize.random_binarize,), or choose another task.likelihood"
-        )
-    bytes_off = np.abs(images * 255 - np.round(images * 255)).max()
-    if likelihood.support == "bytes" and bytes_off > 1e-3:
-        raise SettingError(
-            f"images of {split!r} have values between the 256 steps that {likelihood} is of: "
-            "leave out augmentations that blend pixels, or choose another task.likelihood"
-        )
