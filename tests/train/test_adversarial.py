@@ -28,7 +28,8 @@ from train.loop import fit
 from train.optim import Optimizer, adamw, constant, cosine, sgd
 from train.sampling import sample_images
 from train.state import stream
-from train.tasks.adversarial import Adversarial, told_apart
+from train.tasks.adversarial import Adversarial
+from train.tasks.players import told_apart
 from train.tasks.task import Aux, Generative, Player, SettingError, over_axis
 
 IMAGE = (4, 4, 1)

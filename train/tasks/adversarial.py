@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from losses.adversarial import (
     NON_SATURATING,
@@ -25,6 +25,16 @@ from metrics.state import Mean, Metric
 from train.extractor import Extractor
 from train.optim import Optimizer, adamw, constant
 from train.tasks.latent_pictures import latent_pictures, square
+from train.tasks.players import (
+    DISCRIMINATOR,
+    GENERATOR,
+    apply_network,
+    by_image,
+    by_player,
+    signed,
+    told_apart,
+    unsigned,
+)
 from train.tasks.task import (
     Aux,
     Batch,
@@ -38,7 +48,6 @@ from train.tasks.task import (
     require_entry,
 )
 
-GENERATOR, DISCRIMINATOR = "generator", "discriminator"
 SATURATED = 0.99
 """Share of pairs that a discriminator tells apart, above which the generator learns little."""
 COLLAPSED = 0.6
@@ -244,8 +253,8 @@ class Adversarial:
         fake, _, _ = self._judge(params, mutable, made, labels)
         metrics: dict[str, Metric] = {
             "discriminator_accuracy": told_apart(real, fake, valid),
-            "real_logit": Mean.from_values(_by_image(real), valid),
-            "fake_logit": Mean.from_values(_by_image(fake), valid),
+            "real_logit": Mean.from_values(by_image(real), valid),
+            "fake_logit": Mean.from_values(by_image(fake), valid),
         }
         if self.observer is not None:
             variables, network, _ = self.observer.open()
@@ -339,59 +348,6 @@ class Adversarial:
         return None if self.num_classes is None else batch["label"]
 
 
-def signed(images: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """From [0, 1] to [−1, 1]."""
-    return 2 * images - 1
-
-
-def unsigned(images: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """From [−1, 1] to [0, 1]."""
-    return (images + 1) / 2
-
-
-def by_player(networks: Mapping[str, PyTree]) -> PyTree:
-    """Variables of several networks in one tree: collections first, then players."""
-    collections = {name for variables in networks.values() for name in variables}
-    return {
-        name: {player: own[name] for player, own in networks.items() if name in own}
-        for name in sorted(collections - {"intermediates"})
-    }
-
-
-def apply_network(
-    model: nn.Module, player: str, params: PyTree, mutable: PyTree, *args: Any, **options: Any
-) -> tuple[Array, Any, dict[str, Any]]:
-    """What one of several networks gives, the features that it sows, and all mutable variables."""
-    own = {name: values[player] for name, values in mutable.items() if player in values}
-    returned: Any = model.apply(
-        {"params": params[player], **own}, *args, **options, mutable=[*own, "intermediates"]
-    )
-    result, updated = returned
-    after = {
-        name: {**values, player: updated[name]} if name in own else values
-        for name, values in mutable.items()
-    }
-    (features,) = updated.get("intermediates", {}).get("features", (None,))
-    return result, features, after
-
-
-def told_apart(
-    real: Float[Array, "batch ..."],
-    fake: Float[Array, "batch ..."],
-    valid: Bool[Array, " batch"] | None = None,
-) -> Mean:
-    """The share of pairs of a real and a made image of which the real one has the higher logit.
-
-    The area under the ROC curve, and so the same for any threshold: losses differ in where they put
-    it, and some have none. Ties count half.
-    """
-    real, fake = _by_image(real), _by_image(fake)
-    counts = jnp.ones(len(fake)) if valid is None else valid.astype(jnp.float32)
-    above = (real[:, None] > fake) + 0.5 * (real[:, None] == fake)
-    share = jnp.sum(above * counts, axis=1) / jnp.maximum(jnp.sum(counts), 1)
-    return Mean.from_values(share, valid)
-
-
 def check_labels(labels: np.ndarray, num_classes: int, split: str) -> None:
     """Raises SettingError for labels that a model of so many classes does not know."""
     if labels.size and not (labels.min() >= 0 and labels.max() < num_classes):
@@ -399,8 +355,3 @@ def check_labels(labels: np.ndarray, num_classes: int, split: str) -> None:
             f"labels of {split!r} reach from {labels.min()} to {labels.max()}, and the networks "
             f"know 0 to {num_classes - 1}: set num_classes of both"
         )
-
-
-def _by_image(logits: Array) -> Array:
-    """One logit an image: the mean of a map."""
-    return jnp.mean(logits, axis=tuple(range(1, logits.ndim)))

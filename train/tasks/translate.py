@@ -16,7 +16,7 @@ from losses.adversarial import NON_SATURATING, AdversarialLoss
 from metrics.segmentation import segmentation_matrix
 from metrics.state import Mean, Metric
 from train.optim import Optimizer, adamw, constant
-from train.tasks.adversarial import (
+from train.tasks.players import (
     DISCRIMINATOR,
     GENERATOR,
     apply_network,
