@@ -51,21 +51,6 @@ class Weighing(Protocol):
         ...
 
 
-class Bounding(Protocol):
-    """A task that bounds the likelihood of an image."""
-
-    def bound(
-        self,
-        params: PyTree,
-        mutable: PyTree,
-        batch: Batch,
-        keys: Key[Array, " batch"],
-        steps: int | None,
-    ) -> Float[Array, " batch"]:
-        """A bound of −log p(x) in nats, of so many steps; None is the process as it was trained."""
-        ...
-
-
 class Coding(Protocol):
     """A task that gives each image a vector."""
 
@@ -103,7 +88,7 @@ class ImportanceNLL:
             raise SettingError(
                 f"ImportanceNLL: samples={self.samples} is no multiple of at_once={self.at_once}"
             )
-        _of(sets, self.split)
+        split_of(sets, self.split)
 
     def __call__(
         self,
@@ -114,7 +99,7 @@ class ImportanceNLL:
         track: Track,
     ) -> dict[str, float]:
         """The estimate; of a conditional model it is that of log p(x | class), and called so."""
-        arrays = _first(_of(sets, self.split), self.images)
+        arrays = first_examples(split_of(sets, self.split), self.images)
         count = len(arrays["image"])
 
         @jit_here
@@ -147,55 +132,6 @@ class ImportanceNLL:
         if task.likelihood.support != "real":  # a density says nothing of the bytes
             numbers[f"{name}_bits_per_dim"] = float(bits)
         return numbers
-
-
-@dataclass(frozen=True)
-class VariationalBound:
-    """A bound of −log p(x) for diffusion models: ``bound_bits_per_dim``, and ``bound``, nats.
-
-    Ho et al., 2020, arXiv:2006.11239, eq. 5, with one draw for each image and step.
-
-    Attributes:
-        steps: of the bound; None takes all that the process has, which is the tightest.
-        images: the first of the split; None takes all.
-        batch: images that are in memory together.
-        split: of the data.
-    """
-
-    steps: int | None = None
-    images: int | None = None
-    batch: int = 64
-    split: str = "test"
-
-    def __call__(
-        self,
-        task: Bounding,
-        params: PyTree,
-        mutable: PyTree,
-        sets: Mapping[str, Examples],
-        track: Track,
-    ) -> dict[str, float]:
-        """Raises SettingError if there is no such split."""
-        arrays = _first(_of(sets, self.split), self.images)
-        count = len(arrays["image"])
-
-        @jit_here
-        def bounds(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), indices)
-            return task.bound(params, mutable, scale(batch), keys, self.steps)
-
-        found = []
-        starts = track(range(0, count, self.batch), "variational bound")
-        for start, batch in zip(starts, eval_batches(arrays, batch=self.batch), strict=True):
-            indices = np.arange(start, start + self.batch, dtype=np.int32)
-            values = bounds(params, mutable, *beside(params, (batch, indices)))
-            found.append(np.asarray(values))
-        bound = np.mean(np.concatenate(found)[:count], dtype=np.float64)
-        bits = bits_per_dim(jnp.asarray(bound), arrays["image"][0].size)
-        return {
-            f"{self.split}/bound": float(bound),
-            f"{self.split}/bound_bits_per_dim": float(bits),
-        }
 
 
 @dataclass(frozen=True)
@@ -272,10 +208,10 @@ class SampleQuality:
         return {f"{self.split}/{metric}": value for metric, value in found.items()}
 
     def _open(self, sets: Mapping[str, Examples], split: str) -> Examples:
-        return _of(sets, split) if self.source is None else open_source(self.source, split)
+        return split_of(sets, split) if self.source is None else open_source(self.source, split)
 
     def _images(self, sets: Mapping[str, Examples], split: str) -> np.ndarray:
-        return _first(self._open(sets, split), self.samples)["image"]
+        return first_examples(self._open(sets, split), self.samples)["image"]
 
 
 @dataclass(frozen=True)
@@ -310,8 +246,8 @@ class LatentClassifier:
                 "LatentClassifier: the model is told the class, and its latents would tell it "
                 "again: set task.model.num_classes=None"
             )
-        _of(sets, self.split)
-        per_class(labels(_of(sets, self.train_split)), n=max(self.labels_per_class))
+        split_of(sets, self.split)
+        per_class(labels(split_of(sets, self.train_split)), n=max(self.labels_per_class))
 
     def __call__(
         self,
@@ -329,7 +265,7 @@ class LatentClassifier:
 
         inputs: dict[str, dict[str, np.ndarray]] = {}
         for split in (self.train_split, self.split):
-            arrays = materialize(_of(sets, split))
+            arrays = materialize(split_of(sets, split))
             count = len(arrays["image"])
             latents = [
                 np.asarray(encode(params, mutable, beside(params, batch)))
@@ -339,7 +275,7 @@ class LatentClassifier:
                 "latent": np.concatenate(latents)[:count],
                 "pixel": arrays["image"].reshape(count, -1) / 255,
             }
-        truth = {split: labels(_of(sets, split)) for split in inputs}
+        truth = {split: labels(split_of(sets, split)) for split in inputs}
         found: dict[str, list[float]] = {}
         draws = [(n, seed) for n in self.labels_per_class for seed in range(self.repeats)]
         for n, seed in track(draws, "classifiers of latents and pixels"):
@@ -376,14 +312,15 @@ def _classified(
     return float(model.fit(inputs, classes).score(held_out, truth))
 
 
-def _first(examples: Examples, count: int | None) -> dict[str, np.ndarray]:
+def first_examples(examples: Examples, count: int | None) -> dict[str, np.ndarray]:
     """At most so many examples, in memory."""
     if count is None or count >= len(examples.records):
         return materialize(examples)
     return materialize(select(examples, np.arange(count)))
 
 
-def _of(sets: Mapping[str, Examples], split: str) -> Examples:
+def split_of(sets: Mapping[str, Examples], split: str) -> Examples:
+    """One of the sets. Raises SettingError if it is not there."""
     if split not in sets:
         raise SettingError(f"there is no split {split!r} to measure: data have {', '.join(sets)}")
     return sets[split]

@@ -22,7 +22,8 @@ from models.generative.diffusion_unet import DiffusionUNet
 from models.layers import group_norm
 from ops.diffusion_schedules import Discrete, cosine_betas
 from train.experiment import Data, Experiment, Loop
-from train.final_metrics import SampleQuality, VariationalBound
+from train.final_diffusion import VariationalBound
+from train.final_metrics import SampleQuality
 from train.optim import Optimizer, adamw, constant
 from train.tasks.diffuse import Diffuse, Sampling
 

@@ -1,11 +1,12 @@
 """Which noise schedule and which target suit a small diffusion model?
 
 Nichol & Dhariwal, 2021, arXiv:2102.09672, Fig. 5: the linear schedule of Ho et al., 2020, destroys
-small images too early, a cosine does not; Chen, 2023, arXiv:2301.10972, has sigmoids. Salimans & Ho,
-2022, arXiv:2202.00512, Table 1: noise, image and v are targets of one optimum, but not of one error.
+small images too early, a cosine does not; Chen, 2023, arXiv:2301.10972, has sigmoids. Salimans and
+Ho, 2022, arXiv:2202.00512, Table 1: noise, image and v are targets of one optimum, but not of one
+error.
 
-Small: the network of `mnist_ddpm` without classes, 1,000 steps of 64 images, and 2,000 samples of 20
-steps of DPM-Solver++(2M) against as many test images.
+Small: the network of `mnist_ddpm` without classes, 1,000 steps of 64 images, and 2,000 samples of
+20 steps of DPM-Solver++(2M) against as many test images.
 
     opsin sweep mnist_ddpm_schedules
     opsin report mnist_ddpm_schedules

@@ -1,12 +1,12 @@
 """How much guidance draws the right digit, and what does it cost in variety?
 
-Ho & Salimans, 2022, arXiv:2207.12598, Fig. 4: guidance trades the Fréchet distance for the Inception
-Score; more of it makes samples that are sure of their class and like each other. Here the model is
-that of `mnist_ddpm`, the class is read by LeNet-5, and variety is recall. Their w is our guidance
-less 1.
+Ho & Salimans, 2022, arXiv:2207.12598, Fig. 4: guidance trades the Fréchet distance for the
+Inception Score; more of it makes samples that are sure of their class and like each other. Here the
+model is that of `mnist_ddpm`, the class is read by LeNet-5, and variety is recall. Their w is our
+guidance less 1.
 
-Small: 2,000 samples of 20 steps of DPM-Solver++(2M); the three seeds are of the samples, the weights
-are the same (`opsin export`).
+Small: 2,000 samples of 20 steps of DPM-Solver++(2M); the three seeds are of the samples, the
+weights are the same (`opsin export`).
 
     opsin sweep mnist_guidance
     opsin report mnist_guidance

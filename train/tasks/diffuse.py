@@ -33,8 +33,8 @@ from ops.diffusion_samplers import DpmSolver2M, Sampler, fold_keys, keyed_normal
 from ops.diffusion_sampling import classifier_free_guidance, prior_noise, sample, sample_path
 from ops.diffusion_schedules import Discrete
 from ops.inpainting import Inpaint
-from train.tasks.adversarial import signed, unsigned
 from train.tasks.latent_pictures import square
+from train.tasks.players import signed, unsigned
 from train.tasks.task import (
     Aux,
     Batch,

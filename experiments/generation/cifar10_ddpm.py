@@ -1,0 +1,61 @@
+"""The diffusion model of Ho et al. for CIFAR-10, as the paper trains it: planned, not run here.
+
+Ho et al., 2020, arXiv:2006.11239, section 4 and appendix B: 35.7 million parameters, 1,000 steps of
+noise, 800,000 steps of 128 images at a rate of 2e-4 with horizontal flips, a moving average of
+decay 0.9999; FID 3.17 (Table 1) and 3.75 bits a dimension at most (Table 2).
+
+Not run: it is for accelerators, `opsin run cifar10_ddpm parallel.data=8` on eight of them.
+`--smoke` runs a small form of it.
+
+    opsin run cifar10_ddpm
+"""
+
+from functools import partial
+from typing import Any
+
+from data.geometry import random_flip
+from data.sources import synthetic
+from models.generative.diffusion_unet import DiffusionUNet
+from models.layers import group_norm
+from ops.diffusion_samplers import Ancestral
+from train.experiment import Data, Experiment, Loop
+from train.optim import Optimizer, adamw, constant
+from train.tasks.diffuse import Diffuse, Sampling
+
+SMOKE: dict[str, Any] = {
+    "task.model.width": 4,
+    "task.model.blocks": 1,
+    "task.model.norm": partial(group_norm, groups=4),
+    "task.process.steps": 10,
+    "task.sampling.steps": 2,
+    "data.source": partial(synthetic, n=32, size=32),
+    "data.batch": 8,
+    "data.eval_batch": 16,
+    "loop.duration": "2 steps",
+}
+
+
+def config() -> Experiment:
+    """The recipe of the paper."""
+    return Experiment(
+        task=Diffuse(
+            model=DiffusionUNet(),
+            sampling=Sampling(Ancestral(variance="large"), steps=1000),
+        ),
+        data=Data(source="tfds:cifar10", batch=128, augment=(random_flip,)),
+        optimizer=Optimizer(
+            method=adamw,
+            learning_rate=2e-4,
+            schedule=constant,
+            warmup="5000 steps",
+            weight_decay=0.0,
+            clip_norm=1.0,
+        ),
+        loop=Loop(
+            duration="800000 steps",
+            log_every="100 steps",
+            evaluate_every="20000 steps",
+            checkpoint_every="5000 steps",
+            ema_decay=0.9999,
+        ),
+    )
