@@ -10,9 +10,9 @@ them against as many test images; they are the grey means of binary pixels, so t
 5,000 training images, is not theirs to reach.
 
 Ours, three seeds, 63 to 79 seconds a run with another beside it: from beta 4 to ¼ ten latents go
-from 6 to 25 nats of rate and from 130 to 91 of distortion, fifty from 5 to 44 and from 141 to 73, on
-one curve where they meet; two latents hold 4 to 7 nats, and 142 of distortion at best. The bound is
-best near beta 1 for ten latents and at ½ for fifty, of which beta 2 leaves 7 in use. Samples are
+from 6 to 25 nats of rate and from 130 to 91 of distortion, fifty from 5 to 44 and from 141 to 73,
+on one curve where they meet; two latents hold 4 to 7 nats, and 142 of distortion at best. The bound
+is best near beta 1 for ten latents and at ½ for fifty, of which beta 2 leaves 7 in use. Samples are
 nearest to digits there too (about 200, with a floor of 1.6), and the more rate, the more of the
 digits they cover (recall 0 to 0.35).
 
