@@ -113,7 +113,7 @@ def test_smoke_runs_to_its_end(name, tmp_path, monkeypatch, capfd):
     summary = read("summary.json")
     assert summary == outcome.metrics
     assert summary["steps"] == 2
-    assert summary["parameters"] > 1_000
+    assert summary["parameters"] > 10_000
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     logged = {key: value for line in lines for key, value in line.items()}
     assert logged["step"] == 2
