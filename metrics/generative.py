@@ -67,47 +67,13 @@ def frechet_distance(real: Features, made: Features) -> float:
     pair = _check_pair(real, made, at_least=2)
     means = [features.mean(axis=0) for features in pair]
     # The triangular factor has the same AᵀA, and no more rows than there are features.
-    roots = [
+    roots: list[Any] = [
         np.linalg.qr((features - mean) / np.sqrt(len(features) - 1), mode="r")
         for features, mean in zip(pair, means, strict=True)
     ]
-    return _frechet(means[0], roots[0], means[1], roots[1])
-
-
-def gaussian_frechet_distance(
-    mean: Float[np.ndarray, " features"],
-    covariance: Float[np.ndarray, "features features"],
-    other_mean: Float[np.ndarray, " features"],
-    other_covariance: Float[np.ndarray, "features features"],
-) -> float:
-    """The same of two Gaussians that are known by mean and covariance.
-
-    Where there are features, `frechet_distance` is more exact: a covariance has lost half of the
-    digits of its small directions.
-
-    Raises:
-        ValueError: shapes that do not fit, numbers that are not finite, or a covariance that is not
-            symmetric or has a negative eigenvalue beyond rounding.
-    """
-    sides = []
-    for m, c in ((mean, covariance), (other_mean, other_covariance)):
-        m, c = np.asarray(m, np.float64), np.asarray(c, np.float64)
-        if m.shape != np.shape(mean) or c.shape != 2 * m.shape or m.ndim != 1 or not m.size:
-            raise ValueError(f"mean {list(m.shape)} and covariance {list(c.shape)} do not fit")
-        if not (np.isfinite(m).all() and np.isfinite(c).all()):
-            raise ValueError("a mean or covariance is not finite")
-        values, vectors = np.linalg.eigh(c)
-        if not np.allclose(c, c.T, atol=1e-8 * abs(c).max()) or values[0] < -1e-6 * values[-1]:
-            raise ValueError("a covariance must be symmetric, without negative eigenvalues")
-        sides += [m, np.sqrt(np.maximum(values, 0))[:, None] * vectors.T]
-    return _frechet(*sides)
-
-
-def _frechet(mean: Any, root: Any, other_mean: Any, other_root: Any) -> float:
-    """From means [features] and roots R [rows, features] of the covariances RᵀR."""
-    singular = np.linalg.svd(root @ other_root.T, compute_uv=False)
-    apart = np.sum((mean - other_mean) ** 2)
-    spread = np.sum(root**2) + np.sum(other_root**2) - 2 * np.sum(singular)
+    singular = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False)
+    apart = np.sum((means[0] - means[1]) ** 2)
+    spread = np.sum(roots[0] ** 2) + np.sum(roots[1] ** 2) - 2 * np.sum(singular)
     return float(apart + max(spread, 0.0))  # rounding may leave it below
 
 

@@ -1,8 +1,14 @@
-"""Do importance weights, or only more draws, bring a VAE nearer to the likelihood of MNIST?
+"""Importance weights gain more from the same draws than an ELBO does, early in training too.
 
 Burda et al., 2016, arXiv:1509.00519, Table 1: with k = 1, 5 and 50 draws a VAE with one stochastic
 layer reaches 86.76, 86.47 and 86.35 nats, an IWAE 86.76, 85.54 and 84.78, and uses more latents.
 With k = 1 the two are one.
+
+Ours, three seeds: 127.6 ± 1.1 nats with k = 1; 122.1 and 119.7 with 5 and 50 draws of the ELBO,
+119.7 and 115.8 with as many importance weights, 118.2 with 5 and the doubly reparameterised
+gradient. The order is that of the paper; after a thousandth of its passes the differences are ten
+times its own, and nearly all 50 units are still active, so that their number says nothing yet. 68
+to 91 seconds a run with k = 1 and 5, 337 and 493 with 50, with another run beside it.
 
 Small: 4,000 steps of 50 images (3 passes; theirs are 3,280 of batches of 20), and the NLL by 1,000
 draws on the first 2,000 test images.
@@ -21,6 +27,14 @@ from train.final_metrics import ImportanceNLL
 
 SMOKE = mnist_vae.SMOKE
 
+PAPER = {  # nats, and active units
+    "vae-1": ("86.76", 19),
+    "vae-5": ("86.47", 20),
+    "vae-50": ("86.35", 20),
+    "iwae-5": ("85.54", 22),
+    "iwae-50": ("84.78", 25),
+}
+
 TABLE = Table(
     title="VAE and IWAE on binarised MNIST, 4,000 steps",
     metrics={
@@ -32,16 +46,9 @@ TABLE = Table(
     lower_is_better=("test/nll",),
     baseline="vae-1",
     paper={
-        ("vae-1", "test/nll"): "86.76 (Burda et al., 2016, Table 1)",
-        ("vae-5", "test/nll"): "86.47 (same)",
-        ("vae-50", "test/nll"): "86.35 (same)",
-        ("iwae-5", "test/nll"): "85.54 (same)",
-        ("iwae-50", "test/nll"): "84.78 (same)",
-        ("vae-1", "test/active_units"): "19 (same)",
-        ("vae-5", "test/active_units"): "20 (same)",
-        ("vae-50", "test/active_units"): "20 (same)",
-        ("iwae-5", "test/active_units"): "22 (same)",
-        ("iwae-50", "test/active_units"): "25 (same)",
+        (arm, f"test/{metric}"): f"{value} (Burda et al., 2016, Table 1)"
+        for arm, found in PAPER.items()
+        for metric, value in zip(("nll", "active_units"), found, strict=True)
     },
     seeds=3,
 )

@@ -1,9 +1,12 @@
-"""In how many nats does a variational autoencoder of two tanh layers explain binary MNIST?
+"""A variational autoencoder of two tanh layers explains binary MNIST in 87.9 nats an image.
 
 Burda et al., 2016, arXiv:1509.00519, Table 1: the network 784-200-200-50 with one stochastic layer
 has a test NLL of 86.76 nats with k = 1, after 3,280 passes over the training set; estimated, as
 here, by 5,000 importance samples on all test images. Pixels are binarised at random, anew at each
 step in training and once for the test set.
+
+Ours, one seed: 87.85 nats after 300 passes, an ELBO of −92.08 and 25 active units; 48 minutes on
+two cores with other runs beside it. The tenth of the passes is paid with 1.1 nats.
 
     opsin sweep mnist_vae
     opsin report mnist_vae
@@ -41,7 +44,7 @@ TABLE = Table(
     },
     lower_is_better=("test/nll",),
     paper={("default", "test/nll"): "86.76 (Burda et al., 2016, Table 1, k = 1)"},
-    seeds=3,
+    seeds=1,
 )
 
 

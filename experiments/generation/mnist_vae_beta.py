@@ -1,4 +1,4 @@
-"""How do beta and the size of the latent trade a VAE's rate against its distortion?
+"""Beta moves a VAE along one curve of rate and distortion; too small a latent ends the curve early.
 
 Higgins et al., 2017, "beta-VAE"; Alemi et al., 2018, arXiv:1711.00464, Fig. 1: rate (nats that the
 latents carry) and distortion (nats that it takes to say the image, given them) lie on a curve that
@@ -8,6 +8,13 @@ the bound that training descends.
 Samples are judged by the Fréchet distance of the features of LeNet-5 (`opsin export`), 5,000 of
 them against as many test images; they are the grey means of binary pixels, so that their floor, of
 5,000 training images, is not theirs to reach.
+
+Ours, three seeds, 63 to 79 seconds a run with another beside it: from beta 4 to ¼ ten latents go
+from 6 to 25 nats of rate and from 130 to 91 of distortion, fifty from 5 to 44 and from 141 to 73,
+on one curve where they meet; two latents hold 4 to 7 nats, and 142 of distortion at best. The bound
+is best near beta 1 for ten latents and at ½ for fifty, of which beta 2 leaves 7 in use. Samples are
+nearest to digits there too (about 200, with a floor of 1.6), and the more rate, the more of the
+digits they cover (recall 0 to 0.35).
 
 Small: 6,000 steps of 100 images (10 passes).
 

@@ -31,7 +31,7 @@ from train.optim import Optimizer, adamw, cosine
 from train.tasks.segment import Segment
 
 SMOKE = {
-    "task.model.depth": 1,
+    "task.model.depth": 2,
     "data.source": partial(cells, n=8, size=32),
     "data.augment.0.size": 24,
     "data.eval_batch": 2,

@@ -94,15 +94,11 @@ class VectorQuantizer(nn.Module):
         """
         z = z.astype(jnp.float32)
         indices = nearest_codes(z, self._embedding())
-        codes = self.lookup(indices)
+        codes = self._embedding()[indices]
         learns = self.update == "ema" and self.is_mutable_collection("codebook")
         if train and learns and not self.is_initializing():
             self._learn(lax.stop_gradient(z), indices)
         return straight_through(z, codes), codes, indices
-
-    def lookup(self, indices: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
-        """The codes of these indices."""
-        return self._embedding()[indices]
 
     def _embedding(self) -> Array:
         return self.codebook if self.update == "gradient" else self.embedding.value
@@ -227,10 +223,6 @@ class VQVAE(VQOptions):
     ) -> tuple[Float[Array, "*batch d"], Float[Array, "*batch d"], Int[Array, "*batch"]]:
         """Codes with the gradient of `z_e`, codes and indices; see `VectorQuantizer`."""
         return self.quantizer(z_e, train=train)
-
-    def lookup(self, indices: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
-        """The codes of these indices, to decode what was not encoded from an image."""
-        return self.quantizer.lookup(indices)
 
     def decode(
         self, z_q: Float[Array, "batch rows columns {self.code_size}"], *, train: bool = False

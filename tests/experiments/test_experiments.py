@@ -84,7 +84,7 @@ def test_the_config_is_complete_and_the_table_fits_its_arms(name):
     assert len({identity(run.experiment) for run in planned}) == len(arms) * module.TABLE.seeds
     # Raises for an arm or a metric that is not there.
     report = Report(name=name, claim="", arms=[arm.name for arm in arms], table=module.TABLE)
-    assert module.TABLE.seeds >= 3
+    assert module.TABLE.seeds >= (1 if len(arms) == 1 else 3)  # a headline may be one longer run
     compared = [arm for arm in report.arms if module.TABLE.baseline_of(arm)]
     assert len(compared) < len(arms)  # a baseline is not compared to itself
 
@@ -113,7 +113,7 @@ def test_smoke_runs_to_its_end(name, tmp_path, monkeypatch, capfd):
     summary = read("summary.json")
     assert summary == outcome.metrics
     assert summary["steps"] == 2
-    assert summary["parameters"] > 1_000
+    assert summary["parameters"] > 10_000
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     logged = {key: value for line in lines for key, value in line.items()}
     assert logged["step"] == 2

@@ -64,5 +64,5 @@ def test_a_batch_that_does_not_divide_names_one_that_does():
     with pytest.raises(DeviceError, match=r"data.batch=60 .* 8 devices: try data.batch=56"):
         check_batch(60, mesh)
     with pytest.raises(DeviceError, match=r"try data.batch=16"):
-        check_batch(8, mesh, accumulate=2)
-    check_batch(64, mesh, accumulate=4)
+        check_batch(8, mesh, parts=2)
+    check_batch(64, mesh, parts=4)
