@@ -8,7 +8,8 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from experiments.config import Arm, ConfigError
+from experiments.config import ConfigError
+from experiments.table import Arm
 
 HOUSE = Path(__file__).parent
 

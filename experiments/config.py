@@ -28,26 +28,6 @@ class ConfigError(ValueError):
     """An override that does not fit the experiment."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One row of an ablation: a name, and what it changes.
-
-    Attributes:
-        name: of the row.
-        overrides: what it changes.
-        seeded: paths that take the seed of a run besides ``seed`` itself, such as that of samples
-            of a model that is not trained any more.
-    """
-
-    name: str
-    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    seeded: tuple[str, ...] = ()
-
-    def under(self, seed: int) -> dict[str, Any]:
-        """The overrides of its run with this seed."""
-        return {**self.overrides, **dict.fromkeys(("seed", *self.seeded), seed)}
-
-
 def parse(text: str) -> tuple[str, Any]:
     """``"task.model.width=32"`` → ``("task.model.width", 32)``.
 

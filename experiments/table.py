@@ -1,12 +1,32 @@
-"""What a result table shows, fixed in the experiment's file before anything runs."""
+"""The rows of an ablation and what their table shows, fixed in its file before anything runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 
 class ReportError(Exception):
     """A report that cannot be written as asked: one line that names the cause and the way out."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of an ablation: a name, and what it changes.
+
+    Attributes:
+        name: of the row.
+        overrides: what it changes.
+        seeded: paths that take the seed of a run besides ``seed`` itself, such as that of samples
+            of a model that is not trained any more.
+    """
+
+    name: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    seeded: tuple[str, ...] = ()
+
+    def under(self, seed: int) -> dict[str, Any]:
+        """The overrides of its run with this seed."""
+        return {**self.overrides, **dict.fromkeys(("seed", *self.seeded), seed)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,7 @@ from functools import partial
 
 from data.geometry import random_crop, random_flip
 from data.sources import shrunk, synthetic
-from experiments.config import Arm
-from experiments.table import Table
+from experiments.table import Arm, Table
 from models.classification.resnet import cifar_resnet
 from train.experiment import Data, Experiment, Loop
 from train.optim import Optimizer, cosine, sgd

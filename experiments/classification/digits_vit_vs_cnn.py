@@ -21,8 +21,7 @@ from functools import partial
 
 from data.geometry import random_crop
 from data.selection import per_class
-from experiments.config import Arm
-from experiments.table import Table
+from experiments.table import Arm, Table
 from models.classification.lenet import LeNet5
 from models.classification.vit import ViT
 from train.experiment import Data, Experiment, Loop

@@ -21,8 +21,7 @@ from functools import partial
 
 from data.selection import long_tail
 from data.sources import synthetic
-from experiments.config import Arm
-from experiments.table import Table
+from experiments.table import Arm, Table
 from losses.classification import cross_entropy_loss, focal_loss
 from models.classification.lenet import LeNet5
 from train.experiment import Data, Experiment, Loop

@@ -21,8 +21,7 @@ from functools import partial
 
 import flax.linen as nn
 
-from experiments.config import Arm
-from experiments.table import Table
+from experiments.table import Arm, Table
 from losses.likelihoods import Gaussian
 from models.generative.autoencoder import Autoencoder, DenseDecoder, DenseEncoder
 from models.generative.vae import VAE

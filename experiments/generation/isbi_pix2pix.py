@@ -21,8 +21,7 @@ import numpy as np
 from data.examples import Arrays, Examples, materialize
 from data.geometry import random_crop, random_flip, random_quarter_turn
 from data.shapes import shapes
-from experiments.config import Arm
-from experiments.table import Table
+from experiments.table import Arm, Table
 from models.generative.pix2pix import PatchGAN, TranslationUNet
 from train.experiment import Data, Experiment, Loop
 from train.optim import Optimizer, adamw, constant

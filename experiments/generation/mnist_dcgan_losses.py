@@ -19,9 +19,8 @@ from functools import partial
 from typing import Any
 
 from data.sources import synthetic
-from experiments.config import Arm
 from experiments.extractors import LENET
-from experiments.table import Table
+from experiments.table import Arm, Table
 from losses.adversarial import (
     HINGE,
     LEAST_SQUARES,

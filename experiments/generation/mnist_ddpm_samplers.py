@@ -14,10 +14,10 @@ samples, the weights are the same (`opsin export`).
 
 from collections.abc import Iterator
 
-from experiments.config import Arm, override
+from experiments.config import override
 from experiments.extractors import LENET, MNIST_DDPM
 from experiments.generation import mnist_ddpm
-from experiments.table import Table
+from experiments.table import Arm, Table
 from ops.diffusion_samplers import (
     Ancestral,
     Ddim,

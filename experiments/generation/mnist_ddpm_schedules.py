@@ -14,10 +14,10 @@ Small: the network of `mnist_ddpm` without classes, 1,000 steps of 64 images, an
 
 from collections.abc import Iterator
 
-from experiments.config import Arm, override
+from experiments.config import override
 from experiments.extractors import LENET
 from experiments.generation import mnist_ddpm
-from experiments.table import Table
+from experiments.table import Arm, Table
 from ops.diffusion_schedules import cosine_betas, linear_betas, sigmoid_betas
 from train.experiment import Experiment
 from train.final_metrics import SampleQuality

@@ -15,10 +15,10 @@ Small: a DCGAN of 16 channels at 28×28 pixels, 1,000 generator steps, five seed
 
 from collections.abc import Iterator
 
-from experiments.config import Arm, override
+from experiments.config import override
 from experiments.extractors import LENET
 from experiments.generation import mnist_dcgan_losses
-from experiments.table import Table
+from experiments.table import Arm, Table
 from losses.adversarial import r1_penalty
 from train.experiment import Experiment
 from train.final_metrics import SampleQuality

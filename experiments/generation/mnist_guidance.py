@@ -14,9 +14,9 @@ weights are the same (`opsin export`).
 
 from collections.abc import Iterator
 
-from experiments.config import Arm, override
+from experiments.config import override
 from experiments.generation import mnist_ddpm_samplers
-from experiments.table import Table
+from experiments.table import Arm, Table
 from train.experiment import Experiment
 
 SMOKE = mnist_ddpm_samplers.SMOKE

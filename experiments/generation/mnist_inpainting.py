@@ -2,8 +2,8 @@
 
 Song et al., 2021, arXiv:2011.13456, appendix I.2, put the known pixels back after each step;
 Lugmayr et al., 2022, arXiv:2201.09865 (RePaint), find that the rest then does not fit them, and
-take each step back by new noise and do it again. The model is that of `mnist_ddpm` and is not told the class;
-LeNet-5 reads what comes out.
+take each step back by new noise and do it again. The model is that of `mnist_ddpm` and is not told
+the class; LeNet-5 reads what comes out.
 
 Small: the first 512 test images, 100 steps of DDPM; the three seeds are of the samples, the weights
 are the same (`opsin export`).
@@ -14,10 +14,10 @@ are the same (`opsin export`).
 
 from collections.abc import Iterator
 
-from experiments.config import Arm, override
+from experiments.config import override
 from experiments.extractors import LENET
 from experiments.generation import mnist_ddpm_samplers
-from experiments.table import Table
+from experiments.table import Arm, Table
 from ops.diffusion_samplers import Ancestral
 from train.experiment import Experiment
 from train.final_diffusion import Inpainting

@@ -19,9 +19,9 @@ draws on the first 2,000 test images.
 
 from collections.abc import Iterator
 
-from experiments.config import Arm, override
+from experiments.config import override
 from experiments.generation import mnist_vae
-from experiments.table import Table
+from experiments.table import Arm, Table
 from train.experiment import Experiment
 from train.final_metrics import ImportanceNLL
 

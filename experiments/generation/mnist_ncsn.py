@@ -14,10 +14,10 @@ Small: the network of `mnist_ddpm` without classes, 2,000 steps of 64 images, an
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.config import Arm, override
+from experiments.config import override
 from experiments.extractors import LENET
 from experiments.generation import mnist_ddpm
-from experiments.table import Table
+from experiments.table import Arm, Table
 from losses.diffusion import epsilon_weight
 from models.generative.diffusion_unet import ScoreUNet
 from ops.diffusion_samplers import AnnealedLangevin, Heun, PredictorCorrector

@@ -27,10 +27,10 @@ from functools import partial
 
 from data.binarize import binarized
 from data.sources import synthetic
-from experiments.config import Arm, override
+from experiments.config import override
 from experiments.extractors import LENET
 from experiments.generation import mnist_vae
-from experiments.table import Table
+from experiments.table import Arm, Table
 from train.experiment import Experiment
 from train.final_metrics import SampleQuality
 

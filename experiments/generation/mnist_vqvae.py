@@ -21,8 +21,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from data.sources import synthetic
-from experiments.config import Arm
-from experiments.table import Table
+from experiments.table import Arm, Table
 from models.generative.vqvae import VQVAE
 from train.experiment import Data, Experiment, Loop
 from train.optim import Optimizer, adamw

@@ -25,8 +25,7 @@ from typing import Any
 from data.augment import color_jitter
 from data.geometry import random_affine, random_flip
 from data.shapes import shapes
-from experiments.config import Arm
-from experiments.table import Table
+from experiments.table import Arm, Table
 from losses.classification import cross_entropy_loss
 from losses.segmentation import combined_loss, dice_loss
 from models.classification.resnet import ResNet18

@@ -18,9 +18,9 @@ smaller stride they pay for. 2 to 3 minutes a run on two cores of an AMD EPYC, b
 
 from collections.abc import Iterator
 
-from experiments.config import Arm, override
+from experiments.config import override
 from experiments.segmentation import camvid_models
-from experiments.table import Table
+from experiments.table import Arm, Table
 from models.classification.resnet import ResNet18
 from models.segmentation.deeplab import DeepLabv3, DeepLabv3Plus
 from train.experiment import Experiment

@@ -25,9 +25,8 @@ from functools import partial
 
 from data.border_weights import border_weighted
 from data.geometry import random_crop, random_flip, random_quarter_turn
-from experiments.config import Arm
 from experiments.segmentation import isbi_unet
-from experiments.table import Table
+from experiments.table import Arm, Table
 from losses.classification import cross_entropy_loss, focal_loss
 from losses.lovasz import lovasz_softmax_loss
 from losses.segmentation import dice_loss, focal_tversky_loss, tversky_loss

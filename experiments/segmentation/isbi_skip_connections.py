@@ -18,9 +18,9 @@ skips and 5.3 without, for 11 % more parameters.
 
 from collections.abc import Iterator
 
-from experiments.config import Arm, override
+from experiments.config import override
 from experiments.segmentation import isbi_losses
-from experiments.table import Table
+from experiments.table import Arm, Table
 from train.experiment import Experiment
 
 SMOKE = isbi_losses.SMOKE

@@ -21,8 +21,9 @@ from PIL import Image
 import experiments.runs
 from data.sources import synthetic
 from experiments import catalogue, cli
-from experiments.config import Arm, identity, override
+from experiments.config import identity, override
 from experiments.runs import directory_of
+from experiments.table import Arm
 from models.classification.lenet import LeNet5
 from models.classification.vit import ViT
 from train.experiment import Data, Experiment, Loop

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from data.geometry import random_crop, random_flip
 from experiments import catalogue
 from experiments.config import (
-    Arm,
     ConfigError,
     identity,
     override,
@@ -30,6 +29,7 @@ from experiments.config import (
     rebuild,
     resolve,
 )
+from experiments.table import Arm
 from losses.classification import cross_entropy_loss, focal_loss
 from losses.likelihoods import Bernoulli, Gaussian
 from models.classification.lenet import LeNet5

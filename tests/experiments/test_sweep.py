@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import catalogue
-from experiments.config import Arm, ConfigError, identity, override
+from experiments.config import ConfigError, identity, override
 from experiments.sweep import arm_of, expand, share
+from experiments.table import Arm
 from models.classification.lenet import LeNet5
 from train.experiment import Experiment
 from train.tasks.classify import Classify
