@@ -1,7 +1,8 @@
-"""Networks that generators are judged by."""
+"""Trained networks in `results/extractors/`: to judge generators by, or to go on from."""
 
 from models.classification.lenet import LeNet5
 from train.extractor import Extractor
+from train.weights import Weights
 
 # Made by `opsin run mnist_lenet`, then `opsin export RUN results/extractors/lenet.safetensors`.
 LENET = Extractor(
@@ -11,3 +12,10 @@ LENET = Extractor(
     sha256="33bb84d537538419e3f943decebf965427d6c1c5c0863a599ba157a61cc181ac",
 )
 """LeNet-5 of ``mnist_lenet``, seed 0: 99.31 % of MNIST's test images; features [n, 84]."""
+
+# Made by `opsin run mnist_ddpm`, then `opsin export RUN results/extractors/mnist_ddpm.safetensors`.
+MNIST_DDPM = Weights(
+    path="results/extractors/mnist_ddpm.safetensors",
+    sha256="0" * 64,
+)
+"""The moving average of ``mnist_ddpm``, seed 0."""
