@@ -28,6 +28,7 @@ from ops.diffusion_samplers import (
 )
 from train.experiment import Experiment
 from train.final_metrics import SampleQuality
+from train.tasks.diffuse import Sampling
 
 SMOKE = mnist_ddpm.SMOKE | {
     "task.final": (SampleQuality(extractor=LENET, samples=32),),
@@ -65,7 +66,7 @@ def config() -> Experiment:
     """The weights of `mnist_ddpm`; one step at a learning rate of 0 leaves them as they are."""
     changes = {
         "task.weights": MNIST_DDPM,
-        "task.sampling.guidance": 1.0,
+        "task.sampling": Sampling(Ancestral(), steps=10),
         "task.final": (SampleQuality(extractor=LENET, source="tfds:mnist", samples=2000),),
         "optimizer.learning_rate": 0.0,
         "loop.duration": "1 steps",

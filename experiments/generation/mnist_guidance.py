@@ -18,6 +18,7 @@ from experiments.config import override
 from experiments.generation import mnist_ddpm_samplers
 from experiments.table import Arm, Table
 from train.experiment import Experiment
+from train.tasks.diffuse import Sampling
 
 SMOKE = mnist_ddpm_samplers.SMOKE
 
@@ -41,8 +42,8 @@ TABLE = Table(
 
 
 def config() -> Experiment:
-    """That of `mnist_ddpm_samplers`, without guidance."""
-    return override(mnist_ddpm_samplers.config(), {})
+    """The weights of `mnist_ddpm`, 20 steps, without guidance."""
+    return override(mnist_ddpm_samplers.config(), {"task.sampling": Sampling()})
 
 
 def sweep() -> Iterator[Arm]:

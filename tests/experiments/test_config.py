@@ -35,9 +35,11 @@ from losses.likelihoods import Bernoulli, Gaussian
 from models.classification.lenet import LeNet5
 from models.classification.resnet import BottleneckBlock, ResNet18Cifar, cifar_resnet
 from models.layers import batch_norm
+from ops.diffusion_samplers import Ancestral, DpmSolver2M
 from train.experiment import Data, Experiment
 from train.optim import Optimizer, adamw, sgd
 from train.tasks.classify import Classify
+from train.weights import Weights
 
 
 def another(*values: Any, option: float = 0.0) -> None:
@@ -462,13 +464,15 @@ def different(value: Any) -> list[Any]:
             others = [b if value == a else a for a, b in pairs if value in (a, b)]
             return others or [value + "x"]
         case None:
-            return [True, 0.5, 3, "x", (0.5,), (1,), another]
+            return [True, 0.5, 3, "x", (0.5,), (1,), another, Weights("x")]
         case tuple() if not value:
             return [("x",), (1,), (("x", 0.5),), (("x", (1,)),), (another,)]
         case type():
             return [jnp.bfloat16, BottleneckBlock]
         case Bernoulli():
             return [Gaussian()]
+        case DpmSolver2M():
+            return [Ancestral()]
         case _ if callable(value):
             return [another]
     return []
