@@ -23,10 +23,11 @@ from train.optim import Optimizer, adamw, constant
 from train.tasks.diffuse import Diffuse, Sampling
 
 SMOKE: dict[str, Any] = {
-    "task.model.width": 4,
+    "task.model.width": 8,
+    "task.model.multiples": (1, 2),
     "task.model.blocks": 1,
-    "task.model.norm": partial(group_norm, groups=4),
-    "task.process.steps": 10,
+    "task.model.norm": partial(group_norm, groups=8),
+    "task.process.steps": 40,
     "task.sampling.steps": 2,
     "data.source": partial(synthetic, n=32, size=32),
     "data.batch": 8,

@@ -28,9 +28,10 @@ from train.optim import Optimizer, adamw, constant
 from train.tasks.diffuse import Diffuse, Sampling
 
 SMOKE: dict[str, Any] = {
-    "task.model.width": 4,
-    "task.model.norm.groups": 4,
-    "task.process.steps": 20,
+    "task.model.width": 8,
+    "task.model.multiples": (1, 2),
+    "task.model.attention": (),
+    "task.process.steps": 40,
     "task.sampling.steps": 2,
     "task.final": (
         SampleQuality(extractor=LENET, samples=32),

@@ -70,8 +70,6 @@ def config() -> Experiment:
         "task.final": (SampleQuality(extractor=LENET, source="tfds:mnist", samples=2000),),
         "optimizer.learning_rate": 0.0,
         "loop.duration": "1 steps",
-        "loop.evaluate_every": "1 steps",
-        "loop.checkpoint_every": "1 steps",
         "loop.ema_decay": None,
     }
     return override(mnist_ddpm.config(), changes)
