@@ -6,9 +6,9 @@ more than the loss. The five are minimax and non-saturating (Goodfellow et al., 
 al., 2017). The last has five turns of the critic a step, Adam without momentum and no batch norm in
 the critic, as there; what the norm alone does, the arm without it shows.
 
-Small: a DCGAN (Radford et al., 2016) of 32 channels for 28×28 pixels, 2,000 steps of 64 images;
-the Fréchet distance is that of the features of LeNet-5 (`opsin export`), not of Inception, and
-stands beside its floor, that of training images.
+Small: a DCGAN (Radford et al., 2016) of 32 channels for 28×28 pixels, whose discriminator has 256
+hidden units too, 2,000 steps of 64 images; the Fréchet distance is that of the features of LeNet-5
+(`opsin export`), not of Inception, and stands beside its floor, that of training images.
 
     opsin sweep mnist_dcgan_losses
     opsin report mnist_dcgan_losses
@@ -66,7 +66,7 @@ def config() -> Experiment:
     return Experiment(
         task=Adversarial(
             generator=DCGANGenerator(image=(28, 28, 1), latent=64, width=32, halvings=2),
-            discriminator=DCGANDiscriminator(width=32, halvings=2),
+            discriminator=DCGANDiscriminator(width=32, halvings=2, hidden=256),
             losses=NON_SATURATING,
             optimizer=ADAM,
             observer=LENET,

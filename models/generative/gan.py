@@ -297,7 +297,7 @@ class Discriminator(DiscriminatorLayers):
         if classes is not None and self.condition == "planes":
             x, classes = join(x, classes[:, None, None]), None
         conv, dense = self.layers(train=train)
-        features = self.features(x, conv, norm_of(self, train=train))
+        features = self.features(x, conv, dense, norm_of(self, train=train))
         self.sow("intermediates", "features", features)
         logits = dense(1, use_bias=False, name="head")(features)[:, 0]
         if classes is None:
@@ -306,7 +306,7 @@ class Discriminator(DiscriminatorLayers):
         return logits + jnp.sum(features * embed(classes), axis=1)
 
     @nn.nowrap
-    def features(self, x: Array, conv: Make, norm: Make | None) -> Array:
+    def features(self, x: Array, conv: Make, dense: Make, norm: Make | None) -> Array:
         """What the last layer sees, [batch, d], float32."""
         raise NotImplementedError
 
@@ -315,19 +315,29 @@ class DCGANDiscriminator(Discriminator):
     """Convolutions 4×4 of stride 2, with norm but for the first, leaky ReLU, and a dense layer.
 
     The first has `width` channels, each one after it twice as many. With the defaults and three
-    channels it has 2,765,568 parameters. For the fields see `Discriminator`.
+    channels it has 2,765,568 parameters. For the other fields see `Discriminator`.
+
+    Attributes:
+      hidden: units of a dense layer with leaky ReLU before the last, which sees places together as
+        few convolutions do not: without it two halvings give a sum over patches of 10 pixels. None
+        for none.
     """
 
+    hidden: int | None = None
+
     @nn.nowrap
-    def features(self, x: Array, conv: Make, norm: Make | None) -> Array:
-        """The last map, all of it."""
+    def features(self, x: Array, conv: Make, dense: Make, norm: Make | None) -> Array:
+        """The last map, all of it, or the hidden units that see it."""
         conv = partial(conv, strides=2, padding=1, use_bias=norm is None)
         for index in range(1, self.halvings + 1):
             x = conv(self.width * 2 ** (index - 1), (4, 4), name=f"conv{index}")(x)
             if norm is not None and index > 1:
                 x = norm(name=f"norm{index}")(x)
             x = nn.leaky_relu(x, 0.2)
-        return x.reshape(len(x), -1).astype(jnp.float32)
+        x = x.reshape(len(x), -1).astype(jnp.float32)
+        if self.hidden is None:
+            return x
+        return nn.leaky_relu(dense(self.hidden, name="hidden")(x), 0.2)
 
 
 class ResidualDiscriminator(Discriminator):
@@ -348,7 +358,7 @@ class ResidualDiscriminator(Discriminator):
     blocks: int = 4
 
     @nn.nowrap
-    def features(self, x: Array, conv: Make, norm: Make | None) -> Array:
+    def features(self, x: Array, conv: Make, dense: Make, norm: Make | None) -> Array:
         """The sum of the last map. Raises ValueError for fewer blocks than halvings."""
         if self.blocks < self.halvings:
             raise ValueError(f"{self.blocks} blocks cannot halve images {self.halvings} times")

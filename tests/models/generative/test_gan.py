@@ -83,6 +83,9 @@ def test_parameters_of_options():
     assert more == 10 * 16 * 512
     planes = DCGANDiscriminator(num_classes=10, condition="planes")
     assert parameters(planes) - parameters(discriminator) == 10 * 16 * 64
+    # Hidden units see the last map, and the head sees them.
+    more = parameters(DCGANDiscriminator(hidden=256)) - parameters(discriminator)
+    assert more == (16 * 512 + 1) * 256 + 256 - 16 * 512
     # Without norms, of two parameters a channel, convolutions have biases.
     more = parameters(DCGANGenerator(norm=None)) - parameters(generator)
     assert more == 3 - (64 + 128 + 256 + 512)
@@ -235,6 +238,18 @@ def test_with_batch_norm_logits_depend_on_the_batch_in_training_only(randomise, 
         assert same == (not train)
         kept = jax.tree.map(np.array_equal, changed["batch_stats"], variables["batch_stats"])
         assert set(jax.tree.leaves(kept)) == {not train}
+
+
+@pytest.mark.parametrize("hidden", [None, 8])
+def test_hidden_units_see_far_places_together(hidden, randomise):
+    model = DCGANDiscriminator(width=2, halvings=1, norm=None, hidden=hidden)
+    image = jnp.zeros((12, 12, 1))
+    variables = drawn(randomise, model, image[None])
+    one, other = image.at[0, 0].set(50), image.at[11, 11].set(50)
+    logits = model.apply(variables, jnp.stack([image, one, other, one + other]))
+    # Mixed difference: zero where a logit is a sum over patches.
+    mixed = logits[3] - logits[1] - logits[2] + logits[0]
+    assert (abs(mixed) > 1e-3) == (hidden is not None)
 
 
 @pytest.mark.parametrize("condition", ["projection", "planes"])
