@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from data.augment import row_keys
 from data.images import read_image
 from experiments.runs import RunError
 from experiments.trained import Trained, open_run
@@ -114,7 +115,9 @@ def inpaint(
 ) -> list[Path]:
     """Writes ``inpainted.png``, the image, what is known of it and versions of the whole.
 
-    Beside it ``inpainted.npz`` with ``image`` uint8 [count, height, width, channels].
+    Where a run is configured with a sampler that remembers the step before, 100 steps of DDPM take
+    its place, unless another is asked for. Beside it lies ``inpainted.npz`` with ``image`` uint8
+    [count, height, width, channels].
 
     Args:
         run: of a diffusion model.
@@ -131,9 +134,20 @@ def inpaint(
         DataError: for a file that is no image.
         SettingError: as ``sample``.
     """
+    if asked.label is None and asked.guidance is not None:
+        raise RunError("--guidance is towards a class: ask for one with --class, or leave it out")
     trained, task = _open(run, asked)
     if not isinstance(task, Diffuse):
         raise RunError(f"{run}: inpaint is for diffusion models, not {type(task).__name__}")
+    sampling = task.sampling
+    if asked.sampler is None and sampling.sampler.remembers:
+        # Most are trained with a fast sampler, which cannot take a step back.
+        sampling = replace(sampling, sampler=Ancestral(), steps=asked.steps or 100, spacing=None)
+    if asked.label is None:  # no class rather than one after the other
+        sampling = replace(sampling, guidance=1.0)
+    task = replace(task, sampling=sampling)
+    task.check_sampling()
+    task.check_inpainting(resamplings)
     height, width, channels = task.image
     known = np.asarray(read_image(image, channels), np.float32) / 255
     known = known.reshape(*known.shape[:2], channels)
@@ -149,7 +163,7 @@ def inpaint(
         raise RunError(f"{mask} asks for {much} to be filled in: make only that part white")
     labels = _labels(task, count, asked)
     check_labels(task, labels)
-    if labels is not None and asked.label is None:  # no class rather than one after the other
+    if labels is not None and asked.label is None:
         assert task.num_classes is not None
         labels = np.full(count, task.num_classes, np.int32)
     made = jit_here(partial(task.inpaint, resamplings=resamplings))(
@@ -204,7 +218,7 @@ def _labels(task: Generative, count: int, asked: Asked) -> np.ndarray | None:
 
 def _keys(seed: int, count: int) -> jax.Array:
     """Those of ``train.sampling``."""
-    return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(count))
+    return row_keys(jax.random.key(seed), count)
 
 
 def _write(images: np.ndarray, arrays: dict[str, np.ndarray], rows: Any, stem: Path) -> list[Path]:

@@ -228,12 +228,14 @@ def variational_bound(
         x0: the data.
         keys: one for each image.
         times: falling, to data without noise: `process.times` of the steps of p.
-        variance: "small" is β̃, "large" is β.
+        variance: "small" is β̃, "large" is β, also in the last step, where others take β̃_2.
         bins: see `bound_loss`.
 
     Raises:
-        ValueError: times that end in noise.
+        ValueError: times that end in noise, or another variance.
     """
+    if variance not in ("small", "large"):
+        raise ValueError(f'variance is "small" or "large", not {variance!r}')
     levels = process.levels(times)
     if levels.sigma[-1] != 0:
         raise ValueError(f"there is noise left at time {times[-1]}: the bound is not of the data")

@@ -62,8 +62,14 @@ class Process(Protocol):
         """
         ...
 
-    def karras_times(self, steps: int, rho: float = 7.0) -> Num[np.ndarray, "steps+1"]:
+    def karras_times(
+        self, steps: int, rho: float = 7.0, high: float = 80.0
+    ) -> Num[np.ndarray, "steps+1"]:
         """A grid that is even in (σ/α)^(1/ρ), then time 0: Karras et al., 2022, eq. 5.
+
+        It starts where σ/α is `high` times the deviation of the prior, theirs, or at the end of a
+        process of less noise. A variance-preserving one may go far beyond, to where x is all noise
+        to six digits, and a step from there would be as long as all others together.
 
         Raises:
             ValueError: a number of steps that the process cannot have.
@@ -171,6 +177,8 @@ def target_value(
             return alpha * noise - sigma * x0
         case "score":
             return -noise / sigma
+        case _:
+            raise ValueError(f'a target is "epsilon", "x0", "v" or "score", not {target!r}')
 
 
 def convert(

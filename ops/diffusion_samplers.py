@@ -37,6 +37,11 @@ class State(NamedTuple):
 class Sampler(Protocol):
     """How a step goes from a time to the next."""
 
+    @property
+    def remembers(self) -> bool:
+        """Whether a step needs the one before, so that none can be taken back and done again."""
+        ...
+
     def plan(self, process: Process, grid: Point) -> Any:
         """What the steps need, arrays [steps, ...] of float64.
 
@@ -64,7 +69,14 @@ class Coefficients(NamedTuple):
     noise: Any = None
 
 
-class _Linear:
+class _Forgetful:
+    @property
+    def remembers(self) -> bool:
+        """See `Sampler`."""
+        return False
+
+
+class _Linear(_Forgetful):
     def step(
         self,
         denoise: Denoiser,
@@ -91,7 +103,7 @@ class _AncestralPlan(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ancestral:
+class Ancestral(_Forgetful):
     """Draws of p(x_s|x_t), the posterior with the estimate in place of x_0.
 
     Ho et al., 2020, arXiv:2006.11239, algorithm 2. A model that learned its variance
@@ -99,9 +111,16 @@ class Ancestral:
 
     Attributes:
         variance: "small" is β̃, that of the posterior; "large" is β.
+
+    Raises:
+        ValueError: another variance.
     """
 
     variance: Literal["small", "large"] = "small"
+
+    def __post_init__(self):
+        if self.variance not in ("small", "large"):
+            raise ValueError(f'variance is "small" or "large", not {self.variance!r}')
 
     def plan(self, process: Process, grid: Point) -> _AncestralPlan:
         """See `Sampler`."""
@@ -165,6 +184,11 @@ class DpmSolver2M(_Linear):
     The first step is of order 1, as is one that ends without noise.
     """
 
+    @property
+    def remembers(self) -> bool:
+        """The estimate of the step before."""
+        return True
+
     def plan(self, process: Process, grid: Point) -> Coefficients:
         """See `Sampler`."""
         now, before = between(grid.levels)
@@ -190,7 +214,7 @@ class _HeunPlan(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Heun:
+class Heun(_Forgetful):
     """Heun's method in x / α against σ / α: Karras et al., 2022, arXiv:2206.00364, algorithm 2.
 
     Of order 2, with two evaluations a step, but one in a step that ends without noise. Made for
@@ -202,12 +226,21 @@ class Heun:
         churn_min: S_tmin, of σ / α.
         churn_max: S_tmax.
         noise_scale: S_noise.
+
+    Raises:
+        ValueError: a negative churn or scale.
     """
 
     churn: float = 0.0
     churn_min: float = 0.0
     churn_max: float = float("inf")
     noise_scale: float = 1.0
+
+    def __post_init__(self):
+        if not (self.churn >= 0 and self.noise_scale >= 0):
+            raise ValueError(
+                f"churn and noise_scale must not be negative, not {self.churn}, {self.noise_scale}"
+            )
 
     def plan(self, process: Process, grid: Point) -> _HeunPlan:
         """See `Sampler`."""
@@ -258,30 +291,41 @@ class _LangevinPlan(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AnnealedLangevin:
+class AnnealedLangevin(_Forgetful):
     """Langevin dynamics at each noise, one after the other: Song & Ermon, 2019, algorithm 1.
 
-    arXiv:1907.05600. x ← x + a/2 ∇log p(x) + √a ε with a = step_size σ² / σ_L², of the last noise
-    σ_L that the model is asked at. The model is asked `corrections` times a time, and once more.
+    arXiv:1907.05600. x ← x + a/2 ∇log p(x) + √a ε with a = step_size σ². For processes that add
+    noise and leave the data as they are, such as `ops.sde.VarianceExploding`: from a noise to the
+    next nothing moves. The model is asked `corrections` times a time, and once in the end.
 
     Attributes:
-        step_size: ε of the paper, with the units of σ_L².
+        step_size: ε / σ_L² of the paper, where it is 0.2 (2e-5 / 0.01²). From σ to the next, x must
+            have time to follow: steps contract by about 1 − step_size / 2.
         corrections: T of the paper, steps at each noise.
+
+    Raises:
+        ValueError: a step size that is not positive, or fewer than one correction.
     """
 
-    step_size: float = 2e-5
+    step_size: float = 0.2
     corrections: int = 100
+
+    def __post_init__(self):
+        if not self.step_size > 0 or self.corrections < 1:
+            raise ValueError(
+                "step_size must be positive and corrections at least 1, not "
+                f"{self.step_size} and {self.corrections}"
+            )
 
     def plan(self, process: Process, grid: Point) -> _LangevinPlan:
         """See `Sampler`."""
         now, before = between(grid.levels)
-        size = 0.5 * self.step_size * (now.sigma / now.sigma[-1]) ** 2
-        # From a noise to the next nothing moves but the scale; the last step is free to denoise.
-        ends = before.sigma == 0
-        return _LangevinPlan(
-            size,
-            Coefficients(np.where(ends, 0.0, before.alpha / now.alpha), np.where(ends, 1.0, 0.0)),
-        )
+        if not np.allclose(now.alpha, 1):
+            raise ValueError(
+                "annealed Langevin dynamics are of processes that leave the data their size, such "
+                "as VarianceExploding: choose another sampler"
+            )
+        return _LangevinPlan(0.5 * self.step_size * now.sigma**2, before.sigma == 0)
 
     def step(
         self,
@@ -293,7 +337,12 @@ class AnnealedLangevin:
     ) -> State:
         """See `Sampler`."""
         x = _langevin(denoise, state.x, point, plan.size, self.corrections, keys)
-        return _Linear().step(denoise, State(x, state.x0), point, plan.predictor, keys)
+
+        def denoised() -> State:
+            x0 = denoise(x, point).x0
+            return State(x0, x0)
+
+        return lax.cond(plan.predictor, denoised, lambda: State(x, state.x0))
 
 
 @dataclass(frozen=True)
@@ -309,11 +358,25 @@ class PredictorCorrector:
         predictor: any sampler.
         corrections: Langevin steps at each time.
         snr: r.
+
+    Raises:
+        ValueError: negative numbers.
     """
 
     predictor: Sampler = Ancestral()
     corrections: int = 1
     snr: float = 0.16
+
+    def __post_init__(self):
+        if not (self.corrections >= 0 and self.snr >= 0):
+            raise ValueError(
+                f"corrections and snr must not be negative, not {self.corrections}, {self.snr}"
+            )
+
+    @property
+    def remembers(self) -> bool:
+        """As the predictor."""
+        return self.predictor.remembers
 
     def plan(self, process: Process, grid: Point) -> _LangevinPlan:
         """See `Sampler`."""

@@ -1,7 +1,8 @@
 """Sampling of diffusion models: from noise to data along a grid of times, in one scan."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,50 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, Num
 
 from ops.diffusion import Denoiser, Levels, Model, Point, Process, between
-from ops.diffusion_samplers import Sampler, State, fold_keys, keyed_normal
+from ops.diffusion_samplers import DpmSolver2M, Heun, Sampler, State, fold_keys, keyed_normal
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are made of noise.
+
+    Attributes:
+        sampler: how a step goes from a time to the next; see `ops.diffusion_samplers`.
+        steps: number of them.
+        spacing: "time", even in time, or "noise", after Karras et al., 2022, eq. 5; None is "noise"
+            for `Heun`, which is made for it, and "time" for all others.
+        guidance: of a model that is asked for a class: 1 is without, more is more of the class (Ho
+            & Salimans, 2022, arXiv:2207.12598; their w is this less 1), and asks the network twice
+            a step. 0 is without the class.
+        clip: estimates of the image are held in [−clip, clip]; the images are in [−1, 1].
+    """
+
+    sampler: Sampler = field(default_factory=DpmSolver2M)
+    steps: int = 20
+    spacing: Literal["time", "noise"] | None = None
+    guidance: float = 1.0
+    clip: float | None = 1.0
+
+    def times(self, process: Process) -> Num[np.ndarray, steps + 1]:
+        """The times of the steps.
+
+        Raises:
+            ValueError: an unknown spacing, one that the process cannot have, or more steps than it
+                has.
+        """
+        spacing = self.spacing or ("noise" if isinstance(self.sampler, Heun) else "time")
+        if spacing not in ("time", "noise"):
+            raise ValueError(f'spacing is "time" or "noise", not {spacing!r}')
+        return (process.times if spacing == "time" else process.karras_times)(self.steps)
+
+    def check(self, process: Process) -> None:
+        """Raises ValueError for steps that this process does not have, or this sampler not take."""
+        if not np.isfinite(self.guidance):
+            raise ValueError(f"guidance must be a number, not {self.guidance}")
+        times = self.times(process)
+        levels = process.levels(times)
+        levels = Levels(np.append(levels.alpha[:-1], 1.0), np.append(levels.sigma[:-1], 0.0))
+        self.sampler.plan(process, Point(times, levels))
 
 
 def prior_noise(
@@ -33,7 +77,8 @@ def sample(
     """Data, from x at the first of the times.
 
     Args:
-        denoiser: asked once a step, but where the sampler says otherwise; never at the last time.
+        denoiser: asked once a step, but where the sampler says otherwise; not at the last time,
+            but by the correction of `Heun` if that has noise and `denoise_last` is False.
         process: that its model was trained on.
         sampler: see `ops.diffusion_samplers`.
         keys: one for each image; those of `prior_noise` serve again.

@@ -121,10 +121,13 @@ class Discrete:
             raise ValueError(f"the schedule has {self.steps} steps; {steps} cannot be taken of it")
         return np.linspace(self.steps, 0, steps + 1).round().astype(np.int32)
 
-    def karras_times(self, steps: int, rho: float = 7.0) -> Int[np.ndarray, "steps+1"]:
+    def karras_times(
+        self, steps: int, rho: float = 7.0, high: float = 80.0
+    ) -> Int[np.ndarray, "steps+1"]:
         """See `Process`; the noise is the nearest that the schedule has."""
         self._require_signal()
-        grid = self.time_of(_karras_ratios(self.levels(np.array([self.steps, 1])), steps, rho))
+        ends = self.levels(np.array([self.steps, 1]))
+        grid = self.time_of(_karras_ratios(ends, steps, rho, high))
         if np.any(np.diff(grid) == 0):
             raise ValueError(
                 f"{steps} steps of this spacing fall on {len(np.unique(grid))} of "
@@ -153,9 +156,10 @@ class Discrete:
         return jnp.asarray(small)[self.steps - t], jnp.asarray(large)[self.steps - t]
 
     def _require_signal(self) -> None:
-        if self.zero_terminal_snr:
+        if self._table().alpha[-1] == 0:
             raise ValueError(
-                "with zero_terminal_snr noise has no end to space by: use times, even in t"
+                "without any signal at the last time noise has no end to space by: use times, even "
+                "in t"
             )
 
 
@@ -166,8 +170,8 @@ class Continuous:
     """What processes in continuous time share; their `levels` tell them apart.
 
     Attributes:
-        start: the least time that a model is trained and asked at. Its levels are close to those
-            of time 0, where a score may have no bound.
+        start: the least time above 0 that a model is trained and asked at. Its levels are close to
+            those of time 0, where a score may have no bound.
     """
 
     start: float
@@ -186,16 +190,22 @@ class Continuous:
         return 1000 * t
 
     def times(self, steps: int) -> Float[np.ndarray, "steps+1"]:
-        """See `Process`."""
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, not {steps}")
+        """See `Process`; the last but one is not below `start`."""
+        most = int(1 / self.start + 1e-6)
+        if not 1 <= steps <= most:
+            raise ValueError(
+                f"steps must lie in 1 to {most}, or they would ask below start={self.start:g}; "
+                f"got {steps}"
+            )
         return np.linspace(1.0, 0.0, steps + 1)
 
-    def karras_times(self, steps: int, rho: float = 7.0) -> Float[np.ndarray, "steps+1"]:
+    def karras_times(
+        self, steps: int, rho: float = 7.0, high: float = 80.0
+    ) -> Float[np.ndarray, "steps+1"]:
         """See `Process`; the least noise is that of `start`."""
-        return np.append(
-            self.time_of(_karras_ratios(self.levels(np.array([1.0, self.start])), steps, rho)), 0.0
-        )
+        ends = self.levels(np.array([1.0, self.start]))
+        ratios = _karras_ratios(ends, steps, rho, high * self.prior_std)
+        return np.append(self.time_of(ratios), 0.0)
 
     def time_of(self, ratio: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """See `Process`; by bisection."""
@@ -249,9 +259,9 @@ class LogSnr(Continuous):
         return Levels(library.sqrt(odds / (1 + odds)), library.sqrt(1 / (1 + odds)))
 
 
-def _karras_ratios(ends: Levels, steps: int, rho: float) -> np.ndarray:
-    """σ / α from the first of two ends to the last."""
+def _karras_ratios(ends: Levels, steps: int, rho: float, most: float) -> np.ndarray:
+    """σ / α from the first of two ends, but not from above `most`, to the last."""
     if steps < 2:
         raise ValueError(f"steps must be at least 2, not {steps}")
-    high, low = (ends.sigma / ends.alpha) ** (1 / rho)
+    high, low = np.minimum(ends.sigma / ends.alpha, most) ** (1 / rho)
     return np.linspace(high, low, steps) ** rho

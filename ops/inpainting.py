@@ -32,11 +32,11 @@ class Inpaint:
     Attributes:
         known: images in the space of the model, [batch, ...]; of these the known pixels are used.
         mask: where they are known, a shape that broadcasts to that of `known`.
-        sampler: of the steps; those that remember the step before (`DpmSolver2M`) do not suit.
+        sampler: of the steps; one that does not remember the step before.
         resamplings: how often each step is done, at least 1.
 
     Raises:
-        ValueError: a number of resamplings below 1.
+        ValueError: a number of resamplings below 1, or a sampler that remembers.
     """
 
     known: Float[Array, "batch ..."]
@@ -47,6 +47,15 @@ class Inpaint:
     def __post_init__(self):
         if self.resamplings < 1:
             raise ValueError(f"a step is done at least once, not {self.resamplings} times")
+        if self.sampler.remembers:
+            raise ValueError(
+                "inpainting takes steps back, which this sampler cannot: choose ddim or ancestral"
+            )
+
+    @property
+    def remembers(self) -> bool:
+        """See `ops.diffusion_samplers.Sampler`."""
+        return False
 
     def plan(self, process: Process, grid: Point) -> _Plan:
         """See `ops.diffusion_samplers.Sampler`."""
@@ -69,9 +78,8 @@ class Inpaint:
         def again(i: Array, state: State) -> State:
             drawn = fold_keys(keys, i)
             noise = keyed_normal(fold_keys(drawn, 2), state.x.shape)
-            back = state._replace(x=plan.back * state.x + plan.back_std * noise)
-            return once(drawn, back)
+            back = plan.back * state.x + plan.back_std * noise
+            return once(drawn, state._replace(x=jnp.where(i == 0, state.x, back)))
 
         # The last step ends in the data, which no noise need be added to.
-        times = jnp.where(plan.goes_on, self.resamplings, 1)
-        return lax.fori_loop(1, times, again, once(fold_keys(keys, 0), state))
+        return lax.fori_loop(0, jnp.where(plan.goes_on, self.resamplings, 1), again, state)

@@ -3,68 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, PyTree
 
 from data.augment import scale
 from data.examples import Examples
 from data.pipeline import eval_batches
 from losses.variational import bits_per_dim
+from ops.diffusion_sampling import Sampling
 from train.extractor import Extractor
 from train.final_metrics import first_examples, split_of
 from train.program import jit_here
 from train.sharding import beside
-from train.tasks.task import Batch, SettingError, Track
-
-
-class Bounding(Protocol):
-    """A task that bounds the likelihood of an image."""
-
-    def bound(
-        self,
-        params: PyTree,
-        mutable: PyTree,
-        batch: Batch,
-        keys: Key[Array, " batch"],
-        steps: int | None,
-    ) -> Float[Array, " batch"]:
-        """A bound of −log p(x) in nats, of so many steps; None is the process as it was trained."""
-        ...
-
-
-class Painting(Protocol):
-    """A task that fills in what is missing of an image."""
-
-    @property
-    def num_classes(self) -> int | None:
-        """Classes that can be asked for; the label after the last is none of them."""
-        ...
-
-    def inpaint(
-        self,
-        params: PyTree,
-        mutable: PyTree,
-        keys: Key[Array, " n"],
-        labels: Int[Array, " n"] | None,
-        known: Float[Array, "n ..."],
-        mask: Bool[Array, ...],
-        resamplings: int,
-    ) -> Float[Array, "n ..."]:
-        """Images that are ``known`` where the mask is true."""
-        ...
+from train.tasks.diffuse import Diffuse
+from train.tasks.task import Batch, Final, Foreseeing, SettingError, Track
 
 
 @dataclass(frozen=True)
 class VariationalBound:
     """A bound of −log p(x) for diffusion models: ``bound_bits_per_dim``, and ``bound``, nats.
 
-    Ho et al., 2020, arXiv:2006.11239, eq. 5, with one draw for each image and step.
+    Ho et al., 2020, arXiv:2006.11239, eq. 5, with one draw for each image and step. Of a model that
+    is told the class it is of log p(x | class): ``bound_given_class``, ….
 
     Attributes:
         steps: of the bound; None takes all that the process has, which is the tightest.
@@ -78,13 +43,14 @@ class VariationalBound:
     batch: int = 64
     split: str = "test"
 
-    def check(self, task: Bounding, sets: Mapping[str, Examples]) -> None:
-        """Raises SettingError if there is no such split."""
+    def check(self, task: Diffuse, sets: Mapping[str, Examples]) -> None:
+        """Raises SettingError if there is no such split, or no bound of this process."""
         split_of(sets, self.split)
+        task.bound_times(self.steps)
 
     def __call__(
         self,
-        task: Bounding,
+        task: Diffuse,
         params: PyTree,
         mutable: PyTree,
         sets: Mapping[str, Examples],
@@ -107,10 +73,46 @@ class VariationalBound:
             found.append(np.asarray(values))
         bound = np.mean(np.concatenate(found)[:count], dtype=np.float64)
         bits = bits_per_dim(jnp.asarray(bound), arrays["image"][0].size)
-        return {
-            f"{self.split}/bound": float(bound),
-            f"{self.split}/bound_bits_per_dim": float(bits),
-        }
+        name = f"{self.split}/{'bound' if task.num_classes is None else 'bound_given_class'}"
+        return {name: float(bound), f"{name}_bits_per_dim": float(bits)}
+
+
+@dataclass(frozen=True)
+class SampledBy:
+    """Another measurement, of samples that are made in another way: its names begin with ``name``.
+
+    So that one network is measured in several ways.
+
+    Attributes:
+        name: ``test/fd_lenet`` becomes ``test/<name>_fd_lenet``.
+        sampling: in place of the task's own.
+        final: what is measured.
+    """
+
+    name: str
+    sampling: Sampling
+    final: Final
+
+    def check(self, task: Diffuse, sets: Mapping[str, Examples]) -> None:
+        """Raises SettingError for a way that the model does not allow, and as the measurement."""
+        other = replace(task, sampling=self.sampling)
+        other.check_sampling()
+        if isinstance(self.final, Foreseeing):
+            self.final.check(other, sets)
+
+    def __call__(
+        self,
+        task: Diffuse,
+        params: PyTree,
+        mutable: PyTree,
+        sets: Mapping[str, Examples],
+        track: Track,
+    ) -> dict[str, float]:
+        """The numbers by their new names."""
+        other = replace(task, sampling=self.sampling)
+        found = self.final(other, params, mutable, sets, track)
+        split_and_name = ((*key.split("/"), value) for key, value in found.items())
+        return {f"{split}/{self.name}_{name}": value for split, name, value in split_and_name}
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,12 @@ class Inpainting:
     split: str = "test"
     seed: int = 0
 
-    def check(self, task: Painting, sets: Mapping[str, Examples]) -> None:
-        """Raises SettingError if there is no such split, or the classifier is for other images."""
+    def check(self, task: Diffuse, sets: Mapping[str, Examples]) -> None:
+        """Raises SettingError for no such split, other images than the classifier's, or a sampler.
+
+        The sampler must be one that can take steps back.
+        """
+        task.check_inpainting(self.resamplings)
         *_, image = self.extractor.open()
         found = np.shape(split_of(sets, self.split).records[0]["image"])
         if found != image:
@@ -149,7 +155,7 @@ class Inpainting:
 
     def __call__(
         self,
-        task: Painting,
+        task: Diffuse,
         params: PyTree,
         mutable: PyTree,
         sets: Mapping[str, Examples],

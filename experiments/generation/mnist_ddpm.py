@@ -3,7 +3,7 @@
 Ho et al., 2020, arXiv:2006.11239, with the cosine schedule of Nichol & Dhariwal, 2021, the target v
 of Salimans & Ho, 2022, and classifier-free guidance (Ho & Salimans, 2022). 10,000 samples, each of
 20 steps of DPM-Solver++(2M) (Lu et al., 2022), from the moving average of the weights; beside them
-the variational bound of the test images with all 1,000 steps.
+the variational bound of the first 256 test images, given their class, with all 1,000 steps.
 
 Small: 0.7 million parameters, and 6,400 steps of 64 images (7 passes).
 
@@ -20,12 +20,13 @@ from experiments.extractors import LENET
 from experiments.table import Table
 from models.generative.diffusion_unet import DiffusionUNet
 from models.layers import group_norm
+from ops.diffusion_sampling import Sampling
 from ops.diffusion_schedules import Discrete, cosine_betas
 from train.experiment import Data, Experiment, Loop
 from train.final_diffusion import VariationalBound
 from train.final_metrics import SampleQuality
 from train.optim import Optimizer, adamw, constant
-from train.tasks.diffuse import Diffuse, Sampling
+from train.tasks.diffuse import Diffuse
 
 SMOKE: dict[str, Any] = {
     "task.model.width": 8,
@@ -50,13 +51,13 @@ TABLE = Table(
         "test_ema/fd_lenet": ".1f",
         "test_ema/precision": ".3f",
         "test_ema/recall": ".3f",
-        "test_ema/bound_bits_per_dim": ".3f",
+        "test_ema/bound_given_class_bits_per_dim": ".3f",
         "test_ema/floor_fd_lenet": ".2f",
     },
     details={"test_ema/density": ".3f", "test_ema/coverage": ".3f", "test_ema/samples": ".0f"},
     lower_is_better=(
         "test_ema/fd_lenet",
-        "test_ema/bound_bits_per_dim",
+        "test_ema/bound_given_class_bits_per_dim",
         "test_ema/floor_fd_lenet",
     ),
     seeds=1,
@@ -83,7 +84,7 @@ def config() -> Experiment:
             sampling=Sampling(steps=20, guidance=1.5),
             final=(
                 SampleQuality(extractor=LENET, source="tfds:mnist"),
-                VariationalBound(images=512),
+                VariationalBound(images=256),
             ),
         ),
         data=Data(source="tfds:mnist", batch=64),

@@ -8,25 +8,28 @@ import pytest
 from PIL import Image
 
 from data.sources import digits
+from experiments import arguments
 from experiments.config import override
 from experiments.exporting import export
 from experiments.extractors import LENET
 from experiments.prediction import load
 from experiments.runs import Options, RunError, execute
-from experiments.sampling import Asked, inpaint, sample
+from experiments.sampling import SAMPLERS, Asked, inpaint, sample
 from losses.likelihoods import Gaussian
 from models.classification.lenet import LeNet5
 from models.generative.autoencoder import DenseDecoder, DenseEncoder
 from models.generative.diffusion_unet import DiffusionUNet
 from models.generative.vae import VAE
 from models.layers import group_norm
+from ops.diffusion_sampling import Sampling
 from ops.diffusion_schedules import Discrete, cosine_betas
 from train.experiment import Data, Experiment, Loop
 from train.extractor import Extractor
 from train.tasks.classify import Classify
-from train.tasks.diffuse import Diffuse, Sampling
+from train.tasks.diffuse import Diffuse
 from train.tasks.task import SettingError
 from train.tasks.variational import Variational
+from train.weights import WeightsError
 
 PIXELS = Path("digits_lenet_batch.png")  # is not read
 
@@ -177,6 +180,11 @@ def test_a_diffusion_model_fills_in(diffusion, tmp_path):
             inpaint(diffusion, image_file, mask_file, 1, Asked(sampler="ddim"), **options)
     with pytest.raises(SettingError, match="choose ddim or ancestral"):
         inpaint(diffusion, image, mask, 1, Asked(sampler="dpm++2m"), **options)
+    with pytest.raises(RunError, match="ask for one with --class"):
+        inpaint(diffusion, image, mask, 1, Asked(guidance=2.0), **options)
+    # The run is configured with a sampler that takes no step back: DDPM stands in.
+    _, arrays = inpaint(diffusion, image, mask, 2, Asked(steps=6), **options)
+    assert np.load(arrays)["image"].shape == (2, 8, 8, 1)
 
 
 @pytest.mark.parametrize(
@@ -184,11 +192,17 @@ def test_a_diffusion_model_fills_in(diffusion, tmp_path):
     [
         (Asked(steps=21), "the schedule has 20 steps; 21"),
         (Asked(label=10), "class 10 is not one of 0 to 9"),
+        (Asked(sampler="langevin"), "leave the data their size"),
+        (Asked(guidance=float("nan")), "guidance must be a number"),
     ],
 )
 def test_what_diffusion_cannot_do_is_told(diffusion, tmp_path, asked, message):
     with pytest.raises(SettingError, match=message):
         sample(diffusion, 2, asked, path=False, output=tmp_path)
+
+
+def test_every_sampler_that_can_be_typed_is_one():
+    assert tuple(SAMPLERS) == arguments.SAMPLERS
 
 
 def test_a_run_without_a_moving_average_has_none(tmp_path):

@@ -14,13 +14,14 @@ from experiments.config import override
 from losses.diffusion import min_snr_weight
 from metrics.state import compute_all
 from ops.diffusion_samplers import Ancestral, DpmSolver2M
+from ops.diffusion_sampling import Sampling
 from ops.diffusion_schedules import Discrete, cosine_betas
 from ops.sde import VarianceExploding
 from tests.train.test_step import assert_same_run, run
 from train.experiment import Data, Experiment, Loop
 from train.optim import Optimizer, adamw
 from train.sampling import sample_images
-from train.tasks.diffuse import Diffuse, Sampling
+from train.tasks.diffuse import Diffuse
 from train.tasks.task import Generative, SettingError
 
 IMAGE = (4, 4, 1)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from functools import partial
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from data.augment import row_keys
 from losses.diffusion import (
     Weighting,
     bound_loss,
@@ -20,8 +22,10 @@ from losses.diffusion import (
     variational_bound,
 )
 from metrics.state import Mean, Metric
+from models.generative.diffusion_unet import ScoreUNet
 from ops.diffusion import (
     Denoiser,
+    Model,
     Process,
     Target,
     convert,
@@ -29,10 +33,17 @@ from ops.diffusion import (
     interpolated_log_variance,
     over,
 )
-from ops.diffusion_samplers import DpmSolver2M, Sampler, fold_keys, keyed_normal
-from ops.diffusion_sampling import classifier_free_guidance, prior_noise, sample, sample_path
+from ops.diffusion_samplers import Sampler, fold_keys, keyed_normal
+from ops.diffusion_sampling import (
+    Sampling,
+    classifier_free_guidance,
+    prior_noise,
+    sample,
+    sample_path,
+)
 from ops.diffusion_schedules import Discrete
 from ops.inpainting import Inpaint
+from ops.sde import VarianceExploding
 from train.tasks.latent_pictures import square
 from train.tasks.players import signed, unsigned
 from train.tasks.task import (
@@ -43,39 +54,10 @@ from train.tasks.task import (
     Panels,
     SettingError,
     check_outputs,
+    check_range,
     require_entry,
 )
 from train.weights import Weights
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How images are made of noise.
-
-    Attributes:
-        sampler: how a step goes from a time to the next; see ``ops.diffusion_samplers``.
-        steps: number of them.
-        spacing: "time", even in time, or "noise", after Karras et al., 2022, eq. 5.
-        guidance: of a model that is asked for a class: 1 is without, more is more of the class (Ho
-            & Salimans, 2022, arXiv:2207.12598; their w is this less 1), and asks the network twice
-            a step. 0 is without the class.
-        clip: estimates of the image are held in [−clip, clip]; the images are in [−1, 1].
-    """
-
-    sampler: Sampler = field(default_factory=DpmSolver2M)
-    steps: int = 20
-    spacing: Literal["time", "noise"] = "time"
-    guidance: float = 1.0
-    clip: float | None = 1.0
-
-    def times(self, process: Process) -> Num[np.ndarray, times]:
-        """The times of the steps.
-
-        Raises:
-            ValueError: more steps than the process has, or a spacing that it cannot have.
-        """
-        even = process.times if self.spacing == "time" else process.karras_times
-        return even(self.steps)
 
 
 @dataclass(frozen=True)
@@ -122,6 +104,11 @@ class Diffuse:
         """Raises SettingError for options that contradict, and for images outside of [0, 1]."""
         check_outputs(self.model, class_names)
         self.check_sampling()
+        if isinstance(self.model, ScoreUNet) != isinstance(self.process, VarianceExploding):
+            raise SettingError(
+                f"{type(self.model).__name__} and {type(self.process).__name__} do not fit: "
+                "ScoreUNet is told sigma, by VarianceExploding, other networks the time"
+            )
         if not 0.0 <= self.label_dropout < 1.0:
             raise SettingError(f"task.label_dropout={self.label_dropout} must lie in [0, 1)")
         if self.learned_variance and not isinstance(self.process, Discrete):
@@ -135,18 +122,17 @@ class Diffuse:
                 f'task.process ends in noise alone, where task.target="{self.target}" tells '
                 'nothing of the image: predict "v" or "x0"'
             )
+        if self.weighting is not None and self.process.levels(last).alpha == 0:
+            raise SettingError(
+                "task.process ends in noise alone, where task.weighting is 0: leave it out"
+            )
         for split, batch in look().items():
-            low, high = float(np.min(batch["image"])), float(np.max(batch["image"]))
-            if low < -1e-6 or high > 1 + 1e-6:
-                raise SettingError(
-                    f"images of {split!r} reach from {low:g} to {high:g}, and diffusion is of "
-                    "images in [0, 1]: set data.mean=(0.0,) data.std=(1.0,)"
-                )
+            check_range(np.asarray(batch["image"]), split)
 
     def check_sampling(self) -> None:
         """Raises SettingError for a way to make images that the model does not allow."""
         try:
-            self.sampling.times(self.process)
+            self.sampling.check(self.process)
         except ValueError as error:
             raise SettingError(f"task.sampling: {error}") from error
         if self.num_classes is None and self.sampling.guidance != 1.0:
@@ -154,6 +140,35 @@ class Diffuse:
                 f"guidance {self.sampling.guidance:g} is towards a class, and the model was "
                 "trained without classes: leave it out, or set task.model.num_classes"
             )
+        if self.sampling.guidance != 1.0 and self.label_dropout == 0:
+            raise SettingError(
+                f"guidance {self.sampling.guidance:g} is away from no class, which a model with "
+                "task.label_dropout=0 never saw: leave it out, or set label_dropout=0.1"
+            )
+
+    def check_inpainting(self, resamplings: int) -> None:
+        """Raises SettingError for a sampler that remembers the step before, or no resamplings."""
+        try:
+            Inpaint(jnp.zeros(()), jnp.zeros((), bool), self.sampling.sampler, resamplings)
+        except ValueError as error:
+            raise SettingError(str(error)) from error
+
+    def bound_times(self, steps: int | None) -> np.ndarray:
+        """The times of a variational bound; None takes all steps of a discrete process.
+
+        Raises:
+            SettingError: for a process that ends in noise, or has no such steps.
+        """
+        name = type(self.process).__name__
+        if steps is None and not isinstance(self.process, Discrete):
+            raise SettingError(f"{name} has no steps of its own: set VariationalBound(steps=1000)")
+        try:
+            times = self.process.times(steps or cast(Discrete, self.process).steps)
+        except ValueError as error:
+            raise SettingError(f"VariationalBound: {error}") from error
+        if self.process.levels(times[-1:]).sigma[0] != 0:
+            raise SettingError(f"{name} ends with noise left, and the bound is of the data")
+        return times
 
     def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
         """All variables of the model.
@@ -195,8 +210,8 @@ class Diffuse:
         drawn, dropout, hiding = jax.random.split(key, 3)
         labels = self._labels(batch)
         if labels is not None and self.label_dropout:
-            hidden = jax.vmap(jax.random.uniform)(_rows(hiding, len(labels))) < self.label_dropout
-            labels = jnp.where(hidden, self._nothing, labels)
+            drawn_to_hide = jax.vmap(jax.random.uniform)(row_keys(hiding, len(labels)))
+            labels = jnp.where(drawn_to_hide < self.label_dropout, self._nothing, labels)
         options = {"train": True, "rngs": {"dropout": dropout}}
         losses, _ = self._errors(params, mutable, batch, drawn, labels, **options)
         return jnp.mean(losses), Aux(mutable, {"loss": Mean.from_values(losses)})
@@ -206,7 +221,7 @@ class Diffuse:
     ) -> dict[str, Metric]:
         """The loss, and the squared error of the noise in thirds of the time, the last near noise.
 
-        Errors of the noise are of one scale whatever is predicted.
+        Of "x0" it is the error of the image times SNR: its first third hangs on a few early times.
         """
         valid = batch["valid"]
         losses, (error, third) = self._errors(params, mutable, batch, key, self._labels(batch))
@@ -221,14 +236,17 @@ class Diffuse:
     ) -> dict[str, Panels]:
         """Samples of one seed, always the same, and how some of them come out of noise."""
         count, shown, frames = 64, 4, 10
-        keys = _rows(jax.random.key(0), count)
+        keys = row_keys(jax.random.key(0), count)
         asked = None if self.num_classes is None else jnp.arange(count) % self.num_classes
-        x, estimates = self.path(params, mutable, keys, asked)
+        samples = self.sample(params, mutable, keys, asked)
+        # All steps of a few: those of 64 colour images of a thousand steps would take gigabytes.
+        some_asked = None if asked is None else asked[:shown]
+        x, estimates = self.path(params, mutable, keys[:shown], some_asked)
         some = np.linspace(0, len(x) - 1, min(frames, len(x))).round().astype(int)
-        both = jnp.stack([x[some, :shown], estimates[some, :shown]])  # [2, frames, shown, …]
+        both = jnp.stack([x[some], estimates[some]])  # [2, frames, shown, …]
         rows = jnp.moveaxis(both, 2, 0).reshape(2 * shown, len(some), *self.image)
         return {
-            "samples": square(x[-1]),
+            "samples": square(jnp.clip(samples, 0, 1)),
             "path": Panels(rows, rows=("x", "estimate") * shown),
         }
 
@@ -240,8 +258,7 @@ class Diffuse:
         labels: Int[Array, " n"] | None,
     ) -> Float[Array, "n height width channels"]:
         """Images out of noise, by ``sampling``."""
-        made = sample(*self._start(params, mutable, keys, labels), times=self._times())
-        return unsigned(made)
+        return unsigned(sample(*self._start(params, mutable, keys, labels), times=self._times()))
 
     def path(
         self,
@@ -268,12 +285,9 @@ class Diffuse:
         """Images that are ``known`` where the mask is true; see ``ops.inpainting``.
 
         Raises:
-            SettingError: for a sampler that remembers the step before.
+            SettingError: as ``check_inpainting``.
         """
-        if isinstance(self.sampling.sampler, DpmSolver2M):
-            raise SettingError(
-                "inpainting takes steps back, which this sampler cannot: choose ddim or ancestral"
-            )
+        self.check_inpainting(resamplings)
         denoiser, process, sampler, keys, x = self._start(params, mutable, keys, labels)
         painting = Inpaint(signed(known), mask, sampler, resamplings)
         return unsigned(sample(denoiser, process, painting, keys, x, times=self._times()))
@@ -294,8 +308,11 @@ class Diffuse:
             batch: images of 256 values.
             keys: one for each.
             steps: of the bound; None takes all of a discrete process.
+
+        Raises:
+            SettingError: as ``bound_times``.
         """
-        times = self.process.times(steps or getattr(self.process, "steps", 1000))
+        times = self.bound_times(steps)
         denoiser = self._denoiser(params, mutable, self._labels(batch), guidance=1.0)
         images = signed(batch["image"])
         return variational_bound(denoiser, self.process, images, keys, times=times).total
@@ -311,7 +328,7 @@ class Diffuse:
     ) -> tuple[Array, tuple[Array, Array]]:
         """Losses; and errors of the noise, with the third of the time that they are of."""
         x0 = signed(batch["image"])
-        keys = _rows(key, len(x0))
+        keys = row_keys(key, len(x0))
         t = self.process.draw_times(fold_keys(keys, 0))
         noise = keyed_normal(fold_keys(keys, 1), x0.shape)
         now = self.process.levels(t)
@@ -352,14 +369,16 @@ class Diffuse:
     def _denoiser(
         self, params: PyTree, mutable: PyTree, labels: Array | None, guidance: float
     ) -> Denoiser:
-        def model(x: Array, t: Array, labels: Array | None = labels) -> Array:
+        def model(x: Array, t: Array, labels: Array | None) -> Array:
             return self._apply(params, mutable, x, t, labels)
 
-        asked = model
-        if labels is not None and guidance != 1.0:
-            channels = self.image[-1]
+        if labels is not None and guidance == 0.0:  # the class has no say
+            labels = jnp.full_like(labels, self._nothing)
+
+        asked: Model = partial(model, labels=labels)
+        if labels is not None and guidance not in (0.0, 1.0):
             asked = classifier_free_guidance(
-                model, labels, no_label=self._nothing, scale=guidance, channels=channels
+                model, labels, no_label=self._nothing, scale=guidance, channels=self.image[-1]
             )
         return Denoiser(asked, self.target, self.sampling.clip, self.learned_variance)
 
@@ -381,8 +400,3 @@ class Diffuse:
 
     def _labels(self, batch: Batch) -> Int[Array, " batch"] | None:
         return None if self.num_classes is None else batch["label"]
-
-
-def _rows(key: Key[Array, ""], count: int) -> Key[Array, " count"]:
-    """A key for each row of a batch."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
