@@ -35,7 +35,7 @@ class Sampling:
     guidance: float = 1.0
     clip: float | None = 1.0
 
-    def times(self, process: Process) -> Num[np.ndarray, steps + 1]:
+    def times(self, process: Process) -> np.ndarray:
         """The times of the steps.
 
         Raises:

@@ -464,7 +464,7 @@ def different(value: Any) -> list[Any]:
             others = [b if value == a else a for a, b in pairs if value in (a, b)]
             return others or [value + "x"]
         case None:
-            return [True, 0.5, 3, "x", (0.5,), (1,), another, Weights("x")]
+            return [True, 0.5, 3, "x", "time", (0.5,), (1,), another, Weights("x")]
         case tuple() if not value:
             return [("x",), (1,), (("x", 0.5),), (("x", (1,)),), (another,)]
         case type():

@@ -22,7 +22,7 @@ from ops.sde import SubVariancePreserving, VarianceExploding, VariancePreserving
 from tests.ops.mixture import Mixture, two_in_plane
 
 PRESERVING, EXPLODING = VariancePreserving(), VarianceExploding(sigma_max=10.0)
-LANGEVIN = AnnealedLangevin(step_size=2e-5, corrections=40)
+LANGEVIN = AnnealedLangevin(corrections=40)
 
 
 def keys_of(number):
@@ -84,9 +84,10 @@ def test_the_law_of_ancestral_samples_nears_the_data_as_steps_grow():
     """Of normal data the law of a sample is normal: its variance, step by step, is exact."""
     model = Mixture(PRESERVING)
     errors = []
+    process = VariancePreserving(start=1e-4)
     for steps in (800, 1600, 3200):
-        points = grid(PRESERVING, PRESERVING.times(steps))
-        linear, now = Ancestral().plan(PRESERVING, points).linear, between(points.levels)[0]
+        points = grid(process, process.times(steps))
+        linear, now = Ancestral().plan(process, points).linear, between(points.levels)[0]
         gain = now.alpha * model.std**2 / (now.alpha**2 * model.std**2 + now.sigma**2)
         variance = 1.0
         for i in range(steps):
@@ -157,6 +158,7 @@ def test_orders_hold_for_a_mixture():
         (DpmSolver2M(), Discrete(), 40),
         (Heun(), EXPLODING, 30),
         (Heun(churn=20.0), Discrete(), 30),
+        (Heun(), Discrete(cosine_betas), 25),
         (LANGEVIN, EXPLODING, 60),
         (PredictorCorrector(snr=0.1), EXPLODING, 200),
         (PredictorCorrector(snr=0.1), PRESERVING, 200),
@@ -243,7 +245,7 @@ def test_langevin_is_algorithm_1():
     times, a = np.array([1.0, 0.9]), 0.8
     last = EXPLODING.levels(np.array(1.0)).sigma
     variance = model.std**2 + last**2
-    sampler = AnnealedLangevin(step_size=a * last**2 / 1.0, corrections=3)
+    sampler = AnnealedLangevin(step_size=a, corrections=3)
     keys = keys_of(4000)
     x = jnp.full((4000, 1), 2.0)
     run = partial(sample, model.denoiser, EXPLODING, sampler, times=times, denoise_last=False)
@@ -254,3 +256,34 @@ def test_langevin_is_algorithm_1():
     error = np.sqrt(expected / 4000)
     assert abs(ended.mean() - mean) < 4 * error
     assert abs(ended.std() - np.sqrt(expected)) < 4 * error / np.sqrt(2)
+
+
+def test_langevin_takes_steps_in_proportion_to_each_noise():
+    """Also on the way: at every level the step is a share of its variance, and x stays as it is."""
+    model = Mixture(EXPLODING, means=((0.0,),))
+    times, a, count = EXPLODING.times(5), 0.8, 4000
+    x = prior_noise(keys_of(count), (1,), EXPLODING)
+    sampler = AnnealedLangevin(step_size=a, corrections=2)
+    run = partial(sample_path, model.denoiser, EXPLODING, sampler, times=times)
+    passed = np.asarray(jax.jit(run)(keys_of(count), x).x)[..., 0]
+    sigma, variance = EXPLODING.levels(times[:-1]).sigma, EXPLODING.prior_std**2
+    for level, found in zip(sigma[:-1], passed[:-1], strict=True):
+        for _ in range(2):
+            shrink = 1 - a * level**2 / (2 * (model.std**2 + level**2))
+            variance = shrink**2 * variance + a * level**2
+        assert found.var() == pytest.approx(variance, rel=4 * np.sqrt(2 / count))
+
+
+def test_samplers_that_do_not_suit_are_refused():
+    with pytest.raises(ValueError, match="leave the data their size"):
+        LANGEVIN.plan(PRESERVING, grid(PRESERVING, PRESERVING.times(5)))
+    for make, message in (
+        (lambda: Ancestral("smal"), '"small" or "large"'),
+        (lambda: AnnealedLangevin(step_size=0.0), "must be positive"),
+        (lambda: PredictorCorrector(snr=-1.0), "must not be negative"),
+        (lambda: Heun(churn=-1.0), "must not be negative"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+    assert PredictorCorrector(DpmSolver2M()).remembers
+    assert not PredictorCorrector().remembers

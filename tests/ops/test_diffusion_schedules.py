@@ -112,8 +112,10 @@ def test_grids_of_karras_are_equation_5(process):
     ratios = (levels.sigma / levels.alpha) ** (1 / 5)
     rtol = 0.03 if isinstance(process, Discrete) else 1e-9
     np.testing.assert_allclose(ratios, np.linspace(ratios[0], ratios[-1], 12), rtol=rtol)
-    ends = process.times(12)[0], 1 if isinstance(process, Discrete) else process.start
-    np.testing.assert_allclose(grid[[0, -2]], ends, rtol=1e-9)
+    assert grid[-2] == pytest.approx(1 if isinstance(process, Discrete) else process.start)
+    last = process.levels(process.times(12)[:1])
+    first = min((last.sigma / last.alpha)[0], 80 * process.prior_std)
+    np.testing.assert_allclose(ratios[0] ** 5, first, rtol=rtol)
     with pytest.raises(ValueError, match="at least 2"):
         process.karras_times(1)
 
@@ -121,8 +123,18 @@ def test_grids_of_karras_are_equation_5(process):
 def test_grids_that_discrete_steps_do_not_have():
     with pytest.raises(ValueError, match="take fewer"):
         Discrete(steps=100).karras_times(90)
-    with pytest.raises(ValueError, match="zero_terminal_snr"):
-        Discrete(zero_terminal_snr=True).karras_times(5)
+    for silent in (Discrete(zero_terminal_snr=True), Discrete(steps=20)):  # β of the last is 1
+        with pytest.raises(ValueError, match="without any signal"):
+            silent.karras_times(5)
+
+
+@pytest.mark.parametrize("betas", BETAS, ids=name)
+def test_every_schedule_has_short_grids_of_karras(betas):
+    """Without an end in between the noise of a cosine goes from 20,000 to 13 in one of 20 steps."""
+    schedule = Discrete(betas)
+    for steps in (2, 5, 10):
+        levels = schedule.levels(schedule.karras_times(steps)[:-1])
+        assert (levels.sigma / levels.alpha)[0] < 90
 
 
 @pytest.mark.parametrize("process", CONTINUOUS, ids=name)
@@ -131,8 +143,9 @@ def test_times_of_noise(process):
     levels = process.levels(t)
     np.testing.assert_allclose(process.time_of(levels.sigma / levels.alpha), t, rtol=1e-9)
     np.testing.assert_allclose(process.times(4), [1, 0.75, 0.5, 0.25, 0])
-    with pytest.raises(ValueError, match="at least 1"):
-        process.times(0)
+    for steps in (0, round(2 / process.start)):
+        with pytest.raises(ValueError, match="steps must lie in 1 to"):
+            process.times(steps)
 
 
 def test_nearest_discrete_time():

@@ -8,21 +8,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
+from data.augment import row_keys
 from data.examples import Arrays, Examples
 from experiments.config import override
+from experiments.extractors import LENET
 from losses.diffusion import min_snr_weight
 from metrics.state import compute_all
+from models.generative.diffusion_unet import ScoreUNet
 from ops.diffusion_samplers import Ancestral, DpmSolver2M
 from ops.diffusion_sampling import Sampling
 from ops.diffusion_schedules import Discrete, cosine_betas
-from ops.sde import VarianceExploding
+from ops.sde import VarianceExploding, VariancePreserving
+from tests.train.conftest import assert_trees_equal
 from tests.train.test_step import assert_same_run, run
 from train.experiment import Data, Experiment, Loop
+from train.final_diffusion import Inpainting, SampledBy, VariationalBound
 from train.optim import Optimizer, adamw
-from train.sampling import sample_images
+from train.sampling import sample_images, untracked
 from train.tasks.diffuse import Diffuse
 from train.tasks.task import Generative, SettingError
+from train.weights import Weights, WeightsError, save_weights
 
 IMAGE = (4, 4, 1)
 
@@ -143,6 +150,75 @@ def test_known_pixels_stay_and_the_rest_fits_them(trained):
     assert (np.asarray(made)[:, 2:].mean(axis=(1, 2, 3)) > 0.6).mean() > 0.8
 
 
+def test_what_is_measured_in_the_end(trained):
+    """The bound against its own function; the same images in another way, by another name."""
+    task, params = trained
+    sets = {"test": two_greys("test")}
+    bound = VariationalBound(images=5, batch=4)
+    bound.check(task, sets)
+    found = bound(task, params, {}, sets, untracked)
+    examples = two_greys("test").records[:5]
+    batch = {"image": jnp.asarray(examples["image"]) / 255, "label": examples["label"]}
+    keys = row_keys(jax.random.key(0), 5)
+    expected = float(jnp.mean(task.bound(params, {}, batch, keys, None)))
+    assert found["test/bound_given_class"] == pytest.approx(expected, rel=1e-4)
+    bits = expected / np.log(2) / 16
+    assert found["test/bound_given_class_bits_per_dim"] == pytest.approx(bits, rel=1e-4)
+
+    seen = []
+
+    def look(task, params, mutable, sets, track):
+        seen.append(task.sampling)
+        return {"test/a": 1.0, "test_b/c": 2.0}
+
+    other = Sampling(Ancestral(), steps=3)
+    by_other = SampledBy("slow", other, look)
+    by_other.check(task, sets)
+    assert by_other(task, params, {}, sets, untracked) == {"test/slow_a": 1, "test_b/slow_c": 2}
+    assert seen == [other]
+    with pytest.raises(SettingError, match="has 50 steps; 99"):
+        SampledBy("slow", Sampling(steps=99), look).check(task, sets)
+
+
+def test_the_bound_of_noise_that_is_known():
+    """Of images that the network knows all steps are free, but the last has a fixed deviation."""
+
+    class Knows(TinyDenoiser):
+        """Grey images only."""
+
+        @nn.compact
+        def __call__(self, x: Any, noise: Any, labels: Any = None, *, train: bool = False) -> Any:
+            self.param("unused", nn.initializers.zeros, (1,))
+            return jnp.full_like(x, 2 * (51 / 255) - 1)
+
+    task: Any = made(model=Knows(num_classes=2)).task
+    batch = {"image": jnp.full((3, *IMAGE), 51 / 255), "label": jnp.zeros(3, int)}
+    keys = row_keys(jax.random.key(0), 3)
+    total = task.bound({"unused": jnp.zeros(1)}, {}, batch, keys, None)
+    log_variance, _ = task.process.log_variances(jnp.array([1]))
+    share = special.erf(1 / 255 / np.sqrt(2 * np.exp(float(log_variance[0]))))  # in its bin
+    np.testing.assert_allclose(total, -16 * np.log(share), rtol=1e-3)
+    brighter = batch | {"image": batch["image"] + 3 / 255}
+    assert (
+        np.asarray(task.bound({"unused": jnp.zeros(1)}, {}, brighter, keys, None)) > total + 1
+    ).all()
+
+
+def test_it_goes_on_from_weights_and_a_rate_of_zero_keeps_them(trained, tmp_path):
+    task, params = trained
+    path = tmp_path / "weights.safetensors"
+    sha256 = save_weights(path, {"params": params}, {"network": "tiny"})
+    task = replace(task, weights=Weights(str(path), sha256))
+    batch = batch_of()
+    assert_trees_equal(task.init(jax.random.key(9), batch)["params"], params)
+    experiment = override(replace(made(), task=task), {"optimizer.learning_rate": 0.0})
+    states, _ = run(override(experiment, {"parallel.data": 1}), 1)
+    assert_trees_equal(states[-1].params, params)
+    other = replace(task, model=TinyDenoiser(num_classes=2, outputs=2))
+    with pytest.raises(WeightsError, match="another network"):
+        other.init(jax.random.key(9), batch)
+
+
 def test_the_bound_falls_with_training(trained):
     task, params = trained
     examples = two_greys("test").records[:8]
@@ -227,8 +303,19 @@ def test_a_variance_is_learned_and_guided_by_its_class_alone():
             {"process": Discrete(cosine_betas, zero_terminal_snr=True), "target": "epsilon"},
             'predict "v" or "x0"',
         ),
-        ({"process": VarianceExploding(), "learned_variance": True}, "is of steps"),
+        ({"process": VariancePreserving(), "learned_variance": True}, "is of steps"),
         ({"model": TinyDenoiser(num_classes=3)}, "num_classes=2"),
+        ({"sampling": Sampling(guidance=2.0), "label_dropout": 0.0}, "never saw"),
+        ({"sampling": Sampling(spacing="even")}, '"time" or "noise"'),
+        ({"process": VarianceExploding()}, "ScoreUNet is told sigma"),
+        ({"model": ScoreUNet(TinyDenoiser(num_classes=2))}, "ScoreUNet is told sigma"),
+        (
+            {
+                "process": Discrete(cosine_betas, zero_terminal_snr=True),
+                "weighting": min_snr_weight,
+            },
+            "task.weighting is 0",
+        ),
     ],
 )
 def test_options_that_contradict_are_told(changes, message):
@@ -254,6 +341,21 @@ def test_images_outside_of_the_range_are_told():
 def test_networks_of_other_images_are_told(task, message):
     with pytest.raises(SettingError, match=message):
         variables_of(made(**task).task)
+
+
+def test_measurements_that_cannot_be_made_are_told_before():
+    task: Any = made().task
+    sets = {"test": two_greys("test")}
+    for changes, final, message in (
+        ({}, VariationalBound(steps=51), "has 50 steps; 51"),
+        ({"process": VarianceExploding()}, VariationalBound(steps=10), "ends with noise left"),
+        ({"process": VariancePreserving()}, VariationalBound(), "has no steps of its own"),
+        ({}, VariationalBound(split="val"), "no split 'val'"),
+        ({}, Inpainting(LENET), "choose ddim or ancestral"),
+        ({"sampling": Sampling(Ancestral())}, Inpainting(LENET), "is for images"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            final.check(replace(task, **changes), sets)
 
 
 def test_steps_that_remember_cannot_be_taken_back():
