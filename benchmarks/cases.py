@@ -16,14 +16,20 @@ from data.sources import synthetic
 from models.classification.lenet import LeNet5
 from models.classification.resnet import ResNet18Cifar, ResNet20
 from models.classification.vit import ViTCifar
+from models.generative.diffusion_unet import DiffusionUNet
 from models.layers import batch_norm
 from models.segmentation.unet import UNet
+from ops.diffusion_schedules import Discrete
 from train.experiment import Data, Experiment, Loop
 from train.optim import Optimizer, adamw, constant, sgd
 from train.tasks.classify import Classify
+from train.tasks.diffuse import Diffuse
 from train.tasks.segment import Segment
 
 EXAMPLES = 2048  # images that live on the device
+# Of images and of noise, by time: those of Ho et al., 2020.
+LEVELS = Discrete().levels(np.arange(1001))
+ALPHA, SIGMA = LEVELS.alpha.astype(np.float32), LEVELS.sigma.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Case:
 
     Attributes:
         title: for the table.
-        model: of ten classes, or of four where it labels pixels.
+        model: of ten classes, of four where it labels pixels, or of noise.
         batch: images a step.
         size: height and width of an image.
         channels: of an image.
@@ -42,6 +48,8 @@ class Case:
         task: of what it learns, called with the model.
         label: the entry of a batch that it learns to tell.
         images: makes a set of images, called with its number of examples and their size.
+        denoises: whether it learns to tell the noise that is added to images, whose strength it is
+            told; it has no labels then.
     """
 
     title: str
@@ -54,6 +62,7 @@ class Case:
     task: Callable[..., Any] = Classify
     label: str = "label"
     images: Callable[..., Examples] = synthetic
+    denoises: bool = False
 
     def source(self) -> Callable[[str], Examples]:
         """Synthetic images of the case's shape, ``split -> Examples``; some megabytes of them."""
@@ -67,6 +76,12 @@ class Case:
         rows = [records[index] for index in range(self.batch)]
         images = np.stack([row["image"] for row in rows]).astype(np.float32) / 255
         return images, np.stack([row[self.label] for row in rows]).astype(np.int32)
+
+    def told(self) -> tuple[np.ndarray, ...]:
+        """What the network is told beside the images, one batch of it: times of all strengths."""
+        if not self.denoises:
+            return ()
+        return (np.linspace(1, ALPHA.size - 1, self.batch).round().astype(np.float32),)
 
     def experiment(self, steps_per_dispatch: int = 1) -> Experiment:
         """The case as a run of Opsin, which only ends when it is stopped."""
@@ -108,5 +123,16 @@ CASES = {
         task=Segment,
         label="mask",
         images=shapes,
+    ),
+    "ddpm": Case(
+        "DDPM U-Net, width 32",
+        DiffusionUNet(outputs=1, width=32, multiples=(1, 2, 2), dropout=0.0),
+        32,
+        32,
+        1,
+        ADAMW,
+        {"pytorch": 0.8},
+        task=partial(Diffuse, image=(32, 32, 1)),
+        denoises=True,
     ),
 }

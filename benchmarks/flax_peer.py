@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from flax.training import train_state
 
-from benchmarks.cases import CASES, Case
+from benchmarks.cases import ALPHA, CASES, SIGMA, Case
 from benchmarks.opsin_peer import inference, variables_of
 from benchmarks.worker import Prepared
 from models.layers import max_pool
@@ -48,6 +48,8 @@ def training(case: Case, apply: Callable[..., Any], variables: Any) -> Callable[
         batch_stats=variables.get("batch_stats", {}),
     )
     batch = jax.device_put(dict(zip(("image", "label"), case.batch_on_host(), strict=True)))
+    if case.denoises:
+        return denoising(state, batch["image"])
 
     @jax.jit
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
@@ -70,6 +72,37 @@ def training(case: Case, apply: Callable[..., Any], variables: Any) -> Callable[
         nonlocal state
         for _ in range(steps):
             state, _ = train_step(state, batch)
+        jax.block_until_ready(state)
+
+    run(1)
+    return run
+
+
+def denoising(state: TrainState, images: jax.Array) -> Callable[[int], None]:
+    """``run(steps)`` of a step that adds noise of a time drawn for each image, and learns it."""
+
+    @jax.jit
+    def train_step(state: TrainState, images: jax.Array, key: jax.Array):
+        for_time, for_noise = jax.random.split(key)
+        times = jax.random.randint(for_time, (len(images),), 1, ALPHA.size)
+        noise = jax.random.normal(for_noise, images.shape)
+        alpha, sigma = (jnp.asarray(level)[times, None, None, None] for level in (ALPHA, SIGMA))
+        noisy = alpha * (2 * images - 1) + sigma * noise
+
+        def loss_fn(params: Any):
+            found = state.apply_fn({"params": params}, noisy, times, train=True)
+            return jnp.mean(jnp.square(found - noise))
+
+        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        return state.apply_gradients(grads=grads), {"loss": loss}
+
+    count = 0
+
+    def run(steps: int) -> None:
+        nonlocal state, count
+        for _ in range(steps):
+            count += 1
+            state, _ = train_step(state, images, jax.random.fold_in(jax.random.key(0), count))
         jax.block_until_ready(state)
 
     run(1)

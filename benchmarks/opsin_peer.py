@@ -33,7 +33,7 @@ def prepare(name: str, phase: str) -> Prepared:
 def variables_of(case: Case) -> tuple[PyTree, dict[str, Any]]:
     """Initial variables of a case's network, and the number of parameters."""
     images, _ = case.batch_on_host()
-    variables = jax.jit(case.model.init)(jax.random.key(0), images)
+    variables = jax.jit(case.model.init)(jax.random.key(0), images, *case.told())
     return variables, {"parameters": sum(x.size for x in jax.tree.leaves(variables["params"]))}
 
 
@@ -61,13 +61,13 @@ def inference(
     case: Case, apply: Callable[..., Any], variables: PyTree, options: dict[str, Any] | None = None
 ) -> Callable[[int], None]:
     """``run(batches)`` of a jitted network in evaluation mode; ``options`` are XLA's."""
-    images = jax.device_put(case.batch_on_host()[0])
+    inputs = jax.device_put((case.batch_on_host()[0], *case.told()))
     forward = jax.jit(
-        lambda variables, images: apply(variables, images, train=False), compiler_options=options
+        lambda variables, inputs: apply(variables, *inputs, train=False), compiler_options=options
     )
 
     def run(steps: int) -> None:
-        jax.block_until_ready([forward(variables, images) for _ in range(steps)])
+        jax.block_until_ready([forward(variables, inputs) for _ in range(steps)])
 
     run(1)
     return run
@@ -84,7 +84,7 @@ def flops(case: Case, phase: str) -> int:
     variables = jax.eval_shape(task.init, key, batch)
 
     def forward(variables: PyTree, batch: dict[str, Array]) -> Any:
-        return case.model.apply(variables, batch["image"], train=False)
+        return case.model.apply(variables, batch["image"], *case.told(), train=False)
 
     (player,) = players_of(task)
 

@@ -175,11 +175,131 @@ class UNet(nn.Module):
         return self.head(x)
 
 
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions behind group norm and SiLU, with the embedding of the time between."""
+
+    def __init__(self, inputs: int, channels: int, embedded: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(32, inputs, eps=1e-6)
+        self.conv1 = nn.Conv2d(inputs, channels, 3, padding=1)
+        self.embed = nn.Linear(embedded, channels)
+        self.norm2 = nn.GroupNorm(32, channels, eps=1e-6)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.projects = inputs != channels
+        if self.projects:
+            self.shortcut = nn.Conv2d(inputs, channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Features of the same size."""
+        y = self.conv1(F.silu(self.norm1(x)))
+        y = y + self.embed(F.silu(embedding))[:, :, None, None]
+        y = self.conv2(F.silu(self.norm2(y)))
+        return y + (self.shortcut(x) if self.projects else x)
+
+
+class AttentionBlock(nn.Module):
+    """Every pixel looks at all others, by one head."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of the same size."""
+        pixels = self.norm(x).flatten(2).transpose(1, 2)
+        queries, keys, values = self.qkv(pixels).chunk(3, dim=-1)
+        y = self.out(F.scaled_dot_product_attention(queries, keys, values))
+        return x + y.transpose(1, 2).reshape(x.shape)
+
+
+class DiffusionUNet(nn.Module):
+    """``models.generative.diffusion_unet.DiffusionUNet`` of grey 32×32 images, attention at 16.
+
+    Resampled by convolutions, without dropout or classes.
+    """
+
+    def __init__(self, width: int, multiples: Sequence[int], blocks: int = 2):
+        super().__init__()
+        self.width, embedded = width, 4 * width
+        self.embed1 = nn.Linear(width, embedded)
+        self.embed2 = nn.Linear(embedded, embedded)
+        self.stem = nn.Conv2d(1, width, 3, padding=1)
+        self.down, self.up, passed, x, size = [], [], [width], width, 32
+
+        def add(steps: list[tuple[str, str]], kind: str, name: str, module: nn.Module) -> None:
+            self.add_module(name, module)
+            steps.append((kind, name))
+
+        def block(steps: list[tuple[str, str]], inputs: int, channels: int, name: str) -> int:
+            add(steps, "block", name, ResidualBlock(inputs, channels, embedded))
+            if size == 16:
+                add(steps, "attend", f"{name}_attention", AttentionBlock(channels))
+            return channels
+
+        for level, multiple in enumerate(multiples, start=1):
+            for index in range(1, blocks + 1):
+                x = block(self.down, x, width * multiple, f"down{level}_{index}")
+                self.down.append(("keep", ""))
+                passed.append(x)
+            if level < len(multiples):
+                add(self.down, "halve", f"halve{level}", nn.Conv2d(x, x, 3, 2))
+                self.down.append(("keep", ""))
+                passed.append(x)
+                size //= 2
+        self.middle1 = ResidualBlock(x, x, embedded)
+        self.middle_attention = AttentionBlock(x)
+        self.middle2 = ResidualBlock(x, x, embedded)
+        for level, multiple in reversed(list(enumerate(multiples, start=1))):
+            for index in range(1, blocks + 2):
+                self.up.append(("join", ""))
+                x = block(self.up, x + passed.pop(), width * multiple, f"up{level}_{index}")
+            if level > 1:
+                add(self.up, "double", f"double{level}", nn.Conv2d(x, x, 3, padding=1))
+                size *= 2
+        self.norm = nn.GroupNorm(32, x, eps=1e-6)
+        self.head = nn.Conv2d(x, 1, 3, padding=1)
+
+    def forward(self, x: Tensor, times: Tensor) -> Tensor:
+        """The noise [B, 1, H, W]."""
+        frequencies = 10_000.0 ** -torch.linspace(0, 1, self.width // 2)
+        angles = times[:, None] * frequencies
+        embedding = self.embed1(torch.cat([angles.sin(), angles.cos()], dim=1))
+        embedding = self.embed2(F.silu(embedding))
+        x = self.stem(x)
+        passed = [x]
+        for kind, name in self.down:
+            x = self._step(x, kind, name, embedding, passed)
+        x = self.middle2(self.middle_attention(self.middle1(x, embedding)), embedding)
+        for kind, name in self.up:
+            x = self._step(x, kind, name, embedding, passed)
+        return self.head(F.silu(self.norm(x)))
+
+    def _step(
+        self, x: Tensor, kind: str, name: str, embedding: Tensor, passed: list[Tensor]
+    ) -> Tensor:
+        if kind == "keep":
+            passed.append(x)
+            return x
+        if kind == "join":
+            return torch.cat([x, passed.pop()], dim=1)
+        module = self.get_submodule(name)
+        if kind == "block":
+            return module(x, embedding)
+        if kind == "halve":
+            x = F.pad(x, (0, 1, 0, 1))  # as "SAME" has it
+        if kind == "double":
+            x = F.interpolate(x, scale_factor=2)
+        return module(x)
+
+
 NETWORKS = {
     "lenet5": LeNet5,
     "resnet20": partial(ResNet, (3, 3, 3), 16, "identity-pad"),
     "resnet18": partial(ResNet, (2, 2, 2, 2), 64, "projection"),
     "vit": partial(ViT, depth=7, width=384, mlp_width=384, heads=12, patch=4),
     "unet": partial(UNet, classes=4, width=16),
+    "ddpm": partial(DiffusionUNet, width=32, multiples=(1, 2, 2)),
 }
 """The twin of each case of ``benchmarks.cases.CASES``."""

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn import grad
 
-from benchmarks.cases import CASES, Case
+from benchmarks.cases import ALPHA, CASES, SIGMA, Case
 from benchmarks.convolutions import CONVOLUTIONS
 from benchmarks.torch_models import NETWORKS
 from benchmarks.worker import Prepared
@@ -85,6 +85,19 @@ def start(
     network = network.to(**LAYOUTS[layout]).train(phase == "training")
     forward, optimizer = wrap(network), make_optimizer(case, network)
 
+    told = [torch.from_numpy(array) for array in case.told()]
+    alpha, sigma = (torch.from_numpy(level) for level in (ALPHA, SIGMA))
+
+    def denoise(steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            times = torch.randint(1, len(ALPHA), (len(images),))
+            noise = torch.randn_like(images)
+            level = [each[times, None, None, None] for each in (alpha, sigma)]
+            noisy = level[0] * (2 * images - 1) + level[1] * noise
+            F.mse_loss(forward(noisy, times.float()), noise).backward()
+            optimizer.step()
+
     def train(steps: int) -> None:
         for _ in range(steps):
             optimizer.zero_grad()
@@ -97,9 +110,10 @@ def start(
     @torch.inference_mode()
     def infer(steps: int) -> None:
         for _ in range(steps):
-            forward(images)
+            forward(images, *told)
 
-    return train if phase == "training" else infer
+    learn = denoise if case.denoises else train
+    return learn if phase == "training" else infer
 
 
 def make_optimizer(case: Case, network: nn.Module) -> torch.optim.Optimizer:

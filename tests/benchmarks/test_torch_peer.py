@@ -20,7 +20,8 @@ NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "
 
 def shapes(case):
     images = jax.ShapeDtypeStruct((1, case.size, case.size, case.channels), np.float32)
-    return jax.eval_shape(case.model.init, jax.random.key(0), images)
+    told = [jax.ShapeDtypeStruct((1,), np.float32)] * case.denoises
+    return jax.eval_shape(case.model.init, jax.random.key(0), images, *told)
 
 
 def draw(tree, seed=0):
@@ -51,8 +52,17 @@ def carried(collection):
     weights = {}
     for path, array in flatten(collection).items():
         *modules, name = path.removeprefix("backbone/").removeprefix("encoder/").split("/")
+        if modules[-2:-1] == ["attention"] and modules[0].endswith("attention"):
+            channels = array.shape[0 if modules[-1] != "out" or name == "bias" else -1]
+            if name == "kernel":
+                array = array.reshape(channels, channels)
+            modules, array = [modules[0], modules[-1]], array.reshape(array.shape[0], -1).squeeze()
+            weights[".".join([*modules, NAMES.get(name, name)])] = tensor(name, array)
+            continue
+        if modules[-1:] == ["shortcut"] and name == "kernel":
+            array = array[None, None]  # a dense layer of ours, a 1×1 convolution there
         if modules[:1] != ["blocks"]:
-            transposed = name == "kernel" and modules[0].startswith("up")
+            transposed = name == "kernel" and modules[0] in ("up1", "up2", "up3", "up4")
             weights[".".join([*modules, NAMES.get(name, name)])] = tensor(name, array, transposed)
             continue
         for index, block in enumerate(array):
@@ -80,9 +90,11 @@ def test_the_twin_is_the_same_network(name):
     assert unexpected == []
     assert all(name.endswith("num_batches_tracked") for name in missing)
     images = np.random.default_rng(1).random((2, case.size, case.size, case.channels), np.float32)
-    expected = jax.jit(case.model.apply)(variables, images)
+    told = [array[:2] for array in case.told()]
+    expected = jax.jit(case.model.apply)(variables, images, *told)
     with torch.inference_mode():
-        logits = network.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+        theirs = torch.from_numpy(images.transpose(0, 3, 1, 2))
+        logits = network.eval()(theirs, *map(torch.from_numpy, told))
     if logits.ndim == 4:
         logits = logits.permute(0, 2, 3, 1)
     assert np.isfinite(expected).all()
