@@ -10,6 +10,13 @@ not finite; that it has failed stands below the table.
 
 Small: a DCGAN of 16 channels at 28×28 pixels, 1,000 generator steps, five seeds.
 
+Ours (30 runs of 30 seconds, 160 with three critic steps, one core of two each): the baseline breaks
+in one of five seeds (416, with 3.8 digits left), misses the line in another (157), and reaches 80
+to 84 in three. R1 keeps all five, at 50 ± 7, the only gain in distance. Three critic steps and two
+rates keep all five too, at 124 and 130, and slow down the three that needed no help. Spectral
+normalisation misses the line in one seed (157), and without momentum all five do, by slowness more
+than collapse (8.4 digits of 10).
+
     opsin sweep mnist_gan_stability
     opsin report mnist_gan_stability
 """
