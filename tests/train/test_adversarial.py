@@ -323,11 +323,11 @@ def test_feature_matching_and_penalties_are_added_with_their_weights():
 
 def test_a_discriminator_that_has_won_and_a_generator_that_has_collapsed_are_told():
     task = Adversarial(TinyGenerator(), TinyDiscriminator(), observer=LENET)
-    healthy = {"test/discriminator_accuracy": 0.8, "test/class_perplexity": 9.0}
+    healthy = {"test/discriminator_auc": 0.8, "test/class_perplexity": 9.0}
     assert task.watch(healthy) == []
-    (won,) = task.watch(healthy | {"test/discriminator_accuracy": 0.995})
+    (won,) = task.watch(healthy | {"test/discriminator_auc": 0.995})
     assert "saturated" in won
-    assert task.watch(healthy | {"test_ema/discriminator_accuracy": 0.995}) == []
+    assert task.watch(healthy | {"test_ema/discriminator_auc": 0.995}) == []
     (collapsed,) = task.watch(healthy | {"test/class_perplexity": 5.0})  # five of ten digits
     assert "is 5.0 of 10: the generator has collapsed" in collapsed
 
@@ -339,7 +339,7 @@ def test_what_is_told_stands_in_the_log(tmp_path):
     fit(override(made(turns=2), changes), tmp_path, config={}, progress=False)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     (note,) = [line["note"] for line in lines if "note" in line]
-    assert note.startswith("test/discriminator_accuracy is 1.000: the discriminator is saturated")
+    assert note.startswith("test/discriminator_auc is 1.000: the discriminator is saturated")
 
 
 def test_told_apart_is_the_area_under_the_curve_for_any_threshold():
@@ -389,6 +389,7 @@ def test_the_observer_counts_the_classes_that_are_made():
         ({"feature_matching": -1.0}, "at least 0"),
         ({"clip": 0.0}, "above 0 or None"),
         ({"discriminator": TinyDiscriminator(num_classes=2)}, "differ"),
+        ({"losses": WASSERSTEIN}, "has no bound by itself"),
         ({"generator": TinyGenerator(num_classes=3)}, r"set task\.generator\.num_classes=2"),
     ],
 )
