@@ -273,6 +273,26 @@ def test_a_generator_learns_what_images_look_like(tmp_path):
     assert {"test/real_logit", "test/fake_logit"} <= result.metrics.keys()
 
 
+def test_pictures_between_latents_are_of_latents_as_long_as_those_of_training():
+    """And each row is of one class, of which the brightness tells here."""
+
+    class Length(TinyGenerator):
+        """Zero before tanh, and so grey, for class 0 on the shell."""
+
+        @nn.compact
+        def __call__(self, z: Any, *, labels: Any = None, train: bool = False) -> Any:
+            value = jnp.mean(jnp.square(z), axis=1) - 1 + labels
+            return jnp.broadcast_to(value[:, None, None, None], (len(z), *IMAGE))
+
+    task = Adversarial(Length(num_classes=2), TinyDiscriminator(num_classes=2))
+    params = {"generator": {}, "discriminator": {}}
+    pictures = task.preview(params, {}, {}, jax.random.key(0))
+    for name in ("interpolation", "arithmetic"):
+        rows = np.asarray(pictures[name].images)
+        wanted = (np.tanh(np.arange(len(rows)) % 2) + 1) / 2
+        np.testing.assert_allclose(rows, np.broadcast_to(wanted, rows.T.shape).T, atol=1e-5)
+
+
 def brightness(task: Any, params: Any, mutable: Any, sets: Any, track: Any) -> dict[str, float]:
     images = sample_images(task, params, mutable, 64)
     return {"test/brightness": float(images.mean())}

@@ -25,7 +25,7 @@ from metrics.latent import ClassUsage, code_usage
 from metrics.state import Mean, Metric
 from train.extractor import Extractor
 from train.optim import Optimizer, adamw, constant
-from train.tasks.latent_pictures import latent_pictures, square
+from train.tasks.latent_pictures import arithmetic, interpolation, square
 from train.tasks.players import (
     DISCRIMINATOR,
     GENERATOR,
@@ -282,18 +282,31 @@ class Adversarial:
     def preview(
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
     ) -> dict[str, Panels]:
-        """Samples, and what lies between latents and beyond them."""
+        """Samples, and what lies between latents and beyond them, a class in each row.
+
+        Latents of N(0, I) have a length near √d, and sums of them are brought to it: what lies
+        within or beyond, no generator has seen.
+        """
         classes, count = self.num_classes, 64
 
         def decode(latents: Array, labels: Array | None) -> Array:
             return unsigned(self._make(params, mutable, latents, labels, train=False)[0])
 
+        def on_shell(latents: Array, labels: Array | None) -> Array:
+            lengths = jnp.linalg.norm(latents, axis=1, keepdims=True)
+            return decode(latents * np.sqrt(self.latent) / jnp.maximum(lengths, 1e-6), labels)
+
         latents = self._noise(key, count)
-        asked = None if classes is None else jnp.arange(count) % classes
-        samples = decode(latents, asked)
-        one = None if classes is None else jnp.zeros(count, jnp.int32)
-        ends = samples if classes is None else decode(latents, one)
-        return {"samples": square(samples), **latent_pictures(decode, ends, latents, one)}
+        of_one, of_two, of_three = (
+            None if classes is None else jnp.arange(count) // together % classes
+            for together in (1, 2, 3)
+        )
+        ends = on_shell(latents, of_three)
+        return {
+            "samples": square(decode(latents, of_one)),
+            "interpolation": interpolation(on_shell, latents, of_two),
+            "arithmetic": arithmetic(on_shell, ends, latents, of_three),
+        }
 
     def sample(
         self,
