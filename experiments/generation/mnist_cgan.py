@@ -28,9 +28,13 @@ TABLE = Table(
         "test_ema/fd_lenet": ".1f",
         "test_ema/precision": ".3f",
         "test_ema/recall": ".3f",
-        "test_ema/floor_fd_lenet": ".2f",
     },
-    details={"test_ema/density": ".3f", "test_ema/coverage": ".3f", "test_ema/samples": ".0f"},
+    details={
+        "test_ema/floor_fd_lenet": ".2f",
+        "test_ema/density": ".3f",
+        "test_ema/coverage": ".3f",
+        "test_ema/samples": ".0f",
+    },
     lower_is_better=("test_ema/fd_lenet", "test_ema/floor_fd_lenet"),
     seeds=3,
 )
