@@ -12,9 +12,9 @@ pixels, 500 steps of four crops of 128 pixels.
 
 Ours, three seeds, 2 to 8 minutes a run on one core of two that other runs shared: micrographs are
 twice as sharp with the discriminator (0.45 ± 0.06 of the truth against 0.22 ± 0.11) and further
-from the truth pixel by pixel (0.157 against 0.130), as the paper has it. After 500 steps much of that
-sharpness is a regular grain, as its pictures show, and not yet the texture of a micrograph. Of maps
-the error alone is the better teacher (mean IoU 0.774 ± 0.007 against 0.753 ± 0.017).
+from the truth pixel by pixel (0.157 against 0.130), as the paper has it. After 500 steps much of
+that sharpness is a regular grain, as its pictures show, and not yet the texture of a micrograph. Of
+maps the error alone is the better teacher (mean IoU 0.774 ± 0.007 against 0.753 ± 0.017).
 
     opsin sweep isbi_pix2pix
     opsin report isbi_pix2pix
