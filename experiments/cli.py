@@ -89,7 +89,7 @@ def _run(options: argparse.Namespace) -> int:
     for name, value in outcome.metrics.items():
         if name.count("/") == 1:
             print(f"{name:<24} {value:.4f}")
-    for picture in sorted(outcome.directory.glob("*.png")):
+    for picture in sorted(outcome.directory.rglob("*.png")):
         print(picture)
     print(outcome.directory)
     return _after_signal(outcome)

@@ -34,6 +34,10 @@ CURVES = (
     (("accuracy", "miou"), False),
     (("rate", "distortion"), True),
     (("perplexity",), False),
+    (("discriminator_loss", "generator_loss"), False),
+    (("discriminator_auc",), False),
+    (("class_perplexity",), False),
+    (("l1",), True),
 )
 
 

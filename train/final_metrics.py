@@ -171,12 +171,16 @@ class SampleQuality:
             WeightsError: if the network cannot be read.
         """
         *_, image = self.extractor.open()
-        for split in (self.split, self.floor_split):
-            found = np.shape(self._open(sets, split).records[0]["image"])
+        read = {split: self._open(sets, split) for split in (self.split, self.floor_split)}
+        # Those that are made are as large as those that are trained on.
+        for split, examples in {**sets, **read}.items():
+            found = np.shape(examples.records[0]["image"])
             if found != image:
                 raise SettingError(
                     f"SampleQuality: the extractor {self.extractor.name} is for images "
-                    f"{list(image)}, and those of {split!r} are {list(found)}"
+                    f"{list(image)}, and those of {split!r} are {list(found)}: leave out what is "
+                    "measured in the end with task.final=(), or give it an extractor of such "
+                    "images (opsin extractor)"
                 )
 
     def __call__(

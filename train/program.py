@@ -141,6 +141,7 @@ def build(
         accumulate=loop.accumulate,
         axis_name=AXIS if pmap else None,
         shard_parts=lambda x: x if pmap else _constrain(x, mesh, leading=1),
+        unroll_turns=mesh.devices.flat[0].platform == "cpu",
     )
 
     def sharded_fetch(store: PyTree, item: PyTree) -> Batch:

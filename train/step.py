@@ -84,6 +84,7 @@ def make_step(
     accumulate: int = 1,
     axis_name: str | None = None,
     shard_parts: Callable[[Batch], Batch] = lambda batch: batch,
+    unroll_turns: bool = False,
 ) -> Step:
     """The training step ``(state, batch) -> (state, metrics)``.
 
@@ -98,6 +99,8 @@ def make_step(
             them, each with the weight that its loss has (see ``train.tasks.task.Aux``).
         axis_name: under pmap, the axis to average over.
         shard_parts: sharding constraint for ``[parts, batch / parts, …]``.
+        unroll_turns: write the turns of a player out one after the other; on a CPU, convolutions
+            are slower inside a loop.
     """
 
     def cut(batch: Batch, parts: int) -> Batch:
@@ -190,7 +193,8 @@ def make_step(
                 return turn(trainer, others, carry, part, drawn, state.step)
 
             own_parts = jax.tree.map(lambda x: x[-turns:], parts)
-            carry, stacked = jax.lax.scan(body, carry, (own_parts, jnp.arange(turns)))
+            items = (own_parts, jnp.arange(turns))
+            carry, stacked = jax.lax.scan(body, carry, items, unroll=unroll_turns)
             metrics = jax.tree.map(lambda m: m.sum(axis=0), stacked)
         own, mutable, opt_state = carry
         opt_state = opt_state if name is None else {**state.opt_state, name: opt_state}

@@ -2,11 +2,19 @@
 
 Isola et al., 2017, arXiv:1611.07004: a U-Net, a discriminator of patches and the absolute error.
 Micrographs have texture that a membrane map does not determine: the paper finds blurred images with
-the absolute error alone. Sharpness is the steepness of what is made over that of the truth. The way
-back is segmentation, and is measured as such.
+the absolute error alone. Sharpness is the steepness of what is made over that of the truth, and is
+best at 1. The way back is segmentation, and is measured as such. Unlike there the generator learns
+at 1e-3, five times the discriminator's rate, in batches of 4, and draws no dropout when it is
+measured.
 
 Small: 24 slices of ISBI 2012 for training and 6 for testing, a U-Net of 16 channels, patches of 70
 pixels, 500 steps of four crops of 128 pixels.
+
+Ours, three seeds, 2 to 8 minutes a run on one core of two that other runs shared: micrographs are
+twice as sharp with the discriminator (0.45 ± 0.06 of the truth against 0.22 ± 0.11) and further
+from the truth pixel by pixel (0.157 against 0.130), as the paper has it. After 500 steps much of
+that sharpness is a regular grain, as its pictures show, and not yet the texture of a micrograph. Of
+maps the error alone is the better teacher (mean IoU 0.774 ± 0.007 against 0.753 ± 0.017).
 
     opsin sweep isbi_pix2pix
     opsin report isbi_pix2pix
@@ -59,7 +67,7 @@ ADAM = Optimizer(method=partial(adamw, b1=0.5), learning_rate=2e-4, schedule=con
 
 
 def config() -> Experiment:
-    """Maps to micrographs, as the paper has it."""
+    """Maps to micrographs."""
     return Experiment(
         task=Translate(
             generator=TranslationUNet(num_classes=1, width=16),

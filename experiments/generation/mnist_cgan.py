@@ -8,6 +8,10 @@ latents. The reader is the LeNet-5 of `mnist_lenet`, which reads 99.3 % of real 
 
 Small: a DCGAN of 64 channels with 256 hidden units, 6,000 steps of 64 images (6.4 passes).
 
+Ours, three seeds: LeNet-5 reads the asked digit in 98.19 ± 0.04 % of the samples, at a Fréchet
+distance of 2.2 ± 0.1 where training images have 1.1, and a recall of 0.82 where they have 0.88. 13
+to 20 minutes a seed on one core of two, which other runs shared.
+
     opsin sweep mnist_cgan
     opsin report mnist_cgan
 """
@@ -28,9 +32,13 @@ TABLE = Table(
         "test_ema/fd_lenet": ".1f",
         "test_ema/precision": ".3f",
         "test_ema/recall": ".3f",
-        "test_ema/floor_fd_lenet": ".2f",
     },
-    details={"test_ema/density": ".3f", "test_ema/coverage": ".3f", "test_ema/samples": ".0f"},
+    details={
+        "test_ema/floor_fd_lenet": ".2f",
+        "test_ema/density": ".3f",
+        "test_ema/coverage": ".3f",
+        "test_ema/samples": ".0f",
+    },
     lower_is_better=("test_ema/fd_lenet", "test_ema/floor_fd_lenet"),
     seeds=3,
 )

@@ -10,6 +10,15 @@ Small: a DCGAN (Radford et al., 2016) of 32 channels for 28×28 pixels, whose di
 hidden units too, 2,000 steps of 64 images; the Fréchet distance is that of the features of LeNet-5
 (`opsin export`), not of Inception, and stands beside its floor, that of training images.
 
+Ours (18 runs of 2 minutes, 11 with five turns, one core of two each): a Fréchet distance of 72 ± 8
+with the Wasserstein loss and its penalty, 94 ± 5 with least squares, 133 ± 9 non-saturating without
+a norm. With batch norm in the discriminator the non-saturating and the hinge loss reach about 100
+in two seeds and lose the game in the third (308 and 658, recall 0.02 and 0); minimax loses it in
+all (471 to 653). The Wasserstein arm reads five times the images in five times the time, and its
+norm, betas and penalty are its own: it is a recipe more than a loss. All are far from the floor of
+1.1: 2,000 steps are 2.1 passes, and but one rate was tried. Turns were a loop then, and are written
+out now, which is faster.
+
     opsin sweep mnist_dcgan_losses
     opsin report mnist_dcgan_losses
 """
@@ -50,9 +59,13 @@ TABLE = Table(
         "test_ema/precision": ".3f",
         "test_ema/recall": ".3f",
         "test_ema/is_lenet": ".2f",
-        "test_ema/floor_fd_lenet": ".2f",
     },
-    details={"test_ema/density": ".3f", "test_ema/coverage": ".3f", "test_ema/samples": ".0f"},
+    details={
+        "test_ema/floor_fd_lenet": ".2f",
+        "test_ema/density": ".3f",
+        "test_ema/coverage": ".3f",
+        "test_ema/samples": ".0f",
+    },
     lower_is_better=("test_ema/fd_lenet", "test_ema/floor_fd_lenet"),
     baseline="non-saturating",
     seeds=3,

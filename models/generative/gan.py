@@ -1,4 +1,4 @@
-"""Generators and discriminators of generative adversarial networks, convolutional and residual.
+"""Generators and discriminators of adversarial networks, convolutional and residual.
 
 Goodfellow et al., 2014, "Generative adversarial networks", arXiv:1406.2661. DCGAN: Radford, Metz
 and Chintala, 2016, "Unsupervised representation learning with deep convolutional generative
@@ -27,8 +27,7 @@ from models.segmentation.upsampling import ConvTranspose
 from ops.spectral_norm import spectral_norm
 from ops.upsampling import upsample_nearest
 
-Make = Callable[..., Callable[..., Any]]
-"""A layer's class, or a `partial` of it."""
+Make = Callable[..., Callable[..., Any]]  # a layer's class, or a `partial` of it
 
 
 def small_normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
@@ -77,10 +76,9 @@ class SpectralDense(SpectralLayer, nn.Dense):
 
 
 class _SpectralConv(SpectralLayer, nn.Conv):
-    pass
+    """`Conv` with spectral normalisation, with the options of the house below."""
 
 
-# `Conv` with spectral normalisation.
 SpectralConv = partial(_SpectralConv, **Conv.keywords)
 
 
@@ -125,8 +123,8 @@ class Generator(nn.Module):
             labels that are missing or given to a model without classes.
         """
         size = smallest_map(self.image[:2], self.halvings)
-        if z.ndim != 2 or z.shape[1] != self.latent:
-            raise ValueError(f"a generator takes [batch, {self.latent}]; got {list(z.shape)}")
+        if z.shape != (len(z), max(self.latent, 1)):
+            raise ValueError(f"latent={self.latent} takes [batch, 1 or more]; got {list(z.shape)}")
         z = join(z, one_hot_classes(labels, self.num_classes, len(z)))
         return self.outputs(z, size, norm_of(self, train=train))
 
@@ -318,9 +316,8 @@ class DCGANDiscriminator(Discriminator):
     channels it has 2,765,568 parameters. For the other fields see `Discriminator`.
 
     Attributes:
-      hidden: units of a dense layer with leaky ReLU before the last, which sees places together as
-        few convolutions do not: without it two halvings give a sum over patches of 10 pixels. None
-        for none.
+      hidden: units of a dense layer before the last, or None. Few convolutions see places only
+        apart: after two halvings the logit is a sum over patches of 10 pixels.
     """
 
     hidden: int | None = None

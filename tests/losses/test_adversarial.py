@@ -340,6 +340,36 @@ def test_penalties_of_a_linear_critic(key):
             )
 
 
+@pytest.mark.parametrize("distance", [0.5, 2.0])
+def test_a_held_critic_has_its_optimum_in_closed_form(distance, key):
+    """All data at 0, all images at a distance, and a linear critic D(x) = −s x."""
+    real, fake = jnp.zeros((4, 1, 1, 1)), jnp.full((4, 1, 1, 1), distance)
+
+    def loss(slope, penalty, weight):
+        def critic(x):
+            return -slope * jnp.sum(x, axis=(1, 2, 3))
+
+        bare = WASSERSTEIN.discriminator(critic(real), critic(fake))
+        return jnp.mean(bare + weight * penalty(key, critic, real, fake))
+
+    slope = jax.grad(loss)
+    # −s d + λ (s − 1)², Gulrajani et al.: the slope is more than 1 by what the loss pulls.
+    # −s d + γ s² / 2, Mescheder et al.
+    for penalty, weight, best in (
+        (gradient_penalty, 10.0, 1 + distance / (2 * 10.0)),
+        (r1_penalty, 5.0, distance / 5.0),
+        (r2_penalty, 5.0, distance / 5.0),
+    ):
+        assert abs(slope(best, penalty, weight)) < 1e-5
+        assert slope(best - 0.01, penalty, weight) < 0 < slope(best + 0.01, penalty, weight)
+    # Clipped: the loss falls with s alone, down to the bound.
+    params = {"s": jnp.array(0.0)}
+    for _ in range(50):
+        moved = {"s": params["s"] + 0.05 * distance}
+        params = clip_weights(moved, limit=0.3)
+    assert float(params["s"]) == pytest.approx(0.3)
+
+
 def quadratic(x):
     """Its slope at an image is the image."""
     return 0.5 * jnp.sum(jnp.square(x), axis=(1, 2, 3))

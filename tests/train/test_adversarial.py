@@ -273,6 +273,26 @@ def test_a_generator_learns_what_images_look_like(tmp_path):
     assert {"test/real_logit", "test/fake_logit"} <= result.metrics.keys()
 
 
+def test_pictures_between_latents_are_of_latents_as_long_as_those_of_training():
+    """And each row is of one class, of which the brightness tells here."""
+
+    class Length(TinyGenerator):
+        """Zero before tanh, and so grey, for class 0 on the shell."""
+
+        @nn.compact
+        def __call__(self, z: Any, *, labels: Any = None, train: bool = False) -> Any:
+            value = jnp.mean(jnp.square(z), axis=1) - 1 + labels
+            return jnp.broadcast_to(value[:, None, None, None], (len(z), *IMAGE))
+
+    task = Adversarial(Length(num_classes=2), TinyDiscriminator(num_classes=2))
+    params = {"generator": {}, "discriminator": {}}
+    pictures = task.preview(params, {}, {}, jax.random.key(0))
+    for name in ("interpolation", "arithmetic"):
+        rows = np.asarray(pictures[name].images)
+        wanted = (np.tanh(np.arange(len(rows)) % 2) + 1) / 2
+        np.testing.assert_allclose(rows, np.broadcast_to(wanted, rows.T.shape).T, atol=1e-5)
+
+
 def brightness(task: Any, params: Any, mutable: Any, sets: Any, track: Any) -> dict[str, float]:
     images = sample_images(task, params, mutable, 64)
     return {"test/brightness": float(images.mean())}
@@ -323,11 +343,11 @@ def test_feature_matching_and_penalties_are_added_with_their_weights():
 
 def test_a_discriminator_that_has_won_and_a_generator_that_has_collapsed_are_told():
     task = Adversarial(TinyGenerator(), TinyDiscriminator(), observer=LENET)
-    healthy = {"test/discriminator_accuracy": 0.8, "test/class_perplexity": 9.0}
+    healthy = {"test/discriminator_auc": 0.8, "test/class_perplexity": 9.0}
     assert task.watch(healthy) == []
-    (won,) = task.watch(healthy | {"test/discriminator_accuracy": 0.995})
+    (won,) = task.watch(healthy | {"test/discriminator_auc": 0.995})
     assert "saturated" in won
-    assert task.watch(healthy | {"test_ema/discriminator_accuracy": 0.995}) == []
+    assert task.watch(healthy | {"test_ema/discriminator_auc": 0.995}) == []
     (collapsed,) = task.watch(healthy | {"test/class_perplexity": 5.0})  # five of ten digits
     assert "is 5.0 of 10: the generator has collapsed" in collapsed
 
@@ -339,7 +359,7 @@ def test_what_is_told_stands_in_the_log(tmp_path):
     fit(override(made(turns=2), changes), tmp_path, config={}, progress=False)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     (note,) = [line["note"] for line in lines if "note" in line]
-    assert note.startswith("test/discriminator_accuracy is 1.000: the discriminator is saturated")
+    assert note.startswith("test/discriminator_auc is 1.000: the discriminator is saturated")
 
 
 def test_told_apart_is_the_area_under_the_curve_for_any_threshold():
@@ -389,6 +409,7 @@ def test_the_observer_counts_the_classes_that_are_made():
         ({"feature_matching": -1.0}, "at least 0"),
         ({"clip": 0.0}, "above 0 or None"),
         ({"discriminator": TinyDiscriminator(num_classes=2)}, "differ"),
+        ({"losses": WASSERSTEIN}, "has no bound by itself"),
         ({"generator": TinyGenerator(num_classes=3)}, r"set task\.generator\.num_classes=2"),
     ],
 )

@@ -100,6 +100,10 @@ def test_a_curve_has_a_panel_for_what_a_run_logs(tmp_path):
         "test/rate",
     ]
     assert loss.get_yscale() == "log"
+    players = tmp_path / "players.jsonl"
+    players.write_text('{"step": 1, "train/generator_loss": 2.0, "train/discriminator_loss": -1}\n')
+    (both,) = figures.training_curve(players).axes
+    assert len(both.lines) == 2
     with log.open("a") as file:
         file.write('{"step": 3, "train/loss": -1.0}\n')
     assert figures.training_curve(log).axes[0].get_yscale() == "linear"

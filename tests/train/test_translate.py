@@ -12,9 +12,11 @@ import pytest
 
 from data.examples import Arrays, Examples
 from experiments.config import override
+from losses.adversarial import RELATIVISTIC
 from metrics.state import compute_all
 from models.generative.pix2pix import PatchGAN
 from models.segmentation.unet import UNet
+from tests.train.conftest import assert_trees_close
 from train.experiment import Data, Experiment, Loop
 from train.loop import fit
 from train.optim import Optimizer, adamw, constant
@@ -60,10 +62,44 @@ def test_the_loss_of_the_generator_is_of_its_target(params, direction):
     made = jnp.tanh(TASK.generator.apply({"params": params["generator"]}, given, train=True))
     error = np.abs(np.asarray(made - target)).mean()
     found = compute_all(aux.metrics)
-    assert found["l1"] == pytest.approx(error, rel=1e-5)
+    assert found["l1"] == pytest.approx(error / 2, rel=1e-5)
     assert float(value) == pytest.approx(found["generator_loss"] + 10 * error, rel=1e-5)
     alone, _ = replace(task, adversarial=0.0).generator_loss(params, {}, batch, key, 0)
     assert float(alone) == pytest.approx(10 * error, rel=1e-5)
+
+
+def test_the_loss_of_the_discriminator_is_half_that_of_true_and_made_pairs(params):
+    """Value and gradient, by hand: each pair with its own condition, and none for the generator."""
+    batch, key = batch_of(), jax.random.key(1)
+    image, mask = 2 * batch["image"] - 1, 2.0 * batch["mask"][..., None] - 1
+    made = jnp.tanh(TASK.generator.apply({"params": params["generator"]}, mask, train=True))
+
+    def by_hand(own: Any) -> Any:
+        def judge(x: Any) -> Any:
+            return TASK.discriminator.apply({"params": own}, x, condition=mask, train=True)
+
+        pairs = jax.nn.softplus(-judge(image)) + jax.nn.softplus(judge(made))
+        return 0.5 * jnp.mean(pairs)
+
+    def ours(params: Any) -> Any:
+        return TASK.discriminator_loss(params, {}, batch, key, 0)[0]
+
+    expected, gradient = jax.value_and_grad(by_hand)(params["discriminator"])
+    value, found = jax.value_and_grad(ours)(params)
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    assert_trees_close(found["discriminator"], gradient, rtol=1e-4, atol=1e-6)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(found["generator"]))
+    turned = batch | {"mask": batch["mask"][::-1]}
+    assert float(TASK.discriminator_loss(params, {}, turned, key, 0)[0]) != float(value)
+
+
+def test_a_discriminator_that_has_won_is_told_and_parts_of_a_batch_are_refused():
+    assert len(TASK.watch({"test/discriminator_auc": 0.999, "test/l1": 0.1})) == 1
+    assert TASK.watch({"test/discriminator_auc": 0.9}) == []
+    TASK.check_loop(accumulate=2, pmap=False, steps=1)
+    relative = replace(TASK, losses=RELATIVISTIC)
+    with pytest.raises(SettingError, match=r"loop\.accumulate=1"):
+        relative.check_loop(accumulate=2, pmap=False, steps=1)
 
 
 def test_a_made_mask_is_measured_as_a_segmentation(params):
@@ -77,7 +113,7 @@ def test_a_made_mask_is_measured_as_a_segmentation(params):
     made = np.tanh(outputs)[..., 0] / 2 + 0.5
     assert found["l1"] == pytest.approx(np.abs(made - batch["mask"][:3]).mean(), rel=1e-5)
     forward = TASK.evaluate(params, {}, batch, jax.random.key(0))
-    assert forward.keys() == {"l1", "sharpness"}
+    assert forward.keys() == {"l1", "sharpness", "discriminator_auc"}
 
 
 def test_a_run_learns_to_read_masks_off_images(tmp_path):
@@ -133,4 +169,4 @@ def test_without_a_say_the_discriminator_does_not_play(params):
     assert only.name == "generator"
     value, aux = task.generator_loss(params, {}, batch_of(), jax.random.key(0), 0)
     assert aux.metrics.keys() == {"l1"}
-    assert float(value) == pytest.approx(10 * compute_all(aux.metrics)["l1"], rel=1e-6)
+    assert float(value) == pytest.approx(20 * compute_all(aux.metrics)["l1"], rel=1e-6)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from losses.adversarial import (
     NON_SATURATING,
+    WASSERSTEIN,
     AdversarialLoss,
     Penalty,
     clip_weights,
@@ -24,13 +25,15 @@ from metrics.latent import ClassUsage, code_usage
 from metrics.state import Mean, Metric
 from train.extractor import Extractor
 from train.optim import Optimizer, adamw, constant
-from train.tasks.latent_pictures import latent_pictures, square
+from train.tasks.latent_pictures import arithmetic, interpolation, square
 from train.tasks.players import (
     DISCRIMINATOR,
     GENERATOR,
     apply_network,
     by_image,
     by_player,
+    check_whole_batch,
+    saturation,
     signed,
     told_apart,
     unsigned,
@@ -48,8 +51,6 @@ from train.tasks.task import (
     require_entry,
 )
 
-SATURATED = 0.99
-"""Share of pairs that a discriminator tells apart, above which the generator learns little."""
 COLLAPSED = 0.6
 """Share of the classes that are made, as if evenly, below which a generator has collapsed."""
 
@@ -125,6 +126,12 @@ class Adversarial:
                 "task.penalty and task.penalty_weight go together: set both, the weight above 0, "
                 "or none"
             )
+        spectral = getattr(self.discriminator, "spectral", False)
+        if self.losses == WASSERSTEIN and not (self.penalty or self.clip or spectral):
+            raise SettingError(
+                "the Wasserstein loss has no bound by itself: set task.penalty and "
+                "task.penalty_weight, task.clip, or task.discriminator.spectral=True"
+            )
         if self.feature_matching < 0 or (self.clip is not None and self.clip <= 0):
             raise SettingError("task.feature_matching is at least 0, and task.clip above 0 or None")
         for split, batch in look().items():
@@ -141,11 +148,7 @@ class Adversarial:
 
     def check_loop(self, *, accumulate: int, pmap: bool, steps: int) -> None:
         """Raises SettingError for losses that compare means of a batch, if it comes in parts."""
-        if accumulate > 1 and (self.losses.relative or self.feature_matching):
-            raise SettingError(
-                "relativistic losses and feature matching compare means of the whole batch: set "
-                "loop.accumulate=1"
-            )
+        check_whole_batch(self.losses.relative or bool(self.feature_matching), accumulate)
 
     def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
         """All variables of both networks, each collection with an entry for each.
@@ -211,7 +214,7 @@ class Adversarial:
             metrics["penalty"] = Mean.from_values(penalties)
             total = losses + self.penalty_weight * penalties
         metrics["discriminator_loss"] = Mean.from_values(total)
-        metrics["discriminator_accuracy"] = told_apart(real_logits, fake_logits)
+        metrics["discriminator_auc"] = told_apart(real_logits, fake_logits)
         return jnp.mean(total), Aux(mutable, metrics)
 
     def generator_loss(
@@ -245,14 +248,15 @@ class Adversarial:
         """Mean logits of real and of made images, and the share of pairs that is told apart.
 
         The discriminator sees the statistics of each batch, as in training: those that it keeps
-        are of real and made images together.
+        are of real and made images together. With batch norm the padding of a last batch has a
+        share in them, and pairs are those of one batch: take an ``eval_batch`` that divides.
         """
         images, valid, labels = signed(batch["image"]), batch["valid"], self._labels(batch)
         made, _ = self._make(params, mutable, self._noise(key, len(images)), labels, train=False)
         real, _, _ = self._judge(params, mutable, images, labels)
         fake, _, _ = self._judge(params, mutable, made, labels)
         metrics: dict[str, Metric] = {
-            "discriminator_accuracy": told_apart(real, fake, valid),
+            "discriminator_auc": told_apart(real, fake, valid),
             "real_logit": Mean.from_values(by_image(real), valid),
             "fake_logit": Mean.from_values(by_image(fake), valid),
         }
@@ -266,37 +270,43 @@ class Adversarial:
 
     def watch(self, numbers: Mapping[str, float]) -> list[str]:
         """What to tell of an evaluation: a discriminator that has won, modes that are lost."""
-        lines = []
-        for name, value in numbers.items():
-            if name.split("/")[0].endswith("_ema"):
-                continue  # nothing trains against an averaged discriminator
-            if name.endswith("/discriminator_accuracy") and value > SATURATED:
-                lines.append(
-                    f"{name} is {value:.3f}: the discriminator is saturated, and the generator "
-                    "learns little (lower task.optimizer.learning_rate, or hold its slope)"
-                )
-            if name.endswith("/class_perplexity") and value < COLLAPSED * self._observed:
-                lines.append(
-                    f"{name} is {value:.1f} of {self._observed}: the generator has collapsed to "
-                    "few classes (lower optimizer.learning_rate, or take an earlier checkpoint)"
-                )
-        return lines
+        return saturation(numbers) + [
+            f"{name} is {value:.1f} of {self._observed}: the generator has collapsed to few "
+            "classes (lower optimizer.learning_rate, or take an earlier checkpoint)"
+            for name, value in numbers.items()
+            if name.endswith("/class_perplexity")
+            and not name.split("/")[0].endswith("_ema")
+            and value < COLLAPSED * self._observed
+        ]
 
     def preview(
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
     ) -> dict[str, Panels]:
-        """Samples, and what lies between latents and beyond them."""
+        """Samples, and what lies between latents and beyond them, a class in each row.
+
+        Latents of N(0, I) have a length near √d, and sums of them are brought to it: what lies
+        within or beyond, no generator has seen.
+        """
         classes, count = self.num_classes, 64
 
         def decode(latents: Array, labels: Array | None) -> Array:
             return unsigned(self._make(params, mutable, latents, labels, train=False)[0])
 
+        def on_shell(latents: Array, labels: Array | None) -> Array:
+            lengths = jnp.linalg.norm(latents, axis=1, keepdims=True)
+            return decode(latents * np.sqrt(self.latent) / jnp.maximum(lengths, 1e-6), labels)
+
         latents = self._noise(key, count)
-        asked = None if classes is None else jnp.arange(count) % classes
-        samples = decode(latents, asked)
-        one = None if classes is None else jnp.zeros(count, jnp.int32)
-        ends = samples if classes is None else decode(latents, one)
-        return {"samples": square(samples), **latent_pictures(decode, ends, latents, one)}
+        of_one, of_two, of_three = (
+            None if classes is None else jnp.arange(count) // together % classes
+            for together in (1, 2, 3)
+        )
+        ends = on_shell(latents, of_three)
+        return {
+            "samples": square(decode(latents, of_one)),
+            "interpolation": interpolation(on_shell, latents, of_two),
+            "arithmetic": arithmetic(on_shell, ends, latents, of_three),
+        }
 
     def sample(
         self,

@@ -10,6 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from metrics.state import Mean
+from train.tasks.task import SettingError
+
+SATURATED = 0.99
+"""Share of pairs that a discriminator tells apart, above which it has won."""
 
 GENERATOR, DISCRIMINATOR = "generator", "discriminator"
 
@@ -70,3 +74,27 @@ def told_apart(
 def by_image(logits: Array) -> Array:
     """One logit an image: the mean of a map."""
     return jnp.mean(logits, axis=tuple(range(1, logits.ndim)))
+
+
+def saturation(numbers: Mapping[str, float]) -> list[str]:
+    """What to tell of an evaluation of ``told_apart``: a discriminator that has won.
+
+    Nothing trains against an averaged one.
+    """
+    return [
+        f"{name} is {value:.3f}: the discriminator is saturated, and tells the generator little or "
+        "changes too fast for it (lower task.optimizer.learning_rate, or hold its slope)"
+        for name, value in numbers.items()
+        if name.endswith("/discriminator_auc")
+        and not name.split("/")[0].endswith("_ema")
+        and value > SATURATED
+    ]
+
+
+def check_whole_batch(compares_means: bool, accumulate: int) -> None:
+    """Raises SettingError for losses that compare means of a batch, if it comes in parts."""
+    if accumulate > 1 and compares_means:
+        raise SettingError(
+            "relativistic losses and feature matching compare means of the whole batch: set "
+            "loop.accumulate=1"
+        )

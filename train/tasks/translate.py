@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,6 +21,8 @@ from train.tasks.players import (
     GENERATOR,
     apply_network,
     by_player,
+    check_whole_batch,
+    saturation,
     signed,
     told_apart,
     unsigned,
@@ -82,6 +84,10 @@ class Translate:
                     "beyond the border, which are marked as not counting"
                 )
 
+    def check_loop(self, *, accumulate: int, pmap: bool, steps: int) -> None:
+        """Raises SettingError for losses that compare means of a batch, if it comes in parts."""
+        check_whole_batch(self.losses.relative, accumulate)
+
     def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
         """All variables of both networks, each collection with an entry for each.
 
@@ -124,7 +130,7 @@ class Translate:
         losses = 0.5 * self.losses.discriminator(real, fake)
         metrics: dict[str, Metric] = {
             "discriminator_loss": Mean.from_values(losses),
-            "discriminator_accuracy": told_apart(real, fake),
+            "discriminator_auc": told_apart(real, fake),
         }
         return jnp.mean(losses), Aux(mutable, metrics)
 
@@ -140,7 +146,7 @@ class Translate:
         given, target = self._pair(batch)
         made, mutable = self._make(params, mutable, given, key)
         errors = _absolute_error(made, target)
-        metrics: dict[str, Metric] = {"l1": Mean.from_values(errors)}
+        metrics: dict[str, Metric] = {"l1": Mean.from_values(0.5 * errors)}  # as in evaluation
         total = self.l1 * errors
         if self.adversarial:
             fake, _ = self._judge(params, mutable, made, given)
@@ -155,8 +161,10 @@ class Translate:
     ) -> dict[str, Metric]:
         """Absolute error of values in [0, 1], and sharpness, of 1 where edges are as steep as true.
 
-        Of made masks also what segmentation is measured by: one is read off at ½, and its two
-        classes are those below and above.
+        Sharpness is the mean difference of neighbours over that of the truth: texture that is as
+        rough need not be right. Images are made without dropout and by running statistics. Of made
+        masks also what segmentation is measured by: one is read off at ½, and its two classes are
+        those below and above.
         """
         given, target = self._pair(batch)
         made, _ = self._make(params, mutable, given, key, train=False)
@@ -169,7 +177,14 @@ class Translate:
             logits = jnp.concatenate([-made, made], axis=-1)
             counted = jnp.broadcast_to(valid[:, None, None], batch["mask"].shape)
             metrics["confusion"] = segmentation_matrix(logits, batch["mask"], counted)
+        if self.adversarial:
+            (real, _), (fake, _) = (self._judge(params, mutable, x, given) for x in (target, made))
+            metrics["discriminator_auc"] = told_apart(real, fake, valid)
         return metrics
+
+    def watch(self, numbers: Mapping[str, float]) -> list[str]:
+        """What to tell of an evaluation: a discriminator that has won."""
+        return saturation(numbers)
 
     def preview(
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
