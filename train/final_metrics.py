@@ -180,7 +180,7 @@ class SampleQuality:
                     f"SampleQuality: the extractor {self.extractor.name} is for images "
                     f"{list(image)}, and those of {split!r} are {list(found)}: leave out what is "
                     "measured in the end with task.final=(), or give it an extractor of such "
-                    "images (opsin extractor)"
+                    "images (opsin export)"
                 )
 
     def __call__(
