@@ -17,15 +17,8 @@ from data.augment import row_keys
 from data.images import read_image
 from experiments.runs import RunError
 from experiments.trained import Trained, open_run
-from ops.diffusion_samplers import (
-    Ancestral,
-    AnnealedLangevin,
-    Ddim,
-    DpmSolver2M,
-    Heun,
-    PredictorCorrector,
-    Sampler,
-)
+from ops.diffusion_samplers import Ancestral, Ddim, DpmSolver2M, Heun, Sampler
+from ops.langevin import AnnealedLangevin, PredictorCorrector
 from train import figures
 from train.program import jit_here
 from train.sampling import check_labels, sample_images

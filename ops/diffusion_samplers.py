@@ -19,7 +19,6 @@ from ops.diffusion import (
     Point,
     Process,
     between,
-    convert,
     interpolated_log_variance,
     posterior,
     reverse_log_variances,
@@ -69,14 +68,16 @@ class Coefficients(NamedTuple):
     noise: Any = None
 
 
-class _Forgetful:
+class Forgetful:
+    """A sampler of which each step stands alone."""
+
     @property
     def remembers(self) -> bool:
         """See `Sampler`."""
         return False
 
 
-class _Linear(_Forgetful):
+class _Linear(Forgetful):
     def step(
         self,
         denoise: Denoiser,
@@ -103,7 +104,7 @@ class _AncestralPlan(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ancestral(_Forgetful):
+class Ancestral(Forgetful):
     """Draws of p(x_s|x_t), the posterior with the estimate in place of x_0.
 
     Ho et al., 2020, arXiv:2006.11239, algorithm 2. A model that learned its variance
@@ -214,7 +215,7 @@ class _HeunPlan(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Heun(_Forgetful):
+class Heun(Forgetful):
     """Heun's method in x / α against σ / α: Karras et al., 2022, arXiv:2206.00364, algorithm 2.
 
     Of order 2, with two evaluations a step, but one in a step that ends without noise. Made for
@@ -283,135 +284,6 @@ class Heun(_Forgetful):
 
         x = lax.cond(plan.corrects, corrected, lambda: euler)
         return State(plan.next.levels.alpha * x, x0)
-
-
-class _LangevinPlan(NamedTuple):
-    size: Any
-    predictor: Any
-
-
-@dataclass(frozen=True)
-class AnnealedLangevin(_Forgetful):
-    """Langevin dynamics at each noise, one after the other: Song & Ermon, 2019, algorithm 1.
-
-    arXiv:1907.05600. x ← x + a/2 ∇log p(x) + √a ε with a = step_size σ². For processes that add
-    noise and leave the data as they are, such as `ops.sde.VarianceExploding`: from a noise to the
-    next nothing moves. The model is asked `corrections` times a time, and once in the end.
-
-    Attributes:
-        step_size: ε / σ_L² of the paper, where it is 0.2 (2e-5 / 0.01²). From σ to the next, x must
-            have time to follow: steps contract by about 1 − step_size / 2.
-        corrections: T of the paper, steps at each noise.
-
-    Raises:
-        ValueError: a step size that is not positive, or fewer than one correction.
-    """
-
-    step_size: float = 0.2
-    corrections: int = 100
-
-    def __post_init__(self):
-        if not self.step_size > 0 or self.corrections < 1:
-            raise ValueError(
-                "step_size must be positive and corrections at least 1, not "
-                f"{self.step_size} and {self.corrections}"
-            )
-
-    def plan(self, process: Process, grid: Point) -> _LangevinPlan:
-        """See `Sampler`."""
-        now, before = between(grid.levels)
-        if not np.allclose(now.alpha, 1):
-            raise ValueError(
-                "annealed Langevin dynamics are of processes that leave the data their size, such "
-                "as VarianceExploding: choose another sampler"
-            )
-        return _LangevinPlan(0.5 * self.step_size * now.sigma**2, before.sigma == 0)
-
-    def step(
-        self,
-        denoise: Denoiser,
-        state: State,
-        point: Point,
-        plan: _LangevinPlan,
-        keys: Key[Array, "batch"],
-    ) -> State:
-        """See `Sampler`."""
-        x = _langevin(denoise, state.x, point, plan.size, self.corrections, keys)
-
-        def denoised() -> State:
-            x0 = denoise(x, point).x0
-            return State(x0, x0)
-
-        return lax.cond(plan.predictor, denoised, lambda: State(x, state.x0))
-
-
-@dataclass(frozen=True)
-class PredictorCorrector:
-    """Steps of a sampler, each after Langevin steps at its noise: Song et al., 2021.
-
-    arXiv:2011.13456. x ← x + e ∇log p(x) + √2e ε with e = 2 (r σ)². In theirs the ratio of the
-    norms of ε and ∇log p(x) stands for σ, which it is for images of many pixels: in few dimensions
-    a score near 0 would make a step of any length, and means over a batch would have an image
-    depend on the others. The model is asked `corrections` times a step more than the predictor.
-
-    Attributes:
-        predictor: any sampler.
-        corrections: Langevin steps at each time.
-        snr: r.
-
-    Raises:
-        ValueError: negative numbers.
-    """
-
-    predictor: Sampler = Ancestral()
-    corrections: int = 1
-    snr: float = 0.16
-
-    def __post_init__(self):
-        if not (self.corrections >= 0 and self.snr >= 0):
-            raise ValueError(
-                f"corrections and snr must not be negative, not {self.corrections}, {self.snr}"
-            )
-
-    @property
-    def remembers(self) -> bool:
-        """As the predictor."""
-        return self.predictor.remembers
-
-    def plan(self, process: Process, grid: Point) -> _LangevinPlan:
-        """See `Sampler`."""
-        size = 2 * (self.snr * grid.levels.sigma[:-1]) ** 2
-        return _LangevinPlan(size, self.predictor.plan(process, grid))
-
-    def step(
-        self,
-        denoise: Denoiser,
-        state: State,
-        point: Point,
-        plan: _LangevinPlan,
-        keys: Key[Array, "batch"],
-    ) -> State:
-        """See `Sampler`."""
-        x = _langevin(denoise, state.x, point, plan.size, self.corrections, keys)
-        return self.predictor.step(denoise, State(x, state.x0), point, plan.predictor, keys)
-
-
-def _langevin(
-    denoise: Denoiser,
-    x: Array,
-    point: Point,
-    size: Array,
-    corrections: int,
-    keys: Key[Array, "batch"],
-) -> Array:
-    """x ← x + e ∇log p(x) + √2e ε, e being the size."""
-
-    def correct(i: Array, x: Array) -> Array:
-        x0 = denoise(x, point).x0
-        score = convert(x0, x, point.levels, source="x0", target="score")
-        return x + size * score + jnp.sqrt(2 * size) * keyed_normal(fold_keys(keys, i + 1), x.shape)
-
-    return lax.fori_loop(0, corrections, correct, x)
 
 
 def fold_keys(keys: Key[Array, "batch"], data: int | Int[Array, ""]) -> Key[Array, "batch"]:

@@ -21,14 +21,9 @@ from experiments.config import override
 from experiments.extractors import LENET, MNIST_DDPM
 from experiments.generation import mnist_ddpm
 from experiments.table import Arm, Table
-from ops.diffusion_samplers import (
-    Ancestral,
-    Ddim,
-    DpmSolver2M,
-    Heun,
-    PredictorCorrector,
-)
+from ops.diffusion_samplers import Ancestral, Ddim, DpmSolver2M, Heun
 from ops.diffusion_sampling import Sampling
+from ops.langevin import PredictorCorrector
 from train.experiment import Experiment
 from train.final_metrics import SampleQuality
 

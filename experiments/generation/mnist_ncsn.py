@@ -20,8 +20,9 @@ from experiments.generation import mnist_ddpm
 from experiments.table import Table
 from losses.diffusion import epsilon_weight
 from models.generative.diffusion_unet import ScoreUNet
-from ops.diffusion_samplers import AnnealedLangevin, Heun, PredictorCorrector
+from ops.diffusion_samplers import Heun
 from ops.diffusion_sampling import Sampling
+from ops.langevin import AnnealedLangevin, PredictorCorrector
 from ops.sde import VarianceExploding
 from train.experiment import Experiment
 from train.final_diffusion import SampledBy

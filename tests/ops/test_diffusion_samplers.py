@@ -8,16 +8,10 @@ import pytest
 from scipy import stats
 
 from ops.diffusion import Denoiser, Point, between
-from ops.diffusion_samplers import (
-    Ancestral,
-    AnnealedLangevin,
-    Ddim,
-    DpmSolver2M,
-    Heun,
-    PredictorCorrector,
-)
+from ops.diffusion_samplers import Ancestral, Ddim, DpmSolver2M, Heun
 from ops.diffusion_sampling import prior_noise, sample, sample_path
 from ops.diffusion_schedules import Discrete, LogSnr, cosine_betas, linear_betas
+from ops.langevin import AnnealedLangevin, PredictorCorrector
 from ops.sde import SubVariancePreserving, VarianceExploding, VariancePreserving
 from tests.ops.mixture import Mixture, two_in_plane
 

@@ -8,16 +8,10 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from ops.diffusion import Denoiser, Point
-from ops.diffusion_samplers import (
-    Ancestral,
-    AnnealedLangevin,
-    Ddim,
-    DpmSolver2M,
-    Heun,
-    PredictorCorrector,
-)
+from ops.diffusion_samplers import Ancestral, Ddim, DpmSolver2M, Heun
 from ops.diffusion_sampling import classifier_free_guidance, prior_noise, sample, sample_path
 from ops.diffusion_schedules import Discrete
+from ops.langevin import AnnealedLangevin, PredictorCorrector
 from ops.sde import VarianceExploding, VariancePreserving
 from tests.ops.mixture import Mixture, two_in_plane
 

@@ -305,7 +305,7 @@ def test_a_variance_is_learned_and_guided_by_its_class_alone():
         ),
         ({"process": VariancePreserving(), "learned_variance": True}, "is of steps"),
         ({"model": TinyDenoiser(num_classes=3)}, "num_classes=2"),
-        ({"sampling": Sampling(guidance=2.0), "label_dropout": 0.0}, "never saw"),
+        ({"sampling": Sampling(guidance=2.0), "label_dropout": 0.0}, "was never seen"),
         ({"sampling": Sampling(spacing="even")}, '"time" or "noise"'),
         ({"process": VarianceExploding()}, "ScoreUNet is told sigma"),
         ({"model": ScoreUNet(TinyDenoiser(num_classes=2))}, "ScoreUNet is told sigma"),

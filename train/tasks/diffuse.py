@@ -142,8 +142,8 @@ class Diffuse:
             )
         if self.sampling.guidance != 1.0 and self.label_dropout == 0:
             raise SettingError(
-                f"guidance {self.sampling.guidance:g} is away from no class, which a model with "
-                "task.label_dropout=0 never saw: leave it out, or set label_dropout=0.1"
+                f"guidance {self.sampling.guidance:g} is away from no class, which was never seen: "
+                "leave it out, or set task.label_dropout=0.1"
             )
 
     def check_inpainting(self, resamplings: int) -> None:
@@ -239,9 +239,9 @@ class Diffuse:
         keys = row_keys(jax.random.key(0), count)
         asked = None if self.num_classes is None else jnp.arange(count) % self.num_classes
         samples = self.sample(params, mutable, keys, asked)
-        # All steps of a few: those of 64 colour images of a thousand steps would take gigabytes.
-        some_asked = None if asked is None else asked[:shown]
-        x, estimates = self.path(params, mutable, keys[:shown], some_asked)
+        # Of a few: all steps of 64 colour images, a thousand of them, would take gigabytes.
+        few = None if asked is None else asked[:shown]
+        x, estimates = self.path(params, mutable, keys[:shown], few)
         some = np.linspace(0, len(x) - 1, min(frames, len(x))).round().astype(int)
         both = jnp.stack([x[some], estimates[some]])  # [2, frames, shown, …]
         rows = jnp.moveaxis(both, 2, 0).reshape(2 * shown, len(some), *self.image)
@@ -269,8 +269,7 @@ class Diffuse:
     ) -> tuple[Float[Array, "steps n ..."], Float[Array, "steps n ..."]]:
         """``sample`` with all that it passes: images with noise, and the estimates of them."""
         passed = sample_path(*self._start(params, mutable, keys, labels), times=self._times())
-        x, estimates = (jnp.clip(unsigned(images), 0, 1) for images in passed)
-        return x, estimates
+        return jnp.clip(unsigned(passed.x), 0, 1), jnp.clip(unsigned(passed.x0), 0, 1)
 
     def inpaint(
         self,
@@ -386,8 +385,8 @@ class Diffuse:
         self, params: PyTree, mutable: PyTree, keys: Array, labels: Array | None
     ) -> tuple[Denoiser, Process, Sampler, Array, Array]:
         denoiser = self._denoiser(params, mutable, labels, self.sampling.guidance)
-        x = prior_noise(keys, self.image, self.process)
-        return denoiser, self.process, self.sampling.sampler, keys, x
+        noise = prior_noise(keys, self.image, self.process)
+        return denoiser, self.process, self.sampling.sampler, keys, noise
 
     def _times(self) -> np.ndarray:
         return self.sampling.times(self.process)
@@ -395,8 +394,7 @@ class Diffuse:
     @property
     def _nothing(self) -> int:
         """The label of no class."""
-        assert self.num_classes is not None
-        return self.num_classes
+        return cast(int, self.num_classes)
 
     def _labels(self, batch: Batch) -> Int[Array, " batch"] | None:
         return None if self.num_classes is None else batch["label"]
