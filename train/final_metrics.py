@@ -171,9 +171,9 @@ class SampleQuality:
             WeightsError: if the network cannot be read.
         """
         *_, image = self.extractor.open()
-        read = {split: self._open(sets, split) for split in (self.split, self.floor_split)}
+        read = [(split, self._open(sets, split)) for split in (self.split, self.floor_split)]
         # Those that are made are as large as those that are trained on.
-        for split, examples in {**sets, **read}.items():
+        for split, examples in (*read, *sets.items()):
             found = np.shape(examples.records[0]["image"])
             if found != image:
                 raise SettingError(

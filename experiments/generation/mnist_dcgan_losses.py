@@ -10,14 +10,13 @@ Small: a DCGAN (Radford et al., 2016) of 32 channels for 28×28 pixels, whose di
 hidden units too, 2,000 steps of 64 images; the Fréchet distance is that of the features of LeNet-5
 (`opsin export`), not of Inception, and stands beside its floor, that of training images.
 
-Ours (18 runs of 2 minutes, 11 with five turns, one core of two each): a Fréchet distance of 72 ± 8
-with the Wasserstein loss and its penalty, 94 ± 5 with least squares, 133 ± 9 non-saturating without
-a norm. With batch norm in the discriminator the non-saturating and the hinge loss reach about 100
-in two seeds and lose the game in the third (308 and 658, recall 0.02 and 0); minimax loses it in
-all (471 to 653). The Wasserstein arm reads five times the images in five times the time, and its
-norm, betas and penalty are its own: it is a recipe more than a loss. All are far from the floor of
-1.1: 2,000 steps are 2.1 passes, and but one rate was tried. Turns were a loop then, and are written
-out now, which is faster.
+Ours (18 runs of 2 minutes on one core of two, and of 4 to 5 on both with five turns): a Fréchet
+distance of 69 ± 9 with the Wasserstein loss and its penalty, 94 ± 5 with least squares, 133 ± 9
+non-saturating without a norm. With batch norm in the discriminator the non-saturating and the hinge
+loss reach about 100 in two seeds and lose the game in the third (308 and 658, recall 0.02 and 0);
+minimax loses it in all (471 to 653). The Wasserstein arm reads five times the images, and its norm,
+betas and penalty are its own: it is a recipe more than a loss. All are far from the floor of 1.1:
+2,000 steps are 2.1 passes, and but one rate was tried.
 
     opsin sweep mnist_dcgan_losses
     opsin report mnist_dcgan_losses

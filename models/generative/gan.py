@@ -2,9 +2,8 @@
 
 Goodfellow et al., 2014, "Generative adversarial networks", arXiv:1406.2661. DCGAN: Radford, Metz
 and Chintala, 2016, "Unsupervised representation learning with deep convolutional generative
-adversarial networks", arXiv:1511.06434. The residual pair, and spectral normalisation: Miyato,
-Kataoka, Koyama and Yoshida, 2018, "Spectral normalization for generative adversarial networks",
-arXiv:1802.05957.
+adversarial networks", arXiv:1511.06434. The residual pair, and spectral normalisation: Miyato et
+al., 2018, "Spectral normalization for generative adversarial networks", arXiv:1802.05957.
 
 A generator's outputs are linear, float32: the image in [0, 1] is (tanh + 1) / 2 of them. A
 discriminator takes images of any range and gives one logit an image; the features that its last
@@ -123,8 +122,10 @@ class Generator(nn.Module):
             labels that are missing or given to a model without classes.
         """
         size = smallest_map(self.image[:2], self.halvings)
-        if z.shape != (len(z), max(self.latent, 1)):
-            raise ValueError(f"latent={self.latent} takes [batch, 1 or more]; got {list(z.shape)}")
+        if self.latent < 1:
+            raise ValueError(f"a generator takes at least one number; got latent={self.latent}")
+        if z.ndim != 2 or z.shape[1] != self.latent:
+            raise ValueError(f"a generator takes [batch, {self.latent}]; got {list(z.shape)}")
         z = join(z, one_hot_classes(labels, self.num_classes, len(z)))
         return self.outputs(z, size, norm_of(self, train=train))
 
@@ -332,9 +333,9 @@ class DCGANDiscriminator(Discriminator):
                 x = norm(name=f"norm{index}")(x)
             x = nn.leaky_relu(x, 0.2)
         x = x.reshape(len(x), -1).astype(jnp.float32)
-        if self.hidden is None:
-            return x
-        return nn.leaky_relu(dense(self.hidden, name="hidden")(x), 0.2)
+        if self.hidden is not None:
+            x = nn.leaky_relu(dense(self.hidden, name="hidden")(x), 0.2)
+        return x
 
 
 class ResidualDiscriminator(Discriminator):
@@ -382,8 +383,7 @@ def smallest_map(size: tuple[int, ...], halvings: int) -> tuple[int, int]:
     if halvings < 1:
         raise ValueError(f"halvings is at least 1; got {halvings}")
     check_halves(size, halvings)
-    rows, columns = (side // 2**halvings for side in size)
-    return rows, columns
+    return size[0] // 2**halvings, size[1] // 2**halvings
 
 
 def one_hot_classes(

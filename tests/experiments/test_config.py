@@ -382,7 +382,7 @@ def test_resolve_is_json_and_contains_every_path(name):
         node = resolved
         for part in path.split("."):
             node = node[int(part)] if isinstance(node, list) else node[part]
-    assert "jax._src" not in json.dumps(resolved)  # names that another version of jax knows too
+    assert "._" not in json.dumps(resolved)  # names that another version of a library knows too
 
 
 def test_resolve_in_full():

@@ -124,9 +124,7 @@ def test_the_quality_of_samples_stands_beside_its_floor():
     for above, diverged in ((bad["test/fd_pixels"] - 0.1, 1), (bad["test/fd_pixels"] + 0.1, 0)):
         counted = replace(final, diverged_above=above)(Fake(), like / 2, {}, sets, untracked)
         assert counted["test/diverged"] == diverged
-    with pytest.raises(
-        SettingError, match=r"is for images \[28, 28, 1\], and those of 'train' are"
-    ):
+    with pytest.raises(SettingError, match=r"is for images \[28, 28, 1\], and those of 'test' are"):
         replace(final, extractor=LENET).check(Fake(), sets)
     elsewhere = replace(final, source=lambda split: noise(200, 5, offset=50))
     assert elsewhere(Fake(), like, {}, {}, untracked)["test/fd_pixels"] > good["test/fd_pixels"]

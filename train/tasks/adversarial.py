@@ -33,6 +33,7 @@ from train.tasks.players import (
     by_image,
     by_player,
     check_whole_batch,
+    of_trained,
     saturation,
     signed,
     told_apart,
@@ -273,10 +274,8 @@ class Adversarial:
         return saturation(numbers) + [
             f"{name} is {value:.1f} of {self._observed}: the generator has collapsed to few "
             "classes (lower optimizer.learning_rate, or take an earlier checkpoint)"
-            for name, value in numbers.items()
-            if name.endswith("/class_perplexity")
-            and not name.split("/")[0].endswith("_ema")
-            and value < COLLAPSED * self._observed
+            for name, value in of_trained(numbers).items()
+            if name.endswith("/class_perplexity") and value < COLLAPSED * self._observed
         ]
 
     def preview(

@@ -76,18 +76,20 @@ def by_image(logits: Array) -> Array:
     return jnp.mean(logits, axis=tuple(range(1, logits.ndim)))
 
 
-def saturation(numbers: Mapping[str, float]) -> list[str]:
-    """What to tell of an evaluation of ``told_apart``: a discriminator that has won.
+def of_trained(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Numbers of an evaluation without those of moving averages, against which nobody trains."""
+    return {
+        name: value for name, value in numbers.items() if not name.split("/")[0].endswith("_ema")
+    }
 
-    Nothing trains against an averaged one.
-    """
+
+def saturation(numbers: Mapping[str, float]) -> list[str]:
+    """What to tell of an evaluation of ``told_apart``: a discriminator that has won."""
     return [
         f"{name} is {value:.3f}: the discriminator is saturated, and tells the generator little or "
         "changes too fast for it (lower task.optimizer.learning_rate, or hold its slope)"
-        for name, value in numbers.items()
-        if name.endswith("/discriminator_auc")
-        and not name.split("/")[0].endswith("_ema")
-        and value > SATURATED
+        for name, value in of_trained(numbers).items()
+        if name.endswith("/discriminator_auc") and value > SATURATED
     ]
 
 
