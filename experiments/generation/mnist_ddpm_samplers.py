@@ -40,7 +40,7 @@ SAMPLERS: dict[str, Sampling] = {
     "heun": Sampling(Heun()),
     "predictor-corrector": Sampling(PredictorCorrector()),
 }
-BUDGETS = (4, 10, 20, 50)
+BUDGETS = (4, 8, 16, 32)
 
 
 def evaluations(name: str, budget: int) -> tuple[int, int]:
