@@ -10,6 +10,13 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+def pytest_configure(config: pytest.Config):
+    # Compilation is most of the time of fast tests, and a quarter of it is for speed they do not
+    # need. Slow ones train.
+    fast = config.option.markexpr == "not slow"
+    jax.config.update("jax_disable_most_optimizations", fast)
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)

@@ -7,7 +7,7 @@ arXiv:2011.13456 (predictor and corrector). The last two ask twice a step, Heun'
 last. Its steps are even in a power of the noise, those of the others in time; DPM-Solver++ is shown
 with both.
 
-Small: 1,000 samples without guidance against the first 1,000 test images; the three seeds are of
+Small: 512 samples without guidance against the first 512 test images; the three seeds are of
 the samples, the weights are the same (`opsin export`).
 
     opsin sweep mnist_ddpm_samplers
@@ -79,7 +79,7 @@ def config() -> Experiment:
     changes = {
         "task.weights": MNIST_DDPM,
         "task.sampling": Sampling(Ancestral(), steps=10),
-        "task.final": (SampleQuality(extractor=LENET, source="tfds:mnist", samples=1000),),
+        "task.final": (SampleQuality(extractor=LENET, source="tfds:mnist", samples=512),),
         "optimizer.learning_rate": 0.0,
         # What is measured brings its own images, and nothing is to be seen of the step.
         "data.eval_splits": {},
