@@ -16,6 +16,6 @@ LENET = Extractor(
 # Made by `opsin run mnist_ddpm`, then `opsin export RUN results/extractors/mnist_ddpm.safetensors`.
 MNIST_DDPM = Weights(
     path="results/extractors/mnist_ddpm.safetensors",
-    sha256="0" * 64,
+    sha256="a336ec14ee7e7b4b9a9acd962602b3ad4047dcf39933c333841817a402a5b097",
 )
 """The moving average of ``mnist_ddpm``, seed 0."""

@@ -30,6 +30,7 @@ from train.final_metrics import SampleQuality
 SMOKE = mnist_ddpm.SMOKE | {
     "task.final": (SampleQuality(extractor=LENET, samples=32),),
     "task.weights": None,
+    "data.eval_splits": {"test": "test"},
 }
 
 SAMPLERS: dict[str, Sampling] = {
