@@ -9,6 +9,10 @@ steps, each done n times, stand n times as many.
 Small: the first 256 test images, DDPM; the three seeds are of the samples, the weights are the same
 (`opsin export`).
 
+Ours: LeNet-5 sees the true digit in 53.8 ± 1.6 % after 25 steps and no more after 100 (55.3 ± 4.3),
+but in 64.3 ± 1.6 % if each of 25 is done four times. Other fillings may be as true: two upper
+halves may be of one digit or of another.
+
     opsin sweep mnist_inpainting
     opsin report mnist_inpainting
 """
@@ -36,6 +40,7 @@ TABLE = Table(
     metrics={"test/inpainted_accuracy": ".1%"},
     # Of two fillings that are as likely, the blurred one has the lower error.
     details={"test/inpainted_mse": ".4f", "test/known_accuracy": ".2%"},
+    lower_is_better=("test/inpainted_mse",),
     baseline="steps@25",
     seeds=3,
     lines={f"steps@{25 * n}": ("more steps", 25 * n) for n in TIMES}
