@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,8 @@ def folder(
     With `path/train/<class>/…` each folder beside "train" is a split, and the classes are the
     sub-folders of "train", in alphabetical order. Otherwise the classes are the sub-folders of
     `path`, and every image whose `class/name` has a SHA-256 divisible by five is in "test", about
-    20 %, the others in "train": adding images does not move others to the other side.
+    20 %, the others in "train": adding images does not move others to the other side. A folder
+    without sub-folders is a set without classes, for generators; it is split in the same way.
 
     Images may lie deeper inside a class folder. Hidden files are ignored, any other file must be an
     image that Pillow reads. It is turned upright (EXIF), its transparency is dropped, and its
@@ -44,7 +45,7 @@ def folder(
       limit_bytes: the largest split that is kept in memory.
 
     Raises:
-      DataError: if the folder or the split is missing or empty, there are fewer than two classes,
+      DataError: if the folder or the split is missing or empty, there is only one class,
         or a file is not an image, is truncated, or has more than 8 bits a channel (in a
         split above `limit_bytes`, when that image is read).
     """
@@ -58,6 +59,8 @@ def folder(
     directory = root / split if has_splits else root
     names = _subfolders(root / "train" if has_splits else root)
     available = _subfolders(root) if has_splits else ["train", "test"]
+    if not has_splits and not names:
+        return _flat(root, split, size, channels, limit_bytes)
     if len(names) < 2:
         found = f'only "{names[0]}"' if names else "none"
         raise DataError(f"{root} needs two or more sub-folders of images, one a class; has {found}")
@@ -77,17 +80,35 @@ def folder(
             f"{root / 'test'} with a folder for each class inside"
         )
     paths, label = zip(*files, strict=True)
-    records = _Images(paths, np.array(label, np.int32), size, channels)
-    examples = Examples(records, tuple(names), lambda: records.label, resized=True)
-    if fits_in_memory(examples, limit_bytes):
-        return Examples(Arrays(materialize(examples)), tuple(names), resized=True)
-    return examples
+    classes = np.array(label, np.int32)
+    records = _Images(paths, classes, size, channels)
+    return _kept(Examples(records, tuple(names), lambda: classes, resized=True), limit_bytes)
+
+
+def _flat(root: Path, split: str, size: int, channels: int, limit_bytes: int) -> Examples:
+    """Images without classes, which generators may learn."""
+    if split not in ("train", "test"):
+        raise DataError(f'{root} has no split "{split}"; it has train, test')
+    files = visible_files(root)
+    if not files:
+        raise DataError(f"{root} has no images: add some, for classes in two or more sub-folders")
+    own = [file for file in files if is_test(file.relative_to(root)) == (split == "test")]
+    if not own:
+        raise DataError(f'split "{split}" of {root} has no images; add more')
+    return _kept(Examples(_Images(tuple(own), None, size, channels), resized=True), limit_bytes)
+
+
+def _kept(examples: Examples, limit_bytes: int) -> Examples:
+    """The same examples, in memory if they fit."""
+    if not fits_in_memory(examples, limit_bytes):
+        return examples
+    return replace(examples, records=Arrays(materialize(examples)), read_labels=None)
 
 
 @dataclass(frozen=True)
 class _Images:
     paths: tuple[Path, ...]
-    label: Int[np.ndarray, " n"]
+    label: Int[np.ndarray, " n"] | None
     size: int
     channels: int
 
@@ -98,7 +119,9 @@ class _Images:
         upright = read_image(self.paths[index], self.channels)
         square = ImageOps.fit(upright, (self.size, self.size), Image.Resampling.BILINEAR)
         image = np.asarray(square).reshape(self.size, self.size, self.channels)
-        return {"image": image, "label": self.label[index]}
+        return (
+            {"image": image} if self.label is None else {"image": image, "label": self.label[index]}
+        )
 
 
 def is_test(relative: Path) -> bool:

@@ -39,6 +39,8 @@ def read_image(path: Path, channels: int, *, deep: bool = False) -> Image.Image:
             if "transparency" in upright.info:  # else Pillow warns about palettes
                 upright = upright.convert("RGBA")
             return upright.convert(MODES[channels])
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise DataError(f"there is no image {path}: {error.strerror}") from error
     except Exception as error:  # Pillow's decoders raise many kinds
         raise DataError(
             f"cannot read image {path}: {error}; repair it, save it as an 8-bit image or remove it"

@@ -112,25 +112,36 @@ def make_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
 
     images = _Parser(add_help=False, parents=[runtime])
     images.add_argument("run", type=Path, metavar="RUN", help="its directory, runs/NAME/ID")
-    images.add_argument("--class", type=int, dest="label", metavar="C", help="default: in turn")
     images.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
     images.add_argument(
         "--weights", choices=("ema", "raw"), help="default: the moving average, if there is one"
     )
-    group = images.add_argument_group("diffusion", "default: as the run was configured")
+    group = images.add_argument_group(
+        "diffusion",
+        "default: as the run was configured. A step asks the network once, of heun and "
+        "predictor-corrector twice, of langevin once a correction; guidance doubles the work. "
+        "dpm++2m and heun need 10 to 20 steps, ddim 50, ancestral 100 and more; langevin is for "
+        "networks of scores.",
+    )
     group.add_argument("--sampler", choices=SAMPLERS, help="how noise is taken away")
     group.add_argument("--steps", type=_positive, metavar="N", help="of the sampler")
     group.add_argument("--guidance", type=float, metavar="G", help="1 is without, 3 is much")
 
     command = commands.add_parser("sample", help="images that a run makes", parents=[images])
+    command.add_argument("--class", type=int, dest="label", metavar="C", help="default: in turn")
     command.add_argument("--n", type=_positive, default=64, metavar="N", help="default: 64")
     command.add_argument("--path", action="store_true", help="also how they come out of noise")
     command.add_argument("--output", type=Path, default=Path("samples"), help="default: samples")
     command.set_defaults(command=run["sample"])
 
     command = commands.add_parser(
-        "inpaint", help="fill in the rest of an image by a diffusion model", parents=[images]
+        "inpaint",
+        help="fill in the rest of an image by a diffusion model",
+        parents=[images],
+        epilog="In place of a sampler that remembers its steps, as dpm++2m, stand 100 steps of "
+        "ancestral, each done --resamplings times.",
     )
+    command.add_argument("--class", type=int, dest="label", metavar="C", help="default: none")
     command.add_argument("image", type=Path, metavar="IMAGE", help="of the size that the run makes")
     command.add_argument("mask", type=Path, metavar="MASK", help="white where to fill in")
     command.add_argument("--n", type=_positive, default=8, metavar="N", help="default: 8")

@@ -61,7 +61,10 @@ def load(run: Path) -> Predictor:
     trained = open_run(run)
     task, data = trained.experiment.task, trained.experiment.data
     if not isinstance(task, Classify | Segment):
-        raise RunError(f"{run}: predict is for classification and segmentation")
+        raise RunError(
+            f"{run}: predict is for classification and segmentation; images are "
+            "made by opsin sample"
+        )
     mirror = 0
     if isinstance(task, Segment):  # the border is that of the image, not of a tile
         mirror, task = task.mirror, replace(task, mirror=0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +17,11 @@ from PIL import Image
 
 from data.augment import row_keys
 from data.images import read_image
+from experiments.config import resolve
 from experiments.runs import RunError
 from experiments.trained import Trained, open_run
-from ops.diffusion_samplers import Ancestral, Ddim, DpmSolver2M, Heun, Sampler
-from ops.langevin import AnnealedLangevin, PredictorCorrector
+from ops.diffusion_samplers import ANCESTRAL, DDIM, DPM_SOLVER, HEUN, Sampler
+from ops.langevin import LANGEVIN, PREDICTOR_CORRECTOR
 from train import figures
 from train.program import jit_here
 from train.sampling import check_labels, sample_images
@@ -29,12 +32,12 @@ FRAMES, SECONDS = 50, 4.0
 """Of an animation, at most."""
 
 SAMPLERS: dict[str, Sampler] = {
-    "ancestral": Ancestral(),
-    "ddim": Ddim(),
-    "dpm++2m": DpmSolver2M(),
-    "heun": Heun(),
-    "langevin": AnnealedLangevin(),
-    "predictor-corrector": PredictorCorrector(),
+    "ancestral": ANCESTRAL,
+    "ddim": DDIM,
+    "dpm++2m": DPM_SOLVER,
+    "heun": HEUN,
+    "langevin": LANGEVIN,
+    "predictor-corrector": PREDICTOR_CORRECTOR,
 }
 
 
@@ -63,8 +66,9 @@ def sample(run: Path, count: int, asked: Asked, *, path: bool, output: Path) -> 
     """Writes ``samples.png``, a grid, and ``samples.npz``; with ``path`` also ``path.gif``.
 
     The arrays are ``image`` uint8 [count, height, width, channels], ``label`` int32 [count] where
-    the model takes classes (all in turn, unless one is asked for), ``seed`` and ``step``. Image i
-    of a seed is the same whatever ``count`` is. The animation shows the first 64, from noise on.
+    the model takes classes (all in turn, unless one is asked for), ``seed``, ``step``, and
+    ``made``, JSON that says how. Image i of a seed is the same whatever ``count`` is. The animation
+    shows the first 16, from noise on.
 
     Raises:
         RunError: if the run makes no images, not in this way, or the directory cannot be written.
@@ -78,14 +82,14 @@ def sample(run: Path, count: int, asked: Asked, *, path: bool, output: Path) -> 
     images = sample_images(
         task, trained.params, trained.mutable, count, seed=asked.seed, labels=labels
     )
-    arrays = {"seed": np.array(asked.seed), "step": np.array(trained.step)}
+    arrays = _how(run, trained, task, asked)
     if labels is not None:
         arrays["label"] = labels
-    rows = partial(_rows, classes=task.num_classes)
+    rows = partial(_rows, classes=None if asked.label is not None else task.num_classes)
     written = _write(images, arrays, rows, output / "samples")
     if path:
         assert isinstance(task, Diffuse)
-        shown = min(count, 64)
+        shown = min(count, 16)  # all steps of an image are in memory
         made = jit_here(task.path)(
             trained.params,
             trained.mutable,
@@ -135,13 +139,20 @@ def inpaint(
     sampling = task.sampling
     if asked.sampler is None and sampling.sampler.remembers:
         # Most are trained with a fast sampler, which cannot take a step back.
-        sampling = replace(sampling, sampler=Ancestral(), steps=asked.steps or 100, spacing=None)
+        sampling = replace(sampling, sampler=ANCESTRAL, steps=asked.steps or 100, spacing=None)
     if asked.label is None:  # no class rather than one after the other
+        if task.num_classes is not None and task.label_dropout == 0:
+            raise RunError(
+                f"{run} never saw an image without its class (task.label_dropout=0): ask for one "
+                "with --class"
+            )
         sampling = replace(sampling, guidance=1.0)
     task = replace(task, sampling=sampling)
     task.check_sampling()
     task.check_inpainting(resamplings)
     height, width, channels = task.image
+    for file in (image, mask):
+        _check_opaque(file)
     known = np.asarray(read_image(image, channels), np.float32) / 255
     known = known.reshape(*known.shape[:2], channels)
     unknown = np.asarray(read_image(mask, 1)) >= 128
@@ -169,19 +180,42 @@ def inpaint(
     )
     images = np.clip(np.asarray(made, np.float32), 0, 1)
     seen = np.where(unknown[..., None], 0.5, known)
-    arrays = {"seed": np.array(asked.seed), "step": np.array(trained.step)}
+    arrays = _how(run, trained, task, asked) | {"resamplings": np.array(resamplings)}
 
     def row(images: np.ndarray) -> np.ndarray:
         return np.concatenate([known[None], seen[None], images])[None]
 
-    return _write(images, arrays, row, output / "inpainted")
+    names = ("image", "known", *(f"filled {i + 1}" for i in range(count)))
+    return _write(images, arrays, row, output / "inpainted", names)
+
+
+def _how(run: Path, trained: Trained, task: Generative, asked: Asked) -> dict[str, np.ndarray]:
+    """What tells images of one command from those of another."""
+    made = {"run": str(run), "weights": asked.weights or "default"}
+    if isinstance(task, Diffuse):
+        made["sampling"] = resolve(task.sampling)
+    return {
+        "seed": np.array(asked.seed),
+        "step": np.array(trained.step),
+        "made": np.array(json.dumps(made)),
+    }
+
+
+def _check_opaque(file: Path) -> None:
+    """Raises RunError for an image with transparent parts, whose colours are whatever they are."""
+    with suppress(OSError), Image.open(file) as image:  # what is no image is told when it is read
+        if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+            raise RunError(f"{file} has transparent parts: save it without, on black or white")
 
 
 def _open(run: Path, asked: Asked) -> tuple[Trained, Generative]:
     trained = open_run(run, asked.weights)
     task = trained.experiment.task
     if not isinstance(task, Generative):
-        raise RunError(f"{run}: there are no images to make with {type(task).__name__}")
+        raise RunError(
+            f"{run}: there are no images to make with {type(task).__name__}: give a run of a "
+            "generator, such as mnist_ddpm, or ask for labels and masks with opsin predict"
+        )
     changes: dict[str, Any] = {
         name: value
         for name, value in (("steps", asked.steps), ("guidance", asked.guidance))
@@ -214,12 +248,18 @@ def _keys(seed: int, count: int) -> jax.Array:
     return row_keys(jax.random.key(seed), count)
 
 
-def _write(images: np.ndarray, arrays: dict[str, np.ndarray], rows: Any, stem: Path) -> list[Path]:
+def _write(
+    images: np.ndarray,
+    arrays: dict[str, np.ndarray],
+    rows: Any,
+    stem: Path,
+    columns: Sequence[str] = (),
+) -> list[Path]:
     """A picture of images in [0, 1] and the arrays, as ``stem.png`` and ``stem.npz``."""
     written = [stem.with_suffix(".png"), stem.with_suffix(".npz")]
     whole = {"image": np.round(images * 255).astype(np.uint8), **arrays}
     try:
-        figures.save(figures.panels(rows(images)), written[0])
+        figures.save(figures.panels(rows(images), columns=columns), written[0])
         with written[1].open("wb") as file:
             np.savez_compressed(file, **whole)
     except OSError as error:
@@ -252,13 +292,15 @@ def _picture(grid: np.ndarray) -> Image.Image:
 
 def _unwritten(directory: Path, error: OSError) -> RunError:
     return RunError(
-        f"cannot write to {directory} ({error.strerror}): choose another place with --output"
+        f"cannot write to {directory} ({error.strerror}): choose another directory with --output"
     )
 
 
 def _rows(images: np.ndarray, classes: int | None) -> np.ndarray:
-    """Images in rows: one column a class where all come in turn, else as near to a square as is."""
-    columns = classes if classes and len(images) >= classes else int(np.ceil(np.sqrt(len(images))))
+    """Images in rows, near to a square; where classes come in turn, each has columns of its own."""
+    columns = int(np.ceil(np.sqrt(len(images))))
+    if classes and len(images) >= classes:
+        columns = classes * max(1, round(columns / classes))
     missing = -len(images) % columns
     padded = np.concatenate([images, np.ones((missing, *images.shape[1:]), images.dtype)])
     return padded.reshape(-1, columns, *images.shape[1:])

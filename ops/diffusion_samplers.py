@@ -286,6 +286,10 @@ class Heun(Forgetful):
         return State(plan.next.levels.alpha * x, x0)
 
 
+ANCESTRAL, DDIM, DPM_SOLVER, HEUN = Ancestral(), Ddim(), DpmSolver2M(), Heun()
+"""To be named on the command line: ``task.sampling.sampler=ops.diffusion_samplers:HEUN``."""
+
+
 def fold_keys(keys: Key[Array, "batch"], data: int | Int[Array, ""]) -> Key[Array, "batch"]:
     """`jax.random.fold_in` of each key."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, data)

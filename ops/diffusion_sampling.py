@@ -49,6 +49,12 @@ class Sampling:
 
     def check(self, process: Process) -> None:
         """Raises ValueError for steps that this process does not have, or this sampler not take."""
+        if isinstance(self.sampler, str | type):
+            raise ValueError(
+                f"sampler must be an object such as Heun(), not {self.sampler!r}; by name there "
+                "are ops.diffusion_samplers:ANCESTRAL, DDIM, DPM_SOLVER and HEUN, and "
+                "ops.langevin:LANGEVIN and PREDICTOR_CORRECTOR"
+            )
         if not np.isfinite(self.guidance):
             raise ValueError(f"guidance must be a number, not {self.guidance}")
         times = self.times(process)

@@ -118,7 +118,9 @@ class Discrete:
     def times(self, steps: int) -> Int[np.ndarray, "steps+1"]:
         """See `Process`; all steps of the schedule, or fewer."""
         if not 1 <= steps <= self.steps:
-            raise ValueError(f"the schedule has {self.steps} steps; {steps} cannot be taken of it")
+            raise ValueError(
+                f"the schedule has {self.steps} steps: take 1 to {self.steps}, not {steps}"
+            )
         return np.linspace(self.steps, 0, steps + 1).round().astype(np.int32)
 
     def karras_times(

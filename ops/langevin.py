@@ -130,6 +130,9 @@ class PredictorCorrector:
         return self.predictor.step(denoise, State(x, state.x0), point, plan.predictor, keys)
 
 
+LANGEVIN, PREDICTOR_CORRECTOR = AnnealedLangevin(), PredictorCorrector()
+
+
 def _langevin(
     denoise: Denoiser,
     x: Array,

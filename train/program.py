@@ -245,6 +245,8 @@ def _traced(what: str) -> Iterator[None]:
     """Turns what a model or an augmentation says of its options into one line for the user."""
     try:
         yield
+    except SettingError:
+        raise
     except ValueError as error:
         raise SettingError(f"{what} cannot be traced: {error} (--trace shows where)") from error
 

@@ -30,10 +30,10 @@ SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
 TABLE = Table(
     title="Guidance on MNIST: accuracy against recall",
     metrics={
+        "test/fd_lenet": ".1f",
         "test/sample_accuracy": ".2%",
         "test/recall": ".3f",
         "test/precision": ".3f",
-        "test/fd_lenet": ".1f",
     },
     details={"test/floor_fd_lenet": ".2f", "test/samples": ".0f"},
     lower_is_better=("test/fd_lenet", "test/floor_fd_lenet"),

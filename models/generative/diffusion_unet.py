@@ -234,7 +234,14 @@ class DiffusionUNet(nn.Module):
         if x.ndim != 4 or x.shape[1] % times or x.shape[2] % times:
             raise ValueError(
                 f"a network of {len(self.multiples)} levels takes images whose sides {times} "
-                f"divides, [batch, height, width, channels]; got {list(x.shape)}"
+                f"divides, [batch, height, width, channels]; got {list(x.shape)}: take fewer "
+                "multiples, or images of another size"
+            )
+        heights = [x.shape[1] // 2**level for level in range(len(self.multiples))]
+        if absent := set(self.attention) - set(heights):
+            raise ValueError(
+                f"attention={self.attention}: no features have the height {min(absent)}, they "
+                f"have {', '.join(map(str, heights))}"
             )
 
 

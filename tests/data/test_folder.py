@@ -190,8 +190,8 @@ def _test_with_a_class_of_its_own(root):
 @pytest.mark.parametrize(
     ("make", "split", "message"),
     [
-        (lambda root: None, "train", "two or more sub-folders of images.*has none"),
-        (_no_classes, "train", "two or more sub-folders of images.*has none"),
+        (lambda root: None, "train", "has no images: add some, for classes in two or more sub-"),
+        (_no_classes, "validation", 'no split "validation"; it has train, test'),
         (_one_class, "train", 'two or more sub-folders.*has only "ant"'),
         (_class_without_images, "train", "class folder .*cat has no images"),
         (_test_with_a_class_of_its_own, "test", "test/cow is not a class of .*train"),
@@ -206,6 +206,21 @@ def test_a_wrong_layout_is_explained(tmp_path, make, split, message):
     with pytest.raises(DataError, match=message) as caught:
         folder(tmp_path, split)
     assert "\n" not in str(caught.value)
+
+
+def test_images_without_folders_are_a_set_without_classes(tmp_path):
+    for index in range(20):
+        _save(tmp_path / f"{index:03}.png", index)
+    splits = {split: folder(tmp_path, split, size=8) for split in ("train", "test")}
+    assert sum(len(examples.records) for examples in splits.values()) == 20
+    for split, examples in splits.items():
+        assert examples.class_names == ()
+        arrays = materialize(examples)
+        assert arrays.keys() == {"image"}
+        lazily = folder(tmp_path, split, size=8, limit_bytes=0)
+        np.testing.assert_array_equal(materialize(lazily)["image"], arrays["image"])
+        with pytest.raises(DataError, match='have no "label"'):
+            labels(examples)
 
 
 def test_a_missing_folder_and_wrong_options_are_refused(tmp_path):

@@ -337,7 +337,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(opsin, monkeypatch, tmp_path, arg
 @pytest.mark.parametrize(
     ("mistake", "complaint"),
     [
-        ("empty", "needs two or more sub-folders of images, one a class; has none"),
+        ("empty", "has no images: add some, for classes in two or more sub-folders"),
         ("one class", 'needs two or more sub-folders of images, one a class; has only "class0"'),
         ("class without images", "class1 has no images"),
         ("truncated", "cannot read image"),

@@ -1,5 +1,6 @@
 """What a finished run makes, and what it can be made into."""
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -92,6 +93,7 @@ def test_an_image_of_a_seed_is_the_same_however_many_are_made(plain, tmp_path):
     assert ten["image"].shape == (10, 8, 8, 1)
     assert ten["image"].dtype == np.uint8
     assert (int(ten["seed"]), int(ten["step"])) == (3, 20)
+    assert json.loads(str(ten["made"])) == {"run": str(plain), "weights": "default"}
     assert "label" not in ten
     _, arrays = sample(plain, 2, Asked(seed=3), path=False, output=tmp_path / "two")
     np.testing.assert_array_equal(np.load(arrays)["image"], ten["image"][:2])
@@ -131,7 +133,7 @@ def test_what_cannot_be_asked_is_told(plain, classifier, tmp_path):
     with pytest.raises(RunError, match="predict is for classification and segmentation"):
         load(plain)
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="choose another place with --output"):
+    with pytest.raises(RunError, match="choose another directory with --output"):
         sample(plain, 1, Asked(), path=False, output=tmp_path / "file")
 
 
@@ -147,6 +149,9 @@ def test_a_diffusion_model_draws_as_it_is_asked(diffusion, tmp_path):
         pictures[name] = np.load(written[1])["image"]
     for name in pictures.keys() - {"as configured"}:
         assert not np.array_equal(pictures[name], pictures["as configured"]), name
+    with np.load(tmp_path / "ancestral" / "samples.npz") as arrays:
+        made = json.loads(str(arrays["made"]))["sampling"]
+    assert (made["sampler"]["type"].partition(":")[2], made["steps"]) == ("Ancestral", 7)
     with Image.open(tmp_path / "raw" / "path.gif") as animation:
         assert getattr(animation, "n_frames", 1) == 5
         animation.seek(4)
@@ -172,7 +177,12 @@ def test_a_diffusion_model_fills_in(diffusion, tmp_path):
     assert picture.exists()
     Image.fromarray(known[:4]).save(tmp_path / "half.png")
     Image.fromarray(known * 0).save(tmp_path / "black.png")
+    clear = Image.fromarray(np.full((8, 8, 4), 255, np.uint8))
+    clear.putpixel((1, 1), (255, 255, 255, 0))
+    clear.save(tmp_path / "clear.png")
     for image_file, mask_file, message in (
+        (tmp_path / "clear.png", mask, r"clear\.png has transparent parts"),
+        (image, tmp_path / "clear.png", r"clear\.png has transparent parts"),
         (tmp_path / "half.png", mask, r"half\.png has 8x4 pixels, the run makes 8x8"),
         (image, tmp_path / "black.png", "asks for nothing to be filled in"),
     ):
@@ -190,7 +200,7 @@ def test_a_diffusion_model_fills_in(diffusion, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (Asked(steps=21), "the schedule has 20 steps; 21"),
+        (Asked(steps=21), "the schedule has 20 steps: take 1 to 20, not 21"),
         (Asked(label=10), "class 10 is not one of 0 to 9"),
         (Asked(sampler="langevin"), "leave the data their size"),
         (Asked(guidance=float("nan")), "guidance must be a number"),

@@ -1,7 +1,7 @@
 """Diffusion as a task: what is descended, how images are made, and what is refused."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ from experiments.extractors import LENET
 from losses.diffusion import min_snr_weight
 from metrics.state import compute_all
 from models.generative.diffusion_unet import ScoreUNet
-from ops.diffusion_samplers import Ancestral, DpmSolver2M
+from ops.diffusion_samplers import Ancestral, DpmSolver2M, Heun
 from ops.diffusion_sampling import Sampling
 from ops.diffusion_schedules import Discrete, cosine_betas
 from ops.sde import VarianceExploding, VariancePreserving
@@ -176,7 +176,7 @@ def test_what_is_measured_in_the_end(trained):
     by_other.check(task, sets)
     assert by_other(task, params, {}, sets, untracked) == {"test/slow_a": 1, "test_b/slow_c": 2}
     assert seen == [other]
-    with pytest.raises(SettingError, match="has 50 steps; 99"):
+    with pytest.raises(SettingError, match="has 50 steps: take 1 to 50, not 99"):
         SampledBy("slow", Sampling(steps=99), look).check(task, sets)
 
 
@@ -296,7 +296,9 @@ def test_a_variance_is_learned_and_guided_by_its_class_alone():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sampling": Sampling(steps=51)}, "has 50 steps; 51"),
+        ({"sampling": Sampling(cast(Any, "heun"))}, r"such as Heun.., not 'heun'"),
+        ({"sampling": Sampling(cast(Any, Heun))}, r"such as Heun.., not <class"),
+        ({"sampling": Sampling(steps=51)}, "has 50 steps: take 1 to 50, not 51"),
         ({"model": TinyDenoiser(), "sampling": Sampling(guidance=2.0)}, "trained without classes"),
         ({"label_dropout": 1.0}, r"must lie in \[0, 1\)"),
         (
@@ -347,7 +349,7 @@ def test_measurements_that_cannot_be_made_are_told_before():
     task: Any = made().task
     sets = {"test": two_greys("test")}
     for changes, final, message in (
-        ({}, VariationalBound(steps=51), "has 50 steps; 51"),
+        ({}, VariationalBound(steps=51), "has 50 steps: take 1 to 50, not 51"),
         ({"process": VarianceExploding()}, VariationalBound(steps=10), "ends with noise left"),
         ({"process": VariancePreserving()}, VariationalBound(), "has no steps of its own"),
         ({}, VariationalBound(split="val"), "no split 'val'"),

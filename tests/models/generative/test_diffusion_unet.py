@@ -119,6 +119,7 @@ def test_a_score_is_what_the_network_says_over_sigma(randomise):
         (tiny(), IMAGE, jnp.array([0, 1]), "knows no classes"),
         (tiny(), IMAGE[:, :7], None, "whose sides 2 divides"),
         (tiny(resample="bicubic"), IMAGE, None, "resample must be"),
+        (tiny(attention=(5,)), IMAGE, None, "no features have the height 5, they have"),
         (tiny(heads=3), IMAGE, None, "3 heads do not divide"),
         (tiny(width=2, norm=partial(group_norm, groups=1)), IMAGE, None, "at least 4"),
     ],
