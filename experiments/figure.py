@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +55,9 @@ def draw(
             if curves:
                 _draw_curves(axis, report, shown, _places(table, values))
                 axis.set_ylabel(table.header(metric))
+                if metric in table.log_metrics:
+                    axis.set_yscale("log")
+                    axis.yaxis.set_major_formatter("{x:g}")
             else:
                 _draw_arms(axis, report, shown, labels)
                 axis.set_xlabel(table.header(metric))
@@ -83,6 +87,17 @@ def _places(table: Table, values: Mapping[str, Values]) -> dict[str, float]:
         if place is not None:
             places[arm] = place
     return places
+
+
+def _apart(ticks: Sequence[float], *, log: bool) -> list[float]:
+    """Ticks whose labels do not run into each other, from the greatest down."""
+    kept: list[float] = []
+    ends = [math.log(x) if log else x for x in (ticks[0], ticks[-1])]
+    for x in reversed(ticks):
+        gap = (math.log(kept[-1] / x) if log else kept[-1] - x) if kept else math.inf
+        if gap > 0.05 * (ends[1] - ends[0]):
+            kept.append(x)
+    return kept[::-1]
 
 
 def _draw_curves(axis: Axes, report: Report, values: Values, places: Mapping[str, float]) -> None:
@@ -115,7 +130,7 @@ def _draw_curves(axis: Axes, report: Report, values: Values, places: Mapping[str
     axis.set_xscale(table.x_scale)
     axis.minorticks_off()
     if not any(isinstance(x, str) for _, x in table.lines.values()):
-        ticks = sorted(set(places.values()))
+        ticks = _apart(sorted(set(places.values())), log=table.x_scale == "log")
         axis.set_xticks(ticks, labels=[f"{x:g}" for x in ticks])
     axis.set_xlabel(table.x_label)
     axis.legend()

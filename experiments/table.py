@@ -71,6 +71,7 @@ class Table:
             a number, or the metric whose mean it is.
         x_label: what x is.
         x_scale: scale of the x axis.
+        log_metrics: metrics that curves are drawn of on a logarithmic axis.
     """
 
     title: str
@@ -84,6 +85,7 @@ class Table:
     lines: Mapping[str, tuple[str, float | str]] | None = None
     x_label: str = ""
     x_scale: Literal["linear", "log"] = "linear"
+    log_metrics: Sequence[str] = ()
 
     def all_metrics(self) -> dict[str, str]:
         """`metrics`, then `details`."""

@@ -10,6 +10,11 @@ with both.
 Small: 512 samples without guidance against the first 512 test images; the three seeds are of
 the samples, the weights are the same (`opsin export`).
 
+Ours: from eight evaluations on, what a sampler costs is variety more than distance. At eight
+DPM-Solver++ even in noise has a recall of 0.90, in time 0.85, DDIM 0.81, DDPM 0.77; DDPM pays with
+recall for precision (0.89 against 0.79 and 0.82), and at 32 all are near the floor of 512 images,
+13.7. Heun's method needs 15 evaluations, and fails with three.
+
     opsin sweep mnist_ddpm_samplers
     opsin report mnist_ddpm_samplers
 """
@@ -72,6 +77,7 @@ TABLE = Table(
     },
     x_label="evaluations of the network",
     x_scale="log",
+    log_metrics=("test/fd_lenet",),
 )
 
 
