@@ -89,7 +89,7 @@ def _places(table: Table, values: Mapping[str, Values]) -> dict[str, float]:
     return places
 
 
-def _apart(ticks: Sequence[float], *, log: bool) -> list[float]:
+def apart(ticks: Sequence[float], *, log: bool) -> list[float]:
     """Ticks whose labels do not run into each other, from the greatest down."""
     kept: list[float] = []
     ends = [math.log(x) if log else x for x in (ticks[0], ticks[-1])]
@@ -130,7 +130,7 @@ def _draw_curves(axis: Axes, report: Report, values: Values, places: Mapping[str
     axis.set_xscale(table.x_scale)
     axis.minorticks_off()
     if not any(isinstance(x, str) for _, x in table.lines.values()):
-        ticks = _apart(sorted(set(places.values())), log=table.x_scale == "log")
+        ticks = apart(sorted(set(places.values())), log=table.x_scale == "log")
         axis.set_xticks(ticks, labels=[f"{x:g}" for x in ticks])
     axis.set_xlabel(table.x_label)
     axis.legend()

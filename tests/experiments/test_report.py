@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from experiments import report as report_module
-from experiments.figure import _apart, draw
+from experiments.figure import apart, draw
 from experiments.report import check, derive, readme_is_current, readme_table, update_readme, write
 from experiments.rows import Row, read_rows
 from experiments.table import Report, ReportError, Table
@@ -250,9 +250,9 @@ def test_check_sees_a_changed_number_in_the_raw_data(rows, tmp_path):
 
 
 def test_labels_that_would_run_into_each_other_are_left_out():
-    assert _apart([3, 4, 7, 8, 15, 16, 31, 32], log=True) == [3, 4, 7, 8, 16, 32]
-    assert _apart([1, 50, 98, 100], log=False) == [1, 50, 100]
-    assert _apart([5], log=True) == [5]
+    assert apart([3, 4, 7, 8, 15, 16, 31, 32], log=True) == [3, 4, 7, 8, 16, 32]
+    assert apart([1, 50, 98, 100], log=False) == [1, 50, 100]
+    assert apart([5], log=True) == [5]
 
 
 def test_figure_shows_the_data_and_ignores_the_users_style(rows, tmp_path):
