@@ -9,6 +9,12 @@ Small: the network of `mnist_ddpm`, half as wide and without classes, 800 steps 
 1,000 samples of 20 steps of DPM-Solver++(2M), even in the time of each schedule, against the first
 1,000 test images.
 
+Ours: after so short a training the target counts for more than the schedule. Of the image the
+Fréchet distance is least (88.0 ± 2.8 with a cosine), of v 119, of noise 252, and recall goes the
+same way (0.76, 0.63, 0.55); precision goes the other (0.57, 0.64, 0.72). A cosine beats the linear
+schedule for the image (88 against 110) and for v (119 against 143), and for noise the difference is
+within the error.
+
     opsin sweep mnist_ddpm_schedules
     opsin report mnist_ddpm_schedules
 """
@@ -36,9 +42,8 @@ TABLE = Table(
         "test_ema/fd_lenet": ".1f",
         "test_ema/precision": ".3f",
         "test_ema/recall": ".3f",
-        "test_ema/floor_fd_lenet": ".2f",
     },
-    details={"test_ema/samples": ".0f"},
+    details={"test_ema/floor_fd_lenet": ".2f", "test_ema/samples": ".0f"},
     lower_is_better=("test_ema/fd_lenet", "test_ema/floor_fd_lenet"),
     baseline="linear, epsilon",
     seeds=3,

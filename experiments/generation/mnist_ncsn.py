@@ -8,6 +8,10 @@ arXiv:2206.00364). All three ask one network, trained by denoising at all levels
 Small: the network of `mnist_ddpm` without classes, 1,600 steps of 64 images, and 512 samples by
 each, of about fifty evaluations.
 
+Ours: predictor and corrector come nearest, at a Fréchet distance of 104 ± 18 (the floor is 14); the
+flow comes to 151 ± 24. Langevin dynamics alone fails with so few evaluations, at 461 ± 58: what it
+draws is alike (recall 0.001), where the two others have a recall of 0.73 and 0.72.
+
     opsin sweep mnist_ncsn
     opsin report mnist_ncsn
 """
@@ -51,11 +55,14 @@ SMOKE = {
 TABLE = Table(
     title="Samplers of one network of scores, MNIST, 1,600 steps",
     metrics={
-        **{f"test_ema/{name}_fd_lenet": ".1f" for name in WAYS},
-        **{f"test_ema/{name}_recall": ".3f" for name in WAYS},
+        f"test_ema/{name}_{metric}": form
+        for metric, form in (("fd_lenet", ".1f"), ("recall", ".3f"))
+        for name in ("corrected", "flow", "langevin")
+    },
+    details={
+        **{f"test_ema/{name}_precision": ".3f" for name in WAYS},
         "test_ema/flow_floor_fd_lenet": ".2f",
     },
-    details={f"test_ema/{name}_precision": ".3f" for name in WAYS},
     lower_is_better=(
         *(f"test_ema/{name}_fd_lenet" for name in WAYS),
         "test_ema/flow_floor_fd_lenet",
