@@ -13,8 +13,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 def pytest_configure(config: pytest.Config):
     # Compilation is most of the time of fast tests, and a quarter of it is for speed they do not
     # need. Slow ones train.
-    fast = config.option.markexpr == "not slow"
-    jax.config.update("jax_disable_most_optimizations", fast)
+    if config.option.markexpr == "not slow":
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of processes that tests start
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

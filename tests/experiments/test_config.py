@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import math
 import os
 import subprocess
 import sys
@@ -441,7 +442,7 @@ def different(value: Any) -> list[Any]:
         case int():
             return [value + 1]
         case float():
-            return [value + 0.5]
+            return [value + 0.5 if math.isfinite(value) else 0.5]
         case str():
             pairs = (
                 ("jit", "pmap"),
@@ -465,6 +466,8 @@ def different(value: Any) -> list[Any]:
             return others or [value + "x"]
         case None:
             return [True, 0.5, 3, "x", "time", (0.5,), (1,), another, Weights("x")]
+        case dict() if not value:
+            return [{"test": "test"}]
         case tuple() if not value:
             return [("x",), (1,), (("x", 0.5),), (("x", (1,)),), (another,)]
         case type():
