@@ -59,19 +59,23 @@ def folder(
     directory = root / split if has_splits else root
     names = _subfolders(root / "train" if has_splits else root)
     available = _subfolders(root) if has_splits else ["train", "test"]
-    if not has_splits and not names:
-        return _flat(root, split, size, channels, limit_bytes)
-    if len(names) < 2:
-        found = f'only "{names[0]}"' if names else "none"
-        raise DataError(f"{root} needs two or more sub-folders of images, one a class; has {found}")
+    if len(names) == 1:
+        raise DataError(
+            f'{root} needs two or more sub-folders of images, one a class; has only "{names[0]}"'
+        )
     if split not in available:
         raise DataError(f'{root} has no split "{split}"; it has {", ".join(available)}')
     if extra := sorted(set(_subfolders(directory)) - set(names)):
         raise DataError(f"{directory / extra[0]} is not a class of {root / 'train'}; rename it")
+    if names:
+        every = [(x, label) for label, n in enumerate(names) for x in _class_files(directory / n)]
+    else:
+        every = [(file, 0) for file in visible_files(root)]
+    if not (every or names):
+        raise DataError(f"{root} has no images: add some, for classes in two or more sub-folders")
     files = [
         (file, label)
-        for label, name in enumerate(names)
-        for file in _class_files(directory / name)
+        for file, label in every
         if has_splits or is_test(file.relative_to(root)) == (split == "test")
     ]
     if not files:
@@ -80,29 +84,13 @@ def folder(
             f"{root / 'test'} with a folder for each class inside"
         )
     paths, label = zip(*files, strict=True)
-    classes = np.array(label, np.int32)
+    classes = np.array(label, np.int32) if names else None
+    read_labels = None if classes is None else lambda: classes
     records = _Images(paths, classes, size, channels)
-    return _kept(Examples(records, tuple(names), lambda: classes, resized=True), limit_bytes)
-
-
-def _flat(root: Path, split: str, size: int, channels: int, limit_bytes: int) -> Examples:
-    """Images without classes, which generators may learn."""
-    if split not in ("train", "test"):
-        raise DataError(f'{root} has no split "{split}"; it has train, test')
-    files = visible_files(root)
-    if not files:
-        raise DataError(f"{root} has no images: add some, for classes in two or more sub-folders")
-    own = [file for file in files if is_test(file.relative_to(root)) == (split == "test")]
-    if not own:
-        raise DataError(f'split "{split}" of {root} has no images; add more')
-    return _kept(Examples(_Images(tuple(own), None, size, channels), resized=True), limit_bytes)
-
-
-def _kept(examples: Examples, limit_bytes: int) -> Examples:
-    """The same examples, in memory if they fit."""
-    if not fits_in_memory(examples, limit_bytes):
-        return examples
-    return replace(examples, records=Arrays(materialize(examples)), read_labels=None)
+    examples = Examples(records, tuple(names), read_labels, resized=True)
+    if fits_in_memory(examples, limit_bytes):
+        return replace(examples, records=Arrays(materialize(examples)), read_labels=None)
+    return examples
 
 
 @dataclass(frozen=True)
@@ -119,9 +107,8 @@ class _Images:
         upright = read_image(self.paths[index], self.channels)
         square = ImageOps.fit(upright, (self.size, self.size), Image.Resampling.BILINEAR)
         image = np.asarray(square).reshape(self.size, self.size, self.channels)
-        return (
-            {"image": image} if self.label is None else {"image": image, "label": self.label[index]}
-        )
+        label = {} if self.label is None else {"label": self.label[index]}
+        return {"image": image, **label}
 
 
 def is_test(relative: Path) -> bool:
