@@ -131,6 +131,7 @@ class PredictorCorrector:
 
 
 LANGEVIN, PREDICTOR_CORRECTOR = AnnealedLangevin(), PredictorCorrector()
+"""To be named on the command line, as those of `ops.diffusion_samplers`."""
 
 
 def _langevin(
