@@ -10,6 +10,7 @@ numbers; a bad one raises ValueError when the step is traced.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,8 @@ from ops.image import (
     adjust_contrast,
     adjust_hue,
     adjust_saturation,
+    gaussian_filter,
+    grayscale,
     rectangle,
 )
 
@@ -65,6 +68,44 @@ def float_images(batch: Batch) -> Array:
 def row_keys(key: PRNGKeyArray, rows: int) -> PRNGKeyArray:
     """One key for each row of a batch, whatever their number: `fold_in(key, row)`."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+
+
+def check_probability(name: str, probability: float) -> None:
+    """Raises ValueError, in the name of an augmentation, if `probability` is outside [0, 1]."""
+    if not 0 <= probability <= 1:
+        raise ValueError(f"{name}: probability must be in [0, 1], got {probability}")
+
+
+def random_apply(
+    key: PRNGKeyArray, batch: Batch, *, augmentation: Augmentation, probability: float
+) -> Batch:
+    """Applies `augmentation` to each example with `probability`; the others keep all their entries.
+
+    It is computed for the whole batch.
+
+    Raises:
+      ValueError: the probability is outside [0, 1], or an entry of the batch would change its shape
+        or type (a crop of another size, labels that become soft).
+    """
+    check_probability("random_apply", probability)
+    key_choice, key_augmentation = jax.random.split(key)
+    augmented = augmentation(key_augmentation, batch)
+    before, after = (
+        {name: f"{entry.dtype} {list(entry.shape)}" for name, entry in entries.items()}
+        for entries in (batch, augmented)
+    )
+    for name in before | after:
+        if before.get(name) != after.get(name):
+            raise ValueError(
+                f"random_apply: {name} would change from {before.get(name)} to {after.get(name)}, "
+                "which some rows of a batch cannot; apply this augmentation to all of them"
+            )
+    rows = row_keys(key_choice, len(batch["image"]))
+    chosen = jax.vmap(jax.random.bernoulli, (0, None))(rows, probability)
+    return {
+        name: jnp.where(chosen.reshape(-1, *[1] * (new.ndim - 1)), new, batch[name])
+        for name, new in augmented.items()
+    }
 
 
 def scale(batch: Batch) -> Batch:
@@ -145,6 +186,76 @@ def color_jitter(
         return jax.lax.scan(step, image, jax.random.permutation(key_order, len(steps)))[0]
 
     return map_images(jitter, key, batch)
+
+
+def random_grayscale(key: PRNGKeyArray, batch: Batch, *, probability: float = 0.2) -> Batch:
+    """Replaces every channel of an image by its luma (`ops.image.grayscale`) with `probability`.
+
+    Raises:
+      ValueError: the probability is outside [0, 1], or images have neither 1 nor 3 channels.
+    """
+    check_probability("random_grayscale", probability)
+
+    def drain(key: PRNGKeyArray, image: Array) -> Array:
+        return jnp.where(jax.random.bernoulli(key, probability), grayscale(image), image)
+
+    return map_images(drain, key, batch)
+
+
+def color_distortion(key: PRNGKeyArray, batch: Batch, *, strength: float = 1.0) -> Batch:
+    """Colour jitter with probability 0.8, then grey with probability 0.2.
+
+    Chen et al., 2020, arXiv:2002.05709, appendix A: brightness, contrast and saturation of 0.8
+    `strength`, hue of 0.2 `strength`. Strength 0 leaves the grey alone.
+
+    Raises:
+      ValueError: the strength is outside [0, 2.5], where the hue leaves its range.
+    """
+    if not 0 <= strength <= 2.5:
+        raise ValueError(f"color_distortion: strength must be in [0, 2.5], got {strength}")
+    s = 0.8 * strength
+    jitter = partial(color_jitter, brightness=s, contrast=s, saturation=s, hue=0.2 * strength)
+    sometimes = partial(random_apply, augmentation=jitter, probability=0.8)
+    return apply(key, batch, (sometimes, partial(random_grayscale, probability=0.2)))
+
+
+def gaussian_blur(
+    key: PRNGKeyArray,
+    batch: Batch,
+    *,
+    probability: float = 0.5,
+    sigma: tuple[float, float] = (0.1, 2.0),
+    kernel_share: float = 0.1,
+) -> Batch:
+    """Blurs each image with `probability`; borders are mirrored (`ops.image.gaussian_filter`).
+
+    Chen et al., 2020, arXiv:2002.05709, appendix A.
+
+    Args:
+      key: the key of the batch.
+      batch: see the module.
+      probability: of each image to be blurred.
+      sigma: least and greatest standard deviation in pixels, drawn uniformly.
+      kernel_share: size of the kernel as a share of the shorter side, in (0, 1]. The kernel has an
+        odd number of pixels, at least 3: at 0.1 that is 3 for a side of 32 and 23 for 224.
+
+    Raises:
+      ValueError: the probability, sigma or the share is out of range.
+    """
+    check_probability("gaussian_blur", probability)
+    if not 0 < sigma[0] <= sigma[1]:
+        raise ValueError(f"gaussian_blur: sigma must be a positive range, got {sigma}")
+    if not 0 < kernel_share <= 1:
+        raise ValueError(f"gaussian_blur: kernel_share must be in (0, 1], got {kernel_share}")
+    radius = max(int(kernel_share * min(float_images(batch).shape[1:3]) / 2), 1)
+
+    def blur(key: PRNGKeyArray, image: Array) -> Array:
+        key_choice, key_sigma = jax.random.split(key)
+        deviation = jax.random.uniform(key_sigma, minval=sigma[0], maxval=sigma[1])
+        blurred = gaussian_filter(image, deviation, radius=radius)
+        return jnp.where(jax.random.bernoulli(key_choice, probability), blurred, image)
+
+    return map_images(blur, key, batch)
 
 
 def cutout(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from data.augment import Batch, float_images, row_keys
+from data.augment import Batch, check_probability, float_images, row_keys
 from data.masks import IGNORE
 from ops.image import resized_crop, warp
 
@@ -122,8 +122,7 @@ def random_flip(
     Raises:
       ValueError: the probability is outside [0, 1].
     """
-    if not 0 <= probability <= 1:
-        raise ValueError(f"random_flip: probability must be in [0, 1], got {probability}")
+    check_probability("random_flip", probability)
 
     def flip(key: PRNGKeyArray, pixels: Array, layer: Layer) -> Array:
         mirrored = pixels[::-1] if vertical else pixels[:, ::-1]

@@ -153,6 +153,40 @@ def make_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     )
     command.set_defaults(command=run["inpaint"])
 
+    features = _Parser(add_help=False, parents=[runtime])
+    features.add_argument("run", type=Path, metavar="RUN", help="its directory, runs/NAME/ID")
+    features.add_argument(
+        "--layer",
+        choices=("features", "head"),
+        default="features",
+        help="what goes into the network's head (default), or what it gives",
+    )
+    features.add_argument("--split", default="test", metavar="S", help="default: test")
+    features.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
+
+    command = commands.add_parser(
+        "probe", help="what a linear classifier reads off a run's features", parents=[features]
+    )
+    command.add_argument(
+        "--images", type=_positive, metavar="N", help="that teach the probe; default: all"
+    )
+    command.add_argument(
+        "--neighbours", type=_positive, default=200, metavar="K", help="default: 200"
+    )
+    command.set_defaults(command=run["probe"])
+
+    command = commands.add_parser(
+        "embed", help="features of images, and a map of them", parents=[features]
+    )
+    command.add_argument(
+        "data", nargs="?", metavar="DATA", help="such as folder:PATH; default: the run's own"
+    )
+    command.add_argument(
+        "--n", type=_positive, default=2000, metavar="N", help="images, at most; default: 2000"
+    )
+    command.add_argument("--output", type=Path, help="default: RUN/embedding")
+    command.set_defaults(command=run["embed"])
+
     command = commands.add_parser(
         "export", help="save the weights of a run as safetensors", parents=[runtime]
     )

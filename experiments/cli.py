@@ -233,6 +233,47 @@ def _asked(options: argparse.Namespace) -> Asked:
     )
 
 
+def _probe(options: argparse.Namespace) -> int:
+    _set_up(options)
+    from experiments.embedding import probe
+    from train.final_probe import Probe
+    from train.logging import bar
+
+    asked = Probe(
+        layers=(options.layer,),
+        neighbours=options.neighbours,
+        sgd_epochs=90,
+        images=options.images,
+        split=options.split,
+        seed=options.seed,
+    )
+    path, found = probe(options.run, asked, bar)
+    print(f"{'':<28} {'trained':>9} {'untrained':>9}")
+    for name, value in found["trained"].items():
+        print(f"{name:<28} {value:>9.4f} {found['untrained'][name]:>9.4f}")
+    print(path)
+    return 0
+
+
+def _embed(options: argparse.Namespace) -> int:
+    _set_up(options)
+    from experiments.embedding import embed
+    from train.logging import bar
+
+    for path in embed(
+        options.run,
+        options.data,
+        split=options.split,
+        count=options.n,
+        layer=options.layer,
+        seed=options.seed,
+        output=options.output or options.run / "embedding",
+        track=bar,
+    ):
+        print(path)
+    return 0
+
+
 def _export(options: argparse.Namespace) -> int:
     _set_up(options)
     from experiments.exporting import export
@@ -317,6 +358,8 @@ COMMANDS = {
     "predict": _predict,
     "sample": _sample,
     "inpaint": _inpaint,
+    "probe": _probe,
+    "embed": _embed,
     "export": _export,
 }
 

@@ -19,3 +19,11 @@ MNIST_DDPM = Weights(
     sha256="a336ec14ee7e7b4b9a9acd962602b3ad4047dcf39933c333841817a402a5b097",
 )
 """The moving average of ``mnist_ddpm``, seed 0."""
+
+# Made by `opsin run cifar10_simclr`, then `opsin export RUN
+# results/extractors/cifar10_simclr.safetensors`.
+CIFAR10_SIMCLR = Weights(
+    path="results/extractors/cifar10_simclr.safetensors",
+    sha256="0" * 64,
+)
+"""SimCLR of ``cifar10_simclr``, seed 0."""

@@ -1,4 +1,4 @@
-"""Image mathematics without randomness: colour, tone, warps and crops of one image.
+"""Image mathematics without randomness: colour, tone, blur, warps and crops of one image.
 
 Functions take one image [height, width, channels], float in [0, 1], and `jax.vmap` makes it a
 batch; `centre_crop` takes a batch. Colour and tone follow Pillow's `ImageEnhance` and `ImageOps`,
@@ -10,6 +10,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
@@ -79,6 +80,34 @@ def adjust_sharpness(
         image, jnp.zeros((), image.dtype), jax.lax.add, (3, 3, 1), (1, 1, 1), "VALID"
     )
     return _blend(image, image.at[1:-1, 1:-1].set((window_sum + 4 * inner) / 13), factor)
+
+
+def gaussian_filter(
+    image: Float[Array, "height width channels"], sigma: Float[ArrayLike, ""], *, radius: int
+) -> Float[Array, "height width channels"]:
+    """Blurs along each axis by exp(-d² / 2 sigma²), |d| <= radius, scaled to sum to 1.
+
+    Borders are mirrored at the centres of the border pixels, as by `jnp.pad`. Any float range.
+
+    Args:
+      image: the image.
+      sigma: standard deviation in pixels, greater than 0.
+      radius: pixels on either side that count, at least 0.
+    """
+    for axis, product in ((0, "op,pwc->owc"), (1, "op,hpc->hoc")):
+        side = image.shape[axis]
+        padding = [(radius, radius) if n == axis else (0, 0) for n in range(3)]
+        distance = np.arange(side + 2 * radius) - radius - np.arange(side)[:, None]
+        weight = jnp.exp(-jnp.square(distance / jnp.asarray(sigma, image.dtype)) / 2)
+        band = jnp.where(np.abs(distance) <= radius, weight, 0)  # [side, side + 2 * radius]
+        # A product by a band: a convolution whose kernel differs by image is many times slower.
+        image = jnp.einsum(
+            product,
+            band / jnp.sum(band, axis=1, keepdims=True),
+            jnp.pad(image, padding, "reflect"),
+            precision="highest",
+        )
+    return image
 
 
 def autocontrast(

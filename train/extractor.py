@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Num, PyTree
 
 from data.augment import normalize
+from train.features import around_head
 from train.program import jit_here
 from train.weights import Weights, WeightsError
 
@@ -59,6 +60,7 @@ class Extractor:
         Raises:
             WeightsError: if the file is missing, damaged, no safetensors file, not the one with
                 this sha256, or of another network.
+            SettingError: if the network has no layer called head.
         """
         variables, network, image = self.open()
         run = jit_here(network)
@@ -105,26 +107,10 @@ class Extractor:
 
         def network(variables: PyTree, images: Array) -> tuple[Array, Array]:
             images = normalize({"image": images}, mean, std)["image"]
-            features, logits = _features(self.model, variables, images)
+            features, logits = around_head(self.model, variables, images)
             return features.astype(jnp.float32), jax.nn.softmax(logits.astype(jnp.float32))
 
         return jax.device_put(variables), network, image
-
-
-def _features(model: nn.Module, variables: PyTree, images: Array) -> tuple[Array, Array]:
-    """What goes into the layer called ``head`` [images, features], and the logits."""
-    seen = []
-
-    def watch(method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        if context.module.path == ("head",) and context.method_name == "__call__":
-            seen.append(args[0])
-        return method(*args, **kwargs)
-
-    with nn.intercept_methods(watch):
-        logits = cast(Array, model.apply(variables, images, train=False))
-    if len(seen) != 1 or seen[0].ndim != 2:
-        raise WeightsError(f"{type(model).__name__} has no linear layer called head at its end")
-    return seen[0], logits
 
 
 def _check_images(images: np.ndarray, image: tuple[int, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,46 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(title)
+    return figure
+
+
+def scatter(
+    maps: Mapping[str, np.ndarray],
+    labels: np.ndarray | None,
+    class_names: Sequence[str],
+    title: str,
+) -> Figure:
+    """Images as points in the plane, coloured by class, one panel a map.
+
+    Args:
+        maps: name → [n, 2].
+        labels: class of each point [n]; None draws all alike.
+        class_names: by label.
+        title: written above.
+    """
+    figure = Figure(figsize=(5.2 * len(maps) + 1.6, 5.2), dpi=120, layout="constrained")
+    row = figure.subplots(1, len(maps), squeeze=False)[0]
+    classes = np.zeros(len(next(iter(maps.values()))), int) if labels is None else labels
+    for axes, (name, points) in zip(row, maps.items(), strict=True):
+        for index, label in enumerate(np.unique(classes)):
+            axes.scatter(
+                *points[classes == label].T,
+                s=9,
+                alpha=0.7,
+                linewidths=0,
+                color=palette.AREAS[index % len(palette.AREAS)],
+                label=class_names[label] if label < len(class_names) else str(label),
+            )
+        axes.set_title(name)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    if labels is not None:
+        handles, names = row[-1].get_legend_handles_labels()
+        # More classes than fit beside the maps are told by their place alone.
+        figure.legend(
+            handles[:25], names[:25], loc="outside right center", frameon=False, markerscale=2
+        )
+    figure.suptitle(title)
     return figure
 
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from data.augment import scale
 from data.examples import Examples
 from data.pipeline import eval_batches
 from losses.variational import bits_per_dim
@@ -21,7 +20,7 @@ from train.final_metrics import first_examples, split_of
 from train.program import jit_here
 from train.sharding import beside
 from train.tasks.diffuse import Diffuse
-from train.tasks.task import Batch, Final, Foreseeing, SettingError, Track
+from train.tasks.task import Batch, Final, Foreseeing, Prepare, SettingError, Track
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ class VariationalBound:
         params: PyTree,
         mutable: PyTree,
         sets: Mapping[str, Examples],
+        prepare: Prepare,
         track: Track,
     ) -> dict[str, float]:
         """The bound, a mean over the images."""
@@ -63,7 +63,7 @@ class VariationalBound:
         @jit_here
         def bounds(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), indices)
-            return task.bound(params, mutable, scale(batch), keys, self.steps)
+            return task.bound(params, mutable, prepare(batch), keys, self.steps)
 
         found = []
         starts = track(range(0, count, self.batch), "variational bound")
@@ -106,11 +106,12 @@ class SampledBy:
         params: PyTree,
         mutable: PyTree,
         sets: Mapping[str, Examples],
+        prepare: Prepare,
         track: Track,
     ) -> dict[str, float]:
         """The numbers by their new names."""
         other = replace(task, sampling=self.sampling)
-        found = self.final(other, params, mutable, sets, track)
+        found = self.final(other, params, mutable, sets, prepare, track)
         split_and_name = ((*key.split("/"), value) for key, value in found.items())
         return {f"{split}/{self.name}_{name}": value for split, name, value in split_and_name}
 
@@ -159,6 +160,7 @@ class Inpainting:
         params: PyTree,
         mutable: PyTree,
         sets: Mapping[str, Examples],
+        prepare: Prepare,
         track: Track,
     ) -> dict[str, float]:
         """The measures, means over the images."""
@@ -173,7 +175,7 @@ class Inpainting:
             keys = jax.vmap(partial(jax.random.fold_in, key))(indices)
             classes = task.num_classes
             none = None if classes is None else jnp.full(len(indices), classes)
-            known = scale(batch)["image"]
+            known = prepare(batch)["image"]
             return task.inpaint(params, mutable, keys, none, known, mask, self.resamplings)
 
         parts = []

@@ -1,22 +1,21 @@
 """What is measured once, after the last step, because it is too dear to be measured on the way.
 
 Each is a frozen dataclass that a task takes among its ``final``. Before training it is asked to
-``check(task, sets)``; after it, it is called as ``(task, params, mutable, sets, track) ->
-{"split/metric": number}``.
+``check(task, sets)``; after it, it is called as ``(task, params, mutable, sets, prepare, track)
+-> {"split/metric": number}``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
-from data.augment import scale
 from data.examples import Examples, labels, materialize
 from data.pipeline import eval_batches
 from data.selection import per_class, select
@@ -25,10 +24,11 @@ from losses.likelihoods import Likelihood
 from losses.variational import bits_per_dim
 from metrics.generative import generator_metrics
 from train.extractor import Extractor
+from train.linear_probe import linear_probe
 from train.program import jit_here
 from train.sampling import sample_images
 from train.sharding import beside
-from train.tasks.task import Batch, Generative, SettingError, Track
+from train.tasks.task import Batch, Generative, Prepare, SettingError, Track
 
 
 class Weighing(Protocol):
@@ -96,6 +96,7 @@ class ImportanceNLL:
         params: PyTree,
         mutable: PyTree,
         sets: Mapping[str, Examples],
+        prepare: Prepare,
         track: Track,
     ) -> dict[str, float]:
         """The estimate; of a conditional model it is that of log p(x | class), and called so."""
@@ -117,7 +118,7 @@ class ImportanceNLL:
                 total, _ = jax.lax.scan(add, jnp.float32(-jnp.inf), parts)
                 return total - jnp.log(self.samples)
 
-            return jax.vmap(one)(scale(batch), indices)
+            return jax.vmap(one)(prepare(batch), indices)
 
         found = []
         starts = track(range(0, count, self.batch), f"likelihood, {self.samples} draws")
@@ -189,6 +190,7 @@ class SampleQuality:
         params: PyTree,
         mutable: PyTree,
         sets: Mapping[str, Examples],
+        prepare: Prepare,
         track: Track,
     ) -> dict[str, float]:
         """Raises WeightsError if the network cannot be read, or is for other images."""
@@ -259,13 +261,14 @@ class LatentClassifier:
         params: PyTree,
         mutable: PyTree,
         sets: Mapping[str, Examples],
+        prepare: Prepare,
         track: Track,
     ) -> dict[str, float]:
         """The mean accuracies over the draws."""
 
         @jit_here
         def encode(params: PyTree, mutable: PyTree, batch: Batch) -> Array:
-            return task.latents(params, mutable, scale(batch))
+            return task.latents(params, mutable, prepare(batch))
 
         inputs: dict[str, dict[str, np.ndarray]] = {}
         for split in (self.train_split, self.split):
@@ -284,36 +287,18 @@ class LatentClassifier:
         draws = [(n, seed) for n in self.labels_per_class for seed in range(self.repeats)]
         for n, seed in track(draws, "classifiers of latents and pixels"):
             kept = per_class(truth[self.train_split], n=n, seed=seed)
+            inverse = (1e-3, 1e-2, 1e-1, 1.0) if n > 1 else (1.0,)
             for kind in ("latent", "pixel"):
-                accuracy = _classified(
+                accuracy, _ = linear_probe(
                     inputs[self.train_split][kind][kept],
                     truth[self.train_split][kept],
                     inputs[self.split][kind],
                     truth[self.split],
+                    penalties=[1 / (c * len(kept)) for c in inverse],
+                    splits=min(5, n),
                 )
                 found.setdefault(f"{self.split}/{kind}_accuracy_{n}", []).append(accuracy)
         return {name: float(np.mean(values)) for name, values in found.items()}
-
-
-def _classified(
-    inputs: Float[np.ndarray, "n d"],
-    classes: Int[np.ndarray, " n"],
-    held_out: Float[np.ndarray, "m d"],
-    truth: Int[np.ndarray, " m"],
-) -> float:
-    """Accuracy of a logistic regression whose penalty cross-validation chooses."""
-    # Imported where it is used: it takes a second.
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    folds = min(5, int(np.bincount(classes).min()))
-    model: Any = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    if folds > 1:
-        grid = {"logisticregression__C": [1e-3, 1e-2, 1e-1, 1.0]}
-        model = GridSearchCV(model, grid, cv=folds)
-    return float(model.fit(inputs, classes).score(held_out, truth))
 
 
 def first_examples(examples: Examples, count: int | None) -> dict[str, np.ndarray]:

@@ -157,11 +157,16 @@ class Console:
 
     def track(self, items: Iterable[Item], what: str) -> Iterable[Item]:
         """The items, with a bar of their own for work after the last step."""
-        return tqdm(items, what, disable=not self._enabled, dynamic_ncols=True, leave=False)
+        return bar(items, what, enabled=self._enabled)
 
     def close(self) -> None:
         """Leaves the finished bar on the screen."""
         self._bar.close()
+
+
+def bar(items: Iterable[Item], what: str, *, enabled: bool = True) -> Iterable[Item]:
+    """The items, and a bar that shows how far they have come and goes when they end."""
+    return tqdm(items, what, disable=not enabled, dynamic_ncols=True, leave=False)
 
 
 class MetricsLog:

@@ -35,7 +35,15 @@ from train.program import Program, augmented, build, prepared
 from train.sharding import batch_sharding, batch_shards
 from train.startup import StartUp, record_speed
 from train.state import State
-from train.tasks.task import Batch, Concluding, Foreseeing, Item, SettingError, Watching
+from train.tasks.task import (
+    Batch,
+    Concluding,
+    Foreseeing,
+    Item,
+    Prepare,
+    SettingError,
+    Watching,
+)
 
 # The disk is full, over quota or read-only; or the file is too large, or not ours.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES)
@@ -167,7 +175,9 @@ def fit(
                     return Result(False, step, {})
             checkpoints.wait()
             if isinstance(task, Concluding):
-                log.write(step, _conclude(task, state, sets, console, stop))
+                log.write(
+                    step, _conclude(task, state, sets, partial(prepared, data=data), console, stop)
+                )
             curve = figures.training_curve(directory / "metrics.jsonl")
             figures.save(curve, directory / "curve.png")
         except _Stopped:
@@ -249,6 +259,7 @@ def _conclude(
     task: Concluding,
     state: State,
     sets: Mapping[str, Examples],
+    prepare: Prepare,
     console: Console,
     stop: Callable[[], bool],
 ) -> dict[str, float]:
@@ -263,7 +274,7 @@ def _conclude(
     average, (params, mutable) = _chosen(state)
     numbers = {}
     for final in task.final:
-        for name, value in final(task, params, mutable, sets, track).items():
+        for name, value in final(task, params, mutable, sets, prepare, track).items():
             split, _, metric = name.partition("/")
             numbers[f"{split}{average}/{metric}"] = value
     return numbers

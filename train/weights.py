@@ -45,19 +45,20 @@ def save_weights(path: str | Path, variables: PyTree, described: Mapping[str, An
         WeightsError: if the file cannot be written.
     """
     path = Path(path)
-    # safetensors takes the memory as it lies there, whatever the order of the axes.
-    arrays = {
-        name: np.asarray(leaf, order="C")
-        for name, leaf in flatten(jax.device_get(variables)).items()
-    }
     # In one entry: safetensors writes several in any order.
-    content = save(arrays, metadata={HEADER: json.dumps(dict(described), sort_keys=True)})
+    metadata = {HEADER: json.dumps(dict(described), sort_keys=True)}
+    content = save(_arrays(variables), metadata=metadata)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_bytes(path, content)
     except OSError as error:
         raise WeightsError(f"cannot write {path}: {error.strerror}") from error
     return hashlib.sha256(content).hexdigest()
+
+
+def fingerprint(variables: PyTree) -> str:
+    """The sha256 of variables: paths, types, shapes and values."""
+    return hashlib.sha256(save(_arrays(variables))).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,31 @@ class Weights:
             expected = flatten(jax.eval_shape(init, *arguments))
         except ValueError as error:
             raise WeightsError(f"{self.path} is of another network: {error}") from error
+        self._compare(arrays, expected)
+        return unflatten(arrays)
+
+    def load_part(self, variables: PyTree, part: str) -> PyTree:
+        """Variables with those of one part, such as the backbone, taken from the file.
+
+        Args:
+            variables: ``{collection: {part: …}}`` of another network with that part.
+            part: its name; what the file has besides is left out.
+
+        Raises:
+            WeightsError: as ``read``, or if a part is missing, or differs in more than values.
+        """
+
+        def of_part(leaves: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: leaf for name, leaf in leaves.items() if name.split("/")[1:2] == [part]}
+
+        whole = flatten(variables)
+        arrays = of_part(self.read()[0])
+        if not arrays:
+            raise WeightsError(f"{self.path} has no part called {part!r}: give another file")
+        self._compare(arrays, of_part(whole))
+        return unflatten(whole | arrays)
+
+    def _compare(self, arrays: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
         for name in sorted(arrays.keys() | expected.keys()):
             there, here = (_kind(leaves.get(name)) for leaves in (arrays, expected))
             if there != here:
@@ -94,7 +120,6 @@ class Weights:
                     f"{self.path} is of another network: {name} is {there} there and {here} in "
                     "this one; give the model that was saved"
                 )
-        return unflatten(arrays)
 
     def read(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The arrays by path, and what they were saved with.
@@ -128,6 +153,12 @@ class Weights:
         if described is None:
             raise WeightsError(f"{path} does not say what network it holds: {again}")
         return arrays, described
+
+
+def _arrays(variables: PyTree) -> dict[str, np.ndarray]:
+    # safetensors takes the memory as it lies there, whatever the order of the axes.
+    leaves = flatten(jax.device_get(variables))
+    return {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}
 
 
 def _kind(leaf: Any) -> str:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from scipy import stats
+from scipy import ndimage, stats
 
 from data import augment, geometry
 from data.randaugment import rand_augment
@@ -66,6 +66,136 @@ def test_hue_jitter_keeps_the_value_and_grey():
     np.testing.assert_allclose(turned.max(-1), np.asarray(batch["image"]).max(-1), atol=1e-6)
     np.testing.assert_allclose(turned[0], 0.4, atol=1e-6)
     assert (np.abs(turned - batch["image"])[1:].mean((1, 2, 3)) > 1e-3).all()
+
+
+def sometimes(augmentation, probability: float):
+    return partial(augment.random_apply, augmentation=augmentation, probability=probability)
+
+
+def is_share(chosen: np.ndarray, probability: float) -> bool:
+    """Whether as many are True as independent draws of `probability` would be."""
+    return bool(stats.binomtest(int(chosen.sum()), chosen.size, probability).pvalue > 0.01)
+
+
+def test_grey_is_the_luma_in_every_channel():
+    batch = {"image": images(1024, 2, 3), "label": jnp.arange(1024)}
+    original = np.asarray(batch["image"])
+    luma = original.astype(np.float64) @ [0.299, 0.587, 0.114]
+    grey = run(augment.random_grayscale, batch, probability=1.0)["image"]
+    np.testing.assert_allclose(grey, np.stack([luma] * 3, axis=-1), atol=1e-7)
+    for channel in (1, 2):
+        np.testing.assert_array_equal(grey[..., channel], grey[..., 0])
+    none = run(augment.random_grayscale, batch, probability=0.0)
+    np.testing.assert_array_equal(none["image"], original)
+    some = run(augment.random_grayscale, batch)
+    drained = (some["image"] == grey).all((1, 2, 3))
+    np.testing.assert_array_equal(
+        some["image"], np.where(drained[:, None, None, None], grey, original)
+    )
+    np.testing.assert_array_equal(some["label"], batch["label"])
+    assert is_share(drained, 0.2)
+
+
+def test_blur_is_that_of_scipy_with_mirrored_borders():
+    # The kernel has 0.5 · 18 = 9 pixels; a smaller share gives another result.
+    batch = {"image": images(2, 18, 25)}
+    options = {"probability": 1.0, "sigma": (2.5, 2.5), "kernel_share": 0.5}
+    blurred = run(augment.gaussian_blur, batch, **options)["image"]
+    original = np.asarray(batch["image"], np.float64)
+    expected = ndimage.gaussian_filter(original, 2.5, mode="mirror", radius=4, axes=(1, 2))
+    np.testing.assert_allclose(blurred, expected, atol=1e-6)
+    flat = {"image": jnp.full((64, 18, 25, 3), 0.7)}
+    blurred = run(augment.gaussian_blur, flat, probability=1.0, kernel_share=0.5)["image"]
+    np.testing.assert_allclose(blurred, 0.7, atol=1e-6)
+
+
+def test_blur_draws_sigma_evenly_and_keeps_the_sum_of_a_point():
+    # A point becomes the kernel: beside its centre, exp(-1 / 2 sigma²) of it.
+    original = np.zeros((1024, 9, 40, 1), np.float32)
+    original[:, 4, 20] = 1.0
+    blurred = run(augment.gaussian_blur, {"image": original})["image"]
+    beside, centre = blurred[:, 4, 21, 0], blurred[:, 4, 20, 0]
+    applied = beside > 0
+    assert is_share(applied, 0.5)
+    np.testing.assert_array_equal(blurred[~applied], original[~applied])
+    sigma = np.sqrt(-0.5 / np.log(beside[applied] / centre[applied]))
+    assert stats.kstest((sigma - 0.1) / 1.9, "uniform").pvalue > 0.01
+    np.testing.assert_allclose(blurred.sum((1, 2, 3)), 1, atol=1e-6)
+    beyond = np.ones((9, 40), bool)
+    beyond[3:6, 19:22] = False  # all that a kernel of 3 pixels reaches
+    assert not blurred[:, beyond].any()
+
+
+@pytest.mark.parametrize(("side", "pixels"), [(2, 3), (32, 3), (40, 5), (224, 23)])
+def test_the_kernel_of_a_blur_is_a_tenth_of_the_side(side, pixels):
+    # Counted on a step: the pixels that change are those within the radius of it.
+    step = jnp.broadcast_to(jnp.arange(2 * side) < side, (1, side, 2 * side))[..., None]
+    batch = {"image": step.astype(jnp.float32)}
+    options = {"probability": 1.0, "sigma": (50.0, 50.0)}
+    blurred = run(augment.gaussian_blur, batch, **options)["image"]
+    mixed = (blurred > 1e-3) & (blurred < 1 - 1e-3)
+    np.testing.assert_array_equal(mixed.sum(2), pixels - 1)
+
+
+def test_random_apply_takes_or_leaves_whole_examples():
+    rows = 512
+    batch = {
+        "image": images(rows, 3, 4),
+        "mask": jax.random.randint(jax.random.key(1), (rows, 3, 4), 0, 200).astype(jnp.uint8),
+        "weight": images(rows, 3, 4, 1)[..., 0],
+        "label": jnp.arange(rows),
+    }
+    original = jax.device_get(batch)
+    always = partial(geometry.random_flip, probability=1.0)
+    mirrored = run(always, batch)
+    for probability, expected in ((0.0, original), (1.0, mirrored)):
+        result = run(sometimes(always, probability), batch)
+        jax.tree.map(np.testing.assert_array_equal, result, expected)
+    result = run(sometimes(always, 0.3), batch)
+    chosen = (result["image"] == mirrored["image"]).all((1, 2, 3))
+    assert is_share(chosen, 0.3)
+    for name, entry in result.items():
+        expected = np.where(chosen, mirrored[name].T, original[name].T).T
+        np.testing.assert_array_equal(entry, expected)
+        assert entry.dtype == original[name].dtype
+    # Its draw is not that of what it applies: half of a half.
+    flipped = run(sometimes(geometry.random_flip, 0.5), batch)
+    assert is_share((flipped["image"] == mirrored["image"]).all((1, 2, 3)), 0.25)
+
+
+def test_distortion_of_strength_zero_is_grey_in_a_fifth():
+    batch = {"image": images(1024, 2, 2)}
+    grey = run(augment.random_grayscale, batch, probability=1.0)["image"]
+    result = run(augment.color_distortion, batch, strength=0.0)["image"]
+    drained = (result == grey).all((1, 2, 3))
+    np.testing.assert_array_equal(
+        result, np.where(drained[:, None, None, None], grey, batch["image"])
+    )
+    assert is_share(drained, 0.2)
+
+
+def test_distortion_jitters_four_fifths_and_stays_in_range():
+    # A grey image has no contrast, saturation or hue to change.
+    grey = jnp.full((1024, 2, 2, 3), 0.5)
+    batch = {"image": jnp.concatenate([grey, images(1024, 2, 2)])}
+    result = run(augment.color_distortion, batch)["image"]
+    assert result.min() >= 0
+    assert result.max() <= 1
+    factor = 2 * result[:1024].mean((1, 2, 3))
+    jittered = np.abs(factor - 1) > 1e-6
+    assert is_share(jittered, 0.8)
+    assert stats.kstest((factor[jittered] - 0.2) / 1.6, "uniform").pvalue > 0.01
+    assert is_share(np.ptp(result[1024:], axis=-1).max((1, 2)) < 1e-6, 0.2)
+    untouched = (result[1024:] == np.asarray(batch["image"][1024:])).all((1, 2, 3))
+    assert is_share(untouched, 0.2 * 0.8)
+
+
+def test_distortion_is_the_jitter_of_the_paper_then_grey(batch, key):
+    jitter = partial(augment.color_jitter, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+    by_hand = (sometimes(jitter, 0.8), partial(augment.random_grayscale, probability=0.2))
+    expected = jax.jit(partial(augment.apply, augmentations=by_hand))(key, batch)
+    result = run(augment.color_distortion, batch, strength=0.5)
+    np.testing.assert_allclose(result["image"], expected["image"], atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 4, 5])
@@ -171,7 +301,8 @@ PIPELINE = (
     partial(geometry.random_crop, padding=2, mode="reflect"),
     geometry.random_flip,
     geometry.random_resized_crop,
-    partial(augment.color_jitter, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
+    partial(augment.color_distortion, strength=0.5),
+    augment.gaussian_blur,
     rand_augment,
     partial(augment.cutout, size=4),
     partial(augment.cutmix, alpha=1.0, num_classes=5, per_example=True),
@@ -254,6 +385,24 @@ def test_each_place_in_a_pipeline_has_its_own_stream(batch, key):
 
 
 BAD = [
+    (partial(augment.random_grayscale, probability=-0.1), "random_grayscale: .* got -0.1"),
+    (partial(augment.gaussian_blur, probability=1.5), "gaussian_blur: probability .* got 1.5"),
+    (partial(augment.gaussian_blur, sigma=(0.0, 1.0)), "sigma"),
+    (partial(augment.gaussian_blur, sigma=(2.0, 1.0)), "sigma"),
+    (partial(augment.gaussian_blur, kernel_share=0.0), "kernel_share"),
+    (partial(augment.gaussian_blur, kernel_share=1.1), "kernel_share"),
+    (partial(augment.color_distortion, strength=-0.1), "strength"),
+    (partial(augment.color_distortion, strength=2.6), r"\[0, 2.5\], got 2.6"),
+    (sometimes(geometry.random_flip, 1.1), "random_apply: probability"),
+    (
+        sometimes(partial(geometry.random_crop, size=8), 0.5),
+        r"image would change from float32 \[8, 16, 12, 3\] to float32 \[8, 8, 8, 3\]",
+    ),
+    (
+        sometimes(partial(augment.mixup, alpha=1.0, num_classes=5), 0.5),
+        r"label would change from int32 \[8\] to float32 \[8, 5\]",
+    ),
+    (sometimes(lambda key, batch: {"image": batch["image"]}, 0.5), "label would change .* to None"),
     (partial(augment.color_jitter, contrast=-0.1), "contrast=-0.1"),
     (partial(augment.color_jitter, hue=0.6), "hue"),
     (partial(augment.cutout, size=0), "size"),

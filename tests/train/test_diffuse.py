@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from data.augment import row_keys
+from data.augment import row_keys, scale
 from data.examples import Arrays, Examples
 from experiments.config import override
 from experiments.extractors import LENET
@@ -156,7 +156,7 @@ def test_what_is_measured_in_the_end(trained):
     sets = {"test": two_greys("test")}
     bound = VariationalBound(images=5, batch=4)
     bound.check(task, sets)
-    found = bound(task, params, {}, sets, untracked)
+    found = bound(task, params, {}, sets, scale, untracked)
     examples = two_greys("test").records[:5]
     batch = {"image": jnp.asarray(examples["image"]) / 255, "label": examples["label"]}
     keys = row_keys(jax.random.key(0), 5)
@@ -167,14 +167,17 @@ def test_what_is_measured_in_the_end(trained):
 
     seen = []
 
-    def look(task, params, mutable, sets, track):
+    def look(task, params, mutable, sets, prepare, track):
         seen.append(task.sampling)
         return {"test/a": 1.0, "test_b/c": 2.0}
 
     other = Sampling(Ancestral(), steps=3)
     by_other = SampledBy("slow", other, look)
     by_other.check(task, sets)
-    assert by_other(task, params, {}, sets, untracked) == {"test/slow_a": 1, "test_b/slow_c": 2}
+    assert by_other(task, params, {}, sets, scale, untracked) == {
+        "test/slow_a": 1,
+        "test_b/slow_c": 2,
+    }
     assert seen == [other]
     with pytest.raises(SettingError, match="has 50 steps: take 1 to 50, not 99"):
         SampledBy("slow", Sampling(steps=99), look).check(task, sets)

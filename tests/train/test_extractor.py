@@ -22,6 +22,7 @@ from models.classification.vit import ViT
 from tests.train.conftest import Tiny, assert_trees_equal
 from train.extractor import Extractor
 from train.paths import unflatten
+from train.tasks.task import SettingError
 from train.weights import Weights, WeightsError, save_weights
 
 IMAGE = (28, 28, 1)
@@ -300,7 +301,7 @@ def test_a_network_without_a_head_is_told_when_it_is_loaded(tmp_path: Path):
     path = tmp_path / "x.safetensors"
     variables = random_variables(Headless(), IMAGE)
     save_extractor(path, "x", variables, image=IMAGE, origin={}, **FACTS)
-    with pytest.raises(WeightsError, match="Headless has no linear layer called head"):
+    with pytest.raises(SettingError, match="Headless has no layer called head"):
         Extractor(name="x", model=Headless(), path=str(path)).load()
 
 

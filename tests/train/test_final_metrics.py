@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data.augment import scale
 from data.examples import Arrays, DataError, Examples
 from experiments.extractors import LENET
 from losses.likelihoods import Bernoulli, Gaussian
@@ -51,19 +52,19 @@ def test_importance_samples_give_the_likelihood(images):
     w = np.linspace(-1, 1, PIXELS, dtype=np.float32)
     sets = {"test": Examples(Arrays({"image": images}))}
     final = ImportanceNLL(samples=4000, at_once=500, batch=4)
-    found = final(LinearGaussian(), jnp.asarray(w), {}, sets, untracked)
+    found = final(LinearGaussian(), jnp.asarray(w), {}, sets, scale, untracked)
     truth = exact_nll(images.reshape(10, -1) / 255, w)
     np.testing.assert_allclose(found["test/nll"], truth.mean(), atol=0.01)
     np.testing.assert_allclose(
         found["test/nll_bits_per_dim"], found["test/nll"] / PIXELS / np.log(2), rtol=1e-6
     )
     assert found["test/nll_draws"] == 4000
-    other = replace(final, batch=10)(LinearGaussian(), jnp.asarray(w), {}, sets, untracked)
+    other = replace(final, batch=10)(LinearGaussian(), jnp.asarray(w), {}, sets, scale, untracked)
     np.testing.assert_allclose(other["test/nll"], found["test/nll"], rtol=1e-6)
-    few = replace(final, images=3)(LinearGaussian(), jnp.asarray(w), {}, sets, untracked)
+    few = replace(final, images=3)(LinearGaussian(), jnp.asarray(w), {}, sets, scale, untracked)
     np.testing.assert_allclose(few["test/nll"], truth[:3].mean(), atol=0.01)
     told = replace(LinearGaussian(), num_classes=10, likelihood=Gaussian(std=1.0))
-    given = replace(final, images=3)(told, jnp.asarray(w), {}, sets, untracked)
+    given = replace(final, images=3)(told, jnp.asarray(w), {}, sets, scale, untracked)
     assert given == {
         "test/nll_given_class": few["test/nll"], "test/nll_given_class_draws": 4000
     }  # fmt: skip
@@ -111,8 +112,8 @@ def test_the_quality_of_samples_stands_beside_its_floor():
     sets = {"train": noise(300, 0), "test": noise(200, 1)}
     final = SampleQuality(extractor=EXTRACTOR, samples=200)
     like = jnp.asarray(noise(1000, 2).records.arrays["image"] / 255)  # pyright: ignore
-    good = final(Fake(), like, {}, sets, untracked)
-    bad = final(Fake(), like / 2, {}, sets, untracked)
+    good = final(Fake(), like, {}, sets, scale, untracked)
+    bad = final(Fake(), like / 2, {}, sets, scale, untracked)
     assert good["test/fd_pixels"] < 5 * good["test/floor_fd_pixels"]
     assert bad["test/fd_pixels"] > 5 * good["test/fd_pixels"]
     assert bad["test/recall"] < good["test/recall"]
@@ -122,7 +123,7 @@ def test_the_quality_of_samples_stands_beside_its_floor():
     assert good["test/floor_recall"] > bad["test/recall"]
     assert "test/sample_accuracy" not in good
     for above, diverged in ((bad["test/fd_pixels"] - 0.1, 1), (bad["test/fd_pixels"] + 0.1, 0)):
-        counted = replace(final, diverged_above=above)(Fake(), like / 2, {}, sets, untracked)
+        counted = replace(final, diverged_above=above)(Fake(), like / 2, {}, sets, scale, untracked)
         assert counted["test/diverged"] == diverged
     with pytest.raises(SettingError, match=r"is for images \[28, 28, 1\], and those of 'test' are"):
         replace(final, extractor=LENET).check(Fake(), sets)
@@ -134,7 +135,7 @@ def test_a_network_reads_the_class_that_was_asked_for():
     wrong = np.eye(6, dtype=np.float32)[[0, 1, 3, 3]].reshape(4, 2, 3, 1)  # class 2 looks like 3
     sets = {"train": noise(40, 0), "test": noise(40, 1)}
     final = SampleQuality(extractor=EXTRACTOR, samples=40)
-    found = final(Fake(num_classes=4), jnp.asarray(wrong), {}, sets, untracked)
+    found = final(Fake(num_classes=4), jnp.asarray(wrong), {}, sets, scale, untracked)
     assert found["test/sample_accuracy"] == 0.75
 
 
@@ -157,7 +158,7 @@ def hidden(n: int, seed: int) -> Examples:
 def test_few_labels_teach_a_classifier_of_good_latents():
     sets = {"train": hidden(60, 0), "test": hidden(90, 1)}
     final = LatentClassifier(labels_per_class=(2, 5), repeats=2)
-    found = final(Knowing(), jnp.zeros(1), {}, sets, untracked)
+    found = final(Knowing(), jnp.zeros(1), {}, sets, scale, untracked)
     assert found["test/latent_accuracy_2"] == found["test/latent_accuracy_5"] == 1.0
     assert 1 / 3 - 0.15 < found["test/pixel_accuracy_2"] < 0.95
     final.check(Knowing(), sets)

@@ -1,6 +1,7 @@
 """Schedules, masks and scales in closed form."""
 
 from fractions import Fraction
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +96,36 @@ def test_sgd_decay_is_l2_and_adamw_decay_is_decoupled():
         transform, _ = optimizer.build(10, Fraction(1))
         updates, _ = transform.update(gradients, transform.init(PARAMS), PARAMS)
         np.testing.assert_allclose(updates["layer"]["kernel"], expected, rtol=1e-5)
+
+
+def test_lars_trusts_kernels_by_their_norm_and_leaves_the_rest_to_momentum():
+    params = {
+        "layer": {"kernel": jnp.array([[3.0], [4.0]]), "bias": jnp.array([10.0])},
+        "norm": {"scale": jnp.array([7.0])},
+        "head": {"kernel": jnp.array([[5.0]])},
+    }
+    gradients = {
+        "layer": {"kernel": jnp.array([[1.5], [2.0]]), "bias": jnp.array([2.0])},
+        "norm": {"scale": jnp.array([-3.0])},
+        "head": {"kernel": jnp.array([[4.0]])},
+    }
+    optimizer = Optimizer(
+        method=partial(lars, momentum=0.9, trust_coefficient=0.01),
+        learning_rate=0.1,
+        schedule=constant,
+        weight_decay=0.5,
+        no_decay=("head",),
+    )
+    transform, _ = optimizer.build(10, Fraction(1))
+    state = transform.init(params)
+    # g + 0.5 w = (3, 4), so |w| / |g + 0.5 w| = 5 / 5; a second step adds 0.9 of the first.
+    kernel = -0.1 * 0.01 * np.array([[3.0], [4.0]])
+    for velocity in (1.0, 1.9):
+        updates, state = transform.update(gradients, state, params)
+        np.testing.assert_allclose(updates["layer"]["kernel"], velocity * kernel, rtol=1e-6)
+        np.testing.assert_allclose(updates["layer"]["bias"], [-0.1 * velocity * 2], rtol=1e-6)
+        np.testing.assert_allclose(updates["norm"]["scale"], [0.1 * velocity * 3], rtol=1e-6)
+        np.testing.assert_allclose(updates["head"]["kernel"], [[-0.1 * velocity * 4]], rtol=1e-6)
 
 
 def test_clipping_bounds_the_global_norm():

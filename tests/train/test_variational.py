@@ -219,7 +219,9 @@ class Refusing:
 
 
 def test_a_run_learns_measures_at_its_end_and_draws(experiment, tmp_path):
-    def final(task: Any, params: Any, mutable: Any, sets: Any, track: Callable) -> dict:
+    def final(
+        task: Any, params: Any, mutable: Any, sets: Any, prepare: Any, track: Callable
+    ) -> dict:
         assert set(sets) == {"train", "test"}
         assert list(track(range(2), "")) == [0, 1]
         norm = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(params))

@@ -23,11 +23,13 @@ from metrics.state import Mean, Metric
 from train.tasks.task import (
     Aux,
     Batch,
+    Final,
     Look,
     Preview,
     check_outputs,
     require_entry,
 )
+from train.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,17 @@ class Classify:
         l2: weight of ½‖kernels‖² in the loss (decay by the optimiser is the usual way).
         groups: ``(name, classes)`` pairs; ``accuracy_<name>`` is that over the images of these
             classes, as for the head and the tail of a long-tailed set.
+        weights: of a backbone to begin with, such as one that was trained without labels; the rest
+            of the model begins at random.
+        final: what is measured once training has ended; see ``train.final_metrics``.
     """
 
     model: nn.Module
     loss_function: Callable[..., Float[Array, " batch"]] = cross_entropy_loss
     l2: float = 0.0
     groups: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    weights: Weights | None = None
+    final: tuple[Final, ...] = ()
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError unless the model has one output a class."""
@@ -56,9 +63,13 @@ class Classify:
 
         Raises:
             SettingError: if the data have no labels.
+            WeightsError: if there are ``weights`` that cannot be read, or are of another backbone.
         """
         require_entry(batch, "label", 'such as "digits" or "folder:PATH"')
-        return self.model.init(key, batch["image"], train=False)
+        variables = self.model.init(key, batch["image"], train=False)
+        if self.weights is None:
+            return variables
+        return self.weights.load_part(variables, "backbone")
 
     def loss(
         self,

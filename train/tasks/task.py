@@ -279,10 +279,13 @@ class Track(Protocol):
         ...
 
 
-Final = Callable[[Any, PyTree, PyTree, Mapping[str, Examples], Track], Mapping[str, float]]
-"""``(task, params, mutable, sets, track) -> {"split/metric": number}``: what is too dear to be
-measured on the way. ``sets`` are the training set as ``"train"`` and those that are evaluated, by
-name; see ``train.final_metrics``."""
+Prepare = Callable[[Batch], Batch]
+"""From a batch as a source gives it to what the model sees outside training."""
+
+Final = Callable[[Any, PyTree, PyTree, Mapping[str, Examples], Prepare, Track], Mapping[str, float]]
+"""``(task, params, mutable, sets, prepare, track) -> {"split/metric": number}``: what is too dear
+to be measured on the way. ``sets`` are the training set as ``"train"``, and those that are
+evaluated by name; see ``train.final_metrics``."""
 
 
 @runtime_checkable

@@ -1,0 +1,1 @@
+"""Representations that are learned without labels, and what they are worth."""

@@ -1,0 +1,132 @@
+"""Are features that were learned without labels worth more than random ones, and than pixels?
+
+Chen et al., 2020, arXiv:2002.05709, appendix B.9: on CIFAR-10 a linear classifier reads 94.0 % off
+the frozen features of SimCLR, where the same network trained with labels has 95.1 %.
+
+    opsin sweep cifar10_simclr
+    opsin report cifar10_simclr
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from data.augment import color_distortion
+from data.geometry import random_crop, random_flip, random_resized_crop
+from data.sources import shrunk, synthetic
+from experiments.config import override
+from experiments.table import Arm, Table
+from losses.contrastive import nt_xent_loss
+from models.classification.linear import Linear
+from models.classification.resnet import BasicBlock, ResNet
+from models.representation.simclr import ProjectionHead, SimCLR
+from train.experiment import Data, Experiment, Loop
+from train.final_probe import Probe
+from train.optim import Optimizer, adamw, cosine
+from train.tasks.classify import Classify
+from train.tasks.contrast import Contrast
+from train.tasks.task import Final
+
+CROP = partial(random_resized_crop, scale=(0.2, 1.0))
+COLOR = partial(color_distortion, strength=0.5)
+# Appendix B.9: no blur on small images, and colours of half the strength.
+VIEWS = (CROP, random_flip, COLOR)
+WIDTH, SMALL = 32, 16
+FINAL = (Probe(sgd_epochs=30),)
+
+SMOKE = {
+    "data.source.source": partial(synthetic, n=64),
+    "data.batch": 16,
+    "data.eval_batch": 32,
+    "task.model.backbone.width": 4,
+    "task.final.0.neighbours": 5,
+    "task.final.0.validation": 0.25,
+    "loop.duration": "2 steps",
+}
+
+TABLE = Table(
+    title="Frozen features on CIFAR-10 at 16x16: what a linear classifier reads off them",
+    metrics={
+        "test/linear_accuracy": ".2%",
+        "test/knn_accuracy": ".2%",
+        "test/sgd_accuracy": ".2%",
+    },
+    details={"test/feature_rank": ".1f", "test/feature_std": ".3f"},
+    baseline="random",
+    paper={
+        ("simclr", "test/linear_accuracy"): "94.0 (Chen et al., 2020, B.9; ResNet-50, batch 1024)",
+        ("supervised", "test/linear_accuracy"): "95.1 (Chen et al., 2020, B.9; the whole network)",
+    },
+    seeds=3,
+)
+
+
+def classifier(width: int) -> ResNet:
+    """The smallest residual network of three stages: 8 layers, 4 · width features."""
+    return ResNet(
+        stage_sizes=(1, 1, 1), block=BasicBlock, width=width, stem="cifar", num_classes=10
+    )
+
+
+def config() -> Experiment:
+    """SimCLR."""
+    return Experiment(
+        task=Contrast(
+            model=SimCLR(backbone=classifier(WIDTH).without_head(), head=ProjectionHead()),
+            views=VIEWS,
+            loss_function=partial(nt_xent_loss, temperature=0.5),
+            final=FINAL,
+        ),
+        data=Data(source=partial(shrunk, source="tfds:cifar10", factor=2), batch=128),
+        optimizer=Optimizer(
+            method=adamw,
+            learning_rate=2e-3,
+            schedule=cosine,
+            warmup="200 steps",
+            weight_decay=1e-4,
+        ),
+        loop=Loop(
+            duration="3000 steps",
+            log_every="50 steps",
+            evaluate_every="1000 steps",
+            checkpoint_every="500 steps",
+            previews=10,
+        ),
+    )
+
+
+def in_small() -> Experiment:
+    """For ablations: half the width, and a fifth of the training images."""
+    changes = {
+        "task.model.backbone": classifier(SMALL).without_head(),
+        "task.final": (Probe(),),
+        "data.train_split": "train[:10000]",
+        "loop.duration": "1000 steps",
+        "loop.evaluate_every": "1000 steps",
+    }
+    return override(config(), changes)
+
+
+def references(width: int, final: tuple[Final, ...]) -> Iterator[Arm]:
+    """What every table of frozen features is read against: random weights, and labels.
+
+    The untrained network sees 100 batches, which give its norms their statistics.
+
+    Args:
+        width: of the backbone.
+        final: what is measured.
+    """
+    yield Arm("random", {"optimizer.learning_rate": 0.0, "loop.duration": "100 steps"})
+    augment = (partial(random_crop, padding=2), random_flip)
+    supervised = Classify(model=classifier(width), final=final)
+    yield Arm("supervised", {"task": supervised, "data.augment": augment})
+
+
+def sweep() -> Iterator[Arm]:
+    """Random, raw, supervised and self-supervised features."""
+    random, supervised = references(WIDTH, FINAL)
+    yield random
+    pixels: dict[str, Any] = {"task": Classify(model=Linear(), final=FINAL)}
+    yield Arm("pixels", {**random.overrides, "loop.duration": "1 steps", **pixels})
+    yield supervised
+    yield Arm("simclr")

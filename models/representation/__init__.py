@@ -1,0 +1,1 @@
+"""Networks that learn what images are like, without labels."""

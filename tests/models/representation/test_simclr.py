@@ -1,0 +1,132 @@
+"""SimCLR: exact counts, features where a classifier has them, statistics over devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.classification.linear import Linear
+from models.classification.resnet import BasicBlock, ResNet, ResNet18Cifar, ResNet50
+from models.classification.vit import ViT
+from models.layers import batch_norm
+from models.representation.simclr import (
+    ProjectionHead,
+    SimCLR,
+    SimCLRResNet18Cifar,
+    SimCLRResNet50,
+)
+from models.segmentation.unet import UNet
+from train.paths import flatten
+
+SMALL = ResNet(stage_sizes=(1, 1), block=BasicBlock, width=4, stem="cifar", num_classes=3)
+IMAGES = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
+
+
+def shapes_of(module, size):
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    return flatten(jax.eval_shape(module.init, jax.random.key(0), image)["params"])
+
+
+def count(shapes, part=""):
+    return sum(x.size for name, x in shapes.items() if name.startswith(part))
+
+
+@pytest.mark.parametrize(
+    ("network", "classifier", "size", "head", "output_layer"),
+    [
+        (SimCLRResNet50, ResNet50, 64, 4_458_624, 2048 * 1000 + 1000),
+        (SimCLRResNet18Cifar, ResNet18Cifar, 32, 328_320, 512 * 10 + 10),
+    ],
+)
+def test_the_backbone_is_that_of_the_classifier(network, classifier, size, head, output_layer):
+    found, whole = shapes_of(network(), size), shapes_of(classifier(), size)
+    assert count(found, "head/") == head
+    assert count(found, "backbone/") == count(whole) - output_layer
+    backbone = {name: x.shape for name, x in whole.items() if name.startswith("backbone/")}
+    assert backbone.items() <= {name: x.shape for name, x in found.items()}.items()
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [(0, 0), (1, 8 * 5 + 5), (2, 8 * 6 + 6 + 6 * 5 + 5), (3, 8 * 6 + 6 + 6 * 6 + 6 + 6 * 5 + 5)],
+)
+def test_heads_have_the_parameters_of_their_layers(layers, expected):
+    head = ProjectionHead(layers=layers, width=6, output=5)
+    output, variables = head.init_with_output(jax.random.key(0), jnp.ones((2, 8)))
+    assert sum(x.size for x in jax.tree.leaves(variables)) == expected
+    assert output.shape == (2, 8 if layers == 0 else 5)
+    assert output.dtype == jnp.float32
+
+
+def test_a_head_is_relu_between_its_layers_and_nothing_behind():
+    head = ProjectionHead(layers=2, output=3)
+    x = jax.random.normal(jax.random.key(1), (6, 4))
+    output, variables = head.init_with_output(jax.random.key(0), x)
+    first, last = (variables["params"][f"layer{i}"] for i in (1, 2))
+    hidden = np.maximum(np.asarray(x) @ first["kernel"] + first["bias"], 0)
+    np.testing.assert_allclose(output, hidden @ last["kernel"] + last["bias"], rtol=1e-5, atol=1e-6)
+    assert (output < 0).any()
+
+
+def test_a_norm_takes_the_place_of_biases_and_follows_the_last_layer_too():
+    head = ProjectionHead(layers=2, width=6, output=5, norm=batch_norm)
+    x = 3 + jax.random.normal(jax.random.key(1), (64, 8))
+    variables = head.init(jax.random.key(0), x)
+    names = flatten(variables["params"])
+    assert not any("layer" in name and "bias" in name for name in names)
+    output, _ = head.apply(variables, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(output.mean(axis=0), np.zeros(5), atol=1e-5)
+    np.testing.assert_allclose(output.std(axis=0), np.ones(5), atol=1e-3)
+
+
+def test_features_are_the_mean_of_the_last_map():
+    model = SimCLR(backbone=SMALL.without_head(), head=ProjectionHead(layers=0))
+    variables = model.init(jax.random.key(0), IMAGES)
+    inner = {name: tree["backbone"] for name, tree in variables.items()}
+    *_, last = SMALL.without_head().apply(inner, IMAGES).values()
+    expected = np.asarray(last).mean(axis=(1, 2))
+    np.testing.assert_allclose(model.apply(variables, IMAGES), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_vision_transformer_is_a_backbone_too():
+    vit = ViT(depth=1, width=8, mlp_width=8, heads=2, patch=4, pool="gap")
+    shape = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    model = SimCLR(backbone=vit.without_head())
+    output, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), shape)
+    assert output.shape == (2, 128)
+
+
+def test_statistics_of_both_parts_are_taken_over_a_mapped_axis():
+    model = SimCLR(
+        backbone=SMALL.without_head(), head=ProjectionHead(layers=1, output=3, norm=batch_norm)
+    )
+    variables = model.init(jax.random.key(0), IMAGES)
+    whole, stats = model.apply(variables, IMAGES, train=True, mutable=["batch_stats"])
+    mapped = model.clone(axis_name="devices")
+
+    def part(images):
+        return mapped.apply(variables, images, train=True, mutable=["batch_stats"])
+
+    halves, mapped_stats = jax.vmap(part, axis_name="devices")(IMAGES.reshape(2, 2, 8, 8, 3))
+    np.testing.assert_allclose(halves.reshape(4, 3), whole, rtol=1e-3, atol=1e-4)
+    for name, leaf in flatten(stats).items():
+        np.testing.assert_allclose(flatten(mapped_stats)[name][0], leaf, rtol=1e-3, atol=1e-5)
+
+
+def test_a_backbone_without_pooled_features_is_told_in_a_line():
+    model = SimCLR(backbone=UNet(num_classes=2, width=2, padding="same"))
+    shape = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+    with pytest.raises(ValueError, match=r"UNet gives \(1, 16, 16, 2\): take a backbone such as"):
+        jax.eval_shape(model.init, jax.random.key(0), shape)
+    with pytest.raises(ValueError, match="0 layers or more; got -1"):
+        ProjectionHead(layers=-1).init(jax.random.key(0), jnp.ones((1, 2)))
+
+
+def test_the_linear_classifier_is_one_product():
+    output, variables = Linear(num_classes=3).init_with_output(jax.random.key(0), IMAGES)
+    head = variables["params"]["head"]
+    assert head["kernel"].shape == (8 * 8 * 3, 3)
+    flat = np.asarray(IMAGES).reshape(4, -1)
+    np.testing.assert_allclose(output, flat @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"Linear takes \[batch"):
+        Linear().init(jax.random.key(0), jnp.ones((2, 3)))

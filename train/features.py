@@ -1,0 +1,144 @@
+"""What a network makes of images: the features that go into its head, and what the head gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from data.pipeline import eval_batches
+from train.program import jit_here
+from train.sharding import beside
+from train.tasks.task import Batch, Prepare, SettingError, Track
+
+Layer = Literal["features", "head"]
+"""``"features"`` are what goes into the layer of a network called ``head``, ``"head"`` what comes
+out of it: logits, or the embedding that a contrastive loss sees."""
+
+LAYERS: tuple[Layer, ...] = ("features", "head")
+BATCH = 500  # images in one call of the network
+
+
+def around_head(
+    model: nn.Module, variables: PyTree, images: Array, **options: Any
+) -> tuple[Array, Any]:
+    """What goes into the layer called ``head`` [images, features], and what the network gives.
+
+    Args:
+        model: ``model(images, train=False)``, with a layer ``head`` at its end, as in ``models``.
+        variables: of it.
+        images: as it sees them.
+        **options: of ``apply``.
+
+    Raises:
+        SettingError: if there is no such layer, or it takes something else than vectors.
+    """
+    seen = []
+
+    def watch(method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        if context.module.path == ("head",) and context.method_name == "__call__":
+            seen.append(args[0])
+        return method(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        output = model.apply(variables, images, train=False, **options)
+    if len(seen) != 1 or seen[0].ndim != 2:
+        raise SettingError(
+            f"{type(model).__name__} has no layer called head that takes one vector an image: its "
+            "features cannot be told from what it makes of them; take a classifier or SimCLR"
+        )
+    return seen[0], output
+
+
+def check_features(task: Any, image: tuple[int, ...]) -> None:
+    """Traces a task's network once, nothing is computed.
+
+    Args:
+        task: with a ``model``.
+        image: height, width and channels.
+
+    Raises:
+        SettingError: if the network has no features to extract.
+    """
+    model = _model(task)
+    shape = jax.ShapeDtypeStruct((1, *image), jnp.float32)
+
+    def trace(images: Array) -> Any:
+        variables = model.init(jax.random.key(0), images, train=False)
+        return around_head(model, variables, images)
+
+    jax.eval_shape(trace, shape)
+
+
+def extract_features(
+    task: Any,
+    params: PyTree,
+    mutable: PyTree,
+    sets: Mapping[str, Mapping[str, np.ndarray]],
+    prepare: Prepare,
+    track: Track,
+) -> dict[str, dict[Layer, Float[np.ndarray, "images numbers"]]]:
+    """Features of images, each image seen once as a whole, by frozen weights.
+
+    Args:
+        task: with a ``model``.
+        params: of the model.
+        mutable: its other variables; they are the same afterwards, which is checked.
+        sets: name → arrays, ``image`` uint8 [images, height, width, channels].
+        prepare: to what the model sees.
+        track: shows how far it has come.
+
+    Returns:
+        For each set and layer float32 [images, numbers].
+
+    Raises:
+        SettingError: if the network has no features, or changes its statistics on being asked.
+    """
+    model = _model(task)
+
+    @jit_here
+    def both(params: PyTree, mutable: PyTree, batch: Batch) -> tuple[Array, Array, Array]:
+        images = prepare(batch)["image"]
+        variables = {"params": params, **mutable}
+        features, (output, after) = around_head(model, variables, images, mutable=list(mutable))
+        changed = jax.tree.leaves(jax.tree.map(lambda a, b: jnp.any(a != b), mutable, dict(after)))
+        return (
+            features.astype(jnp.float32),
+            cast(Array, output).astype(jnp.float32),
+            jnp.any(jnp.asarray(changed, bool)),
+        )
+
+    found = {}
+    for name, arrays in sets.items():
+        count = len(arrays["image"])
+        starts = track(range(0, count, BATCH), f"features of {name}")
+        parts = []
+        images = {"image": arrays["image"]}
+        for _, batch in zip(starts, eval_batches(images, batch=BATCH), strict=True):
+            features, output, changed = jax.device_get(
+                both(params, mutable, beside(params, {"image": batch["image"]}))
+            )
+            if changed:
+                raise SettingError(
+                    f"{type(model).__name__} changes its statistics when it is asked for features: "
+                    "with train=False its norms must go by those of training"
+                )
+            parts.append((features, output))
+        layers = (np.concatenate(x)[:count] for x in zip(*parts, strict=True))
+        found[name] = dict(zip(LAYERS, layers, strict=True))
+    return found
+
+
+def _model(task: Any) -> nn.Module:
+    model = getattr(task, "model", None)
+    if not isinstance(model, nn.Module):
+        raise SettingError(
+            f"{type(task).__name__} has no task.model of which to take features: give a run of a "
+            "classifier or of SimCLR"
+        )
+    return model

@@ -1,0 +1,136 @@
+"""What frozen features are worth, measured once training has ended; see ``train.final_metrics``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from data.examples import Examples, labels
+from metrics.representation import knn_accuracy, spread
+from train.features import LAYERS, Layer, check_features, extract_features
+from train.final_metrics import first_examples, split_of
+from train.linear_probe import linear_probe, sgd_probe
+from train.tasks.task import Prepare, SettingError, Track
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Linear and nearest-neighbour classification of features that are extracted once.
+
+    ``linear_accuracy`` is that of full-batch logistic regression, ``linear_l2`` the penalty that a
+    part of the training images chose for it; ``knn_accuracy`` that of weighted nearest neighbours
+    (Wu et al., 2018, arXiv:1805.01978, section 3.4); ``sgd_accuracy`` that of SGD on the same
+    features; ``feature_rank`` and ``feature_std`` say how test features spread (see
+    ``metrics.representation.spread``). Names of numbers behind the head end in ``_head``. Images
+    are seen whole and prepared as in evaluation.
+
+    Attributes:
+        layers: which features; see ``train.features``.
+        penalties: candidates for l2.
+        validation: share of the training images that chooses among them.
+        neighbours: k of the nearest neighbours, 0 for none.
+        sgd_epochs: of the probe by SGD, 0 for none; the paper's are 90.
+        images: the first of the training split; None takes all.
+        train_split: that teaches the probes.
+        split: that is classified.
+        seed: of what is set aside, and of the order of SGD.
+    """
+
+    layers: tuple[Layer, ...] = ("features",)
+    penalties: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+    validation: float = 0.1
+    neighbours: int = 200
+    sgd_epochs: int = 0
+    images: int | None = None
+    train_split: str = "train"
+    split: str = "test"
+    seed: int = 0
+
+    def check(self, task: Any, sets: Mapping[str, Examples]) -> None:
+        """Looks at the network and at the labels.
+
+        Raises:
+            SettingError: for options that cannot be, no such split, or a network without features.
+            DataError: if the images have no classes.
+        """
+        if not self.layers or any(layer not in get_args(Layer) for layer in self.layers):
+            raise SettingError(
+                f"Probe: layers={self.layers} are not among {', '.join(map(repr, LAYERS))}"
+            )
+        if not self.penalties or min(self.penalties) <= 0 or not 0 < self.validation < 1:
+            raise SettingError("Probe: penalties are above 0, and validation is a share of 1")
+        train, test = (split_of(sets, name) for name in (self.train_split, self.split))
+        classes = labels(train)[: self.images]
+        labels(test)
+        aside = round(self.validation * len(classes))
+        kinds = len(np.unique(classes))
+        fewest = np.bincount(classes)[np.unique(classes)].min()
+        if kinds < 2 or aside < kinds or len(classes) - aside < kinds or fewest < 2:
+            raise SettingError(
+                f"Probe: {len(classes)} images of {kinds} classes are too few to set "
+                f"{self.validation:.0%} of them aside: give it more images or another validation"
+            )
+        if self.neighbours > len(classes):
+            raise SettingError(
+                f"Probe: neighbours={self.neighbours} of {len(classes)} images: ask for fewer"
+            )
+        check_features(task, np.shape(train.records[0]["image"]))
+
+    def __call__(
+        self,
+        task: Any,
+        params: PyTree,
+        mutable: PyTree,
+        sets: Mapping[str, Examples],
+        prepare: Prepare,
+        track: Track,
+    ) -> dict[str, float]:
+        """The numbers of all layers."""
+        arrays = {
+            self.train_split: first_examples(split_of(sets, self.train_split), self.images),
+            self.split: first_examples(split_of(sets, self.split), None),
+        }
+        extracted = extract_features(task, params, mutable, arrays, prepare, track)
+        truth = {name: np.asarray(x["label"]) for name, x in arrays.items()}
+        found: dict[str, float] = {}
+        for layer in track(self.layers, "probes"):
+            end = "" if layer == "features" else f"_{layer}"
+            numbers = self._probed(
+                extracted[self.train_split][layer],
+                truth[self.train_split],
+                extracted[self.split][layer],
+                truth[self.split],
+            )
+            found |= {f"{self.split}/{name}{end}": value for name, value in numbers.items()}
+        return found
+
+    def _probed(
+        self, bank: np.ndarray, classes: np.ndarray, queries: np.ndarray, truth: np.ndarray
+    ) -> dict[str, float]:
+        from sklearn.model_selection import StratifiedShuffleSplit
+
+        aside = StratifiedShuffleSplit(1, test_size=self.validation, random_state=self.seed)
+        accuracy, l2 = linear_probe(
+            bank, classes, queries, truth, penalties=self.penalties, splits=aside
+        )
+        numbers = {"linear_accuracy": accuracy, "linear_l2": l2}
+        if self.sgd_epochs:
+            numbers["sgd_accuracy"] = sgd_probe(
+                bank, classes, queries, truth, epochs=self.sgd_epochs, seed=self.seed
+            )
+        if self.neighbours:
+            count = int(max(classes.max(), truth.max())) + 1
+            numbers["knn_accuracy"] = knn_accuracy(
+                *map(jnp.asarray, (bank, classes, queries, truth)),
+                k=self.neighbours,
+                classes=count,
+            )
+        spreading = spread(jnp.asarray(queries)).compute()
+        return numbers | {
+            f"feature_{name.removeprefix('embedding_')}": value for name, value in spreading.items()
+        }

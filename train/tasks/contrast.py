@@ -1,0 +1,179 @@
+"""Contrastive learning: two views of an image are alike, and unlike those of other images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from data.augment import Augmentation, apply
+from losses.contrastive import nt_xent_loss
+from metrics.representation import alignment, spread, uniformity
+from metrics.state import Mean, Metric
+from train.features import around_head
+from train.tasks.task import (
+    Aux,
+    Batch,
+    Final,
+    Look,
+    Panels,
+    SettingError,
+    check_range,
+    require_entry,
+)
+
+NT_XENT = partial(nt_xent_loss, temperature=0.5)
+
+COLLAPSED = 0.1
+"""Deviation of the embeddings, 1 of those that lie all over the sphere, below which they count as
+one point."""
+ON_A_LINE = 2.0
+"""Effective rank below which they count as lying on a line."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Learns to tell which views are of one image.
+
+    Chen et al., 2020, arXiv:2002.05709. Views are drawn on the device, from images in [0, 1] that
+    are not normalised; all other images of the global batch are negatives.
+
+    Attributes:
+        model: ``model(images, train=…) -> embeddings [batch, output]``, as ``SimCLR``.
+        views: augmentations that make a view, drawn anew for each.
+        count: views of an image.
+        loss_function: ``(embeddings [views, batch, output], axis_name=…) -> [views, batch]``, one
+            of ``losses.contrastive``.
+        labelled: whether the loss takes the labels too, after the embeddings, as
+            ``supervised_contrastive_loss``.
+        axis_name: the mapped axis that negatives are gathered over; only pmap sets it.
+        final: what is measured once training has ended, such as ``train.final_probe.Probe``.
+    """
+
+    model: nn.Module
+    views: tuple[Augmentation, ...]
+    count: int = 2
+    loss_function: Callable[..., Float[Array, "views batch"]] = NT_XENT
+    labelled: bool = False
+    axis_name: str | None = None
+    final: tuple[Final, ...] = ()
+
+    def check(self, class_names: Sequence[str], look: Look) -> None:
+        """Raises SettingError for fewer than two views, and for images outside of [0, 1]."""
+        if self.count < 2:
+            raise SettingError(f"task.count={self.count} views of an image: at least 2 are alike")
+        for split, batch in look().items():
+            check_range(np.asarray(batch["image"]), split)
+
+    def check_loop(self, *, accumulate: int, pmap: bool, steps: int) -> None:
+        """Raises SettingError for a batch in parts, which would hide negatives from one another."""
+        if accumulate > 1:
+            raise SettingError(
+                f"loop.accumulate={accumulate} would leave the negatives of other parts out: set "
+                "loop.accumulate=1, and chunk=… of task.loss_function to save memory"
+            )
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
+        """All variables of the model.
+
+        Raises:
+            SettingError: if the model gives no vectors, or a loss of classes has no labels.
+        """
+        if self.labelled:
+            require_entry(batch, "label", 'such as "digits" or "folder:PATH"')
+        variables = self.model.init(key, batch["image"], train=False)
+        around_head(self.model, variables, batch["image"])
+        return variables
+
+    def loss(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        batch: Batch,
+        key: Key[Array, ""],
+        step: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, ""], Aux]:
+        """The contrastive loss, a mean over all views.
+
+        Raises:
+            SettingError: for a batch of one image.
+        """
+        images = len(batch["image"])
+        devices = 1 if self.axis_name is None else jax.lax.axis_size(self.axis_name)
+        if images * devices < 2:
+            raise SettingError(
+                "a batch of one image has no other to be unlike: set data.batch=2 or more"
+            )
+        drawing, dropout = jax.random.split(key)
+        # The views of an image beside each other: a device that holds the image draws them all.
+        views = jnp.stack(self._draw(drawing, batch), axis=1)
+        embeddings, mutable = self.model.apply(
+            {"params": params, **mutable},
+            views.reshape(-1, *views.shape[2:]),
+            train=True,
+            rngs={"dropout": dropout},
+            mutable=list(mutable),
+        )
+        vectors = cast(Array, embeddings)
+        by_view = vectors.reshape(images, self.count, -1).swapaxes(0, 1)
+        labels = (batch["label"],) if self.labelled else ()
+        values = self.loss_function(by_view, *labels, axis_name=self.axis_name)
+        loss = jnp.mean(values, axis=0)
+        return jnp.mean(loss), Aux(mutable, {"loss": Mean.from_values(loss)})
+
+    def evaluate(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> dict[str, Metric]:
+        """How near two views of held-out images are, and how embeddings spread (unit length)."""
+        first, second, *_ = (
+            cast(Array, self.model.apply({"params": params, **mutable}, view, train=False))
+            for view in self._draw(key, batch)
+        )
+        valid = batch["valid"]
+        return {
+            "alignment": alignment(first, second, valid),
+            "uniformity": uniformity(first, valid),
+            "spread": spread(first, valid),
+        }
+
+    def watch(self, numbers: Mapping[str, float]) -> Iterator[str]:
+        """Tells of embeddings that are not finite, or say little of an image."""
+        for name, value in numbers.items():
+            split, _, metric = name.partition("/")
+            if metric not in ("embedding_std", "embedding_rank"):
+                continue
+            if not np.isfinite(value):
+                yield f"{name} is {value}: embeddings of {split} are not finite"
+            elif metric == "embedding_std" and value < COLLAPSED:
+                yield (
+                    f"{name} is {value:.3f}, 1 if spread evenly: all images come to nearly one "
+                    "point (collapse); lower the learning rate, or raise the temperature"
+                )
+            elif metric == "embedding_rank" and value < ON_A_LINE:
+                yield (
+                    f"{name} is {value:.2f}: embeddings lie nearly on a line (collapse); lower the "
+                    "learning rate, or draw stronger views"
+                )
+
+    def preview(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> dict[str, Panels]:
+        """Images and their views."""
+        shown = {name: x[:10] for name, x in batch.items()}
+        rows = jnp.stack([shown["image"], *self._draw(key, shown)])
+        names = ("image", *(f"view {i + 1}" for i in range(self.count)))
+        return {"views": Panels(jnp.clip(rows, 0, 1), names)}
+
+    def _draw(self, key: Array, batch: Batch) -> list[Array]:
+        """The images of each view, drawn by independent keys."""
+        return [
+            apply(jax.random.fold_in(key, view), batch, self.views)["image"]
+            for view in range(self.count)
+        ]
