@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from data.examples import Examples
+from data.folder import folder
 from data.pipeline import train_batches
 from data.selection import select
 from data.sources import open_source
@@ -98,7 +99,8 @@ def embed(
 
     Args:
         run: of a classifier or of contrastive learning.
-        source: of the images; None takes the run's own data.
+        source: of the images; None takes the run's own data. Those of a ``folder:PATH`` are brought
+            to the size that the run was trained on.
         split: of the source.
         count: images, drawn at random where there are more.
         layer: which features; see ``train.features``.
@@ -114,7 +116,12 @@ def embed(
     trained = open_run(run)
     data, task = trained.experiment.data, trained.experiment.task
     check_features(task, trained.image)
-    examples = open_source(data.source if source is None else source, split)
+    height, width, channels = trained.image
+    chosen: Any = data.source if source is None else source
+    if source is not None and source.startswith("folder:") and height == width:
+        path = source.removeprefix("folder:")
+        chosen = partial(folder, path, size=height, channels=channels)
+    examples = open_source(chosen, split)
     total = len(examples.records)
     if total < 3:
         raise RunError(f"a map of {total} images shows nothing: give a split with more")

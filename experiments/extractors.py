@@ -24,6 +24,6 @@ MNIST_DDPM = Weights(
 # results/extractors/cifar10_simclr.safetensors`.
 CIFAR10_SIMCLR = Weights(
     path="results/extractors/cifar10_simclr.safetensors",
-    sha256="0" * 64,
+    sha256="213c04ec56154502d6dc63e61e4d4dd349f29add00d3e21fa89402c9a77f9287",
 )
-"""SimCLR of ``cifar10_simclr``, seed 0."""
+"""SimCLR of ``cifar10_simclr``, seed 0: 54.17 % by a linear classifier of its features [n, 128]."""

@@ -143,10 +143,10 @@ def spread(
 
 
 def knn_accuracy(
-    bank: Float[Array, "images d"],
-    bank_labels: Integer[Array, "images"],
-    queries: Float[Array, "queries d"],
-    labels: Integer[Array, "queries"],
+    bank: Float[Array | np.ndarray, "images d"],
+    bank_labels: Integer[Array | np.ndarray, "images"],
+    queries: Float[Array | np.ndarray, "queries d"],
+    labels: Integer[Array | np.ndarray, "queries"],
     *,
     classes: int,
     k: int = 200,

@@ -204,7 +204,7 @@ def by_loop(bank, bank_labels, queries, labels, *, classes, k, temperature):
     return right / len(labels)
 
 
-@pytest.mark.parametrize("batch", [1, 7, 64])
+@pytest.mark.parametrize("batch", [7, 64])
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.1), (9, 0.1), (60, 0.5)])
 def test_neighbours_vote_as_in_a_loop(k, temperature, batch):
     data = (*clouds(60, 1), *clouds(40, 2))
@@ -216,9 +216,11 @@ def test_neighbours_vote_as_in_a_loop(k, temperature, batch):
 
 def test_neighbours_are_those_of_scikit_learn():
     bank, bank_labels, queries, labels = (*clouds(60, 3), *clouds(40, 4))
-    peer = KNeighborsClassifier(
-        9, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07)
-    )
+
+    def weights(distances):
+        return np.exp((1 - distances) / 0.07)
+
+    peer = KNeighborsClassifier(9, metric="cosine", weights=weights)  # pyright: ignore
     wanted = peer.fit(bank, bank_labels).score(queries, labels)
     actual = knn_accuracy(bank, bank_labels, queries, labels, classes=4, k=9, temperature=0.07)
     assert actual == pytest.approx(wanted)

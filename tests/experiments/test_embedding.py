@@ -1,0 +1,153 @@
+"""Features of finished runs: probed, written and drawn."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.augment import normalize, scale
+from data.selection import per_class
+from data.sources import digits
+from experiments import cli
+from experiments.config import override
+from experiments.embedding import embed, probe
+from experiments.runs import Options, RunError, execute
+from experiments.trained import open_run
+from models.classification.lenet import LeNet5
+from models.generative.autoencoder import Autoencoder, DenseDecoder, DenseEncoder
+from train.experiment import Data, Experiment, Loop
+from train.final_probe import Probe
+from train.sampling import untracked
+from train.tasks.autoencode import Autoencode
+from train.tasks.classify import Classify
+from train.tasks.task import SettingError
+from train.weights import fingerprint
+
+
+def run(task, directory: Path, **changes) -> Path:
+    experiment = Experiment(
+        task=task,
+        data=Data(source="digits", batch=64, select=partial(per_class, n=40)),
+        loop=Loop(duration="60 steps", evaluate_every="60 steps", previews=0),
+    )
+    experiment = override(experiment, {"parallel.data": 1, **changes})
+    return execute("embedded", "arm", experiment, Options(directory, progress=False)).directory
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory) -> Path:
+    changes = {"data.mean": (0.3,), "data.std": (0.5,)}
+    return run(Classify(LeNet5(num_classes=10)), tmp_path_factory.mktemp("runs"), **changes)
+
+
+def features_of(directory: Path, images: np.ndarray) -> np.ndarray:
+    """By the network's own first layers, written out."""
+    trained = open_run(directory)
+    batch = normalize(scale({"image": jax.numpy.asarray(images)}), (0.3,), (0.5,))
+    seen = []
+
+    def watch(method, args, kwargs, context):
+        if context.module.name == "head":
+            seen.append(args[0])
+        return method(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        trained.experiment.task.model.apply({"params": trained.params}, batch["image"])
+    return np.asarray(seen[0])
+
+
+def test_a_probe_stands_beside_the_untrained_network_and_says_what_it_is_of(classifier):
+    asked = Probe(neighbours=5, penalties=(1e-3, 1e-2), images=300)
+    path, found = probe(classifier, asked, untracked)
+    record = json.loads(path.read_text())
+    assert path == classifier / "probe.json"
+    assert {name: record[name] for name in found} == found
+    assert found["trained"]["test/linear_accuracy"] > 0.85
+    assert found["trained"]["test/knn_accuracy"] > found["untrained"]["test/knn_accuracy"]
+    assert record["normalization"] == {"mean": [0.3], "std": [0.5]}
+    trained = open_run(classifier)
+    assert record["checkpoint"] == {
+        "step": 60,
+        "sha256": fingerprint({"params": trained.params, **trained.mutable}),
+    }
+    assert "features" in json.dumps(record["probe"])
+    assert probe(classifier, asked, untracked)[1] == found  # the same again
+
+
+def test_embeddings_are_features_with_ids_and_a_map(classifier, tmp_path):
+    options = {"split": "test", "layer": "features", "seed": 1, "track": untracked}
+    picture, file = embed(classifier, None, count=50, output=tmp_path, **options)
+    with Image.open(picture) as image:
+        assert image.width > 500
+    with np.load(file) as arrays:
+        assert arrays["features"].shape == (50, 84)
+        ids = arrays["id"]
+        assert (np.diff(ids) > 0).all()
+        test = digits("test").records.arrays
+        np.testing.assert_array_equal(arrays["label"], test["label"][ids])
+        expected = features_of(classifier, test["image"][ids])
+        np.testing.assert_allclose(arrays["features"], expected, rtol=1e-4, atol=1e-5)
+        assert arrays["pca"].shape == arrays["tsne"].shape == (50, 2)
+        made = json.loads(str(arrays["made"]))
+    assert made["layer"] == "features"
+    assert made["normalization"] == {"mean": [0.3], "std": [0.5]}
+    assert len(made["checkpoint"]["sha256"]) == 64
+
+
+def test_images_of_ones_own_need_no_classes(classifier, tmp_path):
+    for index in range(30):
+        pixels = np.full((20, 20, 3), 8 * index, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    own = partial(embed, classifier, layer="head", seed=0, track=untracked)
+    options = {"split": "train", "count": 20, "output": tmp_path / "out"}
+    _, file = own(f"folder:{tmp_path}", **options)  # brought to 8x8 pixels, and to grey
+    with np.load(file) as arrays:
+        assert arrays["features"].shape == (20, 10)
+        assert "label" not in arrays
+    with pytest.raises(RunError, match=r"was trained on images \[8, 8, 1\], and these are"):
+        own("synthetic", **options)
+    blocked = tmp_path / "0.png" / "out"
+    with pytest.raises(RunError, match="choose another directory with --output"):
+        own(None, **{**options, "output": blocked})
+
+
+def test_networks_without_features_are_told(tmp_path):
+    model = Autoencoder(
+        image=(8, 8, 1),
+        latent=2,
+        encoder=partial(DenseEncoder, widths=(8,)),
+        decoder=partial(DenseDecoder, widths=(8,)),
+    )
+    directory = run(Autoencode(model=model), tmp_path)
+    with pytest.raises(SettingError, match="Autoencoder has no layer called head"):
+        probe(directory, Probe(), untracked)
+
+
+def test_the_command_line(classifier, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "set_up", lambda runtime: None)  # jax is imported by now
+
+    def opsin(*arguments: str) -> int:
+        with pytest.raises(SystemExit) as end:
+            cli.main(arguments)
+        return int(end.value.code or 0)
+
+    assert opsin("probe", str(classifier), "--images", "200", "--neighbours", "5") == 0
+    out = capsys.readouterr().out
+    assert "trained untrained" in out
+    assert "test/sgd_accuracy" in out
+    assert out.splitlines()[-1] == str(classifier / "probe.json")
+    assert opsin("embed", str(classifier), "digits", "--n", "20") == 0
+    assert (classifier / "embedding" / "embedding.npz").exists()
+    capsys.readouterr()
+    assert opsin("embed", str(classifier), "--split", "val") == 2
+    assert 'has no split "val"' in capsys.readouterr().err
+    assert opsin("probe", str(classifier), "--layer", "middle") == 2
+    assert "invalid choice: 'middle' (choose from" in capsys.readouterr().err
+    assert opsin("probe", str(tmp_path)) == 2
+    assert "is no directory of a run" in capsys.readouterr().err

@@ -1,0 +1,191 @@
+"""Contrastive learning as a task: its views, its loss over devices, and what it tells of."""
+
+from dataclasses import replace
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data.augment import apply, gaussian_noise
+from data.geometry import random_flip
+from experiments.config import override
+from losses.contrastive import nt_xent_loss, supervised_contrastive_loss
+from metrics.state import compute_all
+from models.layers import batch_norm
+from models.representation.simclr import ProjectionHead, SimCLR
+from tests.train.conftest import TINY_DATA
+from tests.train.test_step import assert_same_run, run
+from train.experiment import Experiment, Loop
+from train.optim import Optimizer, constant, sgd
+from train.tasks.contrast import Contrast
+from train.tasks.task import SettingError
+
+
+class Backbone(nn.Module):
+    """A convolution and batch norm."""
+
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        x = nn.Conv(8, (3, 3), strides=2, name="conv")(x)
+        norm = batch_norm(train=train, axis_name=self.axis_name, name="norm")
+        return {2: nn.relu(norm(x))}
+
+
+HEAD = ProjectionHead(layers=2, output=6, norm=batch_norm)
+TASK = Contrast(model=SimCLR(Backbone(), HEAD), views=(partial(gaussian_noise, std=0.1),))
+
+
+def batch_of(images=6):
+    image = jax.random.uniform(jax.random.key(5), (images, 8, 8, 1))
+    return {
+        "image": image,
+        "label": jnp.arange(images, dtype=jnp.int32) // 2,
+        "valid": jnp.ones(images, bool),
+    }
+
+
+def variables_of(task=TASK, batch=None):
+    variables = dict(task.init(jax.random.key(0), batch or batch_of()))
+    return variables.pop("params"), variables
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_loss_is_that_of_views_from_keys_of_their_own(count):
+    task, batch, key = replace(TASK, count=count), batch_of(), jax.random.key(3)
+    params, mutable = variables_of()
+    value, aux = task.loss(params, mutable, batch, key, 0)
+    drawing = jax.random.split(key)[0]
+    views = [
+        apply(jax.random.fold_in(drawing, v), batch, task.views)["image"] for v in range(count)
+    ]
+    assert all((views[0] != other).any() for other in views[1:])
+    whole, stats = task.model.apply(
+        {"params": params, **mutable},
+        jnp.concatenate(views),
+        train=True,
+        mutable=["batch_stats"],
+    )
+    expected = nt_xent_loss(whole.reshape(count, 6, -1), temperature=0.5)
+    np.testing.assert_allclose(value, expected.mean(), rtol=1e-5)
+    np.testing.assert_allclose(compute_all(aux.metrics)["loss"], value, rtol=1e-6)
+    # One batch norm sees all views.
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), aux.mutable, stats)
+
+
+def test_a_loss_of_classes_gets_the_labels():
+    task = replace(
+        TASK,
+        views=(),
+        labelled=True,
+        loss_function=partial(supervised_contrastive_loss, temperature=1),
+    )
+    params, mutable = variables_of()
+    batch = batch_of()
+    value, _ = task.loss(params, mutable, batch, jax.random.key(0), 0)
+    twice = jnp.concatenate([batch["image"]] * 2)
+    z, _ = task.model.apply(
+        {"params": params, **mutable}, twice, train=True, mutable=["batch_stats"]
+    )
+    views = z.reshape(2, 6, -1)
+    expected = supervised_contrastive_loss(views, batch["label"], temperature=1)
+    np.testing.assert_allclose(value, expected.mean(), rtol=1e-5)
+    bare = {"image": batch["image"]}
+    with pytest.raises(SettingError, match="the task needs a label for each image"):
+        task.init(jax.random.key(0), bare)
+
+
+def made() -> Experiment:
+    """Views without chance: a device of pmap draws from a key of its own."""
+    return Experiment(
+        task=replace(TASK, views=()),
+        data=TINY_DATA,
+        optimizer=Optimizer(method=sgd, learning_rate=0.05, schedule=constant),
+        loop=Loop(duration="3 steps", ema_decay=0.9, previews=0),
+    )
+
+
+def test_negatives_are_global_on_every_layout():
+    one = run(override(made(), {"parallel.data": 1}))
+    assert_same_run(run(override(made(), {"parallel.data": 8})), one)
+    mapped = override(made(), {"parallel.data": 8, "loop.strategy": "pmap"})
+    assert_same_run(run(mapped), one)
+    # A loss that only knows the images of its own device is another.
+    alone = partial(lambda z, axis_name: nt_xent_loss(z, temperature=0.5))
+    _, history = run(override(mapped, {"task.loss_function": alone}))
+    assert abs(history["loss"][0] - one[1]["loss"][0]) > 0.5
+
+
+def test_a_few_images_are_told_apart():
+    changes = {
+        "parallel.data": 1,
+        "task.views": (random_flip,),
+        "task.loss_function": partial(nt_xent_loss, temperature=0.1),
+        "data.source": partial(TINY_DATA.source.func, n=8, size=8, channels=1, classes=4),
+        "data.batch": 8,
+        "loop.duration": "60 steps",
+    }
+    _, history = run(override(made(), changes), steps=60)
+    assert history["loss"][0] > 1.0
+    assert np.mean(history["loss"][-5:]) < 0.5 * history["loss"][0]
+
+
+def test_evaluation_leaves_padding_out():
+    params, mutable = variables_of()
+    batch, task = batch_of(), replace(TASK, views=())
+    padded = {name: jnp.concatenate([x, x[:2]]) for name, x in batch.items()}
+    padded["valid"] = jnp.arange(8) < 6
+    key = jax.random.key(0)
+    few, more = (compute_all(task.evaluate(params, mutable, x, key)) for x in (batch, padded))
+    assert few.keys() == {"alignment", "uniformity", "embedding_rank", "embedding_std"}
+    assert few["alignment"] == 0  # the views are the same
+    for name, value in few.items():
+        np.testing.assert_allclose(more[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_pictures_are_of_the_images_and_their_views():
+    params, mutable = variables_of()
+    panels = TASK.preview(params, mutable, batch_of(), jax.random.key(0))["views"]
+    assert panels.rows == ("image", "view 1", "view 2")
+    np.testing.assert_array_equal(panels.images[0], batch_of()["image"])
+    assert (panels.images[1] != panels.images[2]).any()
+
+
+def test_collapse_is_told():
+    fine = {"test/embedding_std": 0.9, "test/embedding_rank": 30.0, "test/alignment": 0.1}
+    assert list(TASK.watch(fine)) == []
+    (point,) = TASK.watch({"test/embedding_std": 0.01})
+    assert "test/embedding_std is 0.010" in point
+    assert "one point (collapse)" in point
+    (line,) = TASK.watch({"test_ema/embedding_rank": 1.3})
+    assert "nearly on a line" in line
+    (broken,) = TASK.watch({"test/embedding_std": float("nan")})
+    assert "embeddings of test are not finite" in broken
+
+
+def test_what_cannot_be_is_told():
+    with pytest.raises(SettingError, match=r"task\.count=1 views of an image"):
+        replace(TASK, count=1).check((), dict)
+    signed = {"train": {"image": batch_of()["image"] - 0.5}}
+    with pytest.raises(SettingError, match=r"data\.mean=\(0\.0,\) data\.std=\(1\.0,\)"):
+        TASK.check((), lambda: signed)
+    TASK.check_loop(accumulate=1, pmap=True, steps=1)
+    with pytest.raises(SettingError, match=r"loop\.accumulate=2 would leave the negatives"):
+        TASK.check_loop(accumulate=2, pmap=False, steps=1)
+    params, mutable = variables_of()
+    with pytest.raises(SettingError, match=r"set data\.batch=2 or more"):
+        TASK.loss(params, mutable, batch_of(1), jax.random.key(0), 0)
+    with pytest.raises(SettingError, match="Maps has no layer called head that takes one vector"):
+        replace(TASK, model=Maps()).init(jax.random.key(0), batch_of())
+
+
+class Maps(nn.Module):
+    """A head that takes a map."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.Conv(3, (1, 1), name="head")(x)

@@ -1,0 +1,214 @@
+"""Probes of frozen features: against scikit-learn, against features with known answers."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedShuffleSplit
+from sklearn.preprocessing import StandardScaler
+
+from data.augment import normalize, scale
+from data.examples import Arrays, DataError, Examples
+from models.classification.linear import Linear
+from train.features import around_head, extract_features
+from train.final_probe import Probe
+from train.linear_probe import linear_probe, sgd_probe
+from train.sampling import untracked
+from train.tasks.task import SettingError
+
+
+@dataclass(frozen=True)
+class Having:
+    model: Any
+
+
+class Normed(nn.Module):
+    """Flat pixels behind a batch norm, with a head."""
+
+    forgetful: bool = False
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        frozen = not train and not self.forgetful
+        x = nn.BatchNorm(use_running_average=frozen, name="norm")(x.reshape(len(x), -1))
+        return nn.Dense(3, name="head")(x)
+
+
+def images(count: int, seed: int, classes: int = 3) -> Examples:
+    """Grey images, brighter by class, that a linear classifier tells apart."""
+    rng = np.random.default_rng(seed)
+    label = np.arange(count, dtype=np.int32) % classes
+    image = 60 * label[:, None, None, None] + rng.integers(0, 40, (count, 2, 2, 1))
+    return Examples(Arrays({"image": image.astype(np.uint8), "label": label}))
+
+
+SETS = {"train": images(60, 0), "test": images(31, 1)}
+
+
+def variables_of(model: nn.Module) -> tuple[Any, Any]:
+    variables = dict(model.init(jax.random.key(0), jnp.ones((1, 2, 2, 1))))
+    return variables.pop("params"), variables
+
+
+def test_features_are_what_goes_into_the_head_and_nothing_changes():
+    model = Normed()
+    params, mutable = variables_of(model)
+    mutable = {"batch_stats": {"norm": {"mean": jnp.arange(4.0), "var": jnp.full(4, 4.0)}}}
+    arrays = {name: x.records.arrays for name, x in SETS.items()}
+
+    def prepare(batch):
+        return normalize(scale(batch), 0.5, 0.25)
+
+    found = extract_features(Having(model), params, mutable, arrays, prepare, untracked)
+    for name, x in arrays.items():
+        seen = (x["image"].reshape(len(x["image"]), -1) / 255 - 0.5) / 0.25
+        features = (seen - np.arange(4)) / np.sqrt(4 + 1e-5)
+        np.testing.assert_allclose(found[name]["features"], features, rtol=1e-4, atol=1e-5)
+        head = features @ params["head"]["kernel"] + params["head"]["bias"]
+        np.testing.assert_allclose(found[name]["head"], head, rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_that_change_are_told():
+    model = Normed(forgetful=True)
+    params, mutable = variables_of(model)
+    arrays = {"test": SETS["test"].records.arrays}
+    with pytest.raises(SettingError, match="Normed changes its statistics when it is asked"):
+        extract_features(Having(model), params, mutable, arrays, scale, untracked)
+
+
+def blobs(count: int, seed: int, *, noise: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Three classes around corners of a triangle that overlap, and dimensions of noise alone."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 3, count)
+    centres = 1.5 * np.array([[1.0, 0], [-0.5, 0.87], [-0.5, -0.87]])
+    points = centres[label] + rng.normal(size=(count, 2))
+    return np.hstack([points, rng.normal(size=(count, noise))]).astype(np.float32), label
+
+
+def test_the_linear_probe_is_the_regression_that_the_part_set_aside_chose():
+    (x, y), (held_out, truth) = blobs(400, 0, noise=150), blobs(500, 1, noise=150)
+    aside = StratifiedShuffleSplit(1, test_size=0.25, random_state=3)
+    penalties = (1e-5, 1e-1, 1.0, 1e3)
+    accuracy, chosen = linear_probe(x, y, held_out, truth, penalties=penalties, splits=aside)
+
+    ((inside, outside),) = aside.split(x, y)
+    scores = {}
+    for l2 in penalties:
+        scaler = StandardScaler().fit(x[inside])
+        model = LogisticRegression(C=1 / (l2 * len(x)), max_iter=500)
+        model.fit(scaler.transform(x[inside]), y[inside])
+        scores[l2] = model.score(scaler.transform(x[outside]), y[outside])
+    assert scores[chosen] == max(scores.values())
+    assert scores[1e-5] < scores[chosen] > scores[1e3]  # noise learned by heart, or nothing
+    scaler = StandardScaler().fit(x)
+    model = LogisticRegression(C=1 / (chosen * len(x)), max_iter=500).fit(scaler.transform(x), y)
+    assert accuracy == model.score(scaler.transform(held_out), truth)
+    assert accuracy > 0.6
+
+
+def test_the_penalty_is_of_the_mean_loss():
+    """At the optimum the gradient of the mean cross-entropy is −l2 · W."""
+    x, y = blobs(200, 0)
+    l2 = 0.1
+    model = LogisticRegression(C=1 / (l2 * len(x)), max_iter=500, tol=1e-8).fit(x, y)
+    probabilities = model.predict_proba(x) - np.eye(3)[y]
+    np.testing.assert_allclose(probabilities.T @ x / len(x), -l2 * model.coef_, atol=1e-4)
+    scaled = StandardScaler().fit_transform(x)
+    direct = LogisticRegression(C=1 / (l2 * len(x)), max_iter=500).fit(scaled, y)
+    (accuracy, chosen) = linear_probe(x, y, x, y, penalties=(l2,), splits=None)
+    assert (accuracy, chosen) == (direct.score(scaled, y), l2)
+
+
+def test_sgd_comes_to_the_answers_of_the_exact_probe():
+    (x, y), (held_out, truth) = blobs(600, 0), blobs(400, 1)
+    exact, _ = linear_probe(x, y, held_out, truth, penalties=(1e-6,), splits=None)
+    found = sgd_probe(x, y, held_out, truth, epochs=40, seed=0)
+    assert abs(found - exact) < 0.015
+    # Units of the features are nothing to either.
+    assert sgd_probe(100 * x + 7, y, 100 * held_out + 7, truth, epochs=40, seed=0) == pytest.approx(
+        found, abs=0.01
+    )
+    assert sgd_probe(x, y, held_out, truth, epochs=1, seed=0) == sgd_probe(
+        x, y, held_out, truth, epochs=1, seed=0
+    )
+
+
+def test_numbers_of_both_layers_have_names_of_their_own():
+    model = Linear(num_classes=3)
+    params, mutable = variables_of(model)
+    probe = Probe(
+        layers=("features", "head"), neighbours=5, sgd_epochs=20, validation=0.2, penalties=(1e-3,)
+    )
+    probe.check(Having(model), SETS)
+    found = probe(Having(model), params, mutable, SETS, scale, untracked)
+    names = [
+        "linear_accuracy",
+        "linear_l2",
+        "sgd_accuracy",
+        "knn_accuracy",
+        "feature_rank",
+        "feature_std",
+    ]
+    assert found.keys() == {f"test/{name}{end}" for name in names for end in ("", "_head")}
+    for name in ("linear_accuracy", "knn_accuracy", "linear_accuracy_head"):
+        assert found[f"test/{name}"] > 0.6
+    fewer = replace(probe, layers=("features",), sgd_epochs=0, neighbours=0)
+    bare = fewer(Having(model), params, mutable, SETS, scale, untracked)
+    assert bare["test/linear_accuracy"] == found["test/linear_accuracy"]
+    assert "test/knn_accuracy" not in bare
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": ("middle",)}, r"layers=\('middle',\) are not among 'features', 'head'"),
+        ({"layers": ()}, "are not among"),
+        ({"penalties": (0.0,)}, "penalties are above 0"),
+        ({"validation": 1.0}, "validation is a share"),
+        ({"split": "val"}, "there is no split 'val'"),
+        ({"images": 6}, "6 images of 3 classes are too few to set 10% of them aside"),
+        ({"neighbours": 100}, "neighbours=100 of 60 images: ask for fewer"),
+    ],
+)
+def test_a_probe_that_cannot_be_is_told_before_training(changes, message):
+    probe = replace(Probe(neighbours=5), **changes)
+    with pytest.raises(SettingError, match=message):
+        probe.check(Having(Linear(3)), SETS)
+
+
+def test_networks_and_data_without_what_is_probed_are_told():
+    probe = Probe(neighbours=5)
+    with pytest.raises(SettingError, match="Bare has no layer called head"):
+        probe.check(Having(Bare()), SETS)
+    with pytest.raises(SettingError, match=r"object has no task\.model"):
+        probe.check(object(), SETS)
+    unlabelled = {"train": Examples(Arrays({"image": np.zeros((4, 2, 2, 1), np.uint8)}))}
+    with pytest.raises(DataError, match='have no "label"'):
+        probe.check(Having(Linear(3)), {**SETS, **unlabelled})
+
+
+class Bare(nn.Module):
+    """No head."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return x.mean(axis=(1, 2))
+
+
+def test_the_head_of_a_part_is_not_that_of_the_network():
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train=False):
+            x = Linear(5, name="inner")(x)
+            return nn.Dense(2, name="head")(x)
+
+    model = Outer()
+    variables = model.init(jax.random.key(0), jnp.ones((1, 2, 2, 1)))
+    features, output = around_head(model, variables, jnp.ones((4, 2, 2, 1)))
+    assert features.shape == (4, 5)
+    assert output.shape == (4, 2)
