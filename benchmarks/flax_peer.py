@@ -40,7 +40,7 @@ def prepare(name: str, phase: str) -> Prepared:
 
 def training(case: Case, apply: Callable[..., Any], variables: Any) -> Callable[[int], None]:
     """``run(steps)`` of the examples' training step on one batch."""
-    transform, _ = case.optimizer.build(1, Fraction(1))
+    transform, _ = case.optimizer.build(1, Fraction(1), case.batch)
     state = TrainState.create(
         apply_fn=apply,
         params=variables["params"],

@@ -130,6 +130,9 @@ class Optimizer:
     Attributes:
         method: ``(learning_rate, weight_decay, mask) -> optax.GradientTransformation``.
         learning_rate: the peak of the schedule.
+        reference_batch: the batch that ``learning_rate`` is for: another one trains with as much
+            more as it is larger (Goyal et al., 2017, arXiv:1706.02677, section 2.1). None: the rate
+            is that of any batch.
         schedule: ``(peak, steps, warmup) -> step -> learning rate``.
         warmup: a duration, e.g. ``"5 epochs"``, of linear warm-up from zero.
         weight_decay: strength of the decay.
@@ -143,6 +146,7 @@ class Optimizer:
 
     method: Method = adamw
     learning_rate: float = 1e-3
+    reference_batch: int | None = None
     schedule: Callable[..., Schedule] = cosine
     warmup: str = "0 steps"
     weight_decay: float = 0.0
@@ -152,11 +156,12 @@ class Optimizer:
     lr_scale: tuple[tuple[str, float | tuple[float, ...]], ...] = ()
 
     def build(
-        self, steps: int, steps_per_epoch: Fraction
+        self, steps: int, steps_per_epoch: Fraction, batch: int
     ) -> tuple[optax.GradientTransformation, Schedule]:
-        """The transformation of gradients and its schedule, for a run of ``steps`` steps."""
+        """The transformation of gradients and its schedule, for ``steps`` steps of such batches."""
         warmup = in_steps(self.warmup, steps_per_epoch)
-        schedule = self.schedule(self.learning_rate, steps, warmup)
+        peak = self.learning_rate * (batch / self.reference_batch if self.reference_batch else 1)
+        schedule = self.schedule(peak, steps, warmup)
         parts = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
         parts.append(self.method(schedule, self.weight_decay, self.decay_mask))
         if self.lr_scale:

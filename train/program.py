@@ -109,7 +109,13 @@ def build(
     if isinstance(task, Particular):
         task.check_loop(accumulate=loop.accumulate, pmap=pmap, steps=steps)
     trainers = [
-        _trainer(player, player.optimizer or experiment.optimizer, steps, steps_per_epoch)
+        _trainer(
+            player,
+            player.optimizer or experiment.optimizer,
+            steps,
+            steps_per_epoch,
+            data.batch // turns,
+        )
         for player in players
     ]
 
@@ -233,10 +239,13 @@ def compiler_options(platform: str) -> dict[str, Any]:
 
 
 def _trainer(
-    player: Player, optimizer: Optimizer, steps: int, steps_per_epoch: Fraction
+    player: Player, optimizer: Optimizer, steps: int, steps_per_epoch: Fraction, batch: int
 ) -> Trainer:
-    """The optimiser of a player over all its turns."""
-    transform, schedule = optimizer.build(steps * player.turns, steps_per_epoch * player.turns)
+    """The optimiser of a player over all its turns, each of ``batch`` images."""
+    if optimizer.reference_batch is not None and optimizer.reference_batch < 1:
+        raise SettingError("optimizer.reference_batch is at least 1, or None")
+    updates = steps * player.turns, steps_per_epoch * player.turns
+    transform, schedule = optimizer.build(*updates, batch)
     return Trainer(player, optimizer, transform, schedule)
 
 

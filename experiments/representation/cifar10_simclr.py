@@ -38,11 +38,12 @@ SMOKE = {
     "data.source.source": partial(synthetic, n=64),
     "data.batch": 16,
     "data.eval_batch": 32,
-    "task.model.backbone.width": 4,
+    "task.model.backbone.width": 8,
     "task.final.0.neighbours": 5,
     "task.final.0.validation": 0.25,
     "loop.duration": "2 steps",
 }
+SMOKE_IN_SMALL = {**SMOKE, "task.views": (random_flip,), "data.train_split": "train"}
 
 TABLE = Table(
     title="Frozen features on CIFAR-10 at 16x16: what a linear classifier reads off them",

@@ -12,8 +12,14 @@ from collections.abc import Iterator
 
 from data.augment import gaussian_blur
 from data.geometry import random_flip
-from experiments.representation import cifar10_simclr
-from experiments.representation.cifar10_simclr import COLOR, CROP, SMALL, in_small, references
+from experiments.representation.cifar10_simclr import (
+    COLOR,
+    CROP,
+    SMALL,
+    SMOKE_IN_SMALL,
+    in_small,
+    references,
+)
 from experiments.table import Arm, Table
 from train.experiment import Experiment
 from train.final_probe import Probe
@@ -27,7 +33,7 @@ ARMS = {
     "crop + colour": (CROP, random_flip, COLOR),
 }
 
-SMOKE = cifar10_simclr.SMOKE
+SMOKE = SMOKE_IN_SMALL
 
 TABLE = Table(
     title="Augmentations of SimCLR, each with flips, CIFAR-10 at 16x16 in small",

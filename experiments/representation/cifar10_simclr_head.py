@@ -11,8 +11,12 @@ one behind it by more than 10 points.
 from collections.abc import Iterator
 
 from experiments.config import override
-from experiments.representation import cifar10_simclr
-from experiments.representation.cifar10_simclr import SMALL, in_small, references
+from experiments.representation.cifar10_simclr import (
+    SMALL,
+    SMOKE_IN_SMALL,
+    in_small,
+    references,
+)
 from experiments.table import Arm, Table
 from models.representation.simclr import ProjectionHead
 from train.experiment import Experiment
@@ -21,7 +25,7 @@ from train.final_probe import Probe
 HEADS = {"none": 0, "linear": 1, "mlp": 2, "mlp of 3": 3}
 FINAL = (Probe(layers=("features", "head")),)
 
-SMOKE = cifar10_simclr.SMOKE
+SMOKE = SMOKE_IN_SMALL
 
 TABLE = Table(
     title="Projection heads of SimCLR, features before and behind them, CIFAR-10 at 16x16 in small",

@@ -12,8 +12,12 @@ from collections.abc import Iterator
 from functools import partial
 
 from experiments.config import override
-from experiments.representation import cifar10_simclr
-from experiments.representation.cifar10_simclr import SMALL, in_small, references
+from experiments.representation.cifar10_simclr import (
+    SMALL,
+    SMOKE_IN_SMALL,
+    in_small,
+    references,
+)
 from experiments.table import Arm, Table
 from losses.contrastive import nt_xent_loss
 from train.experiment import Experiment
@@ -25,7 +29,7 @@ TEMPERATURES = (0.1, 0.5, 1.0)
 BATCHES = (64, 256)
 ARMS = {f"{tau}@{batch}": (tau, batch) for batch in BATCHES for tau in TEMPERATURES}
 
-SMOKE = cifar10_simclr.SMOKE
+SMOKE = SMOKE_IN_SMALL
 
 TABLE = Table(
     title="Temperature and batch of SimCLR, CIFAR-10 at 16x16 in small",

@@ -112,7 +112,7 @@ def test_the_optimiser_takes_the_same_steps(name):
     params, network = draw(template), NETWORKS[name]()
     network.load_state_dict(carried(params), strict=False)
     optimizer = make_optimizer(case, network)
-    transform, _ = case.optimizer.build(3, Fraction(1))
+    transform, _ = case.optimizer.build(3, Fraction(1), case.batch)
     update, state = jax.jit(transform.update), transform.init(params)
     for seed in (1, 2, 3):
         grads = draw(template, seed)

@@ -461,6 +461,7 @@ def different(value: Any) -> list[Any]:
                 ("score", "x0"),
                 ("time", "noise"),
                 ("small", "large"),
+                ("features", "head"),
             )
             others = [b if value == a else a for a, b in pairs if value in (a, b)]
             return others or [value + "x"]

@@ -128,7 +128,9 @@ def test_the_quality_of_samples_stands_beside_its_floor():
     with pytest.raises(SettingError, match=r"is for images \[28, 28, 1\], and those of 'test' are"):
         replace(final, extractor=LENET).check(Fake(), sets)
     elsewhere = replace(final, source=lambda split: noise(200, 5, offset=50))
-    assert elsewhere(Fake(), like, {}, {}, untracked)["test/fd_pixels"] > good["test/fd_pixels"]
+    assert (
+        elsewhere(Fake(), like, {}, {}, scale, untracked)["test/fd_pixels"] > good["test/fd_pixels"]
+    )
 
 
 def test_a_network_reads_the_class_that_was_asked_for():

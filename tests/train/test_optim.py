@@ -1,5 +1,6 @@
 """Schedules, masks and scales in closed form."""
 
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 
@@ -64,7 +65,7 @@ def test_weight_decay_leaves_biases_norms_and_excluded_paths_alone(method):
     optimizer = Optimizer(
         method=method, learning_rate=0.1, schedule=constant, weight_decay=0.5, no_decay=("head",)
     )
-    transform, _ = optimizer.build(10, Fraction(1))
+    transform, _ = optimizer.build(10, Fraction(1), 128)
     updates, _ = transform.update(ZEROS, transform.init(PARAMS), PARAMS)
     assert (updates["layer"]["kernel"] < 0).all()
     for untouched in (
@@ -93,7 +94,7 @@ def test_sgd_decay_is_l2_and_adamw_decay_is_decoupled():
         (adamw, -0.1 * (1.0 + 0.5 * 2.0)),  # Adam's first step is ±1
     ):
         optimizer = Optimizer(method=method, learning_rate=0.1, schedule=constant, weight_decay=0.5)
-        transform, _ = optimizer.build(10, Fraction(1))
+        transform, _ = optimizer.build(10, Fraction(1), 128)
         updates, _ = transform.update(gradients, transform.init(PARAMS), PARAMS)
         np.testing.assert_allclose(updates["layer"]["kernel"], expected, rtol=1e-5)
 
@@ -116,7 +117,7 @@ def test_lars_trusts_kernels_by_their_norm_and_leaves_the_rest_to_momentum():
         weight_decay=0.5,
         no_decay=("head",),
     )
-    transform, _ = optimizer.build(10, Fraction(1))
+    transform, _ = optimizer.build(10, Fraction(1), 128)
     state = transform.init(params)
     # g + 0.5 w = (3, 4), so |w| / |g + 0.5 w| = 5 / 5; a second step adds 0.9 of the first.
     kernel = -0.1 * 0.01 * np.array([[3.0], [4.0]])
@@ -132,7 +133,7 @@ def test_clipping_bounds_the_global_norm():
     optimizer = Optimizer(
         method=sgd, learning_rate=1.0, schedule=constant, clip_norm=0.5, weight_decay=0.0
     )
-    transform, _ = optimizer.build(10, Fraction(1))
+    transform, _ = optimizer.build(10, Fraction(1), 128)
     gradients = jax.tree.map(lambda x: 100.0 * jnp.ones_like(x), PARAMS)
     updates, _ = transform.update(gradients, transform.init(PARAMS), PARAMS)
     assert float(optax.tree.norm(updates)) == pytest.approx(1.9 * 0.5, rel=1e-5)
@@ -145,10 +146,19 @@ def test_learning_rates_scale_by_path_and_along_stacked_layers():
         schedule=constant,
         lr_scale=(("layer/kernel", (1.0, 0.5, 0.25)), ("layer", 0.1), ("head", 0.0)),
     )
-    transform, _ = optimizer.build(10, Fraction(1))
+    transform, _ = optimizer.build(10, Fraction(1), 128)
     gradients = jax.tree.map(jnp.ones_like, PARAMS)
     updates, _ = transform.update(gradients, transform.init(PARAMS), PARAMS)
     np.testing.assert_allclose(updates["layer"]["kernel"][:, 0], [-1.9, -0.95, -0.475], rtol=1e-6)
     np.testing.assert_allclose(updates["layer"]["bias"], -0.19, rtol=1e-6)
     np.testing.assert_allclose(updates["norm"]["scale"], -1.9, rtol=1e-6)
     assert (updates["head"]["kernel"] == 0).all()
+
+
+def test_the_learning_rate_grows_with_the_batch_that_it_is_not_for():
+    optimizer = Optimizer(learning_rate=0.3, reference_batch=256, schedule=constant)
+    for batch, rate in ((256, 0.3), (4096, 4.8), (64, 0.075)):
+        _, schedule = optimizer.build(10, Fraction(1), batch)
+        assert schedule(5) == pytest.approx(rate)
+    _, schedule = replace(optimizer, reference_batch=None).build(10, Fraction(1), 4096)
+    assert schedule(5) == 0.3

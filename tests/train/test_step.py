@@ -206,6 +206,7 @@ def test_l2_is_a_named_term_of_the_loss(tiny_one_device: Experiment):
         ({"loop.strategy": "pmap", "loop.steps_per_dispatch": 2}, "loop.steps_per_dispatch=1"),
         ({"loop.strategy": "pmap", "parallel.fsdp": 2}, "parallel.fsdp=1"),
         ({"loop.accumulate": 0}, "at least 1"),
+        ({"optimizer.reference_batch": 0}, "optimizer.reference_batch is at least 1"),
         ({"loop.ema_decay": 1.0}, "loop.ema_decay=1.0"),
         ({"loop.duration": "0 steps"}, "less than one step"),
         ({"data.eval_batch": 0}, "data.eval_batch"),
