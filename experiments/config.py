@@ -129,7 +129,9 @@ def override(tree: Tree, overrides: Mapping[str, Any]) -> Tree:
 def resolve(node: Any) -> Any:
     """The tree as JSON: everything that makes this run what it is.
 
-    A function is its name, with the values of its keyword-only options if it has any.
+    A function is its name, with the values of its keyword-only options if it has any. A field with
+    the metadata ``{"later": True}``, which came after runs were recorded, is left out where it has
+    its default: those runs stay what they are.
 
     Raises:
         ConfigError: for an object that cannot be found by a name, such as a lambda.
@@ -152,7 +154,12 @@ def resolve(node: Any) -> Any:
                 options[name] = resolve(value)
         return {"call": _name(function), **options} if options else _name(function)
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
-        children = {name: resolve(value) for name, (value, _) in _children(node).items()}
+        later = {f.name: f.default for f in dataclasses.fields(node) if f.metadata.get("later")}
+        children = {
+            name: resolve(value)
+            for name, (value, _) in _children(node).items()
+            if name not in later or value != later[name]
+        }
         return {"type": _name(type(node)), **children}
     return _name(node)
 

@@ -20,8 +20,8 @@ from train.experiment import Data, Experiment, Loop
 from train.optim import Optimizer, adamw, cosine
 from train.tasks.classify import Classify
 
-LABELS = {"1 %": 50, "10 %": 500}
-"""Share of the training images → images of each class."""
+LABELS = {"1 %": (50, 500), "10 %": (500, 2500)}
+"""Share of the training images → images of each class, and steps."""
 WEIGHTS = {"anew": None, "simclr": CIFAR10_SIMCLR}
 
 SMOKE = {
@@ -47,7 +47,7 @@ def config() -> Experiment:
         task=Classify(model=classifier(WIDTH), weights=CIFAR10_SIMCLR),
         data=Data(
             source=partial(shrunk, source="tfds:cifar10", factor=2),
-            select=partial(per_class, n=LABELS["1 %"]),
+            select=partial(per_class, n=LABELS["1 %"][0]),
             batch=64,
             augment=(partial(random_crop, padding=2), random_flip),
         ),
@@ -69,7 +69,11 @@ def config() -> Experiment:
 
 def sweep() -> Iterator[Arm]:
     """Two beginnings by two shares of the labels."""
-    for share, count in LABELS.items():
+    for share, (count, steps) in LABELS.items():
         for name, weights in WEIGHTS.items():
-            changes = {"task.weights": weights, "data.select": partial(per_class, n=count)}
+            changes = {
+                "task.weights": weights,
+                "data.select": partial(per_class, n=count),
+                "loop.duration": f"{steps} steps",
+            }
             yield Arm(f"{name}, {share}", changes)

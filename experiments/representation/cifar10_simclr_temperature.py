@@ -53,6 +53,7 @@ def sweep() -> Iterator[Arm]:
         changes = {
             "task.loss_function": partial(nt_xent_loss, temperature=tau),
             "data.batch": batch,
+            "optimizer.warmup": f"{IMAGES // batch // 10} steps",
             "loop.duration": f"{IMAGES // batch} steps",
         }
         yield Arm(name, changes)

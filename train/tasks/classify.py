@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import flax.linen as nn
@@ -51,8 +51,8 @@ class Classify:
     loss_function: Callable[..., Float[Array, " batch"]] = cross_entropy_loss
     l2: float = 0.0
     groups: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    weights: Weights | None = None
-    final: tuple[Final, ...] = ()
+    weights: Weights | None = field(default=None, metadata={"later": True})
+    final: tuple[Final, ...] = field(default=(), metadata={"later": True})
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError unless the model has one output a class."""
