@@ -26,7 +26,6 @@ from train.final_probe import Probe
 
 ARMS = {
     "flip": (random_flip,),
-    "blur": (random_flip, gaussian_blur),
     "colour": (random_flip, COLOR),
     "crop": (CROP, random_flip),
     "crop + blur": (CROP, random_flip, gaussian_blur),
