@@ -40,7 +40,7 @@ Sets = dict[str, Examples]
 def probe(run: Path, asked: Probe, track: Track) -> tuple[Path, dict[str, dict[str, float]]]:
     """Probes the features of a run beside those of the same network with random weights.
 
-    Both and what they are of go into ``RUN/probe.json``.
+    Both and what they are of go into ``RUN/probe_features.json``, or ``_head``.
 
     Args:
         run: of a classifier or of contrastive learning; its data are read again.
@@ -71,7 +71,7 @@ def probe(run: Path, asked: Probe, track: Track) -> tuple[Path, dict[str, dict[s
         for name, (params, mutable) in networks.items()
     }
     record = {"probe": resolve(asked), **_described(trained), **found}
-    path = run / "probe.json"
+    path = run / f"probe_{'_'.join(asked.layers)}.json"
     try:
         replace_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
     except OSError as error:
@@ -109,8 +109,8 @@ def embed(
         track: shows how far it has come.
 
     Raises:
-        RunError: if this is no run, its features are not finite, or nothing can be written.
-        SettingError: if the network has no features.
+        RunError: if this is no run, the images have another size, or nothing can be written.
+        SettingError: if the network has no features, or they are not finite.
         DataError: if the data cannot be read.
     """
     trained = open_run(run)
@@ -137,8 +137,6 @@ def embed(
         task, trained.params, trained.mutable, {split: images}, partial(prepared, data=data), track
     )
     features = found[split][layer]
-    if not np.isfinite(features).all():
-        raise RunError(f"features of {run} are not finite: training went wrong before it ended")
     maps = dict(track(_maps(features, seed).items(), "maps"))
     labels = images.get("label")
     described = {"layer": layer, **_described(trained), "images": {"of": source, "split": split}}
@@ -192,7 +190,7 @@ def _described(trained: Trained) -> dict[str, Any]:
 
 
 def _untrained(trained: Trained, examples: Examples, track: Track) -> tuple[PyTree, PyTree]:
-    """The network as it was before training, its norms with the statistics of some batches."""
+    """The same network with random weights, its norms with the statistics of some batches."""
     experiment = trained.experiment
     data, model = experiment.data, experiment.task.model  # pyright: ignore[reportAttributeAccessIssue]
     prepare = partial(prepared, data=data)

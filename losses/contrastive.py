@@ -133,7 +133,7 @@ def info_nce_loss(
 
     van den Oord et al., 2018, arXiv:1807.03748, eq. 4, with f = exp(cosine / τ). The key of a query
     is that in its row. Of N keys, log N minus the mean loss is a bound of their mutual information
-    with the queries from below (eq. 5).
+    with the queries from below (section 2.3).
 
     Args:
         queries: embeddings.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, cast
 
 import flax.linen as nn
@@ -21,7 +22,7 @@ Layer = Literal["features", "head"]
 out of it: logits, or the embedding that a contrastive loss sees."""
 
 LAYERS: tuple[Layer, ...] = ("features", "head")
-BATCH = 500  # images in one call of the network
+BATCH = 512  # images in one call of the network
 
 
 def around_head(
@@ -72,7 +73,12 @@ def check_features(task: Any, image: tuple[int, ...]) -> None:
         variables = model.init(jax.random.key(0), images, train=False)
         return around_head(model, variables, images)
 
-    jax.eval_shape(trace, shape)
+    try:
+        jax.eval_shape(trace, shape)
+    except SettingError:
+        raise
+    except (TypeError, ValueError) as error:  # what a model says of its images and options
+        raise SettingError(f"{type(model).__name__} gives no features: {error}") from error
 
 
 def extract_features(
@@ -97,7 +103,8 @@ def extract_features(
         For each set and layer float32 [images, numbers].
 
     Raises:
-        SettingError: if the network has no features, or changes its statistics on being asked.
+        SettingError: if the network has no features, they are not finite, or it changes its
+            statistics on being asked.
     """
     model = _model(task)
 
@@ -106,11 +113,11 @@ def extract_features(
         images = prepare(batch)["image"]
         variables = {"params": params, **mutable}
         features, (output, after) = around_head(model, variables, images, mutable=list(mutable))
-        changed = jax.tree.leaves(jax.tree.map(lambda a, b: jnp.any(a != b), mutable, dict(after)))
+        same = jax.tree.map(partial(jnp.array_equal, equal_nan=True), mutable, dict(after))
         return (
             features.astype(jnp.float32),
             cast(Array, output).astype(jnp.float32),
-            jnp.any(jnp.asarray(changed, bool)),
+            ~jnp.all(jnp.asarray(jax.tree.leaves(same), bool)),
         )
 
     found = {}
@@ -129,7 +136,12 @@ def extract_features(
                     "with train=False its norms must go by those of training"
                 )
             parts.append((features, output))
-        layers = (np.concatenate(x)[:count] for x in zip(*parts, strict=True))
+        layers = [np.concatenate(x)[:count] for x in zip(*parts, strict=True)]
+        if not all(np.isfinite(x).all() for x in layers):
+            raise SettingError(
+                f"features of {name!r} are not finite: training went wrong before it ended; see "
+                "its metrics.jsonl, and lower the learning rate"
+            )
         found[name] = dict(zip(LAYERS, layers, strict=True))
     return found
 

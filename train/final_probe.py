@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from data.examples import Examples, labels
+from data.examples import Examples, labels, materialize
+from data.selection import select
 from metrics.representation import knn_accuracy, spread
 from train.features import LAYERS, Layer, check_features, extract_features
-from train.final_metrics import first_examples, split_of
+from train.final_metrics import split_of
 from train.linear_probe import linear_probe, sgd_probe
 from train.tasks.task import Prepare, SettingError, Track
 
@@ -24,8 +25,8 @@ class Probe:
 
     ``linear_accuracy`` is that of full-batch logistic regression, ``linear_l2`` the penalty that a
     part of the training images chose for it; ``knn_accuracy`` that of weighted nearest neighbours
-    (Wu et al., 2018, arXiv:1805.01978, section 3.4); ``sgd_accuracy`` that of SGD on the same
-    features; ``feature_rank`` and ``feature_std`` say how test features spread (see
+    (Wu et al., 2018, arXiv:1805.01978, section 3.4, with τ = 0.1); ``sgd_accuracy`` that of SGD on
+    the same features; ``feature_rank`` and ``feature_std`` say how test features spread (see
     ``metrics.representation.spread``). Names of numbers behind the head end in ``_head``. Images
     are seen whole and prepared as in evaluation.
 
@@ -35,10 +36,10 @@ class Probe:
         validation: share of the training images that chooses among them.
         neighbours: k of the nearest neighbours, 0 for none.
         sgd_epochs: of the probe by SGD, 0 for none; the paper's are 90.
-        images: the first of the training split; None takes all.
+        images: of the training split, drawn at random; None takes all.
         train_split: that teaches the probes.
         split: that is classified.
-        seed: of what is set aside, and of the order of SGD.
+        seed: of what is drawn and set aside, and of the order of SGD.
     """
 
     layers: tuple[Layer, ...] = ("features",)
@@ -65,7 +66,7 @@ class Probe:
         if not self.penalties or min(self.penalties) <= 0 or not 0 < self.validation < 1:
             raise SettingError("Probe: penalties are above 0, and validation is a share of 1")
         train, test = (split_of(sets, name) for name in (self.train_split, self.split))
-        classes = labels(train)[: self.images]
+        classes = labels(train)[self._drawn(train)]
         labels(test)
         aside = round(self.validation * len(classes))
         kinds = len(np.unique(classes))
@@ -91,9 +92,10 @@ class Probe:
         track: Track,
     ) -> dict[str, float]:
         """The numbers of all layers."""
+        train = split_of(sets, self.train_split)
         arrays = {
-            self.train_split: first_examples(split_of(sets, self.train_split), self.images),
-            self.split: first_examples(split_of(sets, self.split), None),
+            self.train_split: materialize(select(train, self._drawn(train))),
+            self.split: materialize(split_of(sets, self.split)),
         }
         extracted = extract_features(task, params, mutable, arrays, prepare, track)
         truth = {name: np.asarray(x["label"]) for name, x in arrays.items()}
@@ -108,6 +110,13 @@ class Probe:
             )
             found |= {f"{self.split}/{name}{end}": value for name, value in numbers.items()}
         return found
+
+    def _drawn(self, examples: Examples) -> np.ndarray:
+        """Where the images that teach the probe are: folders are in the order of their classes."""
+        count = len(examples.records)
+        if self.images is None or self.images >= count:
+            return np.arange(count)
+        return np.sort(np.random.default_rng(self.seed).permutation(count)[: self.images])
 
     def _probed(
         self, bank: np.ndarray, classes: np.ndarray, queries: np.ndarray, truth: np.ndarray

@@ -41,7 +41,8 @@ def linear_probe(
         classes: theirs, int.
         held_out: features that are classified.
         truth: their classes.
-        penalties: candidates for l2.
+        penalties: candidates for l2. While one is chosen, on fewer images, it weighs as much more
+            as they are fewer.
         splits: what is set aside to choose by, as ``cv`` of scikit-learn's ``GridSearchCV``; with
             one candidate nothing is.
 

@@ -3,6 +3,17 @@
 Chen et al., 2020, arXiv:2002.05709, appendix B.9: on CIFAR-10 a linear classifier reads 94.0 % off
 the frozen features of SimCLR, where the same network trained with labels has 95.1 %.
 
+Ours, three seeds: 54.4 ± 0.3 % off features of SimCLR, 36.0 ± 0.1 % off those of the same network
+with random weights, 41.4 % off the pixels (no part of which is random: the seeds agree), and
+74.2 ± 0.4 % off those of the network trained with labels. Nearest neighbours say the same but for
+the pixels, which they do not find useful.
+
+In small: images of 16×16 pixels (each the mean of 2×2), ResNet-8 with 308 thousand parameters
+instead of ResNet-50, batches of 128 instead of 1,024, 3,000 steps (7.7 epochs) instead of 1,000
+epochs; crops of 0.2 of the image and more instead of 0.08, AdamW instead of LARS. The supervised
+network sees as many images, with padded crops and flips. Twelve minutes a run of SimCLR, on one of
+the two cores of an AMD EPYC, with other work beside it.
+
     opsin sweep cifar10_simclr
     opsin report cifar10_simclr
 """

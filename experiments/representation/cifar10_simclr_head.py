@@ -4,6 +4,14 @@ Chen et al., 2020, arXiv:2002.05709, Fig. 8 and section 4.2: on ImageNet a head 
 a linear one by 3 points and none by more than 10, and the layer before the head is better than the
 one behind it by more than 10 points.
 
+Ours, three seeds: without a head 39.5 ± 0.7 %, with a linear one 44.5 ± 0.7, with two layers
+43.2 ± 0.4 and with three 41.9 ± 0.9; random features give 30.3 ± 1.5. So a head pays here too, but
+after so short a training the linear one is the best, against the paper. Behind the head less is
+left the deeper it is: nothing is lost by one layer, 2.1 points by two and 2.4 by three.
+
+In small: as `cifar10_simclr`, with half the width, the first 10,000 training images, of which the
+probes learn too, and 1,000 steps (12.8 epochs). Two minutes a run on one core.
+
     opsin sweep cifar10_simclr_head
     opsin report cifar10_simclr_head
 """

@@ -27,8 +27,8 @@ class ProjectionHead(nn.Module):
         arXiv:2006.10029).
       output: numbers out of the last layer.
       width: of the hidden layers; None takes that of the features.
-      norm: after each layer, the last one too, as in the authors' code; their biases are then left
-        out. None is without.
+      norm: after each layer, the last one too, which then has no offset, as in the authors' code;
+        biases of the layers are left out. None is without.
       axis_name: mapped axis for the statistics of batch norm; only `pmap` needs it.
     """
 
@@ -56,7 +56,7 @@ class ProjectionHead(nn.Module):
             x = nn.Dense(width, use_bias=self.norm is None, name=name, **types)(x)
             if self.norm is not None:
                 norm = partial(self.norm, axis_name=self.axis_name, **types)
-                x = norm(train=train, name=f"norm{index + 1}")(x)
+                x = norm(train=train, use_bias=not last, name=f"norm{index + 1}")(x)
             x = x if last else nn.relu(x)
         return x.astype(jnp.float32)
 
@@ -111,5 +111,5 @@ class SimCLR(nn.Module):
 
 # Parameters of the heads: 4,458,624 and 328,320 with biases and without norm.
 SimCLRResNet50 = partial(SimCLR, backbone=ResNet50(zero_init_last_norm=True).without_head())
-# The smaller network and stem of appendix B.9 for CIFAR-10.
+# The stem of appendix B.9 for CIFAR-10, on a smaller network than its ResNet-50.
 SimCLRResNet18Cifar = partial(SimCLR, backbone=ResNet18Cifar().without_head())

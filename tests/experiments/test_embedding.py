@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from data.augment import normalize, scale
+from data.geometry import random_flip
 from data.selection import per_class
 from data.sources import digits
 from experiments import cli
@@ -19,12 +20,15 @@ from experiments.embedding import embed, probe
 from experiments.runs import Options, RunError, execute
 from experiments.trained import open_run
 from models.classification.lenet import LeNet5
+from models.classification.resnet import BasicBlock, ResNet
 from models.generative.autoencoder import Autoencoder, DenseDecoder, DenseEncoder
+from models.representation.simclr import ProjectionHead, SimCLR
 from train.experiment import Data, Experiment, Loop
 from train.final_probe import Probe
 from train.sampling import untracked
 from train.tasks.autoencode import Autoencode
 from train.tasks.classify import Classify
+from train.tasks.contrast import Contrast
 from train.tasks.task import SettingError
 from train.weights import fingerprint
 
@@ -65,7 +69,7 @@ def test_a_probe_stands_beside_the_untrained_network_and_says_what_it_is_of(clas
     asked = Probe(neighbours=5, penalties=(1e-3, 1e-2), images=300)
     path, found = probe(classifier, asked, untracked)
     record = json.loads(path.read_text())
-    assert path == classifier / "probe.json"
+    assert path == classifier / "probe_features.json"
     assert {name: record[name] for name in found} == found
     assert found["trained"]["test/linear_accuracy"] > 0.85
     assert found["trained"]["test/knn_accuracy"] > found["untrained"]["test/knn_accuracy"]
@@ -116,6 +120,24 @@ def test_images_of_ones_own_need_no_classes(classifier, tmp_path):
         own(None, **{**options, "output": blocked})
 
 
+def test_simclr_is_probed_on_both_sides_of_its_head(tmp_path):
+    backbone = ResNet(stage_sizes=(1,), block=BasicBlock, width=4, stem="cifar").without_head()
+    model = SimCLR(backbone, ProjectionHead(layers=1, output=6))
+    directory = run(Contrast(model, (random_flip,)), tmp_path, **{"loop.duration": "2 steps"})
+    options = {"neighbours": 5, "penalties": (1e-2,), "validation": 0.2}
+    file, found = probe(directory, Probe(layers=("head",), **options), untracked)
+    assert file.name == "probe_head.json"
+    assert found["untrained"].keys() == found["trained"].keys()
+    # The statistics of the untrained norms are those of batches, not those they begin with.
+    assert found["untrained"]["test/linear_accuracy_head"] > 0.2
+    _, arrays = embed(
+        directory, None, split="test", count=20, layer="head", seed=0, output=tmp_path / "out",
+        track=untracked,
+    )  # fmt: skip
+    with np.load(arrays) as found:
+        assert found["features"].shape == (20, 6)
+
+
 def test_networks_without_features_are_told(tmp_path):
     model = Autoencoder(
         image=(8, 8, 1),
@@ -141,7 +163,7 @@ def test_the_command_line(classifier, capsys, monkeypatch, tmp_path):
     out = capsys.readouterr().out
     assert "trained untrained" in out
     assert "test/sgd_accuracy" in out
-    assert out.splitlines()[-1] == str(classifier / "probe.json")
+    assert out.splitlines()[-1] == str(classifier / "probe_features.json")
     assert opsin("embed", str(classifier), "digits", "--n", "20") == 0
     assert (classifier / "embedding" / "embedding.npz").exists()
     capsys.readouterr()

@@ -14,7 +14,9 @@ from sklearn.preprocessing import StandardScaler
 
 from data.augment import normalize, scale
 from data.examples import Arrays, DataError, Examples
+from data.selection import select
 from models.classification.linear import Linear
+from models.representation.simclr import SimCLR
 from train.features import around_head, extract_features
 from train.final_probe import Probe
 from train.linear_probe import linear_probe, sgd_probe
@@ -111,19 +113,6 @@ def test_the_linear_probe_is_the_regression_that_the_part_set_aside_chose():
     assert accuracy > 0.6
 
 
-def test_the_penalty_is_of_the_mean_loss():
-    """At the optimum the gradient of the mean cross-entropy is −l2 · W."""
-    x, y = blobs(200, 0)
-    l2 = 0.1
-    model = LogisticRegression(C=1 / (l2 * len(x)), max_iter=500, tol=1e-8).fit(x, y)
-    probabilities = model.predict_proba(x) - np.eye(3)[y]
-    np.testing.assert_allclose(probabilities.T @ x / len(x), -l2 * model.coef_, atol=1e-4)
-    scaled = StandardScaler().fit_transform(x)
-    direct = LogisticRegression(C=1 / (l2 * len(x)), max_iter=500).fit(scaled, y)
-    (accuracy, chosen) = linear_probe(x, y, x, y, penalties=(l2,), splits=None)
-    assert (accuracy, chosen) == (direct.score(scaled, y), l2)
-
-
 def test_sgd_comes_to_the_answers_of_the_exact_probe():
     (x, y), (held_out, truth) = blobs(600, 0), blobs(400, 1)
     exact, _ = linear_probe(x, y, held_out, truth, penalties=(1e-6,), splits=None)
@@ -136,6 +125,26 @@ def test_sgd_comes_to_the_answers_of_the_exact_probe():
     assert sgd_probe(x, y, held_out, truth, epochs=1, seed=0) == sgd_probe(
         x, y, held_out, truth, epochs=1, seed=0
     )
+
+
+def test_features_that_are_not_finite_are_told():
+    model = Normed()
+    params, _ = variables_of(model)
+    broken = {"batch_stats": {"norm": {"mean": jnp.full(4, jnp.nan), "var": jnp.ones(4)}}}
+    arrays = {"test": SETS["test"].records.arrays}
+    with pytest.raises(SettingError, match="features of 'test' are not finite"):
+        extract_features(Having(model), params, broken, arrays, scale, untracked)
+
+
+def test_the_images_that_teach_are_drawn_from_all_classes():
+    by_class = np.argsort(SETS["train"].records.arrays["label"], kind="stable")
+    ordered = {**SETS, "train": select(SETS["train"], by_class)}
+    model = Linear(num_classes=3)
+    params, mutable = variables_of(model)
+    probe = Probe(images=30, neighbours=3, penalties=(1e-3,), validation=0.2)
+    probe.check(Having(model), ordered)
+    found = probe(Having(model), params, mutable, ordered, scale, untracked)
+    assert found["test/linear_accuracy"] > 0.9
 
 
 def test_numbers_of_both_layers_have_names_of_their_own():
@@ -185,11 +194,21 @@ def test_networks_and_data_without_what_is_probed_are_told():
     probe = Probe(neighbours=5)
     with pytest.raises(SettingError, match="Bare has no layer called head"):
         probe.check(Having(Bare()), SETS)
+    with pytest.raises(SettingError, match="SimCLR gives no features: SimCLR needs features by"):
+        probe.check(Having(SimCLR(Maps())), SETS)
     with pytest.raises(SettingError, match=r"object has no task\.model"):
         probe.check(object(), SETS)
     unlabelled = {"train": Examples(Arrays({"image": np.zeros((4, 2, 2, 1), np.uint8)}))}
     with pytest.raises(DataError, match='have no "label"'):
         probe.check(Having(Linear(3)), {**SETS, **unlabelled})
+
+
+class Maps(nn.Module):
+    """No pooled features."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.Conv(3, (1, 1))(x)
 
 
 class Bare(nn.Module):

@@ -49,8 +49,8 @@ class Contrast:
         model: ``model(images, train=…) -> embeddings [batch, output]``, as ``SimCLR``.
         views: augmentations that make a view, drawn anew for each.
         count: views of an image.
-        loss_function: ``(embeddings [views, batch, output], axis_name=…) -> [views, batch]``, one
-            of ``losses.contrastive``.
+        loss_function: ``(embeddings [views, batch, output], axis_name=…) -> [views, batch]``:
+            NT-Xent, DCL or the supervised one of ``losses.contrastive``.
         labelled: whether the loss takes the labels too, after the embeddings, as
             ``supervised_contrastive_loss``.
         axis_name: the mapped axis that negatives are gathered over; only pmap sets it.
@@ -131,7 +131,11 @@ class Contrast:
     def evaluate(
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
     ) -> dict[str, Metric]:
-        """How near two views of held-out images are, and how embeddings spread (unit length)."""
+        """How near two views of held-out images are, and how embeddings spread (unit length).
+
+        Views are drawn by batch and row, and ``uniformity`` is of pairs within a batch: both hang,
+        a little, on the size of an evaluation batch, which is rounded up to the devices.
+        """
         first, second, *_ = (
             cast(Array, self.model.apply({"params": params, **mutable}, view, train=False))
             for view in self._draw(key, batch)
@@ -154,13 +158,10 @@ class Contrast:
             elif metric == "embedding_std" and value < COLLAPSED:
                 yield (
                     f"{name} is {value:.3f}, 1 if spread evenly: all images come to nearly one "
-                    "point (collapse); lower the learning rate, or raise the temperature"
+                    "point (collapse)"
                 )
             elif metric == "embedding_rank" and value < ON_A_LINE:
-                yield (
-                    f"{name} is {value:.2f}: embeddings lie nearly on a line (collapse); lower the "
-                    "learning rate, or draw stronger views"
-                )
+                yield f"{name} is {value:.2f}: embeddings lie nearly on a line (collapse)"
 
     def preview(
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]

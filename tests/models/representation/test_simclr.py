@@ -73,7 +73,7 @@ def test_a_norm_takes_the_place_of_biases_and_follows_the_last_layer_too():
     x = 3 + jax.random.normal(jax.random.key(1), (64, 8))
     variables = head.init(jax.random.key(0), x)
     names = flatten(variables["params"])
-    assert not any("layer" in name and "bias" in name for name in names)
+    assert {name for name in names if "bias" in name} == {"norm1/bias"}
     output, _ = head.apply(variables, x, train=True, mutable=["batch_stats"])
     np.testing.assert_allclose(output.mean(axis=0), np.zeros(5), atol=1e-5)
     np.testing.assert_allclose(output.std(axis=0), np.ones(5), atol=1e-3)
