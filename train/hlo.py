@@ -78,13 +78,17 @@ class _Instruction:
         return sum(array.bytes for array in self.arrays)
 
 
-_Program = Mapping[str, Mapping[str, _Instruction]]
+@dataclass(frozen=True)
+class _Program:
+    computations: Mapping[str, Mapping[str, _Instruction]]
+    entry: str  # the first to run
+    partitions: int  # devices that run it together
 
 
 def collectives(text: str) -> tuple[Collective, ...]:
     """Every collective of a compiled program, in order."""
-    program, entry = _parse(text)
-    return tuple(_collectives(program, entry, 1, False, set()))
+    program = _parse(text)
+    return tuple(_collectives(program, program.entry, 1, False, set()))
 
 
 def bytes_accessed(text: str) -> int:
@@ -94,23 +98,23 @@ def bytes_accessed(text: str) -> int:
     Of what is sliced or updated in place the slice counts alone. What the compiler keeps on the
     chip (a memory space of its own) does not count. A loop of unknown length counts once.
     """
-    program, entry = _parse(text)
-    return _moved(program, entry)
+    program = _parse(text)
+    return _moved(program, program.entry)
 
 
-def _parse(text: str) -> tuple[_Program, str]:
-    """Computations by name, and the name of the first to run."""
-    program: dict[str, dict[str, _Instruction]] = {}
+def _parse(text: str) -> _Program:
+    computations: dict[str, dict[str, _Instruction]] = {}
     entry, current = "", {}
     for line in text.splitlines():
         header = _HEADER.match(line)
         if header:
-            current = program.setdefault(header["name"], {})
+            current = computations.setdefault(header["name"], {})
             entry = header["name"] if header["entry"] else entry
         elif found := _INSTRUCTION.match(line):
             instruction = _instruction(found)
             current[instruction.name] = instruction
-    return program, entry
+    partitions = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])
+    return _Program(computations, entry, int(partitions[1]) if partitions else 1)
 
 
 def _instruction(found: re.Match[str]) -> _Instruction:
@@ -151,7 +155,7 @@ def _arrays(text: str) -> Iterator[_Array]:
 def _collectives(
     program: _Program, name: str, times: int, asynchronous: bool, seen: set[str]
 ) -> Iterator[Collective]:
-    for instruction in program.get(name, {}).values():
+    for instruction in program.computations.get(name, {}).values():
         kind = instruction.kind.removesuffix("-start")
         if kind in KINDS:
             # A TPU does one collective piece by piece, in several fusions.
@@ -161,7 +165,15 @@ def _collectives(
             seen |= {channel[1]} if channel else set()
             pieces = "async_collective_name" in instruction.text or "chain_id" in instruction.text
             started = instruction.kind != kind
-            yield _collective(instruction, kind, name, times, asynchronous or pieces or started)
+            devices = _group(instruction.text, program.partitions)
+            yield Collective(
+                # How a TPU writes it: an all-reduce of which a slice is kept.
+                "reduce-scatter" if name.startswith("all-reduce-scatter") else kind,
+                _payload(instruction, kind, devices),
+                devices,
+                times,
+                asynchronous or pieces or started,
+            )
         elif instruction.kind == "while":
             body, count = _loop(program, instruction)
             yield from _collectives(program, body, times * count, asynchronous, seen)
@@ -176,35 +188,26 @@ def _collectives(
                 yield from _collectives(program, called, times, later, seen)
 
 
-def _collective(
-    instruction: _Instruction, kind: str, computation: str, times: int, asynchronous: bool
-) -> Collective:
-    devices = _group(instruction.text)
+def _payload(instruction: _Instruction, kind: str, devices: int) -> int:
     arrays = [array.bytes for array in instruction.arrays]
     if instruction.kind.endswith("-start") and kind in ("all-gather", "collective-permute"):
-        # (what goes in, what comes out, flags…); several operands come as tuples.
-        count = max(len(instruction.operands), 1)
+        # (what goes in, what comes out, flags…)
+        count = len(instruction.operands)
         arrays = arrays[count : 2 * count]
-    size = sum(arrays)
-    if kind == "reduce-scatter":
-        size *= devices
-    if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
-        kind = "reduce-scatter"  # how a TPU writes it: an all-reduce of which a slice is kept
-    return Collective(kind, size, devices, times, asynchronous)
+    return sum(arrays) * (devices if kind == "reduce-scatter" else 1)
 
 
-def _group(text: str) -> int:
+def _group(text: str, everyone: int) -> int:
     """How many devices exchange data with one another."""
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\].*? \{([^}]*)\}", text):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", mesh[2]))
+        axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])  # whole, or a part of one
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
     if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", text):
         return int(iota[1])
-    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
         return len(listed[1].split(","))
-    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", text):
-        return max(len(re.findall(r"\{", pairs[1])), 1)
-    return 1
+    return everyone
 
 
 def _loop(program: _Program, instruction: _Instruction) -> tuple[str, int]:
@@ -218,7 +221,7 @@ def _loop(program: _Program, instruction: _Instruction) -> tuple[str, int]:
         return body[1], int(known[1])
     ends = [
         int(constant[1])
-        for inside in program.get(condition[1], {}).values()
+        for inside in program.computations.get(condition[1], {}).values()
         if inside.kind == "constant" and (constant := re.match(r"\((\d+)\)", inside.text))
     ]
     return body[1], ends[0] if len(ends) == 1 else 1
@@ -239,7 +242,7 @@ _FREE = {
 
 def _moved(program: _Program, name: str) -> int:
     total = 0
-    instructions = program.get(name, {})
+    instructions = program.computations.get(name, {})
     for instruction in instructions.values():
         kind = instruction.kind
         if kind in _FREE or kind.endswith(("-done", "-update")):
@@ -263,7 +266,7 @@ def _touched(
     inside: Mapping[str, _Instruction] = {}
     if instruction.kind == "fusion":
         (called,) = _CALLS.findall(instruction.text)[:1]
-        inside = program.get(called, {})
+        inside = program.computations.get(called, {})
     sources = [instructions[name] for name in instruction.operands if name in instructions]
     read = 0
     for index, source in enumerate(sources):
