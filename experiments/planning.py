@@ -212,7 +212,9 @@ def described(
         "",
         f"{plan.parameters:,} parameters; {plan.chips} chips, mesh {mesh}; {plan.batch:,} images a "
         f"step, {plan.batch / plan.chips:g} a chip{parts}; {plan.steps:,} steps, of a set of "
-        f"{plan.examples:,} images. Compiled in {plan.compile_seconds:.0f} s with {made_by}.",
+        f"{plan.examples:,} images. Compiled in "
+        f"{plan.compile_seconds:,.0f} s ({plan.compile_cpu_seconds:,.0f} s of one core) with "
+        f"{made_by}.",
         "",
         *_memory_table(plan),
         "",

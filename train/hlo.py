@@ -153,17 +153,17 @@ def _arrays(text: str) -> Iterator[_Array]:
 
 
 def _collectives(
-    program: _Program, name: str, times: int, asynchronous: bool, seen: set[str]
+    program: _Program, name: str, times: int, asynchronous: bool, seen: set[tuple[str, ...]]
 ) -> Iterator[Collective]:
     for instruction in program.computations.get(name, {}).values():
         kind = instruction.kind.removesuffix("-start")
         if kind in KINDS:
-            # A TPU does one collective piece by piece, in several fusions.
-            channel = re.search(r"channel_id=(\d+)", instruction.text)
-            if channel and channel[1] in seen:
+            # A TPU does one collective piece by piece, in the fusions of a chain.
+            chain = re.search(r'channel_id=(\d+),.*chain_id="(\d+)"', instruction.text)
+            if chain and chain.groups() in seen:
                 continue
-            seen |= {channel[1]} if channel else set()
-            pieces = "async_collective_name" in instruction.text or "chain_id" in instruction.text
+            seen |= {chain.groups()} if chain else set()
+            pieces = chain is not None or "async_collective_name" in instruction.text
             started = instruction.kind != kind
             devices = _group(instruction.text, program.partitions)
             yield Collective(

@@ -146,6 +146,7 @@ class Plan:
         cost: what a chip does; None where the step does not fit.
         prediction: None also where the chip has no published numbers.
         compile_seconds: what XLA took.
+        compile_cpu_seconds: the same on all cores, without what else they did meanwhile.
     """
 
     topology: str
@@ -159,6 +160,7 @@ class Plan:
     cost: Cost | None
     prediction: Prediction | None
     compile_seconds: float
+    compile_cpu_seconds: float
 
     @property
     def fits(self) -> bool:
@@ -222,17 +224,19 @@ def plan(
     if plain is not None:
         other, *arguments = laid_out(plain)
         counted = other.flops(*arguments)
-    began = time.perf_counter()
+    began = time.perf_counter(), time.process_time()
     cost = None
     try:
         compiled: Any = program.compile(store, items)
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        seconds = time.perf_counter() - began
-        memory = _memory(program.state, (store, items), topology.chip, _asked(str(error)), None)
+        took = time.perf_counter() - began[0], time.process_time() - began[1]
+        memory = _memory(
+            program.state, (store, items), topology.chip, bytes_asked(str(error)), None
+        )
     else:
-        seconds = time.perf_counter() - began
+        took = time.perf_counter() - began[0], time.process_time() - began[1]
         found = compiled.memory_analysis()
         needed = (
             found.argument_size_in_bytes
@@ -257,7 +261,8 @@ def plan(
         memory=memory,
         cost=cost,
         prediction=predict(cost, topology.chip, data.batch) if cost and known else None,
-        compile_seconds=seconds,
+        compile_seconds=took[0],
+        compile_cpu_seconds=took[1],
     )
 
 
@@ -335,10 +340,10 @@ def _memory(state: State, data: PyTree, chip: Chip, needed: int, temporaries: in
     )
 
 
-def _asked(message: str) -> int:
+def bytes_asked(message: str) -> int:
     """Bytes that the compiler wanted, from what it says when there are not so many.
 
-    >>> _asked("Ran out of memory in memory space hbm. Used 17.35G of 15.75G hbm.")
+    >>> bytes_asked("Ran out of memory in memory space hbm. Used 17.35G of 15.75G hbm.")
     18629420646
     """
     found = re.search(r"Used ([\d.]+)([KMGT]?) of", message)

@@ -31,11 +31,11 @@ PLAN = blank(1_281_167, image=(256, 256, 3))
 
 SMOKE: dict[str, Any] = {
     "task.model.stage_sizes": (1, 1),
-    "task.model.width": 8,
+    "task.model.width": 16,
     "task.model.num_classes": 10,
-    "data.source": partial(synthetic, n=32, size=32),
+    "data.source": partial(synthetic, n=16, size=24),
     "data.eval_splits.test": "test",
-    "data.augment.0.size": 24,
+    "data.augment.0.size": 16,
     "data.batch": 8,
     "data.eval_batch": 16,
     "loop.duration": "2 steps",

@@ -33,13 +33,13 @@ from train.tasks.classify import Classify
 PLAN = blank(1_281_167, image=(256, 256, 3))
 
 SMOKE: dict[str, Any] = {
-    "task.model.depth": 2,
+    "task.model.depth": 1,
     "task.model.width": 48,
     "task.model.mlp_width": 96,
     "task.model.heads": 2,
     "task.model.patch": 8,
     "task.model.num_classes": 10,
-    "data.source": partial(synthetic, n=32, size=32),
+    "data.source": partial(synthetic, n=16, size=16),
     "data.eval_splits.test": "test",
     "data.augment": (random_flip, partial(mixup, alpha=0.8, num_classes=10)),
     "data.batch": 8,
