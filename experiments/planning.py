@@ -264,12 +264,13 @@ def _work_table(plan: Plan, chip: Chip) -> list[str]:
     for what, amount, rate, unit, seconds in rows:
         at = "unknown" if rate is None else _amount(rate, f"{unit}/s")
         table.append(f"| {what} | {amount} | {at} | {_seconds(seconds)} |")
-    ratio = cost.compiler_flops / cost.flops if cost.flops else math.nan
     return [
         *table,
         "",
-        f"XLA's own count of operations is {_amount(cost.compiler_flops, 'FLOP')}, "
-        f"{ratio:.2f} times the closed form: it has all else too, and the body of a loop once.",
+        f"Operations are a closed form, bytes are read off the program. XLA's own counts are "
+        f"{_amount(cost.compiler_flops, 'FLOP')}, of everything, and "
+        f"{_amount(cost.compiler_bytes, 'B')}, of what stays on the chip too; both have the body "
+        "of a loop once.",
     ]
 
 

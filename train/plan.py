@@ -18,7 +18,6 @@ from fractions import Fraction
 from typing import Any
 
 import jax
-import numpy as np
 from jax.errors import JaxRuntimeError
 from jaxtyping import PyTree
 
@@ -26,11 +25,12 @@ from data.examples import Examples, materialize
 from train.chips import Chip, Topology
 from train.experiment import Experiment
 from train.feed import Feed
-from train.hlo import Collective, bytes_accessed, collectives
+from train.hlo import Collective, collectives, parse
 from train.program import Program, build
 from train.sharding import DeviceError, replicated
 from train.state import State
 from train.tasks.task import SettingError
+from train.traffic import bytes_accessed
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -94,13 +94,16 @@ class Cost:
         model_flops: of the chip's share, without what is computed twice to save memory.
         flops: with that; both are closed forms, see ``train.accounting.model_flops``.
         compiler_flops: XLA's own count, of everything, and of the body of a loop once.
-        bytes_accessed: between memory and chip; see ``train.hlo.bytes_accessed``.
+        compiler_bytes: XLA's own count of bytes accessed, what stays on the chip included, and the
+            body of a loop once.
+        bytes_accessed: between memory and chip; see ``train.traffic.bytes_accessed``.
         exchanges: collectives by kind.
     """
 
     model_flops: float
     flops: float
     compiler_flops: float
+    compiler_bytes: float
     bytes_accessed: int
     exchanges: tuple[Exchange, ...]
 
@@ -316,14 +319,15 @@ def exchanges(found: tuple[Collective, ...]) -> tuple[Exchange, ...]:
 
 
 def _cost(compiled: Any, model: Counter[str], flops: Counter[str], chips: int) -> Cost:
-    text = compiled.as_text()
+    program = parse(compiled.as_text())
     analysis = compiled.cost_analysis()
     return Cost(
         model_flops=model.total() / chips,
         flops=flops.total() / chips,
-        compiler_flops=float(analysis.get("flops", np.nan)),
-        bytes_accessed=bytes_accessed(text),
-        exchanges=exchanges(collectives(text)),
+        compiler_flops=float(analysis["flops"]),
+        compiler_bytes=float(analysis["bytes accessed"]),
+        bytes_accessed=bytes_accessed(program),
+        exchanges=exchanges(collectives(program)),
     )
 
 

@@ -46,6 +46,7 @@ def stand_in(experiment: Experiment, examples: Any, topology: Topology, **option
         model_flops=1e9 * batch / chips,
         flops=1e9 * batch / chips,
         compiler_flops=1e9 * batch / chips,
+        compiler_bytes=1e9,
         bytes_accessed=GIB // batch,
         exchanges=(),
     )

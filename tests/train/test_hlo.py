@@ -11,7 +11,8 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from train.hlo import Collective, bytes_accessed, collectives
+from train.hlo import Collective, Program, collectives, parse
+from train.traffic import bytes_accessed
 
 TPU = (Path(__file__).parent / "hlo" / "tpu.txt").read_text()
 
@@ -21,15 +22,15 @@ def mesh(*shape: int) -> Mesh:
     return Mesh(devices, ("data", "fsdp")[: len(shape)], axis_types=(AxisType.Auto,) * len(shape))
 
 
-def compiled(function: Any, *shapes: Any) -> str:
-    return jax.jit(function).lower(*shapes).compile().as_text()
+def compiled(function: Any, *shapes: Any) -> Program:
+    return parse(jax.jit(function).lower(*shapes).compile().as_text())
 
 
 # A text as the compiler for TPUs writes it.
 
 
 def test_a_collective_in_pieces_counts_once_and_a_loop_as_often_as_it_runs():
-    assert collectives(TPU) == (
+    assert collectives(parse(TPU)) == (
         # Two fusions share its channel; bfloat16.
         Collective("all-gather", 256 * 1024 * 2, devices=16, times=24, asynchronous=True),
         Collective("all-gather", 256 * 4 * 64 * 2, devices=16, times=24, asynchronous=True),
@@ -109,7 +110,7 @@ def test_of_slices_in_a_loop_each_counts_alone_and_what_stays_on_the_chip_not_at
     sliced = matrix + index + matrix  # reads a slice and an index, writes the slice
     product = matrix + matrix  # what comes out stays on the chip
     stored = index + matrix  # and is written from there, in place
-    assert bytes_accessed(MEMORY) == 24 * (sliced + product + stored)
+    assert bytes_accessed(parse(MEMORY)) == 24 * (sliced + product + stored)
 
 
 # Programs that are compiled here.
@@ -128,7 +129,8 @@ def test_data_parallel_gradients_are_reduced_once():
     }
     images = jax.ShapeDtypeStruct((64, 16), jnp.float32, sharding=rows)
     reduce = partial(jax.jit, out_shardings=whole)
-    found = collectives(reduce(jax.grad(loss)).lower(params, images).compile().as_text())
+    reduced = reduce(jax.grad(loss)).lower(params, images).compile()
+    found = collectives(parse(reduced.as_text()))
     assert {(c.kind, c.devices, c.times) for c in found} == {("all-reduce", 8, 1)}
     assert sum(c.bytes for c in found) == (16 * 4 + 4) * 4
 
@@ -155,12 +157,12 @@ def test_every_kind_in_a_loop_and_outside():
         out_specs=(rows, P()),
         check_vma=False,
     )
-    text = compiled(
+    program = compiled(
         mapped,
         jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=NamedSharding(devices, rows)),
         jax.ShapeDtypeStruct((3, 32, 32), jnp.float32, sharding=NamedSharding(devices, columns)),
     )
-    found = {(c.kind, c.bytes, c.devices, c.times) for c in collectives(text)}
+    found = {(c.kind, c.bytes, c.devices, c.times) for c in collectives(program)}
     activations = 8 * 32 * 4
     assert found == {
         ("all-gather", 32 * 32 * 4, 4, 3),
@@ -172,12 +174,12 @@ def test_every_kind_in_a_loop_and_outside():
 
 
 def test_a_product_moves_its_factors_and_itself():
-    text = compiled(
+    program = compiled(
         jnp.matmul,
         jax.ShapeDtypeStruct((64, 128), jnp.float32),
         jax.ShapeDtypeStruct((128, 32), jnp.float32),
     )
-    assert bytes_accessed(text) == (64 * 128 + 128 * 32 + 64 * 32) * 4
+    assert bytes_accessed(program) == (64 * 128 + 128 * 32 + 64 * 32) * 4
 
 
 def test_twice_the_layers_of_a_scan_move_twice_as_much():
@@ -185,12 +187,12 @@ def test_twice_the_layers_of_a_scan_move_twice_as_much():
         def network(x: Any, w: Any) -> Any:
             return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
 
-        text = compiled(
+        program = compiled(
             network,
             jax.ShapeDtypeStruct((32, 64), jnp.float32),
             jax.ShapeDtypeStruct((layers, 64, 64), jnp.float32),
         )
-        return bytes_accessed(text)
+        return bytes_accessed(program)
 
     more, most = moved(8) - moved(4), moved(16) - moved(8)
     assert most == 2 * more

@@ -175,6 +175,7 @@ WORK = Cost(
     model_flops=150e12,
     flops=197e12,
     compiler_flops=0.0,
+    compiler_bytes=0.0,
     bytes_accessed=819 * 10**8,
     exchanges=(
         Exchange("all-reduce", count=1, asynchronous=0, bytes=10**9, sent=8e9),
