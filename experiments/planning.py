@@ -96,10 +96,10 @@ class Planner:
         meshes = [{}, {"parallel.data": -1, "parallel.fsdp": self.topology.size}]
         batch, parts = self.experiment.data.batch, self.experiment.loop.accumulate
         parted = [
-            {**mesh, "loop.accumulate": parts * times} for times in (1, 2, 4, 8) for mesh in meshes
+            {**mesh, "loop.accumulate": parts * times} for times in (2, 4, 8) for mesh in meshes
         ]
         smaller = [{**mesh, "data.batch": batch // by} for by in (2, 4, 8) for mesh in meshes]
-        for overrides in [*parted[1:], *smaller]:
+        for overrides in [meshes[1], *parted, *smaller]:
             setting = self._tried(overrides)
             if setting and setting.plan.fits:
                 return setting
