@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from data.squares import square
-from experiments.runs import processor
+from experiments.runs import environment
 
 PLANS = Path("results/plans")
 HEIGHT, WIDTH, QUALITY, SIZE = 375, 500, 90, 256
@@ -79,10 +79,11 @@ def measure(files: Sequence[bytes], rounds: int) -> Rate:
 
 def table(rate: Rate, plans: Sequence[Path]) -> str:
     """What was measured, and what it means for plans of photographs, as Markdown."""
+    processor, _, _ = environment()["hardware"].rpartition(",")
     lines = [
         "# Decoding on the host",
         "",
-        f"One core of {processor()} decodes {rate.decode:,.0f} JPEGs a second of {WIDTH}x{HEIGHT} "
+        f"One core of {processor} decodes {rate.decode:,.0f} JPEGs a second of {WIDTH}x{HEIGHT} "
         f"pixels and {rate.bytes / 1000:.0f} kB, and {rate.whole:,.0f} with the square of {SIZE} "
         f"pixels cut out (Python {platform.python_version()}, Pillow {Image.__version__}).",
         "",
