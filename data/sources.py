@@ -142,6 +142,25 @@ def synthetic(
     return Examples(Arrays({"image": image, "label": label}), names)
 
 
+def blank(count: int, *, image: tuple[int, int, int]) -> Examples:
+    """Examples for a plan, in place of a set that is not here: as many, of its shapes, all zero.
+
+    They take no memory, whatever their number.
+
+    Args:
+      count: number of examples.
+      image: height, width and channels.
+    """
+    return Examples(
+        Arrays(
+            {
+                "image": np.broadcast_to(np.uint8(0), (count, *image)),
+                "label": np.broadcast_to(np.int32(0), (count,)),
+            }
+        )
+    )
+
+
 def shrunk(split: str, *, source: str | Source, factor: int) -> Examples:
     """A set with its images made smaller: each pixel is the mean of `factor` × `factor` of them.
 

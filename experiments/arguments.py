@@ -43,6 +43,18 @@ def _share(text: str) -> float:
     return share
 
 
+def _parallelism(text: str) -> dict[str, int]:
+    axes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if not axis.isidentifier() or not size.removeprefix("-").isdecimal() or axis in axes:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not axes with their sizes, as in data=16,fsdp=16"
+            )
+        axes[axis] = int(size)
+    return axes
+
+
 def make_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     """The parser of all commands; the options that it gives hold the function of theirs."""
     parser = _Parser(
@@ -87,6 +99,24 @@ def make_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     command.add_argument("--of", type=_positive, default=1, metavar="N", help="number of shares")
     command.add_argument("--dry-run", action="store_true", help="only list the runs")
     command.set_defaults(command=run["sweep"])
+
+    command = commands.add_parser(
+        "plan", help="compile for devices that are not here, and predict", parents=[shared]
+    )
+    _add_name_and_overrides(command)
+    command.add_argument(
+        "--topology", required=True, metavar="CHIP:SHAPE", help="such as v5e:16x16 or cpu:8"
+    )
+    command.add_argument(
+        "--parallelism", type=_parallelism, default={}, metavar="AXIS=N,…",
+        help="the mesh, such as data=16,fsdp=16",
+    )  # fmt: skip
+    command.add_argument("--global-batch", type=_positive, metavar="N", help="images of a step")
+    command.add_argument("--sweep", action="store_true", help="also other batches and meshes")
+    command.add_argument(
+        "--out", type=Path, metavar="JSON", help="default: plans/NAME-TOPOLOGY.json"
+    )
+    command.set_defaults(command=run["plan"])
 
     command = commands.add_parser("report", help="write tables and figures", parents=[shared])
     command.add_argument("name", nargs="?", metavar="NAME", help="default: all of results/")

@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # All that a process did before it came here is to import this file, and costs nothing but CPU.
     began = time.monotonic() - (time.process_time() if arguments is None else 0.0)
     parser = make_parser(COMMANDS)
-    parser.set_defaults(began=began)
+    parser.set_defaults(began=began, arguments=arguments)
     options, rest = parser.parse_known_args(arguments)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax and TFDS: we report their errors
     # argparse takes no positional arguments after an option: overrides may stand anywhere.
@@ -135,6 +137,35 @@ def _sweep(options: argparse.Namespace) -> int:
 def _after_signal(outcome: Outcome) -> int:
     """130 after Ctrl-C, as a shell expects; 0 otherwise, for a scheduler's SIGTERM too."""
     return 130 if outcome.signal == signal.SIGINT else 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from train.chips import Topology
+
+    topology = Topology.parse(options.topology)
+    here = topology.chip.name == "cpu"
+    set_up(Runtime(platform="cpu", devices=topology.size if here else None, tpu_compiler=not here))
+    module = catalogue.find(options.name)
+    from experiments import planning
+
+    asked = planning.arrangement(options.parallelism, options.global_batch)
+    experiment = override(module.config(), parse_all(options.overrides) | asked)
+    examples = planning.examples_of(module, experiment)
+    planner = planning.Planner(experiment, examples, topology, partial(print, file=sys.stderr))
+    setting = planner.setting({})
+    swept = planner.sweep() if options.sweep else []
+    output = options.out or Path("plans") / f"{options.name}-{options.topology}.json".replace(
+        ":", "-"
+    )
+    command = shlex.join(["opsin", *(options.arguments or sys.argv[1:])])
+    print(planning.write(output, options.name, command, planner, setting, swept))
+    print(output)
+    if setting.plan.fits:
+        return 0
+    nearest = planner.nearest()
+    way_out = f"this does: {nearest.arguments}" if nearest else "nor does any setting near it"
+    print(f"opsin: the step does not fit on {topology}; {way_out}", file=sys.stderr)
+    return 1
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -334,6 +365,7 @@ def _exit_code(error: Exception) -> int | None:
     from experiments.runs import RunError
     from experiments.table import ReportError
     from train.checkpoint import CheckpointError, SaveError
+    from train.chips import TopologyError
     from train.durations import DurationError
     from train.logging import LoggingError, NonFiniteError
     from train.sharding import DeviceError
@@ -344,7 +376,7 @@ def _exit_code(error: Exception) -> int | None:
         return 1
     mistakes = (
         DataError, RunError, ReportError, CheckpointError, DurationError,
-        LoggingError, SettingError, DeviceError, WeightsError,
+        LoggingError, SettingError, DeviceError, TopologyError, WeightsError,
     )  # fmt: skip
     return 2 if isinstance(error, mistakes) else None
 
@@ -353,6 +385,7 @@ COMMANDS = {
     "list": _list,
     "run": _run,
     "sweep": _sweep,
+    "plan": _plan,
     "report": _report,
     "inspect": _inspect,
     "predict": _predict,

@@ -10,6 +10,17 @@ from pathlib import Path
 
 from experiments.config import ConfigError
 
+TPU_COMPILER = {
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it compiles only: no device is taken
+    "TPU_SKIP_MDS_QUERY": "1",  # else it asks Google Cloud which machine this is
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # any: the topology is given with each program
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_LOG_DIR": "disabled",
+}
+"""The environment in which libtpu compiles without a TPU."""
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -21,6 +32,8 @@ class Runtime:
         deterministic: GPU kernels that give the same bits every time, at some cost of speed.
         memory_fraction: share of the GPU's memory to take at the start; None takes it as needed.
         cache: directory of compiled programs; None takes the one of the user.
+        tpu_compiler: whether to compile for TPUs that are not here. The compiler is then not to
+            look for them; nor are programs kept, as their compilation is to be timed.
     """
 
     platform: str | None = None
@@ -28,6 +41,7 @@ class Runtime:
     deterministic: bool = False
     memory_fraction: float | None = None
     cache: Path | None = None
+    tpu_compiler: bool = False
 
 
 def set_up(runtime: Runtime) -> None:
@@ -66,6 +80,8 @@ def set_up(runtime: Runtime) -> None:
         asked["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     if runtime.cache:
         asked["JAX_COMPILATION_CACHE_DIR"] = str(runtime.cache)
+    if runtime.tpu_compiler:
+        asked |= TPU_COMPILER
     os.environ.update({**defaults, **os.environ, **asked})
     tuned = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
     if runtime.platform in (None, "cpu") and not tuned:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -19,6 +19,7 @@ from jaxtyping import Array, Key, PyTree
 
 from data import augment
 from train.accounting import model_flops
+from train.activations import along_batch
 from train.durations import in_steps
 from train.experiment import Data, Experiment
 from train.optim import Optimizer
@@ -68,6 +69,7 @@ def build(
     batch: Mapping[str, jax.ShapeDtypeStruct],
     steps_per_epoch: Fraction,
     fetch: Callable[[PyTree, PyTree], Batch],
+    devices: Sequence[Any] | None = None,
 ) -> Program:
     """Lays an experiment out on the devices. Nothing is compiled or allocated yet.
 
@@ -76,6 +78,7 @@ def build(
         batch: shapes of one global training batch, as it comes from the source.
         steps_per_epoch: training images over the batch.
         fetch: ``(store, item) -> batch`` on the device.
+        devices: to lay it out on, those of a topology that is not here too; None is those here.
 
     Raises:
         DeviceError, DurationError, SettingError: the experiment asks for what cannot be.
@@ -98,8 +101,10 @@ def build(
         )
     if loop.ema_decay is not None and not 0 <= loop.ema_decay < 1:
         raise SettingError(f"loop.ema_decay={loop.ema_decay} is not in [0, 1)")
-    mesh = make_mesh(experiment.parallel)
+    mesh = make_mesh(experiment.parallel, devices)
     players = players_of(over_axis(task, AXIS) if pmap else task)
+    if not pmap:
+        players = [replace(player, loss=along_batch(player.loss, mesh)) for player in players]
     turns = max(player.turns for player in players)
     what = "microbatches" if turns == 1 else "turns and microbatches"
     check_batch(data.batch, mesh, loop.accumulate * turns, what)

@@ -4,9 +4,10 @@ Ho et al., 2020, arXiv:2006.11239, section 4 and appendix B: 35.7 million parame
 noise, 800,000 steps of 128 images at a rate of 2e-4 with horizontal flips, a moving average of
 decay 0.9999; FID 3.17 and at most 3.75 bits a dimension (both Table 1).
 
-Not run: it is for accelerators, `opsin run cifar10_ddpm parallel.data=8` on eight of them.
-`--smoke` runs a small form of it.
+Not run: it is for accelerators, `opsin run cifar10_ddpm` on as many as there are. `--smoke` runs a
+small form of it, and `results/plans` says what four chips would take.
 
+    opsin plan cifar10_ddpm --topology v5e:2x2
     opsin run cifar10_ddpm
 """
 
@@ -14,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from data.geometry import random_flip
-from data.sources import synthetic
+from data.sources import blank, synthetic
 from models.generative.diffusion_unet import DiffusionUNet
 from models.layers import group_norm
 from ops.diffusion_samplers import Ancestral
@@ -23,6 +24,8 @@ from train.experiment import Data, Experiment, Loop
 from train.final_diffusion import VariationalBound
 from train.optim import Optimizer, adamw, constant
 from train.tasks.diffuse import Diffuse
+
+PLAN = blank(50_000, image=(32, 32, 3))
 
 SMOKE: dict[str, Any] = {
     "task.model.width": 8,

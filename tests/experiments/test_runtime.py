@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from experiments.config import ConfigError
-from experiments.runtime import Runtime, require, set_up
+from experiments.runtime import TPU_COMPILER, Runtime, require, set_up
 
 HOUSE = Path(__file__).parents[2]
 
@@ -66,8 +66,9 @@ def test_defaults_yield_to_the_users_variables(environment):
             {"XLA_FLAGS": "--xla_gpu_deterministic_ops=false --xla_gpu_deterministic_ops=true"},
         ),
         (Runtime(cache=Path("/fast")), {"JAX_COMPILATION_CACHE_DIR": "/fast"}),
+        (Runtime(platform="cpu", tpu_compiler=True), {"JAX_PLATFORMS": "cpu", **TPU_COMPILER}),
     ],
-    ids=["platform", "devices", "memory", "deterministic", "cache"],
+    ids=["platform", "devices", "memory", "deterministic", "cache", "tpu compiler"],
 )
 def test_what_is_asked_for_wins_over_the_users_variables(environment, runtime, expected):
     environment |= {

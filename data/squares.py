@@ -1,0 +1,70 @@
+"""Photographs of any size as squares of one size, decoded and cut out on the host."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from data.examples import DataError, Examples, Records, Source
+from data.sources import open_source
+
+
+def squared(
+    split: str, *, source: str | Source, size: int, held_out: int | None = None
+) -> Examples:
+    """The largest central square of each image, resized to `size` pixels a side.
+
+    That is to bring the shorter side to `size` and to crop the centre; bilinear and antialiased.
+    The training split keeps these squares for random crops on the device. Of other splits the
+    centre of `held_out` pixels is cut out, which is the usual way to test ("resize 256, crop 224").
+
+    Args:
+      split: of the source; training splits are called "train…".
+      source: of images of 8 bits a channel, as for `open_source`.
+      size: of the squares.
+      held_out: of the squares of other splits; None leaves them as those of training.
+
+    Raises:
+      DataError: a size is not positive or `held_out` larger than `size`, or as `open_source`.
+    """
+    if not 0 < (size if held_out is None else held_out) <= size:
+        raise DataError(f"size={size} and held_out={held_out}: take 0 < held_out <= size")
+    cropped = size if held_out is None or split.startswith("train") else held_out
+    examples = open_source(source, split)
+    return Examples(
+        _Squares(examples.records, size, cropped),
+        examples.class_names,
+        examples.read_labels,
+        resized=True,
+    )
+
+
+def square(
+    image: UInt8[np.ndarray, "height width channels"], size: int, cropped: int
+) -> UInt8[np.ndarray, "cropped cropped channels"]:
+    """The central `cropped` pixels of an image whose shorter side is brought to `size`."""
+    height, width, channels = image.shape
+    side = min(height, width) * cropped / size
+    left, top = (width - side) / 2, (height - side) / 2
+    pixels = Image.fromarray(image[..., 0] if channels == 1 else image)
+    box = (left, top, left + side, top + side)
+    # Box means down to twice the size come first: a third of the time, for a photograph.
+    resized = pixels.resize(
+        (cropped, cropped), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0
+    )
+    return np.asarray(resized).reshape(cropped, cropped, channels)
+
+
+@dataclass(frozen=True)
+class _Squares:
+    records: Records
+    size: int
+    cropped: int
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        example = self.records[index]
+        return {**example, "image": square(example["image"], self.size, self.cropped)}

@@ -1,0 +1,386 @@
+"""Plans for people and for programs: one setting, those around it, and what to do about memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from data.examples import Examples
+from experiments.config import ConfigError, override, paths, resolve
+from train.chips import Chip, Topology
+from train.experiment import Experiment
+from train.logging import replace_text
+from train.loop import open_training
+from train.plan import Plan, plan
+from train.sharding import DeviceError
+from train.tasks.task import SettingError
+
+PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to run an experiment on a topology, with its plan.
+
+    Attributes:
+        overrides: of the experiment.
+        plan: what came out.
+    """
+
+    overrides: Mapping[str, Any]
+    plan: Plan
+
+    @property
+    def arguments(self) -> str:
+        """The overrides as they are typed."""
+        return " ".join(f"{path}={value}" for path, value in self.overrides.items())
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes plans of one experiment for one topology.
+
+    Attributes:
+        experiment: as configured, with the overrides of the user.
+        examples: its training set, or what stands for it.
+        topology: what to plan for.
+        say: told what is being compiled.
+    """
+
+    experiment: Experiment
+    examples: Examples
+    topology: Topology
+    say: Callable[[str], None] = lambda line: None
+
+    def setting(self, overrides: Mapping[str, Any]) -> Setting:
+        """The plan with these overrides.
+
+        Raises:
+            ConfigError, TopologyError, DeviceError, DurationError, SettingError: as ``plan``.
+        """
+        experiment = override(self.experiment, overrides)
+        recomputing = [
+            path for path in paths(experiment) if path.endswith(".remat") and _at(experiment, path)
+        ]
+        plain = override(experiment, dict.fromkeys(recomputing, False)) if recomputing else None
+        return Setting(overrides, plan(experiment, self.examples, self.topology, plain=plain))
+
+    def sweep(self) -> list[Setting]:
+        """Meshes and batches around the experiment's own, the fastest of those that fit first.
+
+        Meshes whose fsdp is none, the square root or all of the chips; batches of half to four
+        times the experiment's. Of a mesh on which a batch does not fit, no larger one is tried.
+        """
+        found = []
+        for mesh in self._meshes():
+            for times in (0.5, 1, 2, 4):
+                batch = int(self.experiment.data.batch * times)
+                setting = self._tried({**mesh, "data.batch": batch})
+                found += [setting] if setting else []
+                if setting and not setting.plan.fits:
+                    break
+        return sorted(found, key=_rank)
+
+    def nearest(self) -> Setting | None:
+        """The first setting that fits: parameters in slices, smaller parts, then smaller batches.
+
+        Slices and microbatches (``loop.accumulate``) come first: they leave the gradient as it is.
+        """
+        meshes = [{}, {"parallel.data": -1, "parallel.fsdp": self.topology.size}]
+        batch, parts = self.experiment.data.batch, self.experiment.loop.accumulate
+        parted = [
+            {**mesh, "loop.accumulate": parts * times} for times in (2, 4, 8) for mesh in meshes
+        ]
+        smaller = [{**mesh, "data.batch": batch // by} for by in (2, 4, 8) for mesh in meshes]
+        for overrides in [meshes[1], *parted, *smaller]:
+            setting = self._tried(overrides)
+            if setting and setting.plan.fits:
+                return setting
+        return None
+
+    def _meshes(self) -> Iterator[dict[str, Any]]:
+        chips = self.topology.size
+        root = 2 ** (int(math.log2(chips)) // 2)
+        for fsdp in sorted({1, root, chips}):
+            if chips % fsdp == 0:
+                yield {"parallel.data": -1, "parallel.fsdp": fsdp}
+
+    def _tried(self, overrides: Mapping[str, Any]) -> Setting | None:
+        """None for what cannot be, such as a batch that the chips do not divide."""
+        try:
+            setting = self.setting(overrides)
+        except (DeviceError, SettingError):
+            return None
+        self.say(f"{setting.arguments}: {_outcome(setting.plan)}")
+        return setting
+
+
+def examples_of(module: ModuleType, experiment: Experiment) -> Examples:
+    """What an experiment trains on, for its shapes: its ``PLAN``, or else the set itself.
+
+    ``PLAN`` stands for the source of the experiment's own config, and for no other.
+
+    Raises:
+        DataError: the set is not here, and nothing says what it is.
+    """
+    own = module.config().data
+    data = experiment.data
+    if hasattr(module, "PLAN") and resolve(data.source) == resolve(own.source):
+        return module.PLAN
+    return open_training(experiment)
+
+
+def arrangement(parallelism: Mapping[str, int], global_batch: int | None) -> dict[str, Any]:
+    """The overrides that ``--parallelism`` and ``--global-batch`` stand for."""
+    overrides: dict[str, Any] = {f"parallel.{axis}": size for axis, size in parallelism.items()}
+    if global_batch is not None:
+        overrides["data.batch"] = global_batch
+    return overrides
+
+
+def versions() -> dict[str, str]:
+    """Of what a plan depends on, as far as it is installed."""
+    installed = {}
+    for name in PACKAGES:
+        try:
+            installed[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # libtpu, where a CPU is planned for
+            continue
+    return installed
+
+
+def write(
+    path: Path,
+    name: str,
+    command: str,
+    planner: Planner,
+    setting: Setting,
+    swept: Sequence[Setting],
+) -> str:
+    """Writes a plan as JSON, and as Markdown beside it; returns the Markdown.
+
+    Raises:
+        ConfigError: it cannot be written there.
+    """
+    text = described(name, command, planner.topology, setting, swept)
+    chip = {
+        field.name: getattr(planner.topology.chip, field.name)
+        for field in dataclasses.fields(Chip)
+        if field.name not in ("shapes", "options")
+    }
+    content = {
+        "experiment": name,
+        "command": command,
+        "run": False,
+        "versions": versions(),
+        "chip": chip | {"sources": dict(planner.topology.chip.sources)},
+        **dataclasses.asdict(setting),
+        "sweep": [dataclasses.asdict(other) for other in swept],
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(content, indent=2) + "\n")
+        replace_text(path.with_suffix(".md"), text)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {path} ({error.strerror}): choose another place with --out"
+        ) from error
+    return text
+
+
+def described(
+    name: str, command: str, topology: Topology, setting: Setting, swept: Sequence[Setting] = ()
+) -> str:
+    """A plan as Markdown."""
+    plan = setting.plan
+    mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    parts = f", in {plan.accumulate} microbatches" if plan.accumulate > 1 else ""
+    made_by = ", ".join(f"{package} {version}" for package, version in versions().items())
+    lines = [
+        f"# {name} on {topology}",
+        "",
+        "*Planned, not run.*",
+        "",
+        f"    {command}",
+        "",
+        f"{plan.parameters:,} parameters; {plan.chips} chips, mesh {mesh}; {plan.batch:,} images a "
+        f"step, {plan.batch / plan.chips:g} a chip{parts}; {plan.steps:,} steps, of a set of "
+        f"{plan.examples:,} images. Compiled in "
+        f"{plan.compile_seconds:,.0f} s ({plan.compile_cpu_seconds:,.0f} s of one core) with "
+        f"{made_by}.",
+        "",
+        *_memory_table(plan),
+        "",
+    ]
+    if not plan.fits:
+        lines += [f"**{_outcome(plan)}.**", ""]
+    if plan.cost is not None:
+        lines += [*_work_table(plan, topology.chip), "", *_exchange_table(plan), ""]
+    if plan.prediction is not None:
+        lines += [*_predicted(plan, topology), ""]
+    if swept:
+        lines += [*_sweep_table(swept), ""]
+    return "\n".join(lines)
+
+
+def _memory_table(plan: Plan) -> list[str]:
+    memory = plan.memory
+    rows = {
+        "parameters": memory.parameters,
+        "statistics": memory.statistics,
+        "optimiser": memory.optimizer,
+        "moving average": memory.average,
+        "data": memory.data,
+        "temporaries (activations, gradients)": memory.temporaries,
+    }
+    shown = [f"| {what} | {_size(count)} |" for what, count in rows.items() if count]
+    whole = "" if memory.available is None else f" of {_size(memory.available)}"
+    total = f"| all, padded, with the program | {_size(memory.needed)}{whole} |"
+    return ["| memory of a chip | |", "|---|--:|", *shown, total]
+
+
+def _work_table(plan: Plan, chip: Chip) -> list[str]:
+    cost, predicted = plan.cost, plan.prediction
+    assert cost is not None
+    sent = sum(exchange.sent for exchange in cost.exchanges)
+    again = cost.flops - cost.model_flops
+    recomputed = f", {_amount(again, 'FLOP')} of it computed again" if again else ""
+    rows = [
+        ("matrix products", _amount(cost.flops, "FLOP") + recomputed, chip.peak_flops_bf16, "FLOP")
+        + ((predicted.compute,) if predicted else (None,)),
+        ("memory", _amount(cost.bytes_accessed, "B"), chip.hbm_bandwidth, "B")
+        + ((predicted.memory,) if predicted else (None,)),
+        ("interconnect", _amount(sent, "B"), chip.interconnect_bandwidth, "B")
+        + ((predicted.interconnect,) if predicted else (None,)),
+    ]
+    table = ["| a step of a chip | | at | takes |", "|---|--:|--:|--:|"]
+    for what, amount, rate, unit, seconds in rows:
+        at = "unknown" if rate is None else _amount(rate, f"{unit}/s")
+        table.append(f"| {what} | {amount} | {at} | {_seconds(seconds)} |")
+    return [
+        *table,
+        "",
+        f"Operations are a closed form, bytes are read off the program. XLA's own counts are "
+        f"{_amount(cost.compiler_flops, 'FLOP')}, of everything, and "
+        f"{_amount(cost.compiler_bytes, 'B')}, of what stays on the chip too; both have the body "
+        "of a loop once.",
+    ]
+
+
+def _exchange_table(plan: Plan) -> list[str]:
+    assert plan.cost is not None
+    if not plan.cost.exchanges:
+        return ["No collectives."]
+    return [
+        "| collective | count | asynchronous | of arrays of | a chip sends |",
+        "|---|--:|--:|--:|--:|",
+        *(
+            f"| {x.kind} | {x.count} | {x.asynchronous} | {_amount(x.bytes, 'B')} | "
+            f"{_amount(x.sent, 'B')} |"
+            for x in plan.cost.exchanges
+        ),
+    ]
+
+
+def _predicted(plan: Plan, topology: Topology) -> list[str]:
+    predicted = plan.prediction
+    assert predicted is not None
+    rate = predicted.images_per_second
+    days = plan.steps * predicted.seconds / 86_400
+    length = f"{days:.1f} days" if days >= 2 else f"{24 * days:.1f} hours"
+    sources = dict.fromkeys(topology.chip.sources.values())
+    return [
+        f"**At best {_seconds(predicted.seconds)} a step, limited by {predicted.limit}: "
+        f"{predicted.utilization:.0%} utilization, {rate:,.0f} images/s, {rate / plan.chips:,.0f} "
+        f"a chip; {length} in all.** Without any overlap of the three it is "
+        f"{_seconds(predicted.seconds_without_overlap)}, "
+        f"{predicted.utilization * predicted.seconds / predicted.seconds_without_overlap:.0%}.",
+        "",
+        "The prediction is a model, and a bound: every chip at its published peak, products of any "
+        "shape at full rate, all links of a chip in use, computing, memory and interconnect behind "
+        "one another, no time between operations, input that keeps up. Utilization counts the "
+        "operations of the model alone, not what is computed again to save memory.",
+        "",
+        f"Peaks: {', '.join(sources)}.",
+    ]
+
+
+def _sweep_table(swept: Sequence[Setting]) -> list[str]:
+    table = [
+        "| setting | memory | step | limit | utilization | images/s a chip |",
+        "|---|--:|--:|---|--:|--:|",
+    ]
+    for setting in swept:
+        plan, predicted = setting.plan, setting.plan.prediction
+        memory = _size(plan.memory.needed) + ("" if plan.fits else ", does not fit")
+        row = [setting.arguments, memory]
+        if predicted is None or not plan.fits:
+            row += [""] * 4
+        else:
+            row += [
+                _seconds(predicted.seconds),
+                predicted.limit,
+                f"{predicted.utilization:.0%}",
+                f"{predicted.images_per_second / plan.chips:,.0f}",
+            ]
+        table.append(f"| {' | '.join(row)} |")
+    return [*table, "", "Another batch is another recipe: its learning rate is not this one's."]
+
+
+def _rank(setting: Setting) -> tuple[bool, float, int]:
+    predicted = setting.plan.prediction
+    rate = predicted.images_per_second if predicted else 0.0
+    return (not setting.plan.fits, -rate, setting.plan.memory.needed)
+
+
+def _outcome(plan: Plan) -> str:
+    memory = plan.memory
+    if not plan.fits and memory.available is not None:
+        return f"does not fit: {_size(memory.needed)} a chip, which has {_size(memory.available)}"
+    if plan.prediction is None:
+        return f"{_size(memory.needed)} a chip"
+    rate = plan.prediction.images_per_second / plan.chips
+    return f"{_size(memory.needed)} a chip, at best {rate:,.0f} images/s a chip"
+
+
+def _at(tree: Any, path: str) -> Any:
+    """What stands at a path of ``paths``, as a resolved tree has it."""
+    node = resolve(tree)
+    for name in path.split("."):
+        node = node[int(name)] if isinstance(node, list) else node[name]
+    return node
+
+
+def _size(count: float | None) -> str:
+    """Bytes in binary units, as memory is sold: ``15.75 GiB``."""
+    value, unit = float(count or 0), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
+
+
+def _amount(count: float, unit: str) -> str:
+    """A number with a decimal prefix: ``197 TFLOP/s``."""
+    prefix = ""
+    for larger in ("k", "M", "G", "T", "P"):
+        if count < 1000:
+            break
+        count, prefix = count / 1000, larger
+    return f"{count:.3g} {prefix}{unit}"
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.3g} µs"
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

@@ -1,0 +1,86 @@
+"""Squares of photographs: what is cut out, at which size, of which split."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from data.examples import Arrays, DataError, Examples, labels, stack
+from data.sources import blank
+from data.squares import square, squared
+
+
+def ramp(height: int, width: int) -> np.ndarray:
+    """Red grows by 1 a column and green by 1 a row: colours are places."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([columns, rows, 0 * rows], axis=-1).astype(np.uint8)
+
+
+def photographs(split: str) -> Examples:
+    """Two images of different sizes, with labels that are read without them."""
+
+    class Records:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+            image = (ramp(40, 80), ramp(90, 30))[index]
+            return {"image": image, "label": np.int32(index)}
+
+    return Examples(Records(), ("wide", "tall"), lambda: np.array([0, 1]))
+
+
+@pytest.mark.parametrize("shape", [(64, 100), (100, 64), (64, 64)])
+def test_the_centre_is_cut_out(shape):
+    found = square(ramp(*shape), 64, 64)
+    top, left = (shape[0] - 64) // 2, (shape[1] - 64) // 2
+    assert (found == ramp(*shape)[top : top + 64, left : left + 64]).all()
+
+
+def test_resize_then_crop_is_one_cut():
+    """Half the size, then the inner 24 of 32 pixels: a ramp stays a ramp, twice as steep."""
+    found = square(ramp(64, 128), 32, 24).astype(int)
+    assert found.shape == (24, 24, 3)
+    inner = slice(2, -2)  # antialiasing meets the border of what was cut
+    expected = 32 + 8 + 2 * np.arange(24) + 0.5  # from column 32 + 8 on, in the middle of two
+    assert np.abs(found[inner, inner, 0] - expected[inner]).max() <= 1
+    assert np.abs(found[inner, inner, 1].T - (expected[inner] - 32)).max() <= 1
+
+
+def test_training_keeps_the_whole_square_and_testing_its_centre():
+    source = partial(squared, source=photographs, size=32, held_out=28)
+    train, part, test = (source(split) for split in ("train", "train[:50%]", "validation"))
+    assert stack(train.records, [0, 1])["image"].shape == (2, 32, 32, 3)
+    assert train.records[0]["image"].shape == part.records[0]["image"].shape
+    assert stack(test.records, [0, 1])["image"].shape == (2, 28, 28, 3)
+    assert stack(test.records, [0, 1])["label"].tolist() == [0, 1]
+    assert squared("test", source=photographs, size=32).records[0]["image"].shape == (32, 32, 3)
+
+
+def test_names_and_labels_stay_and_it_says_that_sizes_were_changed():
+    examples = squared("train", source=photographs, size=8)
+    assert examples.class_names == ("wide", "tall")
+    assert labels(examples).tolist() == [0, 1]
+    assert examples.resized
+
+
+def test_grey_images_keep_their_channel():
+    grey = Examples(Arrays({"image": np.full((1, 9, 12, 1), 7, np.uint8)}))
+    image = squared("train", source=lambda split: grey, size=4).records[0]["image"]
+    assert image.shape == (4, 4, 1)
+    assert (image == 7).all()
+
+
+@pytest.mark.parametrize(("size", "held_out"), [(0, None), (32, 33), (32, 0), (-1, None)])
+def test_sizes_that_cannot_be(size, held_out):
+    with pytest.raises(DataError, match="take 0 < held_out <= size"):
+        squared("train", source=photographs, size=size, held_out=held_out)
+
+
+def test_blank_examples_have_the_shapes_and_take_no_memory():
+    examples = blank(1_281_167, image=(256, 256, 3))
+    assert len(examples.records) == 1_281_167
+    record = examples.records[1_281_166]
+    assert (record["image"].shape, record["image"].dtype) == ((256, 256, 3), np.uint8)
+    assert (record["label"].shape, record["label"].dtype) == ((), np.int32)
+    assert record["image"].nbytes == 256 * 256 * 3  # as large as any, for those who ask
