@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from experiments import catalogue
 from experiments.arguments import make_parser
 from experiments.config import ConfigError, override, parse_all
-from experiments.runtime import Runtime, require, set_up
+from experiments.runtime import Runtime, given, require, set_up
 
 if TYPE_CHECKING:
     from experiments.report import Report
@@ -52,12 +52,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 1
     except Exception as error:
         code = _exit_code(error)
-        if code is None:
+        if code is None and not _among_others():
             raise
-        if options.trace:
+        if code is None or options.trace:
             traceback.print_exc()
-        print(f"opsin: {' '.join(str(error).split())}", file=sys.stderr)
+        if code is not None:
+            print(f"opsin: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 1 if code is None else code
+    if code and _among_others():
+        sys.stderr.flush()
+        os._exit(code)  # jax would wait for the others, who stop as well
     sys.exit(code)
+
+
+def _among_others() -> bool:
+    """Whether this process has joined others and not left them."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -69,19 +79,34 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    module, base, overrides = _configured(options)
+    asked = given(options.coordinator, options.processes, options.process)
+    _set_up(options, alone=asked is None)
+    if asked is None:
+        return _train(options)
+    from train.processes import Group, joined
+
+    with joined(Group(*asked, timeout=options.timeout)):
+        _require(options)
+        return _train(options)
+
+
+def _train(options: argparse.Namespace) -> int:
+    module, base, overrides = _named(options)
     if options.smoke and not hasattr(module, "SMOKE"):
         raise ConfigError(f"{options.name} has no SMOKE, overrides that make it take seconds")
     experiment = override(base, (module.SMOKE if options.smoke else {}) | overrides)
     # A mistake is answered before these are imported, which takes a moment.
     from experiments.runs import execute
     from experiments.sweep import arm_of
+    from train.processes import is_first
     from train.profiling import Steps
 
     arm = arm_of(experiment, base, catalogue.arms(module))
     profile = Steps(*options.profile) if options.profile else None
     run_options = replace(_run_options(options), began=options.began, profile=profile)
     outcome = execute(options.name, arm, experiment, run_options)
+    if not is_first():
+        return _after_signal(outcome)
     if not outcome.finished:
         print(f"stopped at step {outcome.step}, saved; the same command goes on from there")
     if outcome.trained_before:
@@ -256,11 +281,15 @@ def _table_of(name: str) -> Report:
 def _configured(options: argparse.Namespace) -> tuple[Any, Experiment, dict[str, Any]]:
     """Sets up the runtime, then imports the experiment and reads the overrides."""
     _set_up(options)
+    return _named(options)
+
+
+def _named(options: argparse.Namespace) -> tuple[Any, Experiment, dict[str, Any]]:
     module = catalogue.find(options.name)
     return module, module.config(), parse_all(options.overrides)
 
 
-def _set_up(options: argparse.Namespace) -> None:
+def _set_up(options: argparse.Namespace, *, alone: bool = True) -> None:
     set_up(
         Runtime(
             platform=options.platform,
@@ -270,6 +299,11 @@ def _set_up(options: argparse.Namespace) -> None:
             cache=options.cache,
         )
     )
+    if alone:  # otherwise jax must not start before it knows of the others
+        _require(options)
+
+
+def _require(options: argparse.Namespace) -> None:
     if options.platform:
         require(options.platform)
 
@@ -295,6 +329,7 @@ def _exit_code(error: Exception) -> int | None:
     from train.checkpoint import CheckpointError, SaveError
     from train.durations import DurationError
     from train.logging import LoggingError, NonFiniteError
+    from train.processes import ProcessError
     from train.sharding import DeviceError
     from train.tasks.task import SettingError
     from train.weights import WeightsError
@@ -303,7 +338,7 @@ def _exit_code(error: Exception) -> int | None:
         return 1
     mistakes = (
         DataError, RunError, ReportError, CheckpointError, DurationError,
-        LoggingError, SettingError, DeviceError, WeightsError,
+        LoggingError, SettingError, DeviceError, WeightsError, ProcessError,
     )  # fmt: skip
     return 2 if isinstance(error, mistakes) else None
 

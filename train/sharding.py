@@ -133,6 +133,65 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, P(*[None] * leading, BATCH_AXES))
 
 
+def process_share(mesh: Mesh) -> tuple[int, int]:
+    """Which part of each global batch this process reads, of how many.
+
+    Processes whose devices share the work on the same images read the same part.
+
+    Raises:
+        DeviceError: if the devices of a process do not make a part.
+    """
+    shards = batch_shards(mesh)
+    places = batch_sharding(mesh).addressable_devices_indices_map((shards,))
+    rows = sorted({index[0].indices(shards)[0] for index in places.values() if index is not None})
+    first, held = rows[0], len(rows)
+    if rows != list(range(first, first + held)) or shards % held or first % held:
+        raise DeviceError(
+            f"the devices of this process hold the parts {rows} of {shards} of a batch: choose a "
+            "parallel.tensor that divides the devices of a process, or is a multiple of them"
+        )
+    return first // held, shards // held
+
+
+def global_batch(local: PyTree, mesh: Mesh, size: int, leading: int = 0) -> PyTree:
+    """Arrays of a batch of ``size`` on the devices, after ``leading`` whole axes.
+
+    Each process gives the rows of its ``process_share``, or all of them.
+    """
+    sharding = batch_sharding(mesh, leading)
+
+    def place(rows: np.ndarray) -> jax.Array:
+        shape = (*rows.shape[:leading], size, *rows.shape[leading + 1 :])
+        return jax.make_array_from_process_local_data(sharding, rows, shape)
+
+    return jax.tree.map(place, local)
+
+
+def on_all_devices(arrays: PyTree, mesh: Mesh) -> PyTree:
+    """Arrays that every process has, whole on every device."""
+    sharding = replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, x, x.shape), arrays
+    )
+
+
+def on_own_devices(tree: PyTree, mesh: Mesh) -> PyTree:
+    """The same arrays, whole on each device of this process, for what it computes by itself.
+
+    As they are, if all devices are its own. To be called in all processes.
+    """
+    if jax.process_count() == 1:
+        return tree
+    whole = jax.jit(_itself, out_shardings=replicated(mesh))(tree)
+    devices = np.asarray(jax.local_devices()).reshape(-1, 1, 1)
+    own = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.device_put(jax.device_get(whole), replicated(own))
+
+
+def _itself(tree: PyTree) -> PyTree:
+    return tree
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, P())
