@@ -98,6 +98,10 @@ def build(
             "loop.steps_per_dispatch=1, parallel.fsdp=1 and parallel.tensor=1, or "
             "loop.strategy='jit'"
         )
+    if pmap and jax.process_count() > 1:
+        raise SettingError(
+            "loop.strategy='pmap' is for the devices of one process: set loop.strategy='jit'"
+        )
     if loop.ema_decay is not None and not 0 <= loop.ema_decay < 1:
         raise SettingError(f"loop.ema_decay={loop.ema_decay} is not in [0, 1)")
     mesh = make_mesh(experiment.parallel)

@@ -104,6 +104,12 @@ def make_step(
             are slower inside a loop.
     """
 
+    def own(key: Array) -> Array:
+        """A key that no other mapped device has: they draw as so many microbatches would."""
+        if axis_name is None:
+            return key
+        return jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+
     def cut(batch: Batch, parts: int) -> Batch:
         # Every parts-th image goes to one part: then each device cuts up its own slice.
         stacked = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
@@ -113,12 +119,13 @@ def make_step(
         trainer: Trainer, others: PyTree, carry: Carry, batch: Batch, key: Array, taken: Array
     ) -> tuple[Carry, Metrics]:
         """One update of one player."""
-        own, mutable, opt_state = carry
-        trained, frozen = split_frozen(own, trainer.optimizer.freeze)
+        mine, mutable, opt_state = carry
+        trained, frozen = split_frozen(mine, trainer.optimizer.freeze)
         fixed = join_frozen(frozen, others)
 
         def gradients(mutable: PyTree, batch: Batch, key: Array):
             """Gradients and what they count for in a mean with those of other images."""
+            key = own(key)
 
             def loss(trained: PyTree):
                 params = join_frozen(trained, fixed)
@@ -203,16 +210,13 @@ def make_step(
         return replace(state, params=params, mutable=mutable, opt_state=opt_state), metrics
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        key = state.key
-        if axis_name is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-        batch = layout.batch(prepare(stream(key, state.step, "augment"), batch))
+        batch = layout.batch(prepare(own(stream(state.key, state.step, "augment")), batch))
         most = max(trainer.player.turns for trainer in trainers)
         parts = cut(batch, most) if most > 1 else {}
         last = jax.tree.map(lambda x: x[-1], parts) if most > 1 else batch
         metrics: Metrics = {}
         for trainer in trainers:
-            drawn = stream(key, state.step, trainer.player.name or "loss")
+            drawn = stream(state.key, state.step, trainer.player.name or "loss")
             state, found = play(trainer, state, last, parts, drawn)
             metrics |= found
         ema = state.ema
