@@ -29,7 +29,7 @@ from train.paths import json_leaves
 from train.sharding import AXES, replicated
 
 GREETING = 64  # characters: a secret of 56, and the number of a process
-LETTER = 256  # bytes that process 0 tells the others where to find it with
+LETTER = 512  # bytes that process 0 tells the others where to find it with
 
 
 class ProcessError(ValueError):
@@ -106,9 +106,9 @@ def _initialize(group: Group) -> None:
 
 def _check_port(coordinator: str) -> None:
     """Raises ProcessError unless process 0 can listen there: grpc would share a port in use."""
-    host, _, port = coordinator.rpartition(":")
+    port = coordinator.rpartition(":")[2]
     try:
-        socket.create_server((host, int(port))).close()
+        socket.create_server(("", int(port))).close()
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         cause = f"port {port} is taken" if taken else error.strerror

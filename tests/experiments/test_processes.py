@@ -29,7 +29,7 @@ from train.loop import fit
 from train.state import State
 
 HOUSE = Path(__file__).parents[2]
-STEPS = 40
+STEPS = 80
 # 1,437 images in batches of 16, 360 in batches of 37: nothing divides. A small learning rate, so
 # that rounding does not grow.
 OVERRIDES = [
@@ -49,6 +49,7 @@ class Company:
     """Processes of one run, each with CPU devices of its own."""
 
     workdir: Path
+    arguments: Sequence[str] = ("digits_lenet", *OVERRIDES)
     members: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(
@@ -63,7 +64,7 @@ class Company:
         self, port: int, count: int, index: int, devices: int, timeout: int, own: Sequence[str] = ()
     ) -> None:
         command = [
-            *(sys.executable, "-m", "experiments", "run", "digits_lenet", "--quiet", *OVERRIDES),
+            *(sys.executable, "-m", "experiments", "run", *self.arguments, "--quiet"),
             *("--devices", str(devices), "--workdir", str(self.workdir), *own),
         ]
         if count > 1:
@@ -95,7 +96,7 @@ class Company:
 
     @property
     def directory(self) -> Path:
-        (directory,) = (self.workdir / "digits_lenet").iterdir()
+        (directory,) = (self.workdir / self.arguments[0]).iterdir()
         return directory
 
     def wait_for_step(self, step: int) -> None:
@@ -301,3 +302,18 @@ def test_a_process_that_never_comes_is_told_of(company: Company):
     ((code, _, errors),) = company.end()
     assert code != 0
     assert "process 0 of 2 met no full company" in errors
+
+
+@pytest.mark.slow
+def test_what_is_measured_in_the_end_is_that_of_one_process(tmp_path: Path):
+    """The likelihood of a variational autoencoder, which each process computes by itself."""
+    found = []
+    for count in (1, 2):
+        company = Company(tmp_path / str(count), ("mnist_vae", "--smoke"))
+        company.start(count, 4 // count)
+        assert [code for code, *_ in company.end()] == [0] * count
+        found.append(json.loads((company.directory / "summary.json").read_text()))
+    final = [name for name in found[0] if name.endswith("/nll")]
+    assert final
+    for name in final:
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-4)
