@@ -24,6 +24,34 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _processes(text: str) -> int | None:
+    """A number, or None for ``auto``."""
+    return None if text == "auto" else _positive(text)
+
+
+def _index(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, counted from 0")
+    return int(text)
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, as in 10.0.0.1:7777")
+    return text
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
+
+
 def _steps(text: str) -> tuple[int, int]:
     first, colon, last = text.partition(":")
     if not (colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
@@ -90,6 +118,19 @@ def make_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     command.add_argument(
         "--profile", type=_steps, metavar="A:B", help="trace the steps A to B (whole dispatches)"
     )
+    group = command.add_argument_group(
+        "several processes",
+        "One command on each machine, the same but for --process; see docs/pods.md. Under srun and "
+        "on GKE's TPUs they find one another by themselves, and by --processes auto also elsewhere "
+        "that jax knows its way.",
+    )
+    group.add_argument("--coordinator", type=_address, metavar="HOST:PORT", help="of process 0")
+    group.add_argument("--processes", type=_processes, default=1, metavar="N", help="or auto")
+    group.add_argument("--process", type=_index, metavar="I", help="which this is, from 0")
+    group.add_argument(
+        "--timeout", type=_seconds, default=100.0, metavar="SECONDS",
+        help="how long the others may take to come, or be silent; default: 100",
+    )  # fmt: skip
     command.set_defaults(command=run["run"])
 
     command = commands.add_parser("sweep", help="run an ablation", parents=[runtime, training])

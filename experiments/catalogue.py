@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from experiments.config import ConfigError
-from experiments.table import Arm
+from experiments.table import Arm, Report
 
 HOUSE = Path(__file__).parent
 
@@ -43,3 +43,16 @@ def find(name: str) -> ModuleType:
 def arms(module: ModuleType) -> list[Arm]:
     """The arms of an experiment's sweep; one that changes nothing where it has no ``sweep``."""
     return list(module.sweep()) if hasattr(module, "sweep") else [Arm("default")]
+
+
+def report_of(name: str) -> Report:
+    """What the result files of an experiment are derived from.
+
+    Raises:
+        ConfigError: if there is no such experiment, or it has no ``TABLE``.
+    """
+    module = find(name)
+    if not hasattr(module, "TABLE"):
+        raise ConfigError(f"{name} has no TABLE to report: opsin run {name} prints its numbers")
+    names = [arm.name for arm in arms(module)]
+    return Report(name=name, claim=claim(experiments()[name]), arms=names, table=module.TABLE)

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 from experiments import catalogue
 from experiments.arguments import make_parser
 from experiments.config import ConfigError, override, parse_all
-from experiments.runtime import Runtime, require, set_up
+from experiments.mistakes import exit_code
+from experiments.runtime import Runtime, given, require, set_up
 
 if TYPE_CHECKING:
-    from experiments.report import Report
     from experiments.runs import Options, Outcome
     from experiments.sampling import Asked
     from train.experiment import Experiment
@@ -53,13 +53,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         code = 1
     except Exception as error:
-        code = _exit_code(error)
-        if code is None:
+        code = exit_code(error)
+        if code is None and not _among_others():
             raise
-        if options.trace:
+        if code is None or options.trace:
             traceback.print_exc()
-        print(f"opsin: {' '.join(str(error).split())}", file=sys.stderr)
+        if code is not None:
+            print(f"opsin: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 1 if code is None else code
+    if code and _among_others():
+        sys.stderr.flush()
+        os._exit(code)  # jax would wait for the others, who stop as well
     sys.exit(code)
+
+
+def _among_others() -> bool:
+    """Whether this process has joined others and not left them."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -71,19 +81,34 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    module, base, overrides = _configured(options)
+    asked = given(options.coordinator, options.processes, options.process)
+    _set_up(options, alone=asked is None)
+    if asked is None:
+        return _train(options)
+    from train.processes import Group, joined
+
+    with joined(Group(*asked, timeout=options.timeout)):
+        _require(options)
+        return _train(options)
+
+
+def _train(options: argparse.Namespace) -> int:
+    module, base, overrides = _named(options)
     if options.smoke and not hasattr(module, "SMOKE"):
         raise ConfigError(f"{options.name} has no SMOKE, overrides that make it take seconds")
     experiment = override(base, (module.SMOKE if options.smoke else {}) | overrides)
     # A mistake is answered before these are imported, which takes a moment.
     from experiments.runs import execute
     from experiments.sweep import arm_of
+    from train.processes import is_first
     from train.profiling import Steps
 
     arm = arm_of(experiment, base, catalogue.arms(module))
     profile = Steps(*options.profile) if options.profile else None
     run_options = replace(_run_options(options), began=options.began, profile=profile)
     outcome = execute(options.name, arm, experiment, run_options)
+    if not is_first():
+        return _after_signal(outcome)
     if not outcome.finished:
         print(f"stopped at step {outcome.step}, saved; the same command goes on from there")
     if outcome.trained_before:
@@ -117,7 +142,7 @@ def _sweep(options: argparse.Namespace) -> int:
         try:
             outcome = execute(options.name, run.arm, run.experiment, _run_options(options))
         except Exception as error:  # one failed run must not lose the others
-            if _exit_code(error) is None:
+            if exit_code(error) is None:
                 traceback.print_exc()
             print(f"  failed: {error}", file=sys.stderr)
             failed.append(run)
@@ -175,7 +200,7 @@ def _report(options: argparse.Namespace) -> int:
     from experiments.sweep import identity_of
 
     if options.name:
-        chosen = _table_of(options.name)
+        chosen = catalogue.report_of(options.name)
         if not options.check:
             module = catalogue.find(options.name)
             of = identity_of(module.config(), catalogue.arms(module))
@@ -185,7 +210,7 @@ def _report(options: argparse.Namespace) -> int:
         reports = [chosen]
     else:
         names = sorted(path.stem for path in options.results.glob("*.jsonl"))
-        reports = [_table_of(name) for name in names]
+        reports = [catalogue.report_of(name) for name in names]
     if options.check:
         stale = [file for chosen in reports for file in report.check(chosen, options.results)]
         if not options.name and not report.readme_is_current(
@@ -314,25 +339,18 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
-def _table_of(name: str) -> Report:
-    from experiments.table import Report
-
-    module = catalogue.find(name)
-    if not hasattr(module, "TABLE"):
-        raise ConfigError(f"{name} has no TABLE to report: opsin run {name} prints its numbers")
-    arms = [arm.name for arm in catalogue.arms(module)]
-    claim = catalogue.claim(catalogue.experiments()[name])
-    return Report(name=name, claim=claim, arms=arms, table=module.TABLE)
-
-
 def _configured(options: argparse.Namespace) -> tuple[Any, Experiment, dict[str, Any]]:
     """Sets up the runtime, then imports the experiment and reads the overrides."""
     _set_up(options)
+    return _named(options)
+
+
+def _named(options: argparse.Namespace) -> tuple[Any, Experiment, dict[str, Any]]:
     module = catalogue.find(options.name)
     return module, module.config(), parse_all(options.overrides)
 
 
-def _set_up(options: argparse.Namespace) -> None:
+def _set_up(options: argparse.Namespace, *, alone: bool = True) -> None:
     set_up(
         Runtime(
             platform=options.platform,
@@ -342,6 +360,11 @@ def _set_up(options: argparse.Namespace) -> None:
             cache=options.cache,
         )
     )
+    if alone:  # otherwise jax must not start before it knows of the others
+        _require(options)
+
+
+def _require(options: argparse.Namespace) -> None:
     if options.platform:
         require(options.platform)
 
@@ -355,30 +378,6 @@ def _run_options(options: argparse.Namespace) -> Options:
         tensorboard=options.tensorboard,
         wandb=options.wandb,
     )
-
-
-def _exit_code(error: Exception) -> int | None:
-    """2 for a user's mistake, 1 for a run that failed, None for a bug, which keeps its trace."""
-    if isinstance(error, ConfigError):  # answered at once: the imports below take a moment
-        return 2
-    from data.examples import DataError
-    from experiments.runs import RunError
-    from experiments.table import ReportError
-    from train.checkpoint import CheckpointError, SaveError
-    from train.chips import TopologyError
-    from train.durations import DurationError
-    from train.logging import LoggingError, NonFiniteError
-    from train.sharding import DeviceError
-    from train.tasks.task import SettingError
-    from train.weights import WeightsError
-
-    if isinstance(error, NonFiniteError | SaveError):
-        return 1
-    mistakes = (
-        DataError, RunError, ReportError, CheckpointError, DurationError,
-        LoggingError, SettingError, DeviceError, TopologyError, WeightsError,
-    )  # fmt: skip
-    return 2 if isinstance(error, mistakes) else None
 
 
 COMMANDS = {

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from experiments.config import identity, resolve
 from train.experiment import Experiment
 from train.logging import TensorBoard, WeightsAndBiases, Writer, replace_text
 from train.loop import fit
+from train.processes import ProcessError, check_same, is_first, of_first
 from train.profiling import Steps
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
@@ -82,16 +83,28 @@ def directory_of(name: str, experiment: Experiment, workdir: Path) -> Path:
 def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Outcome:
     """Runs an experiment to its end, or goes on with it; a finished one is only read.
 
+    Several processes call it alike; the first of them writes.
+
     Raises:
+        ProcessError: processes were started differently, or do not see the same directory.
         RunError: the directory cannot be written, another run is live in it, or a finished run is
             to be profiled.
         Exception: whatever training raises; it is also written to ``FAILED``.
     """
     directory = directory_of(name, experiment, options.workdir)
-    with _locked(directory):
-        place = {"experiment": name, "arm": arm, "seed": experiment.seed}
-        _write_json(directory / "arm.json", place)
-        if (directory / "DONE").exists():
+    config, writes = resolve(experiment), is_first()
+    check_same({"experiment": name} | config)
+    with _locked(directory) if writes else nullcontext():
+        if writes:
+            place = {"experiment": name, "arm": arm, "seed": experiment.seed}
+            _write_json(directory / "arm.json", place)
+        trained = of_first((directory / "DONE").exists())
+        if not directory.is_dir():
+            raise ProcessError(
+                f"process {jax.process_index()} does not see {directory}, which process 0 has "
+                "made: choose a --workdir on a disk that all processes share"
+            )
+        if trained:
             if options.profile:
                 raise RunError(
                     f"{directory} is trained, no step is left to profile: train it in another "
@@ -100,10 +113,10 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
             metrics = json.loads((directory / "summary.json").read_text())
             steps = int(metrics["steps"])
             return Outcome(directory, True, metrics, steps, trained_before=True)
-        (directory / "FAILED").unlink(missing_ok=True)
-        config = resolve(experiment)
-        _write_json(directory / "config.json", config)
-        _write_json(directory / "env.json", environment())
+        if writes:
+            (directory / "FAILED").unlink(missing_ok=True)
+            _write_json(directory / "config.json", config)
+            _write_json(directory / "env.json", environment())
         try:
             with _stop_signal() as stopped:
                 result = fit(
@@ -111,16 +124,17 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                     directory,
                     config=config,
                     stop=lambda: bool(stopped),
-                    writers=_writers(name, directory, config, options),
+                    writers=_writers(name, directory, config, options) if writes else (),
                     progress=options.progress,
                     began=options.began,
-                    profile=options.profile,
+                    profile=options.profile if writes else None,
                 )
         except Exception as error:
-            with suppress(OSError):  # the disk may be full: that is what ``error`` says then
-                replace_text(directory / "FAILED", f"{type(error).__name__}: {error}\n")
+            if writes:
+                with suppress(OSError):  # the disk may be full: that is what ``error`` says then
+                    replace_text(directory / "FAILED", f"{type(error).__name__}: {error}\n")
             raise
-        if result.finished:
+        if result.finished and writes:
             _write_json(directory / "summary.json", result.metrics)
             replace_text(directory / "DONE", "")
         came = stopped[0] if stopped else None
@@ -141,6 +155,7 @@ def environment() -> dict[str, Any]:
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
+        "processes": jax.process_count(),
         "hardware": f"{_processor()}, {os.cpu_count()} cores",
         "command": shlex.join([_program(), *sys.argv[1:]]),
     }
@@ -215,4 +230,5 @@ def _stop_signal() -> Iterator[list[int]]:
         yield received
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # None is one that Python did not install: jax has one among several processes.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -88,6 +88,37 @@ def set_up(runtime: Runtime) -> None:
         keep_freed_memory()
 
 
+def given(
+    coordinator: str | None, processes: int | None, process: int | None
+) -> tuple[str | None, int | None, int | None] | None:
+    """Coordinator, number and index of the processes of a run; None of one that is alone.
+
+    Where ``processes`` is None, or the environment is that of one task of several (``srun``, or
+    TPUs of GKE), jax finds all three.
+
+    Raises:
+        ConfigError: if some are given without the others.
+    """
+    if processes is None and coordinator is None and process is None:
+        return None, None, None
+    if coordinator is None and process is None and processes == 1:
+        tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+        hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+        several = (tasks > 1 and "SLURM_PROCID" in os.environ) or len(hosts) > 1
+        return (None, None, None) if several else None
+    if coordinator is None or processes is None or process is None:
+        raise ConfigError(
+            "--coordinator HOST:PORT, --processes N and --process I go together, or --processes "
+            "auto alone"
+        )
+    if process >= processes:
+        raise ConfigError(
+            f"--process {process} is not one of {processes}: they are counted from 0, so give "
+            f"0 to {processes - 1}"
+        )
+    return coordinator, processes, process
+
+
 def keep_freed_memory() -> None:
     """Has the C library keep what XLA frees, where that library is glibc.
 

@@ -11,6 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from train.paths import json_leaves
 from train.state import State
 
 
@@ -135,7 +136,7 @@ class Checkpoints:
         metadata = self.metadata()
         step = self._manager.latest_step()
         path = self.directory / str(step)
-        self._check(path, "config", _leaves(metadata.get("config", {})), _leaves(config))
+        self._check(path, "config", json_leaves(metadata.get("config", {})), json_leaves(config))
         self._check(path, "model", metadata.get("shapes", {}), _shapes(state))
         try:
             restored = self._manager.restore(
@@ -189,17 +190,3 @@ def _shapes(state: PyTree) -> dict[str, str]:
         jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     }
-
-
-def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
-    """Leaves of nested JSON by dotted path."""
-    if isinstance(tree, dict):
-        items = tree.items()
-    elif isinstance(tree, list):
-        items = ((str(index), value) for index, value in enumerate(tree))
-    else:
-        return {path: tree}
-    flat = {}
-    for name, value in items:
-        flat |= _leaves(value, f"{path}.{name}" if path else name)
-    return flat

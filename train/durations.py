@@ -31,3 +31,24 @@ def in_steps(duration: str, steps_per_epoch: Fraction) -> int:
     if amount.denominator != 1:
         raise DurationError(f"duration {duration!r}: steps are whole")
     return int(amount)
+
+
+class Every:
+    """Every so many steps, and at the last one."""
+
+    def __init__(self, name: str, interval: int, last: int):
+        if interval < 1:
+            raise DurationError(f"{name} is less than one step")
+        self.interval, self.last = interval, last
+
+    def __call__(self, step: int) -> bool:
+        """Whether it is due after this step."""
+        return step % self.interval == 0 or step == self.last
+
+    def within(self, step: int, count: int) -> bool:
+        """Whether one of the last ``count`` steps was due."""
+        return step // self.interval > (step - count) // self.interval or step == self.last
+
+    def next(self, step: int) -> int:
+        """The next step after this one that is due."""
+        return min((step // self.interval + 1) * self.interval, self.last)

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from data import pipeline
 from data.examples import Examples, fits_in_memory, materialize
-from train.sharding import batch_sharding, replicated
+from train.sharding import batch_sharding, global_batch, on_all_devices
 from train.tasks.task import Batch
 
 
@@ -22,6 +22,14 @@ class Feed:
     A set that fits lives on the device whole, and an item is a row of indices; otherwise an item
     is the batch itself. The order is the same.
 
+    Args:
+        examples: the training set.
+        batch: size of the global batch.
+        seed: of the order.
+        resident_megabytes: a set up to this size lives on the device.
+        share: which part of a batch that is streamed this process reads, of how many; see
+            ``train.sharding.process_share``. Indices of a resident set it has all.
+
     Attributes:
         batch: shapes of one global batch.
         examples: the number of training images.
@@ -29,17 +37,27 @@ class Feed:
         resident: whether the set lives on the device.
     """
 
-    def __init__(self, examples: Examples, batch: int, seed: int, resident_megabytes: int):
+    def __init__(
+        self,
+        examples: Examples,
+        batch: int,
+        seed: int,
+        resident_megabytes: int,
+        share: tuple[int, int] = (0, 1),
+    ):
         self.examples = len(examples.records)
         self.resident = fits_in_memory(examples, resident_megabytes * 2**20)
         self.fetch: Callable[[PyTree, PyTree], Batch] = _rows if self.resident else _itself
-        place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        self._size = batch
         if self.resident:
             self._arrays = materialize(examples)
-            self._items = pipeline.train_indices(self.examples, batch=batch, seed=seed, **place)
+            self._items = pipeline.train_indices(self.examples, batch=batch, seed=seed)
         else:
             self._arrays = {}
-            self._items = pipeline.train_batches(examples, batch=batch, seed=seed, **place)
+            index, count = share
+            self._items = pipeline.train_batches(
+                examples, batch=batch, seed=seed, process_index=index, process_count=count
+            )
         self.batch = {
             name: jax.ShapeDtypeStruct((batch, *np.shape(value)), np.asarray(value).dtype)
             for name, value in examples.records[0].items()
@@ -47,15 +65,14 @@ class Feed:
 
     def store(self, mesh: Mesh) -> PyTree:
         """The resident arrays, on every device of the mesh."""
-        return jax.device_put(self._arrays, replicated(mesh))
+        return on_all_devices(self._arrays, mesh)
 
     def take(self, count: int, length: int, mesh: Mesh) -> PyTree:
         """The next ``count`` items along a leading axis of ``length``, on the device."""
         items = [next(self._items) for _ in range(count)]
         items += [items[-1]] * (length - count)  # never used: they keep the shape
         stacked = jax.tree.map(lambda *rows: np.stack(rows), *items)
-        sharding = batch_sharding(mesh, leading=1)
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), stacked)
+        return global_batch(stacked, mesh, self._size, leading=1)
 
     def batch_on_host(self) -> Batch:
         """The next batch itself, as NumPy arrays: for people to look at."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from data import pipeline
@@ -26,13 +27,20 @@ from metrics.state import Metric, compute_all, to_host
 from train import figures
 from train.accounting import measured_work, median_rates
 from train.checkpoint import Checkpoints
-from train.durations import in_steps
+from train.durations import Every, in_steps
 from train.experiment import Data, Experiment
 from train.feed import Feed
 from train.logging import Console, JsonLines, MetricsLog, NonFiniteError, Writer, read_lines
+from train.processes import Agreement, is_first
 from train.profiling import Profiler, Steps
 from train.program import Program, augmented, build, prepared
-from train.sharding import batch_sharding, batch_shards
+from train.sharding import (
+    batch_shards,
+    global_batch,
+    make_mesh,
+    on_own_devices,
+    process_share,
+)
 from train.startup import StartUp, record_speed
 from train.state import State
 from train.tasks.task import (
@@ -41,7 +49,6 @@ from train.tasks.task import (
     Foreseeing,
     Item,
     Prepare,
-    SettingError,
     Watching,
 )
 
@@ -57,7 +64,8 @@ class Result:
         finished: False if it was asked to stop before the last step.
         step: steps taken in all, earlier calls included.
         metrics: final ``split/metric`` numbers, with ``seconds``, ``steps``, ``parameters``,
-            ``model_flops_per_step`` and the median speed (see ``train.accounting.Work.rates``).
+            ``model_flops_per_step`` and the median speed (see ``train.accounting.Work.rates``);
+            empty in processes that do not write.
     """
 
     finished: bool
@@ -78,12 +86,16 @@ def fit(
 ) -> Result:
     """Trains an experiment, or goes on with it from its newest checkpoint.
 
+    Several processes call it alike. The first of them writes all but the arrays of checkpoints, of
+    which each writes its own, and the directory is one that all of them see.
+
     Args:
         experiment: what to run.
         directory: of the run; checkpoints, ``metrics.jsonl``, ``speed.json`` and pictures go
             there.
         config: the resolved experiment, kept in the checkpoints and compared on restoring.
-        stop: asked after each dispatch; when True, the state is saved and ``fit`` returns.
+        stop: asked after each dispatch; when True in any process, the state is saved and ``fit``
+            returns in all.
         writers: more places for the metrics.
         progress: whether to show a bar.
         began: ``time.monotonic()`` of the command, if its start-up is to be measured as well.
@@ -96,7 +108,7 @@ def fit(
         NonFiniteError: a term of the loss is not finite.
     """
     data, loop, length = experiment.data, experiment.loop, experiment.loop.steps_per_dispatch
-    clock, task = StartUp(began), experiment.task
+    clock, task, writes = StartUp(began), experiment.task, is_first()
     examples = open_training(experiment)
     held_out = {name: _open_held_out(experiment, split) for name, split in data.eval_splits.items()}
     sets = {"train": examples} | {name: source for name, (source, _) in held_out.items()}
@@ -104,7 +116,8 @@ def fit(
     for final in task.final if isinstance(task, Concluding) else ():
         if isinstance(final, Foreseeing):
             final.check(task, sets)
-    feed = Feed(examples, data.batch, experiment.seed, data.resident_megabytes)
+    share = process_share(make_mesh(experiment.parallel))
+    feed = Feed(examples, data.batch, experiment.seed, data.resident_megabytes, share)
     steps_per_epoch = Fraction(feed.examples, data.batch)
     described = feed.description() | {
         "class_names": list(examples.class_names),
@@ -113,7 +126,7 @@ def fit(
     clock.lap("data")
     program = build(experiment, feed.batch, steps_per_epoch, feed.fetch)
     log_at, evaluate_at, save_at = (
-        _Every(name, in_steps(getattr(loop, name), steps_per_epoch), program.steps)
+        Every(f"loop.{name}", in_steps(getattr(loop, name), steps_per_epoch), program.steps)
         for name in ("log_every", "evaluate_every", "checkpoint_every")
     )
     store = feed.store(program.mesh)
@@ -135,9 +148,10 @@ def fit(
         step = int(state.step)
         clock.lap("state")
         profiler = Profiler(profile, directory / "profile", done=step, total=program.steps)
-        lines = JsonLines(directory / "metrics.jsonl", step)
-        console = Console(program.steps, step, progress)
-        log = MetricsLog([lines, console, *writers], work, window)
+        lines = JsonLines(directory / "metrics.jsonl", step) if writes else None
+        console = Console(program.steps, step, progress and writes)
+        log = MetricsLog([*([lines] if lines else []), console, *writers], work, window)
+        agreed = Agreement(program.mesh)
         try:
             dispatch = program.compile(store, shapes)
             clock.lap("compilation")
@@ -149,10 +163,10 @@ def fit(
                 state, metrics = dispatch(state, store, items, np.int32(count))
                 step += count
                 profiler.after(step, state)
-                if clock.finish(state):
+                if clock.finish(state) and writes:
                     record_speed(directory / "speed.json", clock, work)
                     console.say(clock.line())
-                stopping = stop()
+                stopping = agreed(stop())
                 evaluating, saving = evaluate_at(step), save_at(step) or stopping
                 log.push(step, count, metrics, flush=log_at.within(step, count))
                 if evaluating or saving:
@@ -163,7 +177,8 @@ def fit(
                     log.write(step, numbers)
                     for line in task.watch(numbers) if isinstance(task, Watching) else ():
                         console.say(f"step {step}: {line}")
-                        lines.note(step, line)
+                        if lines:
+                            lines.note(step, line)
                     _draw(program, state, source, states, directory, name, loop.previews)
                 if saving:
                     now = {"position": feed.position(), "window": log.window()}
@@ -175,11 +190,14 @@ def fit(
                     return Result(False, step, {})
             checkpoints.wait()
             if isinstance(task, Concluding):
-                log.write(
-                    step, _conclude(task, state, sets, partial(prepared, data=data), console, stop)
+                prepare = partial(prepared, data=data)
+                numbers = _conclude(
+                    task, state, program.mesh, sets, prepare, console, lambda: agreed(stop())
                 )
-            curve = figures.training_curve(directory / "metrics.jsonl")
-            figures.save(curve, directory / "curve.png")
+                log.write(step, numbers)
+            if writes:
+                curve = figures.training_curve(directory / "metrics.jsonl")
+                figures.save(curve, directory / "curve.png")
         except _Stopped:
             return Result(False, step, {})
         except NonFiniteError as error:
@@ -194,6 +212,8 @@ def fit(
         finally:
             profiler.close()
             log.close()
+    if not writes:
+        return Result(True, step, {})
     final = last_evaluation(directory / "metrics.jsonl") | {
         "steps": step,
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
@@ -228,9 +248,10 @@ def evaluate(
     batch = -(-batch // shards) * shards
     variables = {split + average: values for average, values in _variables(state).items()}
     pending: dict[str, list[dict[str, Metric]]] = {name: [] for name in variables}
-    sharding = batch_sharding(program.mesh)
-    for index, host in enumerate(pipeline.eval_batches(examples, batch=batch)):
-        device = jax.device_put(host, sharding)
+    part, parts = process_share(program.mesh)
+    batches = pipeline.eval_batches(examples, batch=batch, process_index=part, process_count=parts)
+    for index, host in enumerate(batches):
+        device = global_batch(host, program.mesh, batch)
         for name, (params, mutable) in variables.items():
             states = program.evaluate(params, mutable, device, np.int32(index))
             # Added up one batch late: the device is busy meanwhile, and holds no more than two.
@@ -258,12 +279,16 @@ class _Stopped(Exception):
 def _conclude(
     task: Concluding,
     state: State,
+    mesh: Mesh,
     sets: Mapping[str, Examples],
     prepare: Prepare,
     console: Console,
     stop: Callable[[], bool],
 ) -> dict[str, float]:
-    """What is measured after the last step, as ``split/metric`` numbers."""
+    """What is measured after the last step, as ``split/metric`` numbers.
+
+    Each process measures the same, on its own devices.
+    """
 
     def track(items: Iterable[Item], what: str) -> Iterator[Item]:
         for item in console.track(items, what):
@@ -271,7 +296,8 @@ def _conclude(
                 raise _Stopped
             yield item
 
-    average, (params, mutable) = _chosen(state)
+    average, variables = _chosen(state)
+    params, mutable = on_own_devices(variables, mesh)
     numbers = {}
     for final in task.final:
         for name, value in final(task, params, mutable, sets, prepare, track).items():
@@ -321,6 +347,10 @@ def _draw(
     count: int,
 ) -> None:
     """Writes pictures of counts, and the task's previews of the first images of a split."""
+    _, variables = _chosen(state)
+    params, mutable = on_own_devices(variables, program.mesh) if count else variables
+    if not is_first():
+        return
     title = f"{split}, step {int(state.step)}"
     for name, metric in evaluated[split].items():
         if isinstance(metric, ConfusionMatrix):
@@ -336,7 +366,6 @@ def _draw(
         return
     first = select(examples, np.arange(min(count, len(examples.records))))
     batch = jax.device_put(next(pipeline.eval_batches(first, batch=len(first.records))))
-    _, (params, mutable) = _chosen(state)
     for name, preview in program.preview(params, mutable, batch).items():
         figure = figures.preview(preview, examples.class_names, title)
         figures.save(figure, directory / "previews" / f"{split}_{name}.png")
@@ -358,23 +387,3 @@ def last_evaluation(metrics: Path) -> dict[str, float]:
     for line in read_lines(metrics):
         last |= {name: math.nan if x is None else x for name, x in line.items()}
     return {n: x for n, x in last.items() if "/" in n and not n.startswith("train/")}
-
-
-class _Every:
-    """Every so many steps, and at the last one."""
-
-    def __init__(self, name: str, interval: int, last: int):
-        if interval < 1:
-            raise SettingError(f"loop.{name} is less than one step")
-        self.interval, self.last = interval, last
-
-    def __call__(self, step: int) -> bool:
-        return step % self.interval == 0 or step == self.last
-
-    def within(self, step: int, count: int) -> bool:
-        """Whether one of the last ``count`` steps was due."""
-        return step // self.interval > (step - count) // self.interval or step == self.last
-
-    def next(self, step: int) -> int:
-        """The next step after this one that is due."""
-        return min((step // self.interval + 1) * self.interval, self.last)

@@ -1,4 +1,4 @@
-"""Parameters by path: ``backbone/stage1/kernel``."""
+"""Leaves of trees by path: ``backbone/stage1/kernel``, ``optimizer.learning_rate``."""
 
 from __future__ import annotations
 
@@ -17,3 +17,17 @@ def flatten(tree: PyTree) -> dict[str, Any]:
 def unflatten(flat: Mapping[str, Any]) -> PyTree:
     """The inverse of ``flatten``."""
     return traverse_util.unflatten_dict(dict(flat), sep="/")
+
+
+def json_leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    """Leaves of nested JSON by dotted path."""
+    if isinstance(tree, dict):
+        items = tree.items()
+    elif isinstance(tree, list):
+        items = ((str(index), value) for index, value in enumerate(tree))
+    else:
+        return {path: tree}
+    flat = {}
+    for name, value in items:
+        flat |= json_leaves(value, f"{path}.{name}" if path else name)
+    return flat

@@ -1,7 +1,10 @@
 """The pmap strategy: the same task step, mapped over devices instead of partitioned by XLA.
 
-Each device draws its own randomness (augmentation, dropout) and mixes images (mixup, CutMix) among
-its own; without these it gives the same numbers as ``jit`` over the global batch.
+Each device mixes images (mixup, CutMix) among its own, and draws its own randomness (augmentation,
+dropout, latents, noise), as a microbatch of ``loop.accumulate`` does: without randomness it gives
+the numbers of ``jit`` over the global batch, and with it those of ``jit`` over as many
+microbatches. It is for one process and whole copies of the state: more processes, FSDP and tensor
+parallelism are refused.
 """
 
 from __future__ import annotations

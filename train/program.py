@@ -19,13 +19,12 @@ from jaxtyping import Array, Key, PyTree
 
 from data import augment
 from train.accounting import model_flops
-from train.activations import along_batch
 from train.durations import in_steps
 from train.experiment import Data, Experiment
 from train.optim import Optimizer
 from train.paths import flatten
 from train.pmap import AXIS, make_pmap_dispatch
-from train.sharding import batch_sharding, check_batch, make_mesh, replicated, state_sharding
+from train.sharding import Layout, check_batch, make_mesh, replicated
 from train.state import State
 from train.step import Metrics, Trainer, init_state, make_dispatch, make_step
 from train.tasks.task import (
@@ -94,17 +93,21 @@ def build(
             )
     if loop.steps_per_dispatch < 1 or loop.accumulate < 1:
         raise SettingError("loop.steps_per_dispatch and loop.accumulate are at least 1")
-    if pmap and (loop.steps_per_dispatch > 1 or experiment.parallel.fsdp > 1):
+    whole = experiment.parallel.fsdp == experiment.parallel.tensor == 1
+    if pmap and (loop.steps_per_dispatch > 1 or not whole):
         raise SettingError(
-            "loop.strategy='pmap' runs one step a dispatch and keeps the state whole: "
-            "set loop.steps_per_dispatch=1 and parallel.fsdp=1, or loop.strategy='jit'"
+            "loop.strategy='pmap' runs one step a dispatch and keeps the state whole: set "
+            "loop.steps_per_dispatch=1, parallel.fsdp=1 and parallel.tensor=1, or "
+            "loop.strategy='jit'"
+        )
+    if pmap and jax.process_count() > 1:
+        raise SettingError(
+            "loop.strategy='pmap' is for the devices of one process: set loop.strategy='jit'"
         )
     if loop.ema_decay is not None and not 0 <= loop.ema_decay < 1:
         raise SettingError(f"loop.ema_decay={loop.ema_decay} is not in [0, 1)")
     mesh = make_mesh(experiment.parallel, devices)
     players = players_of(over_axis(task, AXIS) if pmap else task)
-    if not pmap:
-        players = [replace(player, loss=along_batch(player.loss, mesh)) for player in players]
     turns = max(player.turns for player in players)
     what = "microbatches" if turns == 1 else "turns and microbatches"
     check_batch(data.batch, mesh, loop.accumulate * turns, what)
@@ -139,7 +142,8 @@ def build(
         shapes = jax.eval_shape(init, key)
     for trainer in trainers:
         _check_found(trainer.optimizer, list(flatten(trainer.own(shapes.params))))
-    shardings = state_sharding(shapes, mesh, experiment.parallel.min_shard_size)
+    layout = Layout(mesh, experiment.parallel.min_shard_size)
+    shardings = layout.state(shapes)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -148,23 +152,23 @@ def build(
     step = make_step(
         trainers,
         prepare=partial(augmented, data=data),
+        layout=Layout(None) if pmap else layout,
         ema_decay=loop.ema_decay,
         accumulate=loop.accumulate,
         axis_name=AXIS if pmap else None,
-        shard_parts=lambda x: x if pmap else _constrain(x, mesh, leading=1),
         unroll_turns=mesh.devices.flat[0].platform == "cpu",
     )
 
     def sharded_fetch(store: PyTree, item: PyTree) -> Batch:
-        return _constrain(fetch(store, item), mesh)
+        return layout.batch(fetch(store, item))
 
     options = compiler_options(mesh.devices.flat[0].platform)
-    whole = replicated(mesh)
-    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    everywhere = replicated(mesh)
+    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     jitted = jax.jit(
         make_dispatch(step, sharded_fetch, loop.steps_per_dispatch),
-        in_shardings=(shardings, None, None, whole),
-        out_shardings=(shardings, whole),
+        in_shardings=(shardings, None, None, everywhere),
+        out_shardings=(shardings, everywhere),
         donate_argnums=0,
     )
     dispatch = make_pmap_dispatch(step, fetch, mesh) if pmap else jitted
@@ -185,10 +189,11 @@ def build(
     quickly = {"xla_backend_optimization_level": 1} if options else {}
     initialize = jax.jit(init, out_shardings=shardings, compiler_options=quickly)
 
-    @partial(jax.jit, compiler_options=options)
+    @partial(jax.jit, out_shardings=everywhere, compiler_options=options)
     def evaluate(params: PyTree, mutable: PyTree, batch: Batch, index: Array) -> Metrics:
         key = jax.random.fold_in(jax.random.key(0), index)  # the same draws every time
-        return task.evaluate(params, mutable, prepare(batch), key)
+        with layout.activations(batch):
+            return task.evaluate(params, mutable, prepare(batch), key)
 
     @partial(jax.jit, compiler_options=options)
     def preview(params: PyTree, mutable: PyTree, batch: Batch) -> Mapping[str, Picture]:
@@ -294,7 +299,3 @@ def _check_found(optimizer: Optimizer, paths: list[str]) -> None:
 
 def _unnormalized(picture: Picture, mean: tuple[float, ...], std: tuple[float, ...]) -> Picture:
     return replace(picture, images=picture.images * jnp.asarray(std) + jnp.asarray(mean))
-
-
-def _constrain(batch: Any, mesh: Mesh, leading: int = 0) -> Any:
-    return jax.lax.with_sharding_constraint(batch, batch_sharding(mesh, leading))

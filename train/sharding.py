@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
+from train.paths import flatten, unflatten
+from train.state import State
+
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+
+WIDE = 256
+"""Output channels from which on a convolution is worth sharing."""
+
+TENSOR_RULES: tuple[tuple[str, int, int, int], ...] = (
+    # Path, number of axes of one layer, the axis that is shared, its least length.
+    (r"attention/(query|key|value)/kernel$", 3, 1, 1),  # [width, heads, head]: by heads
+    (r"attention/out/kernel$", 3, 0, 1),  # [heads, head, width]: by heads
+    (r"mlp1/kernel$", 2, 1, 1),  # [width, hidden]: by hidden channels
+    (r"mlp2/kernel$", 2, 0, 1),  # [hidden, width]: by hidden channels
+    (r"kernel$", 4, 3, WIDE),  # [height, width, in, out]: by output channels
+)
+"""What goes over ``tensor``: Shoeybi et al., 2019, arXiv:1909.08053, section 3, for transformers.
+
+Between a first and a second kernel nothing is exchanged, and one sum follows the second. The first
+rule whose path and number of axes fit counts."""
+
+STACKED = r"(^|/)blocks/"
+"""Paths of parameters that ``nn.scan`` stacks: their leading axis is that of the layers."""
 
 
 class DeviceError(ValueError):
@@ -26,43 +53,68 @@ class Parallel:
 
     Attributes:
         data: copies of the model that share the batch; −1 takes all devices that are left.
-        fsdp: devices that share the batch *and* hold a slice of each large parameter each.
-        min_shard_size: parameters with fewer elements than this stay whole: gathering them would
-            cost more than it saves.
+        fsdp: devices that share the batch *and* hold a slice of each large parameter each; −1
+            takes all that are left, and goes with a ``data`` of at least 1.
+        tensor: devices that share the work on each image: heads and MLPs of transformers, output
+            channels of wide convolutions.
+        min_shard_size: parameters with fewer elements than this in a layer stay whole: gathering
+            them would cost more than it saves.
     """
 
     data: int = -1
     fsdp: int = 1
+    tensor: int = 1
     min_shard_size: int = 2**14
 
 
 def make_mesh(parallel: Parallel, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh ``(data, fsdp, tensor)``; an axis of size one is the same code path.
 
+    Neighbours along ``tensor``, which exchange most, are neighbours among the devices.
+
     Raises:
-        DeviceError: if more devices are asked for than there are, or they do not divide.
+        DeviceError: if more devices are asked for than there are, they do not divide, or a process
+            would have none.
     """
     devices = jax.devices() if devices is None else devices
-    if parallel.fsdp < 1 or parallel.data == 0 or parallel.data < -1:
-        raise DeviceError("parallel.data is -1 or at least 1, and parallel.fsdp at least 1")
-    if parallel.data == -1 and len(devices) % parallel.fsdp:
+    shape = _mesh_shape(parallel, len(devices))
+    grid = np.asarray(devices[: math.prod(shape)]).reshape(shape)
+    idle = {d.process_index for d in devices} - {d.process_index for d in grid.flat}
+    if idle:
         raise DeviceError(
-            f"parallel.fsdp={parallel.fsdp} does not divide the {len(devices)} devices here"
+            f"parallel takes {grid.size} of {len(devices)} devices, and process {min(idle)} has "
+            "none of them: set parallel.data=-1, or start fewer processes"
         )
-    data = len(devices) // parallel.fsdp if parallel.data == -1 else parallel.data
-    if data * parallel.fsdp > len(devices):
-        raise DeviceError(
-            f"parallel asks for {data} x {parallel.fsdp} = {data * parallel.fsdp} devices, "
-            f"there are {len(devices)}: lower parallel.data or parallel.fsdp, "
-            "or pass --devices N to fake N on the CPU"
-        )
-    grid = np.asarray(devices[: data * parallel.fsdp]).reshape(data, parallel.fsdp, 1)
     # Explicit axes (the default of jax.make_mesh) make linen's Dropout raise.
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def _mesh_shape(parallel: Parallel, devices: int) -> tuple[int, ...]:
+    sizes = {axis: getattr(parallel, axis) for axis in AXES}
+    left = [axis for axis, size in sizes.items() if size == -1]
+    if len(left) > 1 or parallel.tensor < 1 or any(n < 1 and n != -1 for n in sizes.values()):
+        raise DeviceError(
+            "parallel.data, parallel.fsdp and parallel.tensor are at least 1; -1, for all devices "
+            "that are left, may be one of the first two"
+        )
+    asked = " x ".join(str(size) for size in sizes.values() if size != -1)
+    taken = math.prod(size for size in sizes.values() if size != -1)
+    if left and devices % taken:
+        raise DeviceError(
+            f"parallel asks for {asked} devices along its axes, which does not divide the "
+            f"{devices} devices here: choose sizes that do"
+        )
+    if taken > devices:
+        raise DeviceError(
+            f"parallel asks for {asked} = {taken} devices, there are {devices}: lower "
+            "parallel.data, parallel.fsdp or parallel.tensor, or pass --devices N to fake N on "
+            "the CPU"
+        )
+    return tuple(devices // taken if size == -1 else size for size in sizes.values())
+
+
 def batch_shards(mesh: Mesh) -> int:
-    """The number of devices that share a batch."""
+    """The number of parts that a batch is cut into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
@@ -82,32 +134,216 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, P(*[None] * leading, BATCH_AXES))
 
 
+def process_share(mesh: Mesh) -> tuple[int, int]:
+    """Which part of each global batch this process reads, of how many.
+
+    Processes whose devices share the work on the same images read the same part.
+
+    Raises:
+        DeviceError: if the devices of a process do not make a part.
+    """
+    shards = batch_shards(mesh)
+    places = batch_sharding(mesh).addressable_devices_indices_map((shards,))
+    rows = sorted({index[0].indices(shards)[0] for index in places.values() if index is not None})
+    first, held = rows[0], len(rows)
+    if rows != list(range(first, first + held)) or shards % held or first % held:
+        raise DeviceError(
+            f"the devices of this process hold the parts {rows} of {shards} of a batch: choose a "
+            "parallel.tensor that divides the devices of a process, or is a multiple of them"
+        )
+    return first // held, shards // held
+
+
+def global_batch(local: PyTree, mesh: Mesh, size: int, leading: int = 0) -> PyTree:
+    """Arrays of a batch of ``size`` on the devices, after ``leading`` whole axes.
+
+    Each process gives the rows of its ``process_share``, or all of them.
+    """
+    sharding = batch_sharding(mesh, leading)
+
+    def place(rows: np.ndarray) -> jax.Array:
+        shape = (*rows.shape[:leading], size, *rows.shape[leading + 1 :])
+        return jax.make_array_from_process_local_data(sharding, rows, shape)
+
+    return jax.tree.map(place, local)
+
+
+def on_all_devices(arrays: PyTree, mesh: Mesh) -> PyTree:
+    """Arrays that every process has, whole on every device."""
+    sharding = replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, x, x.shape), arrays
+    )
+
+
+def on_own_devices(tree: PyTree, mesh: Mesh) -> PyTree:
+    """The same arrays, whole on each device of this process, for what it computes by itself.
+
+    As they are, if all devices are its own. To be called in all processes.
+    """
+    if jax.process_count() == 1:
+        return tree
+    whole = jax.jit(_itself, out_shardings=replicated(mesh))(tree)
+    devices = np.asarray(jax.local_devices()).reshape(-1, 1, 1)
+    own = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.device_put(jax.device_get(whole), replicated(own))
+
+
+def _itself(tree: PyTree) -> PyTree:
+    return tree
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, P())
 
 
-def fsdp_spec(shape: tuple[int, ...], size: int, min_shard_size: int) -> P:
-    """Shards the largest axis that ``size`` devices divide; small arrays stay whole.
+def parameter_spec(
+    path: str, shape: tuple[int, ...], sizes: Mapping[str, int], min_shard_size: int
+) -> P:
+    """How a parameter is cut: one axis over ``tensor`` by rule, the largest other over ``fsdp``.
 
-    >>> fsdp_spec((3, 3, 256, 512), 8, 2**14)
-    PartitionSpec(None, None, None, 'fsdp')
+    Small parameters stay whole, and so does the axis of layers that a scan has stacked: a device
+    holds a slice of each layer, and gathers one layer at a time.
+
+    Args:
+        path: ``/``-joined.
+        shape: of the whole parameter.
+        sizes: of the axes of the mesh.
+        min_shard_size: elements of a layer from which on it is cut.
+
+    >>> sizes = {"data": 2, "fsdp": 2, "tensor": 2}
+    >>> parameter_spec("stage4/conv2/kernel", (3, 3, 512, 512), sizes, 2**14)
+    PartitionSpec(None, None, 'fsdp', 'tensor')
+    >>> parameter_spec("encoder/blocks/mlp1/kernel", (12, 384, 1536), sizes, 2**14)
+    PartitionSpec(None, 'fsdp', 'tensor')
     """
-    if size == 1 or np.prod(shape, dtype=np.int64) < min_shard_size:
+    layers = 1 if re.search(STACKED, path) else 0
+    layer = shape[layers:]
+    if math.prod(layer) < min_shard_size:
         return P()
-    divisible = [axis for axis, length in enumerate(shape) if length % size == 0]
-    if not divisible:
-        return P()
-    chosen = max(divisible, key=lambda axis: (shape[axis], axis))
-    return P(*["fsdp" if axis == chosen else None for axis in range(chosen + 1)])
-
-
-def state_sharding(state: PyTree, mesh: Mesh, min_shard_size: int) -> PyTree:
-    """A sharding for each leaf; optimiser state and moving averages follow from their shapes."""
-    return jax.tree.map(
-        lambda leaf: NamedSharding(mesh, fsdp_spec(leaf.shape, mesh.shape["fsdp"], min_shard_size)),
-        state,
+    axes: list[str | None] = [None] * len(layer)
+    fitting = (
+        (axis, least)
+        for pattern, count, axis, least in TENSOR_RULES
+        if len(layer) == count and re.search(pattern, path)
     )
+    axis, least = next(fitting, (None, 0))
+    if (
+        axis is not None
+        and sizes["tensor"] > 1
+        and layer[axis] >= least
+        and layer[axis] % sizes["tensor"] == 0
+    ):
+        axes[axis] = "tensor"
+    if sizes["fsdp"] > 1:
+        divisible = [
+            axis
+            for axis, length in enumerate(layer)
+            if axes[axis] is None and length % sizes["fsdp"] == 0
+        ]
+        if divisible:
+            axes[max(divisible, key=lambda axis: (layer[axis], axis))] = "fsdp"
+    while axes and axes[-1] is None:
+        axes.pop()
+    return P(*[None] * layers, *axes) if axes else P()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the arrays of a program live, and the constraints that keep XLA to it.
+
+    Attributes:
+        mesh: the devices; None is one device that computes for itself, as under ``pmap``, where
+            nothing is constrained.
+        min_shard_size: see ``Parallel``.
+    """
+
+    mesh: Mesh | None
+    min_shard_size: int = 2**14
+
+    def state(self, state: State) -> State:
+        """A sharding for each leaf.
+
+        Moments and moving averages are laid out as the parameter whose path theirs ends in, and
+        whole if they have another shape; other arrays go by the rules for their own path.
+        """
+        mesh = self._mesh
+        shapes = {path: leaf.shape for path, leaf in flatten(state.params).items()}
+
+        def sharding(path: Any, leaf: Any) -> NamedSharding:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            owner = next((end for end in _endings(name) if end in shapes), None)
+            if owner is not None and shapes[owner] != leaf.shape:
+                return replicated(mesh)
+            return NamedSharding(mesh, self._spec(owner or name, leaf.shape))
+
+        return jax.tree_util.tree_map_with_path(sharding, state)
+
+    def batch(self, batch: PyTree, leading: int = 0) -> PyTree:
+        """Keeps each image on its device, after ``leading`` whole axes."""
+        if self.mesh is None:
+            return batch
+        return jax.lax.with_sharding_constraint(batch, batch_sharding(self.mesh, leading))
+
+    def gradients(self, gradients: PyTree) -> PyTree:
+        """Keeps gradients, by path, as their parameters are: they are summed where they are used.
+
+        Without it XLA may sum each gradient whole on every device.
+        """
+        if self.mesh is None:
+            return gradients
+        mesh = self.mesh
+        constrained = {
+            path: jax.lax.with_sharding_constraint(
+                leaf, NamedSharding(mesh, self._spec(path, leaf.shape))
+            )
+            for path, leaf in flatten(gradients).items()
+        }
+        return unflatten(constrained)
+
+    @contextmanager
+    def activations(self, batch: Mapping[str, Any]) -> Iterator[None]:
+        """Keeps what any module gives for a batch on the devices that its images are on.
+
+        That is what has as many rows as there are images, or a multiple, such as views of them.
+
+        XLA would otherwise spread activations as the parameters are, and gather the batch: of
+        ViT-L/16 on 256 chips, 471 GB a chip.
+        """
+        mesh = self.mesh
+        if mesh is None or batch_shards(mesh) == 1:
+            yield
+            return
+        images = len(next(iter(batch.values())))
+
+        def constrain(x: Any) -> Any:
+            floats = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating)
+            if not floats or x.ndim < 2 or len(x) % images:
+                return x
+            # Features stay as XLA and the kernels have them: cut by heads or channels.
+            spec = P(BATCH_AXES, *[P.UNCONSTRAINED] * (x.ndim - 1))
+            return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+        def intercept(method: Callable[..., Any], args: Any, options: Any, context: Any) -> Any:
+            return jax.tree.map(constrain, method(*args, **options))
+
+        with nn.intercept_methods(intercept):
+            yield
+
+    @property
+    def _mesh(self) -> Mesh:
+        assert self.mesh is not None, "a state is laid out on a mesh"
+        return self.mesh
+
+    def _spec(self, path: str, shape: tuple[int, ...]) -> P:
+        return parameter_spec(path, shape, self._mesh.shape, self.min_shard_size)
+
+
+def _endings(path: str) -> Iterator[str]:
+    """``a/b/c``, ``b/c``, ``c``."""
+    names = path.split("/")
+    return ("/".join(names[start:]) for start in range(len(names)))
 
 
 def beside(tree: PyTree, batch: PyTree) -> PyTree:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Key, PyTree
 
 from metrics.state import Mean, Metric
 from train.optim import Optimizer, Schedule
+from train.sharding import Layout
 from train.state import (
     State,
     ema_decay_at,
@@ -80,10 +81,10 @@ def make_step(
     trainers: Sequence[Trainer],
     *,
     prepare: Callable[[Key[Array, ""], Batch], Batch],
+    layout: Layout,
     ema_decay: float | None = None,
     accumulate: int = 1,
     axis_name: str | None = None,
-    shard_parts: Callable[[Batch], Batch] = lambda batch: batch,
     unroll_turns: bool = False,
 ) -> Step:
     """The training step ``(state, batch) -> (state, metrics)``.
@@ -94,35 +95,42 @@ def make_step(
     Args:
         trainers: who is trained, and how.
         prepare: augmentation and scaling, ``(key, batch) -> batch``.
+        layout: where batches, activations and gradients live.
         ema_decay: decay of the moving average, or None.
         accumulate: microbatches that the batch of a turn is cut into; gradients are averaged over
             them, each with the weight that its loss has (see ``train.tasks.task.Aux``).
         axis_name: under pmap, the axis to average over.
-        shard_parts: sharding constraint for ``[parts, batch / parts, …]``.
         unroll_turns: write the turns of a player out one after the other; on a CPU, convolutions
             are slower inside a loop.
     """
 
+    def own(key: Array) -> Array:
+        """A key that no other mapped device has: they draw as so many microbatches would."""
+        if axis_name is None:
+            return key
+        return jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+
     def cut(batch: Batch, parts: int) -> Batch:
         # Every parts-th image goes to one part: then each device cuts up its own slice.
-        return shard_parts(
-            jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
-        )
+        stacked = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+        return layout.batch(stacked, leading=1)
 
     def turn(
         trainer: Trainer, others: PyTree, carry: Carry, batch: Batch, key: Array, taken: Array
     ) -> tuple[Carry, Metrics]:
         """One update of one player."""
-        own, mutable, opt_state = carry
-        trained, frozen = split_frozen(own, trainer.optimizer.freeze)
+        mine, mutable, opt_state = carry
+        trained, frozen = split_frozen(mine, trainer.optimizer.freeze)
         fixed = join_frozen(frozen, others)
 
         def gradients(mutable: PyTree, batch: Batch, key: Array):
             """Gradients and what they count for in a mean with those of other images."""
+            key = own(key)
 
             def loss(trained: PyTree):
                 params = join_frozen(trained, fixed)
-                value, aux = trainer.player.loss(params, mutable, batch, key, taken)
+                with layout.activations(batch):
+                    value, aux = trainer.player.loss(params, mutable, batch, key, taken)
                 weight = jnp.asarray(aux.weight, jnp.float32)
                 if axis_name is not None:
                     # Before the gradient: batch norm takes it from one device's loss to all images.
@@ -131,7 +139,7 @@ def make_step(
                 return value, (weight, aux)
 
             grads, (weight, aux) = jax.grad(loss, has_aux=True)(trained)
-            return grads, weight, aux.mutable, aux.metrics
+            return layout.gradients(grads), weight, aux.mutable, aux.metrics
 
         def accumulated(mutable: PyTree, batch: Batch, key: Array):
             def body(carry: tuple[PyTree, Array, PyTree], item: tuple[Batch, Array]):
@@ -202,16 +210,13 @@ def make_step(
         return replace(state, params=params, mutable=mutable, opt_state=opt_state), metrics
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        key = state.key
-        if axis_name is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-        batch = prepare(stream(key, state.step, "augment"), batch)
+        batch = layout.batch(prepare(own(stream(state.key, state.step, "augment")), batch))
         most = max(trainer.player.turns for trainer in trainers)
         parts = cut(batch, most) if most > 1 else {}
         last = jax.tree.map(lambda x: x[-1], parts) if most > 1 else batch
         metrics: Metrics = {}
         for trainer in trainers:
-            drawn = stream(key, state.step, trainer.player.name or "loss")
+            drawn = stream(state.key, state.step, trainer.player.name or "loss")
             state, found = play(trainer, state, last, parts, drawn)
             metrics |= found
         ema = state.ema

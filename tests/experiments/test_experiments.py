@@ -122,7 +122,7 @@ def test_smoke_runs_to_its_end(name, tmp_path, monkeypatch, capfd):
     assert read("config.json") == resolve(experiment)
     assert read("arm.json") == {"experiment": name, "arm": "arm", "seed": 3}
     assert read("env.json").keys() == {
-        "commit", "dirty", "versions", "python", "devices", "hardware", "command",
+        "commit", "dirty", "versions", "python", "devices", "processes", "hardware", "command",
     }  # fmt: skip
     summary = read("summary.json")
     assert summary == outcome.metrics

@@ -1,6 +1,6 @@
-"""Run by test_loop in a process of its own: trains, and comes to harm at a given step.
+"""Run by tests in a process of its own: trains, and comes to harm after so many dispatches.
 
-python -m tests.train.killed DIRECTORY STEP kill|disk-full
+python -m tests.train.killed DIRECTORY DISPATCHES kill|disk-full [DEVICES [path=value …]]
 """
 
 import os
@@ -13,9 +13,9 @@ from pathlib import Path
 import jax
 
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_num_cpu_devices", int(sys.argv[4]) if len(sys.argv) > 4 else 8)
 
-from experiments.config import override, resolve  # noqa: E402
+from experiments.config import override, parse_all, resolve  # noqa: E402
 from tests.train.conftest import make_tiny  # noqa: E402
 from train.loop import fit  # noqa: E402
 
@@ -23,7 +23,8 @@ from train.loop import fit  # noqa: E402
 def main() -> None:
     """Trains the tiny experiment of the tests."""
     directory, step, harm = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    experiment = override(make_tiny(), {"parallel.data": 1, "loop.log_every": "1 step"})
+    changes = {"parallel.data": 1, "loop.log_every": "1 step"} | parse_all(sys.argv[5:])
+    experiment = override(make_tiny(), changes)
     dispatched = 0
 
     def stop() -> bool:

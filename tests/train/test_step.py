@@ -18,7 +18,6 @@ from train.experiment import Experiment
 from train.feed import Feed
 from train.loop import open_training
 from train.program import Program, build
-from train.sharding import fsdp_spec
 from train.state import State
 from train.tasks.classify import Classify
 from train.tasks.task import SettingError
@@ -98,17 +97,6 @@ def test_the_pmap_test_would_notice_statistics_of_one_replica(
     experiment = override(tiny_one_device, {"parallel.data": 8, "loop.strategy": "pmap"})
     losses = run(experiment)[1]["loss"]
     assert not np.allclose(losses, reference[1]["loss"], rtol=1e-3)
-
-
-def test_fsdp_holds_an_eighth_of_what_it_shards(tiny_one_device: Experiment):
-    layout = {"parallel.data": 1, "parallel.fsdp": 8, "parallel.min_shard_size": 8}
-    state = lay_out(override(tiny_one_device, layout))[1].init()  # born sharded
-    sharded = 0
-    for leaf in jax.tree.leaves((state.params, state.opt_state, state.ema)):
-        expected = 8 if fsdp_spec(leaf.shape, 8, 8) != jax.sharding.PartitionSpec() else 1
-        assert leaf.addressable_shards[0].data.size * expected == leaf.size
-        sharded += expected > 1
-    assert sharded > 10
 
 
 def without_batch_norm(experiment: Experiment) -> Experiment:
@@ -205,6 +193,7 @@ def test_l2_is_a_named_term_of_the_loss(tiny_one_device: Experiment):
     [
         ({"loop.strategy": "pmap", "loop.steps_per_dispatch": 2}, "loop.steps_per_dispatch=1"),
         ({"loop.strategy": "pmap", "parallel.fsdp": 2}, "parallel.fsdp=1"),
+        ({"loop.strategy": "pmap", "parallel.tensor": 2}, "parallel.tensor=1"),
         ({"loop.accumulate": 0}, "at least 1"),
         ({"optimizer.reference_batch": 0}, "optimizer.reference_batch is at least 1"),
         ({"loop.ema_decay": 1.0}, "loop.ema_decay=1.0"),

@@ -1,0 +1,319 @@
+"""Several processes are one run: its numbers, its files, and its end when one of them is gone."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.arguments import make_parser
+from experiments.classification import digits_lenet
+from experiments.cli import COMMANDS
+from experiments.config import ConfigError, override, parse_all, resolve
+from experiments.runtime import given
+from tests.train.conftest import assert_trees_close, assert_trees_equal
+from tests.train.test_step import lay_out
+from train.checkpoint import Checkpoints
+from train.experiment import Experiment
+from train.logging import read_lines
+from train.loop import fit
+from train.state import State
+
+HOUSE = Path(__file__).parents[2]
+STEPS = 80
+# 1,437 images in batches of 16, 360 in batches of 37: nothing divides. A small learning rate, so
+# that rounding does not grow.
+OVERRIDES = [
+    *("data.batch=16", "data.eval_batch=37", "data.augment=()", "optimizer.learning_rate=1e-4"),
+    *("loop.log_every=1 step", "loop.previews=4", f"loop.duration={STEPS} steps"),
+    *(f"loop.evaluate_every={STEPS} steps", "loop.checkpoint_every=10 steps", "seed=3"),
+]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@dataclass
+class Company:
+    """Processes of one run, each with CPU devices of its own."""
+
+    workdir: Path
+    arguments: Sequence[str] = ("digits_lenet", *OVERRIDES)
+    members: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(
+        self, count: int, devices: int, *, timeout: int = 60, own: Sequence[str] = ()
+    ) -> None:
+        """``own`` are more arguments of each."""
+        port = free_port()
+        for index in range(count):
+            self.start_one(port, count, index, devices, timeout, own[index : index + 1])
+
+    def start_one(
+        self, port: int, count: int, index: int, devices: int, timeout: int, own: Sequence[str] = ()
+    ) -> None:
+        command = [
+            *(sys.executable, "-m", "experiments", "run", *self.arguments, "--quiet"),
+            *("--devices", str(devices), "--workdir", str(self.workdir), *own),
+        ]
+        if count > 1:
+            command += ["--coordinator", f"127.0.0.1:{port}", "--timeout", str(timeout)]
+            command += ["--processes", str(count), "--process", str(index)]
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(self.workdir.parent / "compiled"),
+        }
+        self.members.append(
+            subprocess.Popen(
+                command,
+                cwd=HOUSE,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+
+    def end(self, within: float = 240.0) -> list[tuple[int, str, str]]:
+        """Code, output and errors of each, once all have ended."""
+        ended = []
+        for member in self.members:
+            output, errors = member.communicate(timeout=within)
+            ended.append((member.returncode, output, errors))
+        self.members.clear()
+        return ended
+
+    @property
+    def directory(self) -> Path:
+        (directory,) = (self.workdir / self.arguments[0]).iterdir()
+        return directory
+
+    def wait_for_step(self, step: int) -> None:
+        while not any(
+            line["step"] >= step
+            for file in self.workdir.glob("*/*/metrics.jsonl")
+            for line in read_lines(file)
+        ):
+            assert all(member.poll() is None for member in self.members), self.end()
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def company(tmp_path: Path) -> Iterator[Company]:
+    made = Company(tmp_path / "runs")
+    yield made
+    for member in made.members:
+        member.kill()
+        member.communicate()
+
+
+@pytest.fixture(scope="module")
+def experiment() -> Experiment:
+    return override(digits_lenet.config(), parse_all(OVERRIDES))
+
+
+@pytest.fixture(scope="module")
+def alone(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run by one process with four devices."""
+    directory = tmp_path_factory.mktemp("alone")
+    fit(override(experiment, {"parallel.data": 4}), directory, config={}, progress=False)
+    return directory
+
+
+def final_state(directory: Path, experiment: Experiment, config: dict[str, Any]) -> State:
+    abstract = lay_out(override(experiment, {"parallel.data": 1}))[1].state
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == STEPS
+        return checkpoints.restore(abstract, config)[0]
+
+
+def numbers(directory: Path) -> list[dict[str, float]]:
+    """The log without what depends on the clock."""
+    times = ("second", "utilization")
+    return [
+        {name: value for name, value in line.items() if not any(t in name for t in times)}
+        for line in read_lines(directory / "metrics.jsonl")
+    ]
+
+
+def assert_same_numbers(one: Path, other: Path) -> None:
+    for a, b in zip(numbers(one), numbers(other), strict=True):
+        assert a.keys() == b.keys()
+        np.testing.assert_allclose([a[n] for n in a], [b[n] for n in a], rtol=2e-4, atol=1e-6)
+
+
+def test_two_processes_are_one_and_a_killed_one_stops_both_and_they_go_on_bit_for_bit(
+    company: Company, alone: Path, experiment: Experiment
+):
+    """Streamed by shares, where the one process has the set on its devices."""
+    config = resolve(experiment)
+    company.start(2, 2)
+    company.wait_for_step(12)  # past the checkpoint of step 10
+    killed = time.monotonic()
+    company.members[1].kill()
+    (code, _, errors), _ = company.end()
+    assert time.monotonic() - killed < 30
+    assert code != 0
+    assert "opsin: process 1 of 2 has died, and so process 0 stops: start all of them" in errors
+    assert not (company.directory / "DONE").exists()
+
+    company.start(2, 2)
+    first, second = company.end()
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    assert first[1].splitlines()[-1] == str(company.directory)
+    assert second[1].replace("[Gloo]", "").count("opsin") == 0  # one speaks for both
+    assert json.loads((company.directory / "env.json").read_text())["processes"] == 2
+    assert (company.directory / "DONE").exists()
+    resumed = final_state(company.directory, experiment, config)
+
+    straight = Company(company.workdir.parent / "straight")
+    straight.start(2, 2)
+    assert [code for code, *_ in straight.end()] == [0, 0]
+    assert_trees_equal(final_state(straight.directory, experiment, config), resumed)
+    assert numbers(company.directory) == numbers(straight.directory)  # no line twice
+
+    one = final_state(alone, experiment, {})
+    assert_trees_close(resumed.params, one.params, rtol=1e-4, atol=1e-6)
+    assert_same_numbers(company.directory, alone)
+    summary = json.loads((company.directory / "summary.json").read_text())
+    assert summary["steps"] == STEPS
+
+
+def test_processes_that_were_started_differently_name_both(company: Company):
+    company.start(2, 1, own=["data.batch=32", "data.batch=64"])
+    for code, _, errors in company.end():
+        assert code == 2
+        assert (
+            "opsin: processes 0 and 1 were started differently: data.batch is 32 in process 0 and "
+            "64 in process 1"
+        ) in errors
+    assert not company.workdir.exists()  # nothing was written before
+
+
+def test_a_port_that_is_taken_is_one_line(company: Company):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        company.start_one(port, 2, 0, 1, 5)
+        ((code, _, errors),) = company.end()
+    assert code == 2
+    assert f"opsin: process 0 cannot listen at 127.0.0.1:{port} (port {port} is taken)" in errors
+    assert "Traceback" not in errors
+
+
+def test_where_processes_come_from(monkeypatch: pytest.MonkeyPatch):
+    for name in ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    assert given(None, 1, None) is None
+    assert given("10.0.0.1:7777", 4, 3) == ("10.0.0.1:7777", 4, 3)
+    assert given(None, None, None) == (None, None, None)  # --processes auto
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "here")
+    assert given(None, 1, None) is None
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "here,there")
+    assert given(None, 1, None) == (None, None, None)
+    monkeypatch.delenv("TPU_WORKER_HOSTNAMES")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert given(None, 1, None) is None  # not by srun
+    monkeypatch.setenv("SLURM_PROCID", "2")
+    assert given(None, 1, None) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        (("here:1", 2, None), "go together"),
+        ((None, 2, 1), "go together"),
+        (("here:1", None, 1), "go together"),
+        (("here:1", 2, 2), "--process 2 is not one of 2"),
+    ],
+)
+def test_half_of_what_it_takes_is_refused(asked, text: str):
+    with pytest.raises(ConfigError, match=text):
+        given(*asked)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--coordinator", "here"], "'here' is not HOST:PORT"),
+        (["--coordinator", "here:99999"], "is not HOST:PORT"),
+        (["--processes", "some"], "'some' is not a whole number"),
+        (["--process", "-1"], "expected one argument"),
+        (["--timeout", "0"], "'0' is not a number of seconds"),
+    ],
+)
+def test_flags_are_read_strictly(capsys, flags, text: str):
+    with pytest.raises(SystemExit, match="2"):
+        make_parser(COMMANDS).parse_args(["run", "digits_lenet", *flags])
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_four_processes_save_once_on_sigterm_and_two_go_on(
+    company: Company, alone: Path, experiment: Experiment
+):
+    company.start(4, 1)
+    company.wait_for_step(5)
+    company.members[2].send_signal(signal.SIGTERM)  # any of them
+    ended = company.end()
+    assert [code for code, *_ in ended] == [0, 0, 0, 0]
+    saved = max(int(path.name) for path in (company.directory / "checkpoints").glob("[0-9]*"))
+    assert 5 <= saved < STEPS
+    assert f"stopped at step {saved}, saved" in ended[0][1]
+
+    company.start(2, 2)
+    assert [code for code, *_ in company.end()] == [0, 0]
+    found = final_state(company.directory, experiment, resolve(experiment))
+    one = final_state(alone, experiment, {})
+    assert_trees_close(found.params, one.params, rtol=1e-4, atol=1e-6)
+    assert_same_numbers(company.directory, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_whoever_falls_silent_stops_all_within_the_time_out(company: Company, victim: int):
+    """Stopped, not dead: its connections stay open."""
+    company.start(3, 1, timeout=12, own=["data.batch=48"] * 3)
+    company.wait_for_step(3)
+    silent = company.members.pop(victim)
+    silent.send_signal(signal.SIGSTOP)
+    try:
+        for code, _, errors in company.end(within=60):
+            assert code != 0
+            assert f"process {victim} of 3 has been silent for 12 s" in errors
+    finally:
+        silent.kill()
+        silent.communicate()
+
+
+@pytest.mark.slow
+def test_a_process_that_never_comes_is_told_of(company: Company):
+    company.start_one(free_port(), 2, 0, 1, 5)
+    ((code, _, errors),) = company.end()
+    assert code != 0
+    assert "process 0 of 2 met no full company" in errors
+
+
+@pytest.mark.slow
+def test_what_is_measured_in_the_end_is_that_of_one_process(tmp_path: Path):
+    """The likelihood of a variational autoencoder, which each process computes by itself."""
+    found = []
+    for count in (1, 2):
+        company = Company(tmp_path / str(count), ("mnist_vae", "--smoke"))
+        company.start(count, 4 // count)
+        assert [code for code, *_ in company.end()] == [0] * count
+        found.append(json.loads((company.directory / "summary.json").read_text()))
+    final = [name for name in found[0] if name.endswith("/nll")]
+    assert final
+    for name in final:
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-4)
