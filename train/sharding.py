@@ -100,9 +100,9 @@ def _mesh_shape(parallel: Parallel, devices: int) -> tuple[int, ...]:
     asked = " x ".join(str(size) for size in sizes.values() if size != -1)
     taken = math.prod(size for size in sizes.values() if size != -1)
     if left and devices % taken:
+        named = " x ".join(f"parallel.{a}={n}" for a, n in sizes.items() if n not in (-1, 1))
         raise DeviceError(
-            f"parallel asks for {asked} devices along its axes, which does not divide the "
-            f"{devices} devices here: choose sizes that do"
+            f"{named} does not divide the {devices} devices here: choose sizes that do"
         )
     if taken > devices:
         raise DeviceError(

@@ -294,7 +294,7 @@ def folder_of_images(root: Path, classes: int = 2, count: int = 3) -> Path:
         ("run tiny loop.log_every=1.5steps", "duration '1.5steps': write"),
         ("run tiny optimizer.warmup=0.5_steps", "duration '0.5 steps': steps are whole"),
         ("run tiny data.batch=20", "data.batch=20 does not divide by 8 devices: try data.batch=16"),
-        ("run tiny parallel.data=64", "64 x 1 = 64 devices, there are 8: lower parallel.data"),
+        ("run tiny parallel.data=64", "64 x 1 x 1 = 64 devices, there are 8: lower parallel.data"),
         ("run tiny parallel.fsdp=3", "parallel.fsdp=3 does not divide the 8 devices here"),
         ("run tiny loop.ema_decay=2", "loop.ema_decay=2.0 is not in [0, 1)"),
         ("run tiny loop.strategy=xmap", "loop.strategy takes Literal['jit', 'pmap'], not 'xmap'"),

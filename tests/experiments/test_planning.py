@@ -1,7 +1,7 @@
 """From the command to the files: what is printed and written, the sweep, and the way out."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,13 @@ RECIPES = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Stub:
+    """As much of a device as a mesh asks for."""
+
+    process_index: int = 0
+
+
 def small() -> Experiment:
     """Its model would compile in a moment, if anything here compiled it."""
     model = ViT(depth=1, width=8, mlp_width=8, heads=1, patch=4, num_classes=10)
@@ -38,7 +45,7 @@ def stand_in(experiment: Experiment, examples: Any, topology: Topology, **option
     """A plan by a formula: 64 GiB of state and an eighth of a GiB an image, both in slices."""
     parallel = experiment.parallel
     # The mesh is that of sixteen chips, which raises for what does not multiply.
-    mesh = make_mesh(parallel, [None] * topology.size)
+    mesh = make_mesh(parallel, [Stub()] * topology.size)
     shape, chips = dict(mesh.shape), topology.size
     batch, parts = experiment.data.batch, experiment.loop.accumulate
     check_batch(batch, mesh, parts)
