@@ -10,7 +10,6 @@ histogram of colours, by which they are told from others without a look at what 
 
 from collections.abc import Iterator
 
-from data.augment import gaussian_blur
 from data.geometry import random_flip
 from experiments.representation.cifar10_simclr import (
     COLOR,
@@ -28,7 +27,6 @@ ARMS = {
     "flip": (random_flip,),
     "colour": (random_flip, COLOR),
     "crop": (CROP, random_flip),
-    "crop + blur": (CROP, random_flip, gaussian_blur),
     "crop + colour": (CROP, random_flip, COLOR),
 }
 
