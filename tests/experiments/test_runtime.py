@@ -81,7 +81,7 @@ def test_what_is_asked_for_wins_over_the_users_variables(environment, runtime, e
     }
     before = dict(environment)
     set_up(runtime)
-    assert {name: environment[name] for name in before} == before | expected
+    assert {name: environment[name] for name in before | expected} == before | expected
 
 
 def test_devices_are_faked_on_the_cpu_only(environment):
