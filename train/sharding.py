@@ -134,24 +134,31 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, P(*[None] * leading, BATCH_AXES))
 
 
-def process_share(mesh: Mesh) -> tuple[int, int]:
-    """Which part of each global batch this process reads, of how many.
+def process_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+    """Which part of each global batch a process reads, by default this one, and of how many.
 
     Processes whose devices share the work on the same images read the same part.
 
     Raises:
-        DeviceError: if the devices of a process do not make a part.
+        DeviceError: if the devices of the process do not make a part.
     """
+    process = jax.process_index() if process is None else process
     shards = batch_shards(mesh)
-    places = batch_sharding(mesh).addressable_devices_indices_map((shards,))
-    rows = sorted({index[0].indices(shards)[0] for index in places.values() if index is not None})
-    first, held = rows[0], len(rows)
-    if rows != list(range(first, first + held)) or shards % held or first % held:
+    held = [
+        shard
+        for shard, devices in enumerate(mesh.devices.reshape(shards, -1))
+        if any(device.process_index == process for device in devices)
+    ]
+    if (
+        held != list(range(held[0], held[0] + len(held)))
+        or shards % len(held)
+        or held[0] % len(held)
+    ):
         raise DeviceError(
-            f"the devices of this process hold the parts {rows} of {shards} of a batch: choose a "
-            "parallel.tensor that divides the devices of a process, or is a multiple of them"
+            f"devices of process {process} hold the parts {held} of {shards} of a batch: choose "
+            "a parallel.tensor that divides the devices of a process, or is a multiple of them"
         )
-    return first // held, shards // held
+    return held[0] // len(held), shards // len(held)
 
 
 def global_batch(local: PyTree, mesh: Mesh, size: int, leading: int = 0) -> PyTree:

@@ -31,7 +31,15 @@ from tests.train.conftest import assert_trees_close, make_tiny
 from tests.train.test_step import lay_out, run
 from train.experiment import Experiment
 from train.paths import flatten
-from train.sharding import DeviceError, Layout, Parallel, check_batch, make_mesh, parameter_spec
+from train.sharding import (
+    DeviceError,
+    Layout,
+    Parallel,
+    check_batch,
+    make_mesh,
+    parameter_spec,
+    process_share,
+)
 from train.state import State
 from train.tasks.classify import Classify
 
@@ -240,6 +248,36 @@ def test_activations_stay_with_their_images():
 def test_impossible_meshes_name_the_field(parallel: Parallel, text: str):
     with pytest.raises(DeviceError, match=text):
         make_mesh(parallel, jax.devices())
+
+
+def grid(shape: tuple[int, int, int], processes: int) -> Any:
+    """A mesh of devices that are shared out to processes in order."""
+    count = int(np.prod(shape))
+    devices = [SimpleNamespace(process_index=n * processes // count) for n in range(count)]
+    return SimpleNamespace(
+        shape=dict(zip(CUBE, shape, strict=True)), devices=np.array(devices).reshape(shape)
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "shares"),
+    [
+        ((8, 1, 1), [(0, 2), (1, 2)]),
+        ((1, 8, 1), [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ((2, 2, 2), [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ((1, 1, 8), [(0, 1), (0, 1)]),  # all work on the same images
+        ((2, 1, 4), [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ((4, 1, 1), [(0, 1)]),
+    ],
+)
+def test_processes_read_what_their_devices_work_on(shape, shares):
+    mesh = grid(shape, len(shares))
+    assert [process_share(mesh, process) for process in range(len(shares))] == shares
+
+
+def test_devices_that_make_no_part_of_a_batch_are_named():
+    with pytest.raises(DeviceError, match=r"process 1 hold the parts \[1, 2\] of 4"):
+        process_share(grid((4, 1, 3), 3), 1)
 
 
 def test_a_process_without_devices_is_named():
