@@ -34,7 +34,7 @@ from experiments.table import Arm
 from losses.classification import cross_entropy_loss, focal_loss
 from losses.likelihoods import Bernoulli, Gaussian
 from models.classification.lenet import LeNet5
-from models.classification.resnet import BottleneckBlock, ResNet18Cifar, cifar_resnet
+from models.classification.resnet import BasicBlock, BottleneckBlock, ResNet18Cifar, cifar_resnet
 from models.layers import batch_norm
 from ops.diffusion_samplers import Ancestral, DpmSolver2M
 from train.experiment import Data, Experiment
@@ -380,10 +380,30 @@ def test_resolve_is_json_and_contains_every_path(name):
     resolved = json.loads(json.dumps(resolve(experiment), allow_nan=False))
     assert resolved == resolve(experiment)
     for path in (path for path in paths(experiment) if not path.endswith(REQUIRED)):
-        node = resolved
+        node, owner = resolved, experiment
         for part in path.split("."):
+            if isinstance(node, dict) and part not in node:
+                (field,) = (f for f in dataclasses.fields(owner) if f.name == part)
+                assert field.metadata == {"later": True}
+                assert getattr(owner, part) == field.default
+                break
             node = node[int(part)] if isinstance(node, list) else node[part]
+            owner = value_at(owner, part)
     assert "._" not in json.dumps(resolved)  # names that another version of a library knows too
+
+
+@dataclasses.dataclass(frozen=True)
+class Later(Optimizer):
+    """An optimiser with one option more than when runs were recorded."""
+
+    new: int = dataclasses.field(default=3, metadata={"later": True})
+
+
+def test_a_field_that_came_later_leaves_the_ids_of_recorded_runs_alone():
+    assert "new" not in resolve(Later())
+    assert "reference_batch" not in resolve(Optimizer())
+    assert resolve(Later(new=4))["new"] == 4
+    assert resolve(Optimizer(reference_batch=256))["reference_batch"] == 256
 
 
 def test_resolve_in_full():
@@ -472,7 +492,8 @@ def different(value: Any) -> list[Any]:
         case tuple() if not value:
             return [("x",), (1,), (("x", 0.5),), (("x", (1,)),), (another,)]
         case type():
-            return [jnp.bfloat16, BottleneckBlock]
+            kinds = (jnp.bfloat16, jnp.float32, BottleneckBlock, BasicBlock)
+            return [kind for kind in kinds if kind is not value]
         case Bernoulli():
             return [Gaussian()]
         case DpmSolver2M():

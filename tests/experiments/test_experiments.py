@@ -21,6 +21,7 @@ from experiments.sweep import expand
 from experiments.table import Report
 from train.paths import flatten
 from train.tasks.classify import Classify
+from train.tasks.contrast import Contrast
 from train.tasks.segment import Segment
 
 HOUSE = Path(__file__).parents[2]
@@ -137,7 +138,8 @@ def test_smoke_runs_to_its_end(name, tmp_path, monkeypatch, capfd):
     assert not supervised or expected <= logged.keys()
     assert any(key.startswith("train/") and "loss" in key for key in logged)
     assert all(np.isfinite(value) for value in logged.values())
-    planned = {"test/accuracy"} if supervised else {"test/loss"}
+    unlabelled = "alignment" if isinstance(experiment.task, Contrast) else "loss"
+    planned = {"test/accuracy" if supervised else f"test/{unlabelled}"}
     promised = set(module.TABLE.metrics) if hasattr(module, "TABLE") else planned
     assert promised <= summary.keys()
     assert {name for name in promised if "/" in name} <= logged.keys()
