@@ -3,9 +3,9 @@
 Chen et al., 2020, arXiv:2002.05709, section 2.2 and appendix B: LARS at 0.3 for 256 images, linear
 in the batch, ten epochs of warm-up and half a cosine, weight decay of 1e-6 that leaves biases and
 norms alone, as does the trust ratio; the head has two layers and 128 outputs, τ = 0.1, and the
-negatives of a view are the 8,190 views of all other images on all devices. It trains for 100 of their
-epochs, as most ablations; after 1,000 a linear classifier of its features has 69.3 %. Crops are of
-squares of 256 pixels that the host cuts out. Compute is bfloat16.
+negatives of a view are the 8,190 views of all other images on all devices. It trains for 100
+epochs, as most of their ablations; after 1,000 a linear classifier of its features has 69.3 %.
+Crops are of squares of 256 pixels that the host cuts out. Compute is bfloat16.
 
 Not run: there is no accelerator here. `results/plans` says what 64 chips would take.
 

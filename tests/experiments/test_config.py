@@ -482,6 +482,7 @@ def different(value: Any) -> list[Any]:
                 ("time", "noise"),
                 ("small", "large"),
                 ("features", "head"),
+                ("cls", "gap"),
             )
             others = [b if value == a else a for a, b in pairs if value in (a, b)]
             return others or [value + "x"]
