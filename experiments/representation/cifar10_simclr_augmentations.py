@@ -36,6 +36,7 @@ TABLE = Table(
     title="Augmentations of SimCLR, each with flips, CIFAR-10 at 16x16 in small",
     metrics={"test/linear_accuracy": ".2%", "test/knn_accuracy": ".2%"},
     details={"test/alignment": ".3f", "test/uniformity": ".2f", "test/embedding_rank": ".1f"},
+    lower_is_better=("test/alignment", "test/uniformity"),
     baseline="crop + colour",
     seeds=3,
 )
