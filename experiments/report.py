@@ -96,7 +96,11 @@ def readme_table(reports: Iterable[Report], results: Path) -> str:
             arm: estimate(list(_values(rows, report, arm, metric).values())) for arm in report.arms
         }
         sign = -1 if metric in table.lower_is_better else 1
-        means = {arm: sign * x.mean for arm, x in found.items() if x.mean is not None}
+        means = {
+            arm: sign * x.mean
+            for arm, x in found.items()
+            if x.mean is not None and arm not in table.references
+        }
         ranked = sorted(means, key=lambda arm: means[arm], reverse=True)
         best = ranked[0] if ranked else report.arms[0]
         second = ranked[1] if len(ranked) > 1 else None

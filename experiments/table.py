@@ -65,6 +65,8 @@ class Table:
         lower_is_better: the metrics of which less is better.
         baseline: the arm that all others are compared to, or arm -> the arm that it is compared
             to, or None for no comparison.
+        references: arms that others are read against, such as an upper bound: in the table, but not
+            among those of which the README names the best.
         paper: (arm, metric) -> the published figure and its source. It is shown, never used.
         seeds: how many seeds are planned; they are 0 … seeds - 1.
         lines: None draws the arms below each other; arm -> (line, x) draws curves over x, which is
@@ -80,6 +82,7 @@ class Table:
     failed_as: Mapping[str, float] = field(default_factory=dict)
     lower_is_better: Sequence[str] = ()
     baseline: str | Mapping[str, str] | None = None
+    references: Sequence[str] = ()
     paper: Mapping[tuple[str, str], str] = field(default_factory=dict)
     seeds: int = 3
     lines: Mapping[str, tuple[str, float | str]] | None = None
@@ -134,7 +137,7 @@ class Report:
                 f"TABLE of {self.name} uses {unknown[0]!r}, which is not among its metrics: "
                 + ", ".join(table.metrics)
             )
-        named = {arm for arm, _ in table.paper} | set(table.lines or ())
+        named = {arm for arm, _ in table.paper} | {*table.references, *(table.lines or ())}
         if isinstance(table.baseline, Mapping):
             named |= {*table.baseline, *table.baseline.values()}
         elif table.baseline is not None:

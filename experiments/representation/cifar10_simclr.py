@@ -64,6 +64,7 @@ TABLE = Table(
         "test/sgd_accuracy": ".2%",
     },
     details={"test/feature_rank": ".1f", "test/feature_std": ".3f"},
+    references=("random", "pixels", "supervised"),
     baseline="random",
     paper={
         ("simclr", "test/linear_accuracy"): "94.0 (Chen et al., 2020, B.9; ResNet-50, batch 1024)",

@@ -44,6 +44,7 @@ TABLE = Table(
         "test/feature_rank": ".1f",
         "test/feature_rank_head": ".1f",
     },
+    references=("random", "supervised"),
     baseline="mlp",
     seeds=3,
 )

@@ -46,6 +46,7 @@ TABLE = Table(
     metrics={"test/linear_accuracy": ".2%", "test/knn_accuracy": ".2%"},
     details={"test/alignment": ".3f", "test/uniformity": ".2f", "test/embedding_rank": ".1f"},
     lower_is_better=("test/alignment", "test/uniformity"),
+    references=("random", "supervised"),
     baseline="0.5@64",
     seeds=3,
 )

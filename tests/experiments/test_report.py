@@ -345,6 +345,11 @@ def test_readme_table_has_a_line_for_each_experiment(rows, tmp_path):
     lower = dataclasses.replace(lower, metrics={"test/accuracy": ".2%", "test/nll": ".3f"})
     (_, _, line) = readme_table([dataclasses.replace(FOCAL, table=lower)], results).splitlines()
     assert "| `cross-entropy` 92.00 ± 2.00 | `focal-1` 93.00 ± 2.00 | 3 |  |" in line
+    bound = dataclasses.replace(TABLE, references=("focal-2",))
+    (_, _, line) = readme_table([dataclasses.replace(FOCAL, table=bound)], results).splitlines()
+    assert "| `focal-1` 93.00 ± 2.00 | `cross-entropy` 92.00 ± 2.00 | 3 |" in line
+    with pytest.raises(ReportError, match="names the arm 'focal-9'"):
+        dataclasses.replace(FOCAL, table=dataclasses.replace(TABLE, references=("focal-9",)))
 
 
 def test_readme_is_updated_once_and_only_between_its_lines(tmp_path):
