@@ -483,6 +483,7 @@ def different(value: Any) -> list[Any]:
                 ("small", "large"),
                 ("features", "head"),
                 ("cls", "gap"),
+                ("learned", "sincos"),
             )
             others = [b if value == a else a for a, b in pairs if value in (a, b)]
             return others or [value + "x"]
