@@ -189,7 +189,7 @@ def fit(
                 if stopping and step < program.steps:
                     return Result(False, step, {})
             checkpoints.wait()
-            if isinstance(task, Concluding):
+            if isinstance(task, Concluding) and task.final:
                 prepare = partial(prepared, data=data)
                 numbers = _conclude(
                     task, state, program.mesh, sets, prepare, console, lambda: agreed(stop())

@@ -293,7 +293,9 @@ def test_pictures_between_latents_are_of_latents_as_long_as_those_of_training():
         np.testing.assert_allclose(rows, np.broadcast_to(wanted, rows.T.shape).T, atol=1e-5)
 
 
-def brightness(task: Any, params: Any, mutable: Any, sets: Any, track: Any) -> dict[str, float]:
+def brightness(
+    task: Any, params: Any, mutable: Any, sets: Any, prepare: Any, track: Any
+) -> dict[str, float]:
     images = sample_images(task, params, mutable, 64)
     return {"test/brightness": float(images.mean())}
 
