@@ -42,7 +42,7 @@ SMOKE: dict[str, Any] = {
     "task.model.heads": 2,
     "task.model.num_classes": 10,
     "task.model.norm": partial(group_norm, groups=8),
-    "task.process.steps": 10,
+    "task.process.steps": 50,
     "task.sampling.steps": 2,
     "task.final": (),
     "data.source": partial(synthetic, n=16, size=16),

@@ -191,12 +191,12 @@ def test_two_processes_are_one_and_a_killed_one_stops_both_and_they_go_on_bit_fo
 
 
 def test_processes_that_were_started_differently_name_both(company: Company):
-    company.start(2, 1, own=["data.batch=32", "data.batch=64"])
+    company.start(2, 1, own=["loop.accumulate=1", "loop.accumulate=2"])
     for code, _, errors in company.end():
         assert code == 2
         assert (
-            "opsin: processes 0 and 1 were started differently: data.batch is 32 in process 0 and "
-            "64 in process 1"
+            "opsin: processes 0 and 1 were started differently: loop.accumulate is 1 in process "
+            "0 and 2 in process 1"
         ) in errors
     assert not company.workdir.exists()  # nothing was written before
 
@@ -248,7 +248,7 @@ def test_half_of_what_it_takes_is_refused(asked, text: str):
         (["--coordinator", "here"], "'here' is not HOST:PORT"),
         (["--coordinator", "here:99999"], "is not HOST:PORT"),
         (["--processes", "some"], "'some' is not a whole number"),
-        (["--process", "-1"], "expected one argument"),
+        (["--process", "-1"], "'-1' is not a whole number, counted from 0"),
         (["--timeout", "0"], "'0' is not a number of seconds"),
     ],
 )
