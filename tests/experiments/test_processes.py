@@ -63,8 +63,10 @@ class Company:
     def start_one(
         self, port: int, count: int, index: int, devices: int, timeout: int, own: Sequence[str] = ()
     ) -> None:
+        changed = {text.partition("=")[0] for text in own}
+        shared = [text for text in self.arguments if text.partition("=")[0] not in changed]
         command = [
-            *(sys.executable, "-m", "experiments", "run", *self.arguments, "--quiet"),
+            *(sys.executable, "-m", "experiments", "run", *shared, "--quiet"),
             *("--devices", str(devices), "--workdir", str(self.workdir), *own),
         ]
         if count > 1:
