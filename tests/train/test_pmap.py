@@ -76,7 +76,7 @@ class Denoiser(TinyDenoiser):
         return nn.Dropout(0.5, deterministic=not train)(x).reshape(len(x), *IMAGE)
 
 
-PLAIN = Optimizer(method=partial(sgd, nesterov=False), learning_rate=0.01, schedule=constant)
+PLAIN = Optimizer(method=partial(sgd, nesterov=False), learning_rate=1e-3, schedule=constant)
 IMAGES = partial(synthetic, n=40, size=8, channels=1, classes=4)
 UNET = UNet(num_classes=2, width=4, depth=1, padding="same", dropout=0.5)
 TASKS: dict[str, tuple[Any, Any]] = {
