@@ -281,31 +281,6 @@ def test_four_processes_save_once_on_sigterm_and_two_go_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1, 2])
-def test_whoever_falls_silent_stops_all_within_the_time_out(company: Company, victim: int):
-    """Stopped, not dead: its connections stay open."""
-    company.start(4, 1, timeout=12)
-    company.wait_for_step(3)
-    silent = company.members.pop(victim)
-    silent.send_signal(signal.SIGSTOP)
-    try:
-        for code, _, errors in company.end(within=60):
-            assert code != 0
-            assert f"process {victim} of 4 has been silent for 12 s" in errors
-    finally:
-        silent.kill()
-        silent.communicate()
-
-
-@pytest.mark.slow
-def test_a_process_that_never_comes_is_told_of(company: Company):
-    company.start_one(free_port(), 2, 0, 1, 5)
-    ((code, _, errors),) = company.end()
-    assert code != 0
-    assert "process 0 of 2 met no full company" in errors
-
-
-@pytest.mark.slow
 def test_what_is_measured_in_the_end_is_that_of_one_process(tmp_path: Path):
     """The likelihood of a variational autoencoder, which each process computes by itself."""
     found = []
