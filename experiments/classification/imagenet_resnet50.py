@@ -7,7 +7,7 @@ baseline of 256 images a step; 23.7 % with 8,192). Here the rate falls as half a
 smoothed (0.1), and compute is bfloat16. Random crops are of squares of 256 pixels that the host
 cuts out, not of the whole photograph.
 
-Not run: there is no accelerator here. `results/plans` says what 16 chips would take.
+Not run: there is no accelerator here. `opsin plan` says what 16 chips would take.
 
     opsin plan imagenet_resnet50 --topology v5e:4x4
     opsin run imagenet_resnet50

@@ -7,7 +7,7 @@ Table 3). Left out: stochastic depth, which the model does not have. Mixup and C
 one after the other, not by turns. Compute is bfloat16, depth is a scan, and parameters are in
 slices (`parallel.fsdp`).
 
-Not run: there is no accelerator here. `results/plans` says what 256 chips would take.
+Not run: there is no accelerator here. `opsin plan` says what 256 chips would take.
 
     opsin plan imagenet_vit_l16 --topology v5e:16x16
     opsin run imagenet_vit_l16

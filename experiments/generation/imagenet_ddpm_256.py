@@ -7,7 +7,7 @@ variance that is learned by the hybrid loss, 256 images a step at 1e-4, moving a
 al., 2020: the embedding is added, not a scale and a shift, and sizes change by a convolution. Four
 heads at each level. Compute is bfloat16, and parameters are in slices (`parallel.fsdp`).
 
-Not run: there is no accelerator here. `results/plans` says what 256 chips would take.
+Not run: there is no accelerator here. `opsin plan` says what 256 chips would take.
 
     opsin plan imagenet_ddpm_256 --topology v5e:16x16
     opsin run imagenet_ddpm_256
