@@ -34,7 +34,6 @@ from train.tasks.task import Track
 from train.weights import fingerprint
 
 STATISTICS = 100  # batches that give an untrained network the statistics of its norms
-Sets = dict[str, Examples]
 
 
 def probe(run: Path, asked: Probe, track: Track) -> tuple[Path, dict[str, dict[str, float]]]:
@@ -57,7 +56,7 @@ def probe(run: Path, asked: Probe, track: Track) -> tuple[Path, dict[str, dict[s
     trained = open_run(run)
     experiment = trained.experiment
     data, task = experiment.data, experiment.task
-    sets: Sets = {"train": open_training(experiment)}
+    sets = {"train": open_training(experiment)}
     for name, split in data.eval_splits.items():
         sets[name] = open_source(data.source, split)
     asked.check(task, sets)
@@ -137,14 +136,14 @@ def embed(
         task, trained.params, trained.mutable, {split: images}, partial(prepared, data=data), track
     )
     features = found[split][layer]
-    maps = dict(track(_maps(features, seed).items(), "maps"))
+    maps = {name: make() for name, make in track(_maps(features, seed).items(), "maps")}
     labels = images.get("label")
     described = {"layer": layer, **_described(trained), "images": {"of": source, "split": split}}
     arrays = {
         "features": features,
         "id": ids,
         **({} if labels is None else {"label": labels}),
-        **{name: make() for name, make in maps.items()},
+        **maps,
         "made": np.array(json.dumps(described)),
     }
     written = [output / "embedding.png", output / "embedding.npz"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +59,7 @@ class Probe:
             SettingError: for options that cannot be, no such split, or a network without features.
             DataError: if the images have no classes.
         """
-        if not self.layers or any(layer not in get_args(Layer) for layer in self.layers):
+        if not self.layers or not set(self.layers) <= set(LAYERS):
             raise SettingError(
                 f"Probe: layers={self.layers} are not among {', '.join(map(repr, LAYERS))}"
             )
