@@ -24,9 +24,9 @@ from benchmarks.opsin_peer import bare_steps
 from benchmarks.race import Ratio
 from data.examples import DataError
 from experiments.config import resolve
-from experiments.runtime import keep_freed_memory
 from train.experiment import Experiment
 from train.loop import fit, open_training
+from train.memory import keep_freed_memory
 
 Measure = Callable[[int], float]
 """Seconds a step, over so many steps."""

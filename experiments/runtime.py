@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.config import ConfigError
+from train.memory import keep_freed_memory
 
 TPU_COMPILER = {
     "JAX_ENABLE_COMPILATION_CACHE": "false",
@@ -117,23 +117,6 @@ def given(
             f"0 to {processes - 1}"
         )
     return coordinator, processes, process
-
-
-def keep_freed_memory() -> None:
-    """Has the C library keep what XLA frees, where that library is glibc.
-
-    On a CPU XLA allocates the temporaries of a step anew each time. glibc gives blocks of that size
-    back to the kernel, which clears every page before the next step gets it: up to a third of a
-    step. The process then holds on to the memory that it has used.
-    """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # macOS, musl
-        return
-    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8  # malloc.h
-    mallopt(m_mmap_max, 0)  # large blocks from the heap, not from mmap
-    mallopt(m_trim_threshold, 2**31 - 1)  # which is not given back
-    mallopt(m_arena_max, 1)  # and is one for all threads: XLA allocates in its own
 
 
 def require(platform: str) -> None:

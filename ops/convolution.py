@@ -14,6 +14,8 @@ benchmarks.convolutions` measures it):
   matrix product.
 - *Winograd's* F(2×2, 3×3), for 3×3 kernels between 128 channels or more: 2.25 times fewer products.
 - *columns*, for images of a few channels: XLA's convolution leaves the vector units half empty.
+- *rows*, for the gradient of a 3×3 kernel between a few channels of a large image: a product for
+  each of its columns.
 - XLA's convolution otherwise, laid out as it likes best, on operands that were written to memory
   first. Without that barrier XLA fuses normalisation and activation into the transposition that a
   kernel's gradient needs, and computes them again in an order that no cache likes.
@@ -32,7 +34,16 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
-from ops.convolution_forms import NHWC, OPERANDS, Geometry, Part, fast_on_cpu, native, padded
+from ops.convolution_forms import (
+    NHWC,
+    OPERANDS,
+    Geometry,
+    Part,
+    fast_on_cpu,
+    native,
+    padded,
+    varying_alike,
+)
 
 
 def convolve(
@@ -91,18 +102,8 @@ def convolve(
         groups=params["feature_group_count"],
         precision=params["precision"],
     )
-    image, kernel = _varying_alike(image, kernel)
+    image, kernel = varying_alike(image, kernel)
     return _contract(image, kernel, wanted="result", geometry=geometry)
-
-
-def _varying_alike(*operands: Array) -> list[Array]:
-    """Under ``jax.shard_map``: all of them varying over the mesh axes that any one varies over."""
-    axes = frozenset[str]().union(*(jax.typeof(x).manual_axis_type.varying for x in operands))
-    missing = [tuple(axes - jax.typeof(x).manual_axis_type.varying) for x in operands]
-    return [
-        lax.pcast(x, names, to="varying") if names else x
-        for x, names in zip(operands, missing, strict=True)
-    ]
 
 
 contraction_p = Primitive("convolution")

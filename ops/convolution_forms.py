@@ -26,6 +26,12 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 WINOGRAD_CHANNELS = 128
 # Below a full vector of 16 floats.
 FEW_CHANNELS = 16
+# Of a kernel's gradient by rows: fewer channels make its products too narrow; with more of them, or
+# fewer rows, another form is as fast. The bytes of a block are what a core's cache holds with ease.
+BY_ROWS_CHANNELS = 8
+BY_ROWS_FEATURES = 32
+BY_ROWS_HEIGHT = 16
+BY_ROWS_BLOCK = 1_600_000
 
 # Winograd's minimal filtering F(2, 3) (Lavin and Gray, 2015, arXiv:1509.09308, section 4.1): rows
 # of Bᵀ for four values of the image, of G for the kernel's three, of Aᵀ for the two of the result.
@@ -124,6 +130,9 @@ def form(wanted: Part, geometry: Geometry) -> Callable[..., Array]:
         even = height % 2 == width % 2 == rows % 2 == columns % 2 == 0
         if even and min(channels, features) >= WINOGRAD_CHANNELS:
             return _winograd
+        narrow = min(channels, features) >= BY_ROWS_CHANNELS and features <= BY_ROWS_FEATURES
+        if wanted == "kernel" and narrow and rows >= BY_ROWS_HEIGHT:
+            return _by_rows
     if simple and channels < FEW_CHANNELS and features <= FEW_CHANNELS and wanted == "image":
         return _columns_to_image
     if channels * geometry.kernel[1] < FEW_CHANNELS and wanted == "result":
@@ -266,6 +275,39 @@ def _exchanged(first: Array, second: Array, *, wanted: Part, geometry: Geometry)
     return out.transpose(1, 2, 0, 3)
 
 
+def _by_rows(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:
+    """The kernel's gradient: a product for each of its columns, all of its rows side by side.
+
+    A few images at a time, so that what is gathered of them is still in the cache when it is read.
+    """
+    del wanted
+    height, width, channels, features = geometry.kernel
+    batch, rows, columns, _ = geometry.image
+    (top, _), (left, _) = geometry.padding
+
+    def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
+        # The barrier keeps blocks one behind the other where XLA could begin all of them at once.
+        image, result, total = lax.optimization_barrier((*block, total))
+        shifts = [(i - top, rows - result.shape[1] - i + top) for i in range(height)]
+        gathered = jnp.concatenate([padded(result, (shift, (0, 0))) for shift in shifts], axis=3)
+        shifts = [(left - j, second.shape[2] - columns - left + j) for j in range(width)]
+        shifted = [padded(image, ((0, 0), shift)) for shift in shifts]
+        gathered, *shifted = lax.optimization_barrier((gathered, *shifted))
+        return total + jnp.stack([_over_places(x, gathered) for x in shifted]), None
+
+    gathered_bytes = batch * rows * columns * height * features * first.dtype.itemsize
+    blocks = next(
+        n
+        for n in range(1, batch + 1)
+        if batch % n == 0 and (n == batch or gathered_bytes <= n * BY_ROWS_BLOCK)
+    )
+    images, results = (x.reshape(blocks, -1, *x.shape[1:]) for x in (first, second))
+    zeros = jnp.zeros((width, channels, height * features), first.dtype)
+    total = varying_alike(zeros, first, second)[0]
+    total, _ = lax.scan(add, total, (images, results), unroll=min(4, blocks))
+    return total.reshape(width, channels, height, features).transpose(2, 0, 1, 3)
+
+
 def _image_to_columns(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:
     """The result as one product of all patches with the kernel, gathered an axis at a time."""
     del wanted
@@ -301,3 +343,13 @@ def padded(x: Array, padding: Sequence[tuple[int, int]]) -> Array:
     """Zeros around height and width; negative padding crops."""
     sides = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
     return x if not any(map(any, padding)) else lax.pad(x, jnp.zeros((), x.dtype), sides)
+
+
+def varying_alike(*operands: Array) -> list[Array]:
+    """Under ``jax.shard_map``: all of them varying over the mesh axes that any one varies over."""
+    axes = frozenset[str]().union(*(jax.typeof(x).manual_axis_type.varying for x in operands))
+    missing = [tuple(axes - jax.typeof(x).manual_axis_type.varying) for x in operands]
+    return [
+        lax.pcast(x, names, to="varying") if names else x
+        for x, names in zip(operands, missing, strict=True)
+    ]

@@ -31,6 +31,7 @@ from train.durations import Every, in_steps
 from train.experiment import Data, Experiment
 from train.feed import Feed
 from train.logging import Console, JsonLines, MetricsLog, NonFiniteError, Writer, read_lines
+from train.memory import set_holes_aside
 from train.processes import Agreement, is_first
 from train.profiling import Profiler, Steps
 from train.program import Program, augmented, build, prepared
@@ -151,7 +152,7 @@ def fit(
         lines = JsonLines(directory / "metrics.jsonl", step) if writes else None
         console = Console(program.steps, step, progress and writes)
         log = MetricsLog([*([lines] if lines else []), console, *writers], work, window)
-        agreed = Agreement(program.mesh)
+        agreed, evaluated = Agreement(program.mesh), False
         try:
             dispatch = program.compile(store, shapes)
             clock.lap("compilation")
@@ -163,9 +164,11 @@ def fit(
                 state, metrics = dispatch(state, store, items, np.int32(count))
                 step += count
                 profiler.after(step, state)
-                if clock.finish(state) and writes:
-                    record_speed(directory / "speed.json", clock, work)
-                    console.say(clock.line())
+                if clock.finish(state):
+                    set_holes_aside()
+                    if writes:
+                        record_speed(directory / "speed.json", clock, work)
+                        console.say(clock.line())
                 stopping = agreed(stop())
                 evaluating, saving = evaluate_at(step), save_at(step) or stopping
                 log.push(step, count, metrics, flush=log_at.within(step, count))
@@ -180,6 +183,9 @@ def fit(
                         if lines:
                             lines.note(step, line)
                     _draw(program, state, source, states, directory, name, loop.previews)
+                if evaluating and not evaluated:  # which compiled it
+                    set_holes_aside()
+                    evaluated = True
                 if saving:
                     now = {"position": feed.position(), "window": log.window()}
                     now["seconds"] = time.monotonic() - trained_since

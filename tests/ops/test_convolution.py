@@ -107,6 +107,9 @@ WIDE = WINOGRAD_CHANNELS
         ((2, 9, 8, 1), (5, 5, 1, 6), 1, "SAME", "columns columns exchanged"),
         ((2, 9, 8, 6), (5, 5, 6, 16), 1, "VALID", "native columns exchanged"),
         ((2, 8, 8, 16), (3, 3, 16, 16), 2, "SAME", "native native exchanged"),
+        ((3, 16, 5, 8), (3, 3, 8, 16), 1, "VALID", "native columns exchanged"),
+        ((3, 17, 5, 8), (3, 3, 8, 20), 1, ((2, 0), (0, 1)), "native native rows"),
+        ((5, 64, 64, 8), (3, 3, 8, 32), 1, "SAME", "native native rows"),  # in five blocks
     ],
 )
 def test_each_form_is_chosen_for_its_shapes_and_equals_laxs(image, kernel, strides, padding, forms):
@@ -259,8 +262,9 @@ def test_negative_padding_crops():
     assert_close(ours[1](jnp.cos(ours[0])), theirs[1](jnp.cos(theirs[0])))
 
 
-def test_without_jit_and_over_a_shard_map():
-    image, kernel = draw((8, 4, 4, 2), (3, 3, 2, 3))
+@pytest.mark.parametrize("shapes", [((8, 4, 4, 2), (3, 3, 2, 3)), ((8, 17, 4, 8), (3, 3, 8, 20))])
+def test_without_jit_and_over_a_shard_map(shapes):
+    image, kernel = draw(*shapes)
 
     def loss(kernel, image):
         return jnp.sum(convolve(image, kernel, **SAME) ** 2)
