@@ -12,7 +12,8 @@ benchmarks.convolutions` measures it):
 
 - *tiles*, where the kernel's places do not overlap (1×1, patch embedding, kernel = image): one
   matrix product.
-- *Winograd's* F(2×2, 3×3), for 3×3 kernels between 128 channels or more: 2.25 times fewer products.
+- *Winograd's* F(2×2, 3×3), for 3×3 kernels between 256 channels or more, and from 128 on for
+  their gradients: 2.25 times fewer products.
 - *columns*, for images of a few channels: XLA's convolution leaves the vector units half empty.
 - *rows*, for the gradient of a 3×3 kernel between a few channels of a large image: a product for
   each of its columns.

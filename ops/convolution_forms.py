@@ -22,8 +22,10 @@ OPERANDS: dict[Part, tuple[Part, Part]] = {
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
-# Measured on a Zen 5 (2 cores, float32): below, transforming tiles costs more than it saves.
-WINOGRAD_CHANNELS = 128
+# Measured on a Zen 5 (2 cores, float32): below, transforming tiles costs more than it saves, and so
+# does transforming the kernel for few of them.
+WINOGRAD_CHANNELS: dict[Part, int] = {"result": 256, "image": 256, "kernel": 128}
+WINOGRAD_PLACES = 2  # of the result, a channel
 # Below a full vector of 16 floats.
 FEW_CHANNELS = 16
 # Of a kernel's gradient by rows: fewer channels make its products too narrow; with more of them, or
@@ -115,7 +117,7 @@ def fast_on_cpu(first: Array, second: Array, *, wanted: Part, geometry: Geometry
 def form(wanted: Part, geometry: Geometry) -> Callable[..., Array]:
     """What is fastest for the shape; see the module."""
     _, height, width, channels = geometry.image
-    _, rows, columns, features = geometry.result
+    batch, rows, columns, features = geometry.result
     empty = 0 in (*geometry.image, *geometry.kernel, *geometry.result)
     if geometry.groups > 1 or empty:
         return native
@@ -128,7 +130,9 @@ def form(wanted: Part, geometry: Geometry) -> Callable[..., Array]:
     within = all(n <= 2 for side in geometry.padding for n in side)
     if simple and within and geometry.kernel[:2] == (3, 3):
         even = height % 2 == width % 2 == rows % 2 == columns % 2 == 0
-        if even and min(channels, features) >= WINOGRAD_CHANNELS:
+        wide = min(channels, features) >= WINOGRAD_CHANNELS[wanted]
+        many = batch * rows * columns >= WINOGRAD_PLACES * max(channels, features)
+        if even and wide and (many or wanted == "kernel"):
             return _winograd
         narrow = min(channels, features) >= BY_ROWS_CHANNELS and features <= BY_ROWS_FEATURES
         if wanted == "kernel" and narrow and rows >= BY_ROWS_HEIGHT:

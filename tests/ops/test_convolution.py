@@ -92,14 +92,18 @@ def test_it_equals_laxs_in_value_and_gradients(
     assert_equals_lax(image.shape, kernel, **options)
 
 
-WIDE = WINOGRAD_CHANNELS
+WIDE = WINOGRAD_CHANNELS["kernel"]
+WIDER = WINOGRAD_CHANNELS["result"]
 
 
 @pytest.mark.parametrize(
     ("image", "kernel", "strides", "padding", "forms"),
     [
-        ((2, 6, 8, WIDE), (3, 3, WIDE, WIDE), 1, "SAME", "winograd winograd winograd"),
-        ((1, 6, 6, WIDE), (3, 3, WIDE, WIDE), 1, ((0, 2), (1, 1)), "winograd winograd winograd"),
+        ((2, 6, 8, WIDE), (3, 3, WIDE, WIDE), 1, "SAME", "native native winograd"),
+        ((1, 6, 6, WIDE), (3, 3, WIDE, WIDE), 1, ((0, 2), (1, 1)), "native native winograd"),
+        ((8, 8, 8, WIDER), (3, 3, WIDER, WIDER), 1, "SAME", "winograd winograd winograd"),
+        ((9, 8, 8, WIDER), (3, 3, WIDER, WIDER), 1, ((0, 2), (1, 1)), "winograd winograd winograd"),
+        ((7, 8, 8, WIDER), (3, 3, WIDER, WIDER), 1, "SAME", "native native winograd"),
         ((1, 5, 6, WIDE), (3, 3, WIDE, WIDE), 1, "SAME", "native native exchanged"),
         ((2, 8, 8, 3), (4, 4, 3, 8), 4, "VALID", "tiles tiles tiles"),
         ((2, 8, 8, 20), (1, 1, 20, 8), 1, "SAME", "tiles tiles tiles"),
