@@ -14,8 +14,6 @@ from data.examples import (
     materialize,
     require_split,
 )
-from data.folder import folder
-from data.mask_folder import mask_folder
 from data.shapes import shapes
 from data.tfds_source import tfds
 
@@ -61,8 +59,13 @@ def open_source(source: str | Source, split: str) -> Examples:
         case ("tfds", ":", name) if name:
             return tfds(name, split)
         case ("folder", ":", path) if path:
+            # Here, for Pillow is a tenth of what a command takes to answer.
+            from data.folder import folder
+
             return folder(path, split)
         case ("masks", ":", path) if path:
+            from data.mask_folder import mask_folder
+
             return mask_folder(path, split)
         case (kind, _, _):
             close = difflib.get_close_matches(kind, _FORMS, n=1)

@@ -17,9 +17,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
-from beartype.door import is_bearable
-from beartype.roar import BeartypeException
-
 Tree = TypeVar("Tree")
 _REQUIRED = inspect.Parameter.empty  # stands where an option has no default
 
@@ -341,6 +338,10 @@ def _element_hint(hint: Any, index: int = 0) -> Any:
 
 
 def _bearable(value: Any, hint: Any) -> bool:
+    # Here, for it takes longer to import than all else that a misspelt override needs but jax.
+    from beartype.door import is_bearable
+    from beartype.roar import BeartypeException
+
     try:
         return is_bearable(value, hint)
     except BeartypeException:  # a hint that only type checkers can read
