@@ -3,10 +3,10 @@
     python -m benchmarks.host_decoding
 
 Made-up photographs of ImageNet's usual size (500×375, 110 kB or so) go the way that they go in a
-run: bytes, Pillow's decoder as TFDS calls it, ``data.squares.square``. Time is that of the core, so
-that what else the machine does changes little. For each plan in ``results/plans`` it writes how
-many such cores a chip would keep busy, to ``results/host_decoding.md``.
-"""
+run: bytes, Pillow's decoder as TFDS calls it where OpenCV is not installed,
+``data.squares.square``. Time is that of the core, so that what else the machine does changes
+little. For each plan in ``results/plans`` it writes how many such cores a chip would keep busy, to
+``results/host_decoding.md``."""
 
 from __future__ import annotations
 
@@ -113,9 +113,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("results/host_decoding.md"))
     options = parser.parse_args()
+    plans = sorted(PLANS.glob("*.json"))
+    if not plans:
+        parser.error(
+            f"no plan in {PLANS}: make one by `opsin plan NAME --topology … --out {PLANS}/…`"
+        )
     rng = np.random.default_rng(0)
     files = [photograph(rng) for _ in range(options.images)]
-    text = table(measure(files, options.rounds), sorted(PLANS.glob("*.json")))
+    text = table(measure(files, options.rounds), plans)
     options.output.write_text(text)
     print(text)
 

@@ -82,6 +82,8 @@ class Planner:
         for mesh in self._meshes():
             for times in (0.5, 1, 2, 4):
                 batch = int(self.experiment.data.batch * times)
+                if not batch:
+                    continue
                 setting = self._tried({**mesh, "data.batch": batch})
                 found += [setting] if setting else []
                 if setting and not setting.plan.fits:
@@ -91,14 +93,20 @@ class Planner:
     def nearest(self) -> Setting | None:
         """The first setting that fits: parameters in slices, smaller parts, then smaller batches.
 
-        Slices and microbatches (``loop.accumulate``) come first: they leave the gradient as it is.
+        Slices and microbatches (``loop.accumulate``) come first: they leave the gradient as it is,
+        but for batch norm, whose statistics are then those of a microbatch.
         """
-        meshes = [{}, {"parallel.data": -1, "parallel.fsdp": self.topology.size}]
+        meshes = [{}, {"parallel.data": -1, "parallel.fsdp": self._slices}]
         batch, parts = self.experiment.data.batch, self.experiment.loop.accumulate
         parted = [
             {**mesh, "loop.accumulate": parts * times} for times in (2, 4, 8) for mesh in meshes
         ]
-        smaller = [{**mesh, "data.batch": batch // by} for by in (2, 4, 8) for mesh in meshes]
+        smaller = [
+            {**mesh, "data.batch": batch // by}
+            for by in (2, 4, 8)
+            if batch >= by
+            for mesh in meshes
+        ]
         for overrides in [meshes[1], *parted, *smaller]:
             setting = self._tried(overrides)
             if setting and setting.plan.fits:
@@ -106,11 +114,16 @@ class Planner:
         return None
 
     def _meshes(self) -> Iterator[dict[str, Any]]:
-        chips = self.topology.size
+        chips = self._slices
         root = 2 ** (int(math.log2(chips)) // 2)
         for fsdp in sorted({1, root, chips}):
             if chips % fsdp == 0:
                 yield {"parallel.data": -1, "parallel.fsdp": fsdp}
+
+    @property
+    def _slices(self) -> int:
+        """The most that parameters can be cut into along ``fsdp``."""
+        return self.topology.size // max(self.experiment.parallel.tensor, 1)
 
     def _tried(self, overrides: Mapping[str, Any]) -> Setting | None:
         """None for what cannot be, such as a batch that the chips do not divide."""
@@ -304,9 +317,10 @@ def _predicted(plan: Plan, topology: Topology) -> list[str]:
         f"{predicted.utilization * predicted.seconds / predicted.seconds_without_overlap:.0%}.",
         "",
         "The prediction is a model, and a bound: every chip at its published peak, products of any "
-        "shape at full rate, all links of a chip in use, computing, memory and interconnect behind "
-        "one another, no time between operations, input that keeps up. Utilization counts the "
-        "operations of the model alone, not what is computed again to save memory.",
+        "shape at full rate, all links of a chip in use (a slice without wrap-around has fewer), "
+        "computing, memory and interconnect behind one another, no time between operations, input "
+        "that keeps up. Utilization counts the operations of the model alone, not what is computed "
+        "again to save memory.",
         "",
         f"Peaks: {', '.join(sources)}.",
     ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.config import ConfigError
-from train.memory import keep_freed_memory
+from train.memory import is_untuned, keep_freed_memory
 
 TPU_COMPILER = {
     "JAX_ENABLE_COMPILATION_CACHE": "false",
@@ -83,8 +83,7 @@ def set_up(runtime: Runtime) -> None:
     if runtime.tpu_compiler:
         asked |= TPU_COMPILER
     os.environ.update({**defaults, **os.environ, **asked})
-    tuned = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
-    if runtime.platform in (None, "cpu") and not tuned:
+    if runtime.platform in (None, "cpu") and is_untuned():
         keep_freed_memory()
 
 

@@ -30,8 +30,8 @@ WINOGRAD_PLACES = 2  # of the result, a channel
 FEW_CHANNELS = 16
 # Of a kernel's gradient by rows: fewer channels make its products too narrow; with more of them, or
 # fewer rows, another form is as fast. The bytes of a block are what a core's cache holds with ease.
-BY_ROWS_CHANNELS = 8
-BY_ROWS_FEATURES = 32
+BY_ROWS_CHANNELS = 8, 64
+BY_ROWS_FEATURES = 8, 32
 BY_ROWS_HEIGHT = 16
 BY_ROWS_BLOCK = 1_600_000
 
@@ -134,7 +134,8 @@ def form(wanted: Part, geometry: Geometry) -> Callable[..., Array]:
         many = batch * rows * columns >= WINOGRAD_PLACES * max(channels, features)
         if even and wide and (many or wanted == "kernel"):
             return _winograd
-        narrow = min(channels, features) >= BY_ROWS_CHANNELS and features <= BY_ROWS_FEATURES
+        narrow = BY_ROWS_CHANNELS[0] <= channels <= BY_ROWS_CHANNELS[1]
+        narrow &= BY_ROWS_FEATURES[0] <= features <= BY_ROWS_FEATURES[1]
         if wanted == "kernel" and narrow and rows >= BY_ROWS_HEIGHT:
             return _by_rows
     if simple and channels < FEW_CHANNELS and features <= FEW_CHANNELS and wanted == "image":

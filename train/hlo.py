@@ -50,8 +50,9 @@ class Collective:
     def sent(self) -> float:
         """Bytes that a device sends in all runs, where a ring of n devices exchanges them.
 
-        All-reduce 2(n − 1)/n of the array, gather, scatter and all-to-all (n − 1)/n, a permutation
-        all of it (Thakur et al., 2005, section 4).
+        All-reduce 2(n − 1)/n of the array, gather and scatter (n − 1)/n (Thakur et al., 2005,
+        section 4); all-to-all (n − 1)/n and a permutation all of it, without what is passed on for
+        others: for these two a lower bound.
         """
         share = (self.devices - 1) / self.devices
         factor = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)

@@ -31,7 +31,7 @@ from train.durations import Every, in_steps
 from train.experiment import Data, Experiment
 from train.feed import Feed
 from train.logging import Console, JsonLines, MetricsLog, NonFiniteError, Writer, read_lines
-from train.memory import set_holes_aside
+from train.memory import is_untuned, set_holes_aside
 from train.processes import Agreement, is_first
 from train.profiling import Profiler, Steps
 from train.program import Program, augmented, build, prepared
@@ -152,7 +152,10 @@ def fit(
         lines = JsonLines(directory / "metrics.jsonl", step) if writes else None
         console = Console(program.steps, step, progress and writes)
         log = MetricsLog([*([lines] if lines else []), console, *writers], work, window)
-        agreed, evaluated = Agreement(program.mesh), False
+        agreed = Agreement(program.mesh)
+        on_cpu = program.mesh.devices.flat[0].platform == "cpu"
+        settle = set_holes_aside if on_cpu and is_untuned() else lambda: 0
+        evaluated = False
         try:
             dispatch = program.compile(store, shapes)
             clock.lap("compilation")
@@ -165,7 +168,7 @@ def fit(
                 step += count
                 profiler.after(step, state)
                 if clock.finish(state):
-                    set_holes_aside()
+                    settle()
                     if writes:
                         record_speed(directory / "speed.json", clock, work)
                         console.say(clock.line())
@@ -184,7 +187,7 @@ def fit(
                             lines.note(step, line)
                     _draw(program, state, source, states, directory, name, loop.previews)
                 if evaluating and not evaluated:  # which compiled it
-                    set_holes_aside()
+                    settle()
                     evaluated = True
                 if saving:
                     now = {"position": feed.position(), "window": log.window()}

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 
-LEAST_HOLE = 4096
-"""Bytes; lists of smaller ones are short."""
+LEAST_HOLE = 4 * mmap.PAGESIZE
+"""Bytes: of those, at least three quarters are whole pages; smaller ones stay in use."""
+
+
+def is_untuned() -> bool:
+    """Whether the user has set none of glibc's own variables, and leaves its memory to us."""
+    return not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
 
 
 def keep_freed_memory() -> None:
@@ -29,10 +35,10 @@ def keep_freed_memory() -> None:
 def set_holes_aside() -> int:
     """Takes the holes that a compilation left in the heap out of use; their pages go to the kernel.
 
-    XLA's compiler leaves thousands of free blocks, each of another size. glibc keeps them in
-    lists sorted by size, and walks one, under the lock that all threads share, whenever a
-    convolution frees its workspace: a step of ResNet-20 took 120 to 160 ms after its compilation
-    and 95 ms without the holes (two cores of an AMD EPYC). Here they are allocated for good.
+    XLA's compiler leaves thousands of free blocks, each of another size. glibc keeps them in lists
+    sorted by size and walks one, under the lock that all threads share, whenever a convolution
+    frees its workspace: right after its compilation a step of ResNet-20 took 97 to 151 ms, and 98
+    to 115 ms without the holes (two noisy cores of an AMD EPYC). They are allocated here, for good.
 
     Returns:
         Bytes set aside; 0 where the C library is not glibc 2.33 or later.

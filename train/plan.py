@@ -235,9 +235,8 @@ def plan(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         took = time.perf_counter() - began[0], time.process_time() - began[1]
-        memory = _memory(
-            program.state, (store, items), topology.chip, bytes_asked(str(error)), None
-        )
+        needed, available = memory_asked(str(error))
+        memory = _memory(program.state, (store, items), available, needed, None)
     else:
         took = time.perf_counter() - began[0], time.process_time() - began[1]
         found = compiled.memory_analysis()
@@ -249,7 +248,7 @@ def plan(
             + found.generated_code_size_in_bytes
         )
         memory = _memory(
-            program.state, (store, items), topology.chip, needed, found.temp_size_in_bytes
+            program.state, (store, items), topology.chip.hbm_bytes, needed, found.temp_size_in_bytes
         )
         cost = _cost(compiled, counted, flops, topology.size)
     known = cost is not None and topology.chip.peak_flops_bf16 is not None
@@ -331,7 +330,9 @@ def _cost(compiled: Any, model: Counter[str], flops: Counter[str], chips: int) -
     )
 
 
-def _memory(state: State, data: PyTree, chip: Chip, needed: int, temporaries: int | None) -> Memory:
+def _memory(
+    state: State, data: PyTree, available: int | None, needed: int, temporaries: int | None
+) -> Memory:
     return Memory(
         parameters=bytes_per_device(state.params),
         statistics=bytes_per_device(state.mutable),
@@ -340,17 +341,23 @@ def _memory(state: State, data: PyTree, chip: Chip, needed: int, temporaries: in
         data=bytes_per_device(data),
         needed=needed,
         temporaries=temporaries,
-        available=chip.hbm_bytes,
+        available=available,
     )
 
 
-def bytes_asked(message: str) -> int:
-    """Bytes that the compiler wanted, from what it says when there are not so many.
+def memory_asked(message: str) -> tuple[int, int]:
+    """Bytes that the compiler wanted and those it had, from what it says when they are too few.
 
-    >>> bytes_asked("Ran out of memory in memory space hbm. Used 17.35G of 15.75G hbm.")
-    18629420646
+    It keeps some of a chip's memory for itself.
+
+    >>> memory_asked("Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm.")
+    (18790481920, 16911433728)
     """
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of", message)
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", message)
     if found is None:
-        raise DeviceError(f"the step does not fit: {message.splitlines()[0]}")
-    return int(float(found[1]) * _UNITS[found[2]])
+        raise DeviceError(
+            f"the step does not fit: {message.splitlines()[0]}: raise parallel.fsdp or "
+            "loop.accumulate, or lower data.batch"
+        )
+    asked, available = found.group(1, 2), found.group(3, 4)
+    return int(float(asked[0]) * _UNITS[asked[1]]), int(float(available[0]) * _UNITS[available[1]])

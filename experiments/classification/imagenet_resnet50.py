@@ -1,13 +1,14 @@
 """ResNet-50 on ImageNet in 90 epochs, the field's yardstick: planned, not run here.
 
-He et al., 2015, arXiv:1512.03385, with the batch, warm-up and first scales of Goyal et al., 2017,
+He et al., 2015, arXiv:1512.03385, with the batch, warm-up and initialisation of Goyal et al., 2017,
 arXiv:1706.02677: 1,024 images a step at a rate of 0.4, linear in the batch, five epochs of warm-up,
-the last norm of each block starting at zero. Goyal et al. report 23.6 % error (Table 1, their
-baseline of 256 images a step; 23.7 % with 8,192). Here the rate falls as half a cosine, labels are
-smoothed (0.1), and compute is bfloat16. Random crops are of squares of 256 pixels that the host
-cuts out, not of the whole photograph.
+the scale of the last norm of each block starting at zero. Goyal et al. report 23.6 % error (Table
+1, their baseline of 256 images a step; 23.7 % with 8,192). Here statistics of norms are of all
+1,024 images, theirs of 32; the rate falls as half a cosine, labels are smoothed (0.1), and compute
+is bfloat16. Random crops are of squares of 256 pixels that the host cuts out, not of the whole
+photograph.
 
-Not run: there is no accelerator here. `opsin plan` says what 16 chips would take.
+Not run: there is no accelerator here. `results/plans` says what 16 chips would take.
 
     opsin plan imagenet_resnet50 --topology v5e:4x4
     opsin run imagenet_resnet50

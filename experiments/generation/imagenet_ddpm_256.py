@@ -5,9 +5,10 @@ After the largest network of Dhariwal and Nichol, 2021, arXiv:2105.05233, Table 
 variance that is learned by the hybrid loss, 256 images a step at 1e-4, moving average of 0.9999, of
 1,980,000 steps; FID 10.94 (their Table 5, without guidance). The blocks here are those of Ho et
 al., 2020: the embedding is added, not a scale and a shift, and sizes change by a convolution. Four
-heads at each level. Compute is bfloat16, and parameters are in slices (`parallel.fsdp`).
+heads at each level are a quarter to a half of theirs. Compute is bfloat16, and parameters are in
+slices (`parallel.fsdp`).
 
-Not run: there is no accelerator here. `opsin plan` says what 256 chips would take.
+Not run: there is no accelerator here. `results/plans` says what 256 chips would take.
 
     opsin plan imagenet_ddpm_256 --topology v5e:16x16
     opsin run imagenet_ddpm_256
@@ -70,6 +71,7 @@ def config() -> Experiment:
             ),
             image=(256, 256, 3),
             learned_variance=True,
+            label_dropout=0.0,
             sampling=Sampling(Ancestral(), steps=250),
             final=(VariationalBound(images=1000, batch=256),),
         ),

@@ -4,6 +4,9 @@ import sys
 
 import pytest
 
+from experiments.classification import digits_lenet
+from experiments.config import override
+from train import loop
 from train.memory import set_holes_aside
 
 FRAGMENTED = """
@@ -50,3 +53,18 @@ def test_without_glibc_nothing_is_done(monkeypatch):
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
     assert set_holes_aside() == 0
+
+
+@pytest.mark.parametrize(("variable", "times"), [("UNRELATED", 2), ("MALLOC_ARENA_MAX", 0)])
+def test_a_run_sets_them_aside_after_its_first_step_and_its_first_evaluation(
+    tmp_path, monkeypatch, variable, times
+):
+    monkeypatch.setenv(variable, "2")
+    calls = []
+    monkeypatch.setattr(loop, "set_holes_aside", lambda: calls.append(1))
+    experiment = override(
+        digits_lenet.config(),
+        {"loop.duration": "6 steps", "loop.evaluate_every": "2 steps", "data.batch": 16},
+    )
+    loop.fit(experiment, tmp_path, config={}, progress=False)
+    assert len(calls) == times

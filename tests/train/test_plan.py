@@ -15,7 +15,7 @@ from models.classification.vit import ViT
 from train.accounting import model_flops
 from train.chips import CHIPS, Topology
 from train.experiment import Experiment
-from train.plan import Cost, Exchange, Plan, bytes_asked, bytes_per_device, plan, predict
+from train.plan import Cost, Exchange, Plan, bytes_per_device, memory_asked, plan, predict
 from train.program import build
 from train.sharding import DeviceError, Layout, Parallel, make_mesh
 from train.tasks.classify import Classify
@@ -229,20 +229,20 @@ def test_a_step_that_is_larger_than_a_chip_does_not_fit(tiny, planned):
 
 
 @pytest.mark.parametrize(
-    ("message", "count"),
+    ("message", "counts"),
     [
-        ("Ran out of memory in memory space hbm. Used 17.35G of 15.75G hbm.", 17.35 * 2**30),
-        ("RESOURCE_EXHAUSTED: … Used 471.14G of 15.75G hbm. Exceeded", 471.14 * 2**30),
-        ("Used 900.5M of 512.0M hbm.", 900.5 * 2**20),
+        ("Ran out of memory in memory space hbm. Used 17.35G of 15.75G hbm.", (17.35, 15.75)),
+        ("RESOURCE_EXHAUSTED: … Used 471.14G of 15.75G hbm. Exceeded", (471.14, 15.75)),
+        ("Used 900.5M of 0.5G hbm.", (900.5 / 1024, 0.5)),
     ],
 )
-def test_what_the_compiler_asked_for_is_read(message, count):
-    assert bytes_asked(message) == int(count)
+def test_what_the_compiler_asked_for_is_read(message, counts):
+    assert memory_asked(message) == tuple(int(count * 2**30) for count in counts)
 
 
 def test_a_message_without_a_figure_is_passed_on():
     with pytest.raises(DeviceError, match="the step does not fit: RESOURCE_EXHAUSTED: scratch"):
-        bytes_asked("RESOURCE_EXHAUSTED: scratch\nmore")
+        memory_asked("RESOURCE_EXHAUSTED: scratch\nmore")
 
 
 def test_bytes_of_a_device_follow_the_sharding():
