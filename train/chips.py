@@ -150,6 +150,11 @@ class Topology:
         elif shape not in chip.shapes or not whole:
             known = [_written(shape) for shape in chip.shapes]
             near = difflib.get_close_matches(written, known, n=1, cutoff=0.0)[0]
+            if whole:  # nearest in the number of chips
+                near = min(
+                    chip.shapes, key=lambda s: (abs(math.log(math.prod(s) / math.prod(shape))), s)
+                )
+                near = _written(near)
             raise TopologyError(
                 f"there is no topology {text!r}, did you mean {name}:{near}? The slices of {name} "
                 f"are {', '.join(known)} ({chip.sources['shapes']})"

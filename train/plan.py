@@ -27,7 +27,7 @@ from train.experiment import Experiment
 from train.feed import Feed
 from train.hlo import Collective, collectives, parse
 from train.program import Program, build
-from train.sharding import DeviceError, replicated
+from train.sharding import DeviceError, make_mesh, replicated
 from train.state import State
 from train.tasks.task import SettingError
 from train.traffic import bytes_accessed
@@ -202,6 +202,13 @@ def plan(
             "loop.strategy='pmap' compiles its step when it runs: plan it with loop.strategy='jit'"
         )
     devices = topology.devices()
+    mesh = make_mesh(experiment.parallel, devices)
+    if mesh.size != topology.size:
+        taken = " x ".join(str(size) for size in mesh.shape.values())
+        raise DeviceError(
+            f"the mesh takes {taken} = {mesh.size} of the {topology.size} devices of {topology}: "
+            "set parallel.data=-1 to take all that are left"
+        )
     feed = Feed(examples, data.batch, experiment.seed, data.resident_megabytes)
 
     def laid_out(experiment: Experiment) -> tuple[Program, PyTree, PyTree]:
@@ -216,12 +223,6 @@ def plan(
         return program, store, feed.abstract_items(loop.steps_per_dispatch, program.mesh)
 
     program, store, items = laid_out(experiment)
-    if program.mesh.size != topology.size:
-        taken = " x ".join(str(size) for size in program.mesh.shape.values())
-        raise DeviceError(
-            f"the mesh takes {taken} = {program.mesh.size} of the {topology.size} devices of "
-            f"{topology}: set parallel.data=-1 to take all that are left"
-        )
     flops = program.flops(store, items)
     counted = flops
     if plain is not None:
@@ -353,7 +354,9 @@ def memory_asked(message: str) -> tuple[int, int]:
     >>> memory_asked("Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm.")
     (18790481920, 16911433728)
     """
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", message)
+    size = r"\(?([\d.]+)([KMGT]?)\)?"
+    # Of a whole program; and of temporaries so large that the compiler did not try.
+    found = re.search(rf"(?:Used|temporaries) {size} (?:of|exceeds available HBM) {size}", message)
     if found is None:
         raise DeviceError(
             f"the step does not fit: {message.splitlines()[0]}: raise parallel.fsdp or "

@@ -13,8 +13,9 @@ import secrets
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ from train.paths import json_leaves
 from train.sharding import AXES, replicated
 
 GREETING = 64  # characters: a secret of 56, and the number of a process
+HERE = b"opsin"  # what processes say to one another before they know a secret
 LETTER = 512  # bytes that process 0 tells the others where to find it with
 
 
@@ -76,8 +78,8 @@ def joined(group: Group) -> Iterator[None]:
 
 
 def _initialize(group: Group) -> None:
-    if group.coordinator is not None and group.index == 0:
-        _check_port(group.coordinator)
+    if group.coordinator is not None and (group.count or 1) > 1:
+        _assemble(group, group.coordinator)
     # Between the CPUs of several machines; accelerators have their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
@@ -97,18 +99,24 @@ def _initialize(group: Group) -> None:
                 f"jax does not find the other processes ({_first_line(error)}): say it with "
                 "--coordinator HOST:PORT --processes N --process I"
             ) from error
-        raise ProcessError(
-            f"process {group.index} of {group.count} met no full company at {group.coordinator} "
-            f"in {group.timeout:g} s ({_first_line(error)}): start all {group.count} with the same "
-            "--coordinator, or give them longer with --timeout"
-        ) from error
+        raise _incomplete(group, group.coordinator, _first_line(error)) from error
 
 
-def _check_port(coordinator: str) -> None:
-    """Raises ProcessError unless process 0 can listen there: grpc would share a port in use."""
-    port = coordinator.rpartition(":")[2]
+def _assemble(group: Group, coordinator: str) -> None:
+    """Waits until all processes are there, at the port that jax takes next.
+
+    jax itself aborts where one does not come, and grpc would share a port that is taken.
+
+    Raises:
+        ProcessError: the port is taken, or the others do not come.
+    """
+    host, _, port = coordinator.rpartition(":")
+    deadline = time.monotonic() + group.timeout
+    if group.index:
+        _report(group, coordinator, (host, int(port)), deadline)
+        return
     try:
-        socket.create_server(("", int(port))).close()
+        server = socket.create_server(("", int(port)), backlog=group.count or 1)
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         cause = f"port {port} is taken" if taken else error.strerror
@@ -116,6 +124,48 @@ def _check_port(coordinator: str) -> None:
             f"process 0 cannot listen at {coordinator} ({cause}): choose another --coordinator, "
             "for all processes"
         ) from error
+    arrived: dict[int, socket.socket] = {}
+    with server, ExitStack() as open_ones:
+        while len(arrived) < (group.count or 1) - 1:
+            try:
+                server.settimeout(max(deadline - time.monotonic(), 0.001))
+                connection = open_ones.enter_context(server.accept()[0])
+                connection.settimeout(max(deadline - time.monotonic(), 0.001))
+                word = connection.recv(len(HERE) + 8, socket.MSG_WAITALL)
+            except TimeoutError as error:
+                missing = sorted(set(range(1, group.count or 1)) - arrived.keys())
+                named = ", ".join(str(index) for index in missing)
+                raise _incomplete(group, coordinator, f"missing: {named}") from error
+            except OSError:
+                continue  # it has gone again
+            if word.startswith(HERE) and word[len(HERE) :].strip().isdigit():
+                arrived[int(word[len(HERE) :])] = connection
+        for connection in arrived.values():
+            with suppress(OSError):
+                connection.sendall(HERE)
+
+
+def _report(group: Group, coordinator: str, address: tuple[str, int], deadline: float) -> None:
+    """Tells process 0 that this one is there, and waits for its word that all are."""
+    cause = "no answer"
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            with socket.create_connection(address, timeout=left) as connection:
+                connection.sendall(HERE + f"{group.index:8d}".encode())
+                if connection.recv(len(HERE), socket.MSG_WAITALL) == HERE:
+                    return
+        except OSError as error:
+            cause = error.strerror or cause
+        time.sleep(min(0.2, max(deadline - time.monotonic(), 0)))
+    raise _incomplete(group, coordinator, cause)
+
+
+def _incomplete(group: Group, coordinator: str, cause: str) -> ProcessError:
+    return ProcessError(
+        f"process {group.index} of {group.count} met no full company at {coordinator} in "
+        f"{group.timeout:g} s ({cause}): start all {group.count} with the same --coordinator, or "
+        "give them longer with --timeout"
+    )
 
 
 class _Connections:
@@ -227,8 +277,9 @@ class _Connections:
                 return
             self._tell(reason)
             print(
-                f"opsin: {reason}, and so process {self._index} stops: start all of them again to "
-                "go on from the last checkpoint",
+                # On a line of its own, where a bar of progress stands.
+                f"\nopsin: {reason}, and so process {self._index} stops: start all of them again "
+                "to go on from the last checkpoint",
                 file=sys.stderr,
                 flush=True,
             )

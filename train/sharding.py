@@ -107,7 +107,7 @@ def _mesh_shape(parallel: Parallel, devices: int) -> tuple[int, ...]:
     if taken > devices:
         raise DeviceError(
             f"parallel asks for {asked} = {taken} devices, there are {devices}: lower "
-            "parallel.data, parallel.fsdp or parallel.tensor, or pass --devices N to fake N on "
+            "parallel.data, parallel.fsdp or parallel.tensor, or take more (--devices N fakes N on "
             "the CPU"
         )
     return tuple(devices // taken if size == -1 else size for size in sizes.values())

@@ -212,6 +212,17 @@ def test_a_port_that_is_taken_is_one_line(company: Company):
     assert "Traceback" not in errors
 
 
+def test_who_waits_in_vain_says_so_in_one_line(company: Company):
+    company.start_one(free_port(), 3, 0, 1, 4)
+    company.start_one(port := free_port(), 2, 1, 1, 4)
+    (code, _, errors), (other, _, others) = company.end()
+    assert (code, other) == (2, 2)
+    assert "opsin: process 0 of 3 met no full company at 127.0.0.1:" in errors
+    assert "in 4 s (missing: 1, 2): start all 3 with the same --coordinator" in errors
+    assert f"opsin: process 1 of 2 met no full company at 127.0.0.1:{port} in 4 s" in others
+    assert "Check failure" not in errors + others
+
+
 def test_where_processes_come_from(monkeypatch: pytest.MonkeyPatch):
     for name in ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "TPU_WORKER_HOSTNAMES"):
         monkeypatch.delenv(name, raising=False)

@@ -233,6 +233,11 @@ def test_a_step_that_is_larger_than_a_chip_does_not_fit(tiny, planned):
     [
         ("Ran out of memory in memory space hbm. Used 17.35G of 15.75G hbm.", (17.35, 15.75)),
         ("RESOURCE_EXHAUSTED: … Used 471.14G of 15.75G hbm. Exceeded", (471.14, 15.75)),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (335.42G) exceeds available HBM (15.75G).",
+            (335.42, 15.75),
+        ),
         ("Used 900.5M of 0.5G hbm.", (900.5 / 1024, 0.5)),
     ],
 )
