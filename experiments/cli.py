@@ -169,7 +169,9 @@ def _plan(options: argparse.Namespace) -> int:
 
     topology = Topology.parse(options.topology)
     here = topology.chip.name == "cpu"
-    set_up(Runtime(platform="cpu", devices=topology.size if here else None, tpu_compiler=not here))
+    devices = topology.size if here else None
+    # Compiled anew: how long it takes is part of a plan.
+    set_up(Runtime(platform="cpu", devices=devices, cached=False, tpu_compiler=not here))
     module = catalogue.find(options.name)
     from experiments import planning
 
@@ -187,7 +189,7 @@ def _plan(options: argparse.Namespace) -> int:
     print(output)
     if setting.plan.fits:
         return 0
-    nearest = planner.nearest()
+    nearest = planner.nearest(setting.plan)
     way_out = f"this does: {nearest.arguments}" if nearest else "nor does any setting near it"
     print(f"opsin: the step does not fit on {topology}; {way_out}", file=sys.stderr)
     return 1

@@ -90,27 +90,37 @@ class Planner:
                     break
         return sorted(found, key=_rank)
 
-    def nearest(self) -> Setting | None:
+    def nearest(self, failed: Plan) -> Setting | None:
         """The first setting that fits: parameters in slices, smaller parts, then smaller batches.
 
         Slices and microbatches (``loop.accumulate``) come first: they leave the gradient as it is,
-        but for batch norm, whose statistics are then those of a microbatch.
+        but for batch norm, whose statistics are then those of a microbatch. A part is not tried
+        where a larger one shows that it cannot fit: memory falls no faster than the part.
+
+        Args:
+            failed: the plan of the experiment as it is, which does not fit.
         """
-        meshes = [{}, {"parallel.data": -1, "parallel.fsdp": self._slices}]
-        batch, parts = self.experiment.data.batch, self.experiment.loop.accumulate
-        parted = [
-            {**mesh, "loop.accumulate": parts * times} for times in (2, 4, 8) for mesh in meshes
-        ]
-        smaller = [
-            {**mesh, "data.batch": batch // by}
-            for by in (2, 4, 8)
-            if batch >= by
-            for mesh in meshes
-        ]
-        for overrides in [meshes[1], *parted, *smaller]:
-            setting = self._tried(overrides)
+        experiment, slices = self.experiment, self._slices
+        batch, parts = experiment.data.batch, experiment.loop.accumulate
+        least = [failed.memory.excess]  # of each mesh: how many times smaller it has to be
+        meshes: list[dict[str, Any]] = [{}]
+        if failed.mesh["fsdp"] != slices:
+            meshes.append({"parallel.data": -1, "parallel.fsdp": slices})
+            setting = self._tried(meshes[1])
             if setting and setting.plan.fits:
                 return setting
+            least.append(setting.plan.memory.excess if setting else 1.0)
+        for path in ("loop.accumulate", "data.batch"):
+            for times in (2, 4, 8, 16, 32, 64):
+                part = parts * times if path == "loop.accumulate" else batch // times
+                for index, mesh in enumerate(meshes):
+                    if times < least[index] or part < 1:
+                        continue
+                    setting = self._tried({**mesh, path: part})
+                    if setting and setting.plan.fits:
+                        return setting
+                    if setting:
+                        least[index] = max(least[index], times * setting.plan.memory.excess)
         return None
 
     def _meshes(self) -> Iterator[dict[str, Any]]:
@@ -238,6 +248,8 @@ def described(
         lines += [*_work_table(plan, topology.chip), "", *_exchange_table(plan), ""]
     if plan.prediction is not None:
         lines += [*_predicted(plan, topology), ""]
+    elif plan.fits:
+        lines += [f"No prediction: a {topology.chip.name} has no published peak here.", ""]
     if swept:
         lines += [*_sweep_table(swept), ""]
     return "\n".join(lines)

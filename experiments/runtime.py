@@ -11,7 +11,6 @@ from experiments.config import ConfigError
 from train.memory import is_untuned, keep_freed_memory
 
 TPU_COMPILER = {
-    "JAX_ENABLE_COMPILATION_CACHE": "false",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it compiles only: no device is taken
     "TPU_SKIP_MDS_QUERY": "1",  # else it asks Google Cloud which machine this is
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # any: the topology is given with each program
@@ -32,8 +31,9 @@ class Runtime:
         deterministic: GPU kernels that give the same bits every time, at some cost of speed.
         memory_fraction: share of the GPU's memory to take at the start; None takes it as needed.
         cache: directory of compiled programs; None takes the one of the user.
+        cached: whether programs are kept there and taken from there.
         tpu_compiler: whether to compile for TPUs that are not here. The compiler is then not to
-            look for them; nor are programs kept, as their compilation is to be timed.
+            look for them.
     """
 
     platform: str | None = None
@@ -41,6 +41,7 @@ class Runtime:
     deterministic: bool = False
     memory_fraction: float | None = None
     cache: Path | None = None
+    cached: bool = True
     tpu_compiler: bool = False
 
 
@@ -80,6 +81,8 @@ def set_up(runtime: Runtime) -> None:
         asked["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     if runtime.cache:
         asked["JAX_COMPILATION_CACHE_DIR"] = str(runtime.cache)
+    if not runtime.cached:
+        asked["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     if runtime.tpu_compiler:
         asked |= TPU_COMPILER
     os.environ.update({**defaults, **os.environ, **asked})

@@ -61,6 +61,11 @@ class Memory:
     available: int | None
 
     @property
+    def excess(self) -> float:
+        """What is needed as a multiple of what there is; 0 where that is not known."""
+        return 0.0 if self.available is None else self.needed / self.available
+
+    @property
     def fits(self) -> bool:
         """Whether the step fits; True where the memory is not known."""
         enough = self.available is None or self.needed <= self.available

@@ -66,9 +66,10 @@ def test_defaults_yield_to_the_users_variables(environment):
             {"XLA_FLAGS": "--xla_gpu_deterministic_ops=false --xla_gpu_deterministic_ops=true"},
         ),
         (Runtime(cache=Path("/fast")), {"JAX_COMPILATION_CACHE_DIR": "/fast"}),
+        (Runtime(cached=False), {"JAX_ENABLE_COMPILATION_CACHE": "false"}),
         (Runtime(platform="cpu", tpu_compiler=True), {"JAX_PLATFORMS": "cpu", **TPU_COMPILER}),
     ],
-    ids=["platform", "devices", "memory", "deterministic", "cache", "tpu compiler"],
+    ids=["platform", "devices", "memory", "deterministic", "cache", "no cache", "tpu compiler"],
 )
 def test_what_is_asked_for_wins_over_the_users_variables(environment, runtime, expected):
     environment |= {
