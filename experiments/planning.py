@@ -95,7 +95,7 @@ class Planner:
 
         Slices and microbatches (``loop.accumulate``) come first: they leave the gradient as it is,
         but for batch norm, whose statistics are then those of a microbatch. A part is not tried
-        where a larger one shows that it cannot fit: memory falls no faster than the part.
+        where a larger one shows that it cannot fit: memory falls no faster than the part does.
 
         Args:
             failed: the plan of the experiment as it is, which does not fit.
@@ -111,16 +111,19 @@ class Planner:
                 return setting
             least.append(setting.plan.memory.excess if setting else 1.0)
         for path in ("loop.accumulate", "data.batch"):
+            bound = list(
+                least
+            )  # parts leave the images of a step whole, and say nothing of batches
             for times in (2, 4, 8, 16, 32, 64):
                 part = parts * times if path == "loop.accumulate" else batch // times
                 for index, mesh in enumerate(meshes):
-                    if times < least[index] or part < 1:
+                    if times < bound[index] or part < 1:
                         continue
                     setting = self._tried({**mesh, path: part})
                     if setting and setting.plan.fits:
                         return setting
                     if setting:
-                        least[index] = max(least[index], times * setting.plan.memory.excess)
+                        bound[index] = max(bound[index], times * setting.plan.memory.excess)
         return None
 
     def _meshes(self) -> Iterator[dict[str, Any]]:
