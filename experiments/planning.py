@@ -334,8 +334,8 @@ def _predicted(plan: Plan, topology: Topology) -> list[str]:
         "The prediction is a model, and a bound: every chip at its published peak, products of any "
         "shape at full rate, all links of a chip in use (a slice without wrap-around has fewer), "
         "computing, memory and interconnect behind one another, no time between operations, no "
-        "evaluation or checkpoint, input that keeps up. Utilization counts the operations of the model alone, not what is computed "
-        "again to save memory.",
+        "evaluation or checkpoint, input that keeps up. Utilization counts the operations of the "
+        "model alone, not what is computed again to save memory.",
         "",
         f"Peaks: {', '.join(sources)}.",
     ]
