@@ -1,8 +1,11 @@
 """From the command to the files: what is printed and written, the sweep, and the way out."""
 
 import json
+import re
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +17,7 @@ from experiments.config import ConfigError, override
 from experiments.planning import Planner, Setting, arrangement, described, examples_of
 from models.classification.vit import ViT
 from train.chips import CHIPS, Topology
+from train.durations import in_steps
 from train.experiment import Data, Experiment
 from train.plan import Cost, Memory, Plan, predict
 from train.sharding import check_batch, make_mesh
@@ -22,10 +26,10 @@ from train.tasks.task import SettingError
 
 GIB = 2**30
 V5E = Topology.parse("v5e:4x4")
-RECIPES = (
-    "cifar10_ddpm", "imagenet_ddpm_256", "imagenet_resnet50", "imagenet_vit_l16",
-    "imagenet_vit_s16",
-)  # fmt: skip
+RECIPES = tuple(
+    name for name, file in catalogue.experiments().items() if "\nPLAN = " in file.read_text()
+)
+PLANS = Path(__file__).parents[2] / "results" / "plans"
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,9 @@ def test_the_nearest_setting_keeps_the_batch_where_it_can(planner, batch, way_ou
     if batch == 16384:
         larger = replace(larger, loop=replace(larger.loop, accumulate=2))
     planner = replace(planner, experiment=larger)
-    assert not planner.setting({}).plan.fits
-    nearest = planner.nearest()
+    failed = planner.setting({}).plan
+    assert not failed.fits
+    nearest = planner.nearest(failed)
     assert nearest is not None
     assert nearest.arguments == way_out
     assert override(larger, nearest.overrides).data.batch == batch
@@ -129,11 +134,63 @@ def test_a_smaller_batch_is_the_last_resort_and_there_may_be_none(planner, monke
 
     monkeypatch.setattr(planning, "plan", whole)
     larger = replace(planner.experiment, data=Data(batch=4096))
-    nearest = replace(planner, experiment=larger).nearest()
+    planner = replace(planner, experiment=larger)
+    nearest = planner.nearest(planner.setting({}).plan)
     assert nearest is not None
     assert nearest.arguments == "parallel.data=-1 parallel.fsdp=16 data.batch=1024"
     tiny_chip = replace(V5E, chip=replace(V5E.chip, hbm_bytes=GIB))
-    assert replace(planner, topology=tiny_chip).nearest() is None
+    planner = replace(planner, topology=tiny_chip)
+    assert planner.nearest(planner.setting({}).plan) is None
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_batch_of_none_is_never_tried(planner, monkeypatch, batch):
+    tried = []
+
+    def whole(experiment: Experiment, *arguments: Any, **options: Any) -> Plan:
+        tried.append(experiment.data.batch)
+        raise SettingError("does not divide")
+
+    failed = planner.setting({}).plan
+    monkeypatch.setattr(planning, "plan", whole)
+    planner = replace(planner, experiment=replace(planner.experiment, data=Data(batch=batch)))
+    assert planner.nearest(failed) is None
+    assert planner.sweep() == []
+    assert min(tried) >= 1
+
+
+def test_a_smaller_batch_is_tried_where_parts_do_not_help(planner, monkeypatch):
+    """As where the images of a step, which are there whole, take too much."""
+
+    def of_batches(experiment: Experiment, *arguments: Any, **options: Any) -> Plan:
+        made = stand_in(planner.experiment, planner.examples, V5E)
+        memory = replace(
+            made.memory, needed=experiment.data.batch * GIB, temporaries=1, available=16 * GIB
+        )
+        return replace(made, memory=memory, mesh={"data": 1, "fsdp": 16, "tensor": 1})
+
+    monkeypatch.setattr(planning, "plan", of_batches)
+    nearest = planner.nearest(planner.setting({}).plan)
+    assert nearest is not None
+    assert nearest.arguments == "data.batch=16"
+
+
+def test_what_cannot_fit_is_not_compiled(planner, monkeypatch):
+    """335 GiB where there are 16: a chip of its own needs 32 parts, which is tried at once."""
+    compiled = []
+
+    def of_parts(experiment: Experiment, *arguments: Any, **options: Any) -> Plan:
+        compiled.append(experiment.loop.accumulate)
+        made = stand_in(planner.experiment, planner.examples, V5E)
+        needed = 335 * GIB // experiment.loop.accumulate
+        memory = replace(made.memory, needed=needed, temporaries=1, available=16 * GIB)
+        return replace(made, memory=memory, mesh={"data": 1, "fsdp": 16, "tensor": 1})
+
+    monkeypatch.setattr(planning, "plan", of_parts)
+    nearest = planner.nearest(planner.setting({}).plan)
+    assert nearest is not None
+    assert nearest.arguments == "loop.accumulate=32"
+    assert compiled == [1, 32]
 
 
 def test_recomputation_is_told_apart(monkeypatch):
@@ -272,6 +329,28 @@ def test_a_set_that_is_not_here_is_planned_by_its_shapes(name, monkeypatch):
     # Not of another set that the user asks for.
     other = override(experiment, {"data.source": partial(synthetic, n=24)})
     assert len(examples_of(module, other).records) == 24
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_plans_on_record_are_of_the_recipe_as_it_stands(name):
+    module = catalogue.find(name)
+    experiment = module.config()
+    examples = len(module.PLAN.records)
+    command = re.search(rf"opsin plan {name} --topology (\S+)", module.__doc__)
+    assert command
+    found = [json.loads(path.read_text()) for path in PLANS.glob(f"{name}-*.json")]
+    assert command[1] in [record["plan"]["topology"] for record in found]
+    for record in found:
+        plan = record["plan"]
+        assert record["overrides"] == {}
+        assert plan["examples"] == examples
+        assert plan["batch"] == experiment.data.batch
+        assert plan["steps"] == in_steps(
+            experiment.loop.duration, Fraction(examples, experiment.data.batch)
+        )
+        assert plan["memory"]["needed"] <= plan["memory"]["available"]
+        page = (PLANS / f"{name}-{plan['topology'].replace(':', '-')}.md").read_text()
+        assert page.startswith(f"# {name} on {plan['topology']}\n\n*Planned, not run.*")
 
 
 def test_what_is_typed_for_the_mesh_and_the_batch_are_overrides():
