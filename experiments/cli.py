@@ -169,8 +169,7 @@ def _plan(options: argparse.Namespace) -> int:
 
     topology = Topology.parse(options.topology)
     here = topology.chip.name == "cpu"
-    devices = topology.size if here else None
-    # Compiled anew: how long it takes is part of a plan.
+    devices = topology.size if here else None  # compiled anew, as a plan says how long it takes
     set_up(Runtime(platform="cpu", devices=devices, cached=False, tpu_compiler=not here))
     module = catalogue.find(options.name)
     from experiments import planning

@@ -14,6 +14,7 @@ from typing import Any
 
 from data.examples import Examples
 from experiments.config import ConfigError, override, paths, resolve
+from experiments.units import in_bytes, in_seconds, in_units
 from train.chips import Chip, Topology
 from train.experiment import Experiment
 from train.logging import replace_text
@@ -268,9 +269,9 @@ def _memory_table(plan: Plan) -> list[str]:
         "data": memory.data,
         "temporaries (activations, gradients)": memory.temporaries,
     }
-    shown = [f"| {what} | {_size(count)} |" for what, count in rows.items() if count]
-    whole = "" if memory.available is None else f" of {_size(memory.available)}"
-    total = f"| all, padded, with the program | {_size(memory.needed)}{whole} |"
+    shown = [f"| {what} | {in_bytes(count)} |" for what, count in rows.items() if count]
+    whole = "" if memory.available is None else f" of {in_bytes(memory.available)}"
+    total = f"| all, padded, with the program | {in_bytes(memory.needed)}{whole} |"
     return ["| memory of a chip | |", "|---|--:|", *shown, total]
 
 
@@ -279,25 +280,25 @@ def _work_table(plan: Plan, chip: Chip) -> list[str]:
     assert cost is not None
     sent = sum(exchange.sent for exchange in cost.exchanges)
     again = cost.flops - cost.model_flops
-    recomputed = f", {_amount(again, 'FLOP')} of it computed again" if again else ""
+    recomputed = f", {in_units(again, 'FLOP')} of it computed again" if again else ""
     rows = [
-        ("matrix products", _amount(cost.flops, "FLOP") + recomputed, chip.peak_flops_bf16, "FLOP")
+        ("matrix products", in_units(cost.flops, "FLOP") + recomputed, chip.peak_flops_bf16, "FLOP")
         + ((predicted.compute,) if predicted else (None,)),
-        ("memory", _amount(cost.bytes_accessed, "B"), chip.hbm_bandwidth, "B")
+        ("memory", in_units(cost.bytes_accessed, "B"), chip.hbm_bandwidth, "B")
         + ((predicted.memory,) if predicted else (None,)),
-        ("interconnect", _amount(sent, "B"), chip.interconnect_bandwidth, "B")
+        ("interconnect", in_units(sent, "B"), chip.interconnect_bandwidth, "B")
         + ((predicted.interconnect,) if predicted else (None,)),
     ]
     table = ["| a step of a chip | | at | takes |", "|---|--:|--:|--:|"]
     for what, amount, rate, unit, seconds in rows:
-        at = "unknown" if rate is None else _amount(rate, f"{unit}/s")
-        table.append(f"| {what} | {amount} | {at} | {_seconds(seconds)} |")
+        at = "unknown" if rate is None else in_units(rate, f"{unit}/s")
+        table.append(f"| {what} | {amount} | {at} | {in_seconds(seconds)} |")
     return [
         *table,
         "",
         f"Operations are a closed form, bytes are read off the program. XLA's own counts are "
-        f"{_amount(cost.compiler_flops, 'FLOP')}, of everything, and "
-        f"{_amount(cost.compiler_bytes, 'B')}, of what stays on the chip too; both have the body "
+        f"{in_units(cost.compiler_flops, 'FLOP')}, of everything, and "
+        f"{in_units(cost.compiler_bytes, 'B')}, of what stays on the chip too; both have the body "
         "of a loop once.",
     ]
 
@@ -310,8 +311,8 @@ def _exchange_table(plan: Plan) -> list[str]:
         "| collective | count | asynchronous | of arrays of | a chip sends |",
         "|---|--:|--:|--:|--:|",
         *(
-            f"| {x.kind} | {x.count} | {x.asynchronous} | {_amount(x.bytes, 'B')} | "
-            f"{_amount(x.sent, 'B')} |"
+            f"| {x.kind} | {x.count} | {x.asynchronous} | {in_units(x.bytes, 'B')} | "
+            f"{in_units(x.sent, 'B')} |"
             for x in plan.cost.exchanges
         ),
     ]
@@ -325,10 +326,10 @@ def _predicted(plan: Plan, topology: Topology) -> list[str]:
     length = f"{days:.1f} days" if days >= 2 else f"{24 * days:.1f} hours"
     sources = dict.fromkeys(topology.chip.sources.values())
     return [
-        f"**At best {_seconds(predicted.seconds)} a step, limited by {predicted.limit}: "
+        f"**At best {in_seconds(predicted.seconds)} a step, limited by {predicted.limit}: "
         f"{predicted.utilization:.0%} utilization, {rate:,.0f} images/s, {rate / plan.chips:,.0f} "
         f"a chip; {length} in all.** Without any overlap of the three it is "
-        f"{_seconds(predicted.seconds_without_overlap)}, "
+        f"{in_seconds(predicted.seconds_without_overlap)}, "
         f"{predicted.utilization * predicted.seconds / predicted.seconds_without_overlap:.0%}.",
         "",
         "The prediction is a model, and a bound: every chip at its published peak, products of any "
@@ -348,13 +349,13 @@ def _sweep_table(swept: Sequence[Setting]) -> list[str]:
     ]
     for setting in swept:
         plan, predicted = setting.plan, setting.plan.prediction
-        memory = _size(plan.memory.needed) + ("" if plan.fits else ", does not fit")
+        memory = in_bytes(plan.memory.needed) + ("" if plan.fits else ", does not fit")
         row = [setting.arguments, memory]
         if predicted is None or not plan.fits:
             row += [""] * 4
         else:
             row += [
-                _seconds(predicted.seconds),
+                in_seconds(predicted.seconds),
                 predicted.limit,
                 f"{predicted.utilization:.0%}",
                 f"{predicted.images_per_second / plan.chips:,.0f}",
@@ -372,11 +373,12 @@ def _rank(setting: Setting) -> tuple[bool, float, int]:
 def _outcome(plan: Plan) -> str:
     memory = plan.memory
     if not plan.fits and memory.available is not None:
-        return f"does not fit: {_size(memory.needed)} a chip, which has {_size(memory.available)}"
+        available = in_bytes(memory.available)
+        return f"does not fit: {in_bytes(memory.needed)} a chip, which has {available}"
     if plan.prediction is None:
-        return f"{_size(memory.needed)} a chip"
+        return f"{in_bytes(memory.needed)} a chip"
     rate = plan.prediction.images_per_second / plan.chips
-    return f"{_size(memory.needed)} a chip, at best {rate:,.0f} images/s a chip"
+    return f"{in_bytes(memory.needed)} a chip, at best {rate:,.0f} images/s a chip"
 
 
 def _at(tree: Any, path: str) -> Any:
@@ -385,31 +387,3 @@ def _at(tree: Any, path: str) -> Any:
     for name in path.split("."):
         node = node[int(name)] if isinstance(node, list) else node[name]
     return node
-
-
-def _size(count: float | None) -> str:
-    """Bytes in binary units, as memory is sold: ``15.75 GiB``."""
-    value, unit = float(count or 0), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
-
-
-def _amount(count: float, unit: str) -> str:
-    """A number with a decimal prefix: ``197 TFLOP/s``."""
-    prefix = ""
-    for larger in ("k", "M", "G", "T", "P"):
-        if count < 1000:
-            break
-        count, prefix = count / 1000, larger
-    return f"{count:.3g} {prefix}{unit}"
-
-
-def _seconds(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown"
-    if seconds < 1e-3:
-        return f"{seconds * 1e6:.3g} µs"
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
