@@ -6,7 +6,8 @@ Made-up photographs of ImageNet's usual size (500×375, 110 kB or so) go the way
 run: bytes, Pillow's decoder as TFDS calls it where OpenCV is not installed,
 ``data.squares.square``. Time is that of the core, so that what else the machine does changes
 little. For each plan in ``results/plans`` it writes how many such cores a chip would keep busy, to
-``results/host_decoding.md``."""
+``results/host_decoding.md``.
+"""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def _plan(options: argparse.Namespace) -> int:
 
     topology = Topology.parse(options.topology)
     here = topology.chip.name == "cpu"
-    devices = topology.size if here else None  # compiled anew, as a plan says how long it takes
+    devices = topology.size if here else None
     set_up(Runtime(platform="cpu", devices=devices, cached=False, tpu_compiler=not here))
     module = catalogue.find(options.name)
     from experiments import planning

@@ -112,9 +112,7 @@ class Planner:
                 return setting
             least.append(setting.plan.memory.excess if setting else 1.0)
         for path in ("loop.accumulate", "data.batch"):
-            bound = list(
-                least
-            )  # parts leave the images of a step whole, and say nothing of batches
+            bound = list(least)  # anew: parts leave the images whole, and say nothing of batches
             for times in (2, 4, 8, 16, 32, 64):
                 part = parts * times if path == "loop.accumulate" else batch // times
                 for index, mesh in enumerate(meshes):

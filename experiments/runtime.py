@@ -31,7 +31,8 @@ class Runtime:
         deterministic: GPU kernels that give the same bits every time, at some cost of speed.
         memory_fraction: share of the GPU's memory to take at the start; None takes it as needed.
         cache: directory of compiled programs; None takes the one of the user.
-        cached: whether programs are kept there and taken from there.
+        cached: whether programs are kept there and taken from there; not where their compilation
+            is to be timed.
         tpu_compiler: whether to compile for TPUs that are not here. The compiler is then not to
             look for them.
     """

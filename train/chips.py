@@ -149,12 +149,12 @@ class Topology:
                 raise TopologyError(f"{text!r} is no topology: write {name}:N, as in {name}:8")
         elif shape not in chip.shapes or not whole:
             known = [_written(shape) for shape in chip.shapes]
-            near = difflib.get_close_matches(written, known, n=1, cutoff=0.0)[0]
             if whole:  # nearest in the number of chips
-                near = min(
-                    chip.shapes, key=lambda s: (abs(math.log(math.prod(s) / math.prod(shape))), s)
-                )
-                near = _written(near)
+                asked = math.prod(shape)
+                distances = {s: abs(math.log(math.prod(s) / asked)) for s in chip.shapes}
+                near = _written(min(chip.shapes, key=lambda s: (distances[s], s)))
+            else:
+                near = difflib.get_close_matches(written, known, n=1, cutoff=0.0)[0]
             raise TopologyError(
                 f"there is no topology {text!r}, did you mean {name}:{near}? The slices of {name} "
                 f"are {', '.join(known)} ({chip.sources['shapes']})"

@@ -37,8 +37,8 @@ def set_holes_aside() -> int:
 
     XLA's compiler leaves thousands of free blocks, each of another size. glibc keeps them in lists
     sorted by size and walks one, under the lock that all threads share, whenever a convolution
-    frees its workspace: right after its compilation a step of ResNet-20 took 97 to 151 ms, and 98
-    to 115 ms without the holes (two noisy cores of an AMD EPYC). They are allocated here, for good.
+    frees its workspace, so that a program runs slower in the process that compiled it than in one
+    that took it from the cache. The holes are allocated here, for good.
 
     Returns:
         Bytes set aside; 0 where the C library is not glibc 2.33 or later.
