@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,7 @@ from jax.sharding import PartitionSpec as P
 from train.paths import json_leaves
 from train.sharding import AXES, replicated
 
-GREETING = 64  # characters: a secret of 56, and the number of a process
-HERE = b"opsin"  # what processes say to one another before they know a secret
+HERE = b"opsin"  # what processes that were told where to meet greet one another with
 LETTER = 512  # bytes that process 0 tells the others where to find it with
 
 
@@ -65,8 +64,14 @@ def joined(group: Group) -> Iterator[None]:
     Raises:
         ProcessError: the port is taken, or the others do not come.
     """
-    _initialize(group)
-    connections = _Connections(group)
+    if group.coordinator is None:
+        _initialize(group)
+        peers = _meet(group.timeout)
+    else:
+        # jax itself aborts where one does not come, and grpc would share a port that is taken.
+        peers = _assemble(group, group.coordinator)
+        _initialize(group)
+    connections = _Connections(peers, group.timeout)
     try:
         yield
         multihost_utils.sync_global_devices("the end")
@@ -78,8 +83,6 @@ def joined(group: Group) -> Iterator[None]:
 
 
 def _initialize(group: Group) -> None:
-    if group.coordinator is not None and (group.count or 1) > 1:
-        _assemble(group, group.coordinator)
     # Between the CPUs of several machines; accelerators have their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
@@ -102,21 +105,20 @@ def _initialize(group: Group) -> None:
         raise _incomplete(group, group.coordinator, _first_line(error)) from error
 
 
-def _assemble(group: Group, coordinator: str) -> None:
-    """Waits until all processes are there, at the port that jax takes next.
+def _assemble(group: Group, coordinator: str) -> dict[int, socket.socket]:
+    """Connections of process 0 to all others, or of another to process 0, once all are there.
 
-    jax itself aborts where one does not come, and grpc would share a port that is taken.
+    They meet at the port that jax takes next.
 
     Raises:
         ProcessError: the port is taken, or the others do not come.
     """
     host, _, port = coordinator.rpartition(":")
-    deadline = time.monotonic() + group.timeout
+    count = group.count or 1
     if group.index:
-        _report(group, coordinator, (host, int(port)), deadline)
-        return
+        return {0: _report(group, coordinator, (host, int(port)))}
     try:
-        server = socket.create_server(("", int(port)), backlog=group.count or 1)
+        server = socket.create_server(("", int(port)), backlog=count)
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         cause = f"port {port} is taken" if taken else error.strerror
@@ -124,40 +126,88 @@ def _assemble(group: Group, coordinator: str) -> None:
             f"process 0 cannot listen at {coordinator} ({cause}): choose another --coordinator, "
             "for all processes"
         ) from error
-    arrived: dict[int, socket.socket] = {}
-    with server, ExitStack() as open_ones:
-        while len(arrived) < (group.count or 1) - 1:
-            try:
-                server.settimeout(max(deadline - time.monotonic(), 0.001))
-                connection = open_ones.enter_context(server.accept()[0])
-                connection.settimeout(max(deadline - time.monotonic(), 0.001))
-                word = connection.recv(len(HERE) + 8, socket.MSG_WAITALL)
-            except TimeoutError as error:
-                missing = sorted(set(range(1, group.count or 1)) - arrived.keys())
-                named = ", ".join(str(index) for index in missing)
-                raise _incomplete(group, coordinator, f"missing: {named}") from error
-            except OSError:
-                continue  # it has gone again
-            if word.startswith(HERE) and word[len(HERE) :].strip().isdigit():
-                arrived[int(word[len(HERE) :])] = connection
-        for connection in arrived.values():
-            with suppress(OSError):
-                connection.sendall(HERE)
+    peers, missing = _accept(server, HERE, count, group.timeout)
+    if missing:
+        raise _incomplete(group, coordinator, f"missing: {missing}")
+    for connection in peers.values():
+        with suppress(OSError):  # who is gone again is missed by its own thread
+            connection.sendall(HERE)
+    return peers
 
 
-def _report(group: Group, coordinator: str, address: tuple[str, int], deadline: float) -> None:
+def _report(group: Group, coordinator: str, address: tuple[str, int]) -> socket.socket:
     """Tells process 0 that this one is there, and waits for its word that all are."""
-    cause = "no answer"
+    deadline, cause = time.monotonic() + group.timeout, "no answer"
     while (left := deadline - time.monotonic()) > 0:
         try:
-            with socket.create_connection(address, timeout=left) as connection:
-                connection.sendall(HERE + f"{group.index:8d}".encode())
-                if connection.recv(len(HERE), socket.MSG_WAITALL) == HERE:
-                    return
+            connection = socket.create_connection(address, timeout=left)
         except OSError as error:
             cause = error.strerror or cause
+        else:
+            with suppress(OSError):
+                connection.sendall(_greeting(HERE, group.index or 0))
+                if connection.recv(len(HERE), socket.MSG_WAITALL) == HERE:
+                    return connection
+            connection.close()
         time.sleep(min(0.2, max(deadline - time.monotonic(), 0)))
     raise _incomplete(group, coordinator, cause)
+
+
+def _meet(timeout: float) -> dict[int, socket.socket]:
+    """As `_assemble`, of processes that jax has joined already, at a port that it tells them of."""
+    count, index = jax.process_count(), jax.process_index()
+    if count == 1:
+        return {}
+    letter = np.zeros(LETTER, np.uint8)
+    server = None
+    if index == 0:
+        server = socket.create_server(("", 0), backlog=count)
+        text = json.dumps([_own_address(), server.getsockname()[1], secrets.token_hex(28)]).encode()
+        letter[: len(text)] = np.frombuffer(text, np.uint8)
+    letter = np.asarray(multihost_utils.broadcast_one_to_all(letter))
+    host, port, secret = json.loads(letter.tobytes().rstrip(b"\0"))
+    advice = "let the machines of a run connect to one another on all ports"
+    if server is not None:
+        peers, missing = _accept(server, secret.encode(), count, timeout)
+        if missing:
+            raise ProcessError(f"processes {missing} do not reach process 0: {advice}")
+        return peers
+    try:
+        connection = socket.create_connection((host, port), timeout=timeout)
+        connection.sendall(_greeting(secret.encode(), index))
+    except OSError as error:
+        raise ProcessError(
+            f"process {index} does not reach process 0 at {host}:{port} ({error}): {advice}"
+        ) from error
+    return {0: connection}
+
+
+def _greeting(secret: bytes, index: int) -> bytes:
+    return secret + f"{index:8d}".encode()
+
+
+def _accept(
+    server: socket.socket, secret: bytes, count: int, timeout: float
+) -> tuple[dict[int, socket.socket], str]:
+    """A connection from each process but the first, and who of them did not come in time."""
+    expected = {_greeting(secret, index): index for index in range(1, count)}
+    peers: dict[int, socket.socket] = {}
+    deadline = time.monotonic() + timeout
+    with server:
+        while len(peers) < len(expected) and (left := deadline - time.monotonic()) > 0:
+            server.settimeout(left)
+            try:
+                connection, _ = server.accept()
+                connection.settimeout(min(left, 2.0))  # a stranger may say nothing
+                index = expected.get(connection.recv(len(secret) + 8, socket.MSG_WAITALL))
+            except OSError:
+                continue  # time is up, or it has gone again
+            if index is None:
+                connection.close()
+            else:
+                peers[index] = connection
+    missing = ", ".join(str(index) for index in expected.values() if index not in peers)
+    return peers, missing
 
 
 def _incomplete(group: Group, coordinator: str, cause: str) -> ProcessError:
@@ -174,19 +224,16 @@ class _Connections:
     A line says "" (still there), "bye", or why all are to stop.
     """
 
-    def __init__(self, group: Group):
-        self._timeout = group.timeout
+    def __init__(self, peers: Mapping[int, socket.socket], timeout: float):
+        self._timeout, self._peers = timeout, peers
         self._index, self._count = jax.process_index(), jax.process_count()
-        self._peers: dict[int, socket.socket] = {}
         self._left, self._stopping = threading.Event(), threading.Lock()
-        if self._count == 1:
-            return
-        self._peers = self._meet(group.coordinator)
-        for peer, connection in self._peers.items():
-            connection.settimeout(self._timeout)
+        for peer, connection in peers.items():
+            connection.settimeout(timeout)
             listen = threading.Thread(target=self._listen, args=(peer, connection), daemon=True)
             listen.start()
-        threading.Thread(target=self._beat, daemon=True).start()
+        if peers:
+            threading.Thread(target=self._beat, daemon=True).start()
 
     def leave(self, reason: str | None) -> None:
         """Tells the others that this process goes, well or for a reason."""
@@ -197,51 +244,6 @@ class _Connections:
             self._left.set()
             line = "bye" if reason is None else f"process {self._index} stopped ({reason})"
             self._tell(line)
-
-    def _meet(self, coordinator: str | None) -> dict[int, socket.socket]:
-        """Connections of process 0 to all others, or of another to process 0."""
-        letter = np.zeros(LETTER, np.uint8)
-        server, secret = None, ""
-        if self._index == 0:
-            server = socket.create_server(("", 0), backlog=self._count)
-            host = _own_address() if coordinator is None else coordinator.rpartition(":")[0]
-            secret = secrets.token_hex(28)
-            text = json.dumps([host, server.getsockname()[1], secret]).encode()
-            letter[: len(text)] = np.frombuffer(text, np.uint8)
-        letter = np.asarray(multihost_utils.broadcast_one_to_all(letter))
-        host, port, secret = json.loads(letter.tobytes().rstrip(b"\0"))
-        if server is not None:
-            with server:
-                return self._accept(server, secret)
-        try:
-            connection = socket.create_connection((host, port), timeout=self._timeout)
-            connection.sendall(f"{secret}{self._index:{GREETING - len(secret)}d}".encode())
-        except OSError as error:
-            raise ProcessError(
-                f"process {self._index} does not reach process 0 at {host}:{port} ({error}): let "
-                "the machines of a run connect to one another on all ports"
-            ) from error
-        return {0: connection}
-
-    def _accept(self, server: socket.socket, secret: str) -> dict[int, socket.socket]:
-        peers: dict[int, socket.socket] = {}
-        server.settimeout(self._timeout)
-        while len(peers) < self._count - 1:
-            try:
-                connection, _ = server.accept()
-                connection.settimeout(self._timeout)
-                greeting = connection.recv(GREETING, socket.MSG_WAITALL).decode()
-            except TimeoutError as error:
-                missing = sorted(set(range(1, self._count)) - peers.keys())
-                raise ProcessError(
-                    f"processes {missing} do not reach process 0: let the machines of a run "
-                    "connect to one another on all ports"
-                ) from error
-            if greeting.startswith(secret):
-                peers[int(greeting[len(secret) :])] = connection
-            else:
-                connection.close()  # a stranger
-        return peers
 
     def _beat(self) -> None:
         while not self._left.wait(self._timeout / 4):
