@@ -12,9 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from data.pipeline import eval_batches
-from train.program import jit_here
-from train.sharding import beside
+from train.batches import over_batches
 from train.tasks.task import Batch, Prepare, SettingError, Track
 
 Layer = Literal["features", "head"]
@@ -108,35 +106,36 @@ def extract_features(
     """
     model = _model(task)
 
-    @jit_here
-    def both(params: PyTree, mutable: PyTree, batch: Batch) -> tuple[Array, Array, Array]:
+    def both(
+        params: PyTree, mutable: PyTree, batch: Batch, indices: Array
+    ) -> tuple[Array, Array, Array]:
+        del indices
         images = prepare(batch)["image"]
         variables = {"params": params, **mutable}
         features, (output, after) = around_head(model, variables, images, mutable=list(mutable))
         same = jax.tree.map(partial(jnp.array_equal, equal_nan=True), mutable, dict(after))
+        changed = ~jnp.all(jnp.asarray(jax.tree.leaves(same), bool))
         return (
             features.astype(jnp.float32),
             cast(Array, output).astype(jnp.float32),
-            ~jnp.all(jnp.asarray(jax.tree.leaves(same), bool)),
+            jnp.broadcast_to(changed, len(images)),
         )
 
     found = {}
     for name, arrays in sets.items():
-        count = len(arrays["image"])
-        starts = track(range(0, count, BATCH), f"features of {name}")
-        parts = []
-        images = {"image": arrays["image"]}
-        for _, batch in zip(starts, eval_batches(images, batch=BATCH), strict=True):
-            features, output, changed = jax.device_get(
-                both(params, mutable, beside(params, {"image": batch["image"]}))
+        *layers, changed = over_batches(
+            both,
+            (params, mutable),
+            {"image": arrays["image"]},
+            batch=BATCH,
+            track=track,
+            what=f"features of {name}",
+        )
+        if changed.any():
+            raise SettingError(
+                f"{type(model).__name__} changes its statistics when it is asked for features: "
+                "with train=False its norms must go by those of training"
             )
-            if changed:
-                raise SettingError(
-                    f"{type(model).__name__} changes its statistics when it is asked for features: "
-                    "with train=False its norms must go by those of training"
-                )
-            parts.append((features, output))
-        layers = [np.concatenate(x)[:count] for x in zip(*parts, strict=True)]
         if not all(np.isfinite(x).all() for x in layers):
             raise SettingError(
                 f"features of {name!r} are not finite: training went wrong before it ended; see "

@@ -12,13 +12,11 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from data.examples import Examples
-from data.pipeline import eval_batches
 from losses.variational import bits_per_dim
 from ops.diffusion_sampling import Sampling
+from train.batches import over_batches
 from train.extractor import Extractor
 from train.final_metrics import first_examples, split_of
-from train.program import jit_here
-from train.sharding import beside
 from train.tasks.diffuse import Diffuse
 from train.tasks.task import Batch, Final, Foreseeing, Prepare, SettingError, Track
 
@@ -58,20 +56,20 @@ class VariationalBound:
     ) -> dict[str, float]:
         """The bound, a mean over the images."""
         arrays = first_examples(split_of(sets, self.split), self.images)
-        count = len(arrays["image"])
 
-        @jit_here
         def bounds(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), indices)
             return task.bound(params, mutable, prepare(batch), keys, self.steps)
 
-        found = []
-        starts = track(range(0, count, self.batch), "variational bound")
-        for start, batch in zip(starts, eval_batches(arrays, batch=self.batch), strict=True):
-            indices = np.arange(start, start + self.batch, dtype=np.int32)
-            values = bounds(params, mutable, *beside(params, (batch, indices)))
-            found.append(np.asarray(values))
-        bound = np.mean(np.concatenate(found)[:count], dtype=np.float64)
+        found = over_batches(
+            bounds,
+            (params, mutable),
+            arrays,
+            batch=self.batch,
+            track=track,
+            what="variational bound",
+        )
+        bound = np.mean(found, dtype=np.float64)
         bits = bits_per_dim(jnp.asarray(bound), arrays["image"][0].size)
         name = f"{self.split}/{'bound' if task.num_classes is None else 'bound_given_class'}"
         return {name: float(bound), f"{name}_bits_per_dim": float(bits)}
@@ -166,10 +164,9 @@ class Inpainting:
         """The measures, means over the images."""
         extract = self.extractor.load()
         arrays = first_examples(split_of(sets, self.split), self.images)
-        count, height = len(arrays["image"]), arrays["image"].shape[1]
+        height = arrays["image"].shape[1]
         mask = jnp.arange(height)[:, None, None] < height // 2
 
-        @jit_here
         def fill(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:
             key = jax.random.key(self.seed)
             keys = jax.vmap(partial(jax.random.fold_in, key))(indices)
@@ -178,12 +175,10 @@ class Inpainting:
             known = prepare(batch)["image"]
             return task.inpaint(params, mutable, keys, none, known, mask, self.resamplings)
 
-        parts = []
-        starts = track(range(0, count, self.batch), "inpainting")
-        for start, batch in zip(starts, eval_batches(arrays, batch=self.batch), strict=True):
-            indices = np.arange(start, start + self.batch, dtype=np.int32)
-            parts.append(np.asarray(fill(params, mutable, *beside(params, (batch, indices)))))
-        made = np.clip(np.concatenate(parts)[:count], 0, 1)
+        made = over_batches(
+            fill, (params, mutable), arrays, batch=self.batch, track=track, what="inpainting"
+        )
+        made = np.clip(made, 0, 1)
         truth = arrays["image"].astype(np.float32) / 255
         below = (slice(None), slice(height // 2, None))
 

@@ -17,17 +17,15 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from data.examples import Examples, labels, materialize
-from data.pipeline import eval_batches
 from data.selection import per_class, select
 from data.sources import open_source
 from losses.likelihoods import Likelihood
 from losses.variational import bits_per_dim
 from metrics.generative import generator_metrics
+from train.batches import over_batches
 from train.extractor import Extractor
 from train.linear_probe import linear_probe
-from train.program import jit_here
 from train.sampling import sample_images
-from train.sharding import beside
 from train.tasks.task import Batch, Generative, Prepare, SettingError, Track
 
 
@@ -101,9 +99,7 @@ class ImportanceNLL:
     ) -> dict[str, float]:
         """The estimate; of a conditional model it is that of log p(x | class), and called so."""
         arrays = first_examples(split_of(sets, self.split), self.images)
-        count = len(arrays["image"])
 
-        @jit_here
         def likelihoods(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:
             def one(image: Batch, index: Array) -> Array:
                 single = jax.tree.map(lambda x: x[None], image)
@@ -120,13 +116,15 @@ class ImportanceNLL:
 
             return jax.vmap(one)(prepare(batch), indices)
 
-        found = []
-        starts = track(range(0, count, self.batch), f"likelihood, {self.samples} draws")
-        for start, batch in zip(starts, eval_batches(arrays, batch=self.batch), strict=True):
-            indices = np.arange(start, start + self.batch, dtype=np.int32)
-            values = likelihoods(params, mutable, *beside(params, (batch, indices)))
-            found.append(np.asarray(values))
-        nll = -np.mean(np.concatenate(found)[:count], dtype=np.float64)
+        found = over_batches(
+            likelihoods,
+            (params, mutable),
+            arrays,
+            batch=self.batch,
+            track=track,
+            what=f"likelihood, {self.samples} draws",
+        )
+        nll = -np.mean(found, dtype=np.float64)
         bits = bits_per_dim(jnp.asarray(nll), arrays["image"][0].size)
         name = f"{self.split}/{'nll' if task.num_classes is None else 'nll_given_class'}"
         numbers = {name: float(nll), f"{name}_draws": float(self.samples)}
@@ -266,20 +264,23 @@ class LatentClassifier:
     ) -> dict[str, float]:
         """The mean accuracies over the draws."""
 
-        @jit_here
-        def encode(params: PyTree, mutable: PyTree, batch: Batch) -> Array:
+        def encode(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:
+            del indices
             return task.latents(params, mutable, prepare(batch))
 
         inputs: dict[str, dict[str, np.ndarray]] = {}
         for split in (self.train_split, self.split):
             arrays = materialize(split_of(sets, split))
             count = len(arrays["image"])
-            latents = [
-                np.asarray(encode(params, mutable, beside(params, batch)))
-                for batch in eval_batches(arrays, batch=min(count, 500))
-            ]
             inputs[split] = {
-                "latent": np.concatenate(latents)[:count],
+                "latent": over_batches(
+                    encode,
+                    (params, mutable),
+                    arrays,
+                    batch=min(count, 500),
+                    track=track,
+                    what=f"latents of {split}",
+                ),
                 "pixel": arrays["image"].reshape(count, -1) / 255,
             }
         truth = {split: labels(split_of(sets, split)) for split in inputs}

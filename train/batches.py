@@ -1,0 +1,52 @@
+"""What a network gives for a whole set, batch by batch, once training has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from data.pipeline import eval_batches
+from train.program import jit_here
+from train.sharding import beside
+from train.tasks.task import Track
+
+
+def over_batches(
+    compute: Callable[..., Any],
+    variables: tuple[PyTree, PyTree],
+    arrays: Mapping[str, np.ndarray],
+    *,
+    batch: int,
+    track: Track,
+    what: str,
+) -> Any:
+    """``compute`` for every image of a set.
+
+    Args:
+        compute: ``(params, mutable, batch, indices)`` → arrays [batch, …]; ``indices`` int32
+            [batch] are places in the set, so that what is drawn for an image does not depend on
+            the size of a batch. It is compiled here.
+        variables: params and mutable, on the devices that are to share each batch.
+        arrays: the set, [images, …] each.
+        batch: images that are in memory together.
+        track: shows how far it has come.
+        what: that it is.
+
+    Returns:
+        The arrays of ``compute`` with as many images as the set, on the host.
+
+    Raises:
+        DataError: if the set is empty, or cannot be read.
+    """
+    compiled, count = jit_here(compute), len(next(iter(arrays.values())))
+    parts = []
+    starts = track(range(0, count, batch), what)
+    for start, images in zip(starts, eval_batches(arrays, batch=batch), strict=True):
+        indices = np.arange(start, start + batch, dtype=np.int32)
+        shared = beside(variables[0], (images, indices))
+        parts.append(jax.device_get(compiled(*variables, *shared)))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)
