@@ -5,6 +5,7 @@ from functools import partial, reduce
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -50,6 +51,45 @@ def batch_norm(
     )
 
 
+class GroupNorm(nn.Module):
+    """`nn.GroupNorm` of images, twice as fast on a CPU.
+
+    Sums go over the pixels of a channel first, and over the channels of a group after: that is the
+    order in which they lie in memory. Statistics are float32 whatever the compute dtype.
+
+    Attributes:
+      groups: of channels that share their statistics; must divide the channels.
+      epsilon: added to the variance.
+      dtype: of the result; None is that of the input.
+    """
+
+    groups: int = 32
+    epsilon: float = 1e-5
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch height width channels"]:
+        """Normalised features. Raises ValueError unless the groups divide the channels."""
+        channels = x.shape[-1]
+        if channels % self.groups:
+            raise ValueError(f"{self.groups} groups do not divide {channels} channels")
+        shape = (self.groups, channels // self.groups)
+        scale = self.param("scale", self.scale_init, (channels,), self.param_dtype).reshape(shape)
+        bias = self.param("bias", self.bias_init, (channels,), self.param_dtype).reshape(shape)
+        features = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        moments = jnp.stack([jnp.mean(y, (1, 2)) for y in (features, jnp.square(features))])
+        mean, square = jnp.mean(moments.reshape(2, len(x), *shape), axis=3, keepdims=True)
+        variance = jnp.maximum(square - jnp.square(mean), 0)  # rounding can make it negative
+        scale = scale * jax.lax.rsqrt(variance + self.epsilon)
+        scale, shift = (y.reshape(len(x), 1, 1, -1) for y in (scale, bias - mean * scale))
+        return (features * scale + shift).astype(self.dtype or x.dtype)
+
+
 def group_norm(
     *,
     train: bool,
@@ -57,14 +97,14 @@ def group_norm(
     groups: int = 32,
     epsilon: float = 1e-5,
     **options: Any,
-) -> nn.GroupNorm:
+) -> GroupNorm:
     """Group normalisation (Wu and He, 2018, arXiv:1803.08494): a drop-in for `batch_norm`.
 
     `train` and `axis_name` change nothing: each image has its own statistics.
     `groups` must divide the channels.
     """
     del train, axis_name
-    return nn.GroupNorm(num_groups=groups, epsilon=epsilon, **options)
+    return GroupNorm(groups=groups, epsilon=epsilon, **options)
 
 
 def max_pool(
@@ -75,10 +115,10 @@ def max_pool(
 ) -> Float[Array, "batch rows columns channels"]:
     """The largest value in each window, as ``nn.max_pool``.
 
-    Windows that lie side by side are compared a pixel at a time: XLA's gradient of a general
-    pooling scatters, which on a CPU takes three times as long. Where several pixels of such a
-    window are largest, as the zeros of a ReLU are, they share the gradient: the first of them does
-    not take it all.
+    Windows that lie side by side have a gradient of their own: XLA's, of a general pooling,
+    scatters, which on a CPU takes three times as long. Where several pixels of such a window are
+    largest, as the zeros of a ReLU are, they share the gradient equally: the first of them does not
+    take it all.
     """
     sides = x.shape[1:3]
     tiled = (
@@ -88,9 +128,33 @@ def max_pool(
     )
     if not tiled:
         return nn.max_pool(x, window_shape, strides, padding)
-    rows, columns = window_shape
-    pixels = [x[:, i::rows, j::columns] for i in range(rows) for j in range(columns)]
-    return reduce(jnp.maximum, pixels)
+    return _tile_max(x, *window_shape)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _tile_max(x: Array, rows: int, columns: int) -> Array:
+    """The largest value in each tile of the image."""
+    return reduce(jnp.maximum, _pixels(x, rows, columns))
+
+
+@_tile_max.defjvp
+def _tile_max_jvp(
+    rows: int, columns: int, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    largest = _tile_max(x, rows, columns)
+    count = reduce(jnp.add, [(y == largest).astype(x.dtype) for y in _pixels(x, rows, columns)])
+    batch, height, width, channels = x.shape
+    # Tiles as axes of their own: the transpose of slices pads, and is many times slower.
+    tiles = (batch, height // rows, rows, width // columns, columns, channels)
+    highest, weight = (y[:, :, None, :, None] for y in (largest, 1 / count))
+    weights = jnp.where(x.reshape(tiles) == highest, weight, 0)
+    return largest, jnp.sum(weights * tangent.reshape(tiles), axis=(2, 4))
+
+
+def _pixels(x: Array, rows: int, columns: int) -> list[Array]:
+    """The first pixel of every tile, the second of every one, and so on."""
+    return [x[:, i::rows, j::columns] for i in range(rows) for j in range(columns)]
 
 
 def pooled_logits(

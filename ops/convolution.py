@@ -12,11 +12,11 @@ benchmarks.convolutions` measures it):
 
 - *tiles*, where the kernel's places do not overlap (1×1, patch embedding, kernel = image): one
   matrix product.
-- *Winograd's* F(2×2, 3×3), for 3×3 kernels between 256 channels or more, and from 128 on for
-  their gradients: 2.25 times fewer products.
-- *columns*, for images of a few channels: XLA's convolution leaves the vector units half empty.
-- *rows*, for the gradient of a 3×3 kernel between a few channels of a large image: a product for
-  each of its columns.
+- *bands*, for images or results of a few channels, where XLA's convolution leaves the vector units
+  half empty: a product for several columns of the result at once.
+- *Winograd's* F(2×2, 3×3), for 3×3 kernels between 128 channels or more: 2.25 times fewer products.
+- *rows*, for the gradient of a 3×3 kernel between few channels of a large image: a product for each
+  of its columns.
 - XLA's convolution otherwise, laid out as it likes best, on operands that were written to memory
   first. Without that barrier XLA fuses normalisation and activation into the transposition that a
   kernel's gradient needs, and computes them again in an order that no cache likes.
@@ -35,16 +35,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
-from ops.convolution_forms import (
-    NHWC,
-    OPERANDS,
-    Geometry,
-    Part,
-    fast_on_cpu,
-    native,
-    padded,
-    varying_alike,
-)
+from ops.convolution_forms import fast_on_cpu, native
+from ops.convolution_geometry import NHWC, OPERANDS, Geometry, Part, padded, varying_alike
 
 
 def convolve(

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-Part = Literal["image", "kernel", "result"]
-OPERANDS: dict[Part, tuple[Part, Part]] = {
-    "result": ("image", "kernel"),
-    "image": ("result", "kernel"),
-    "kernel": ("image", "result"),
-}
-"""What each of the three is computed from, in this order."""
+from ops.convolution_bands import MIRRORED, banded, mirrored, narrow
+from ops.convolution_geometry import (
+    NHWC,
+    Geometry,
+    Part,
+    over_places,
+    padded,
+    turned,
+    varying_alike,
+)
 
-NHWC = ("NHWC", "HWIO", "NHWC")
-
-# Measured on a Zen 5 (2 cores, float32): below, transforming tiles costs more than it saves, and so
-# does transforming the kernel for few of them.
-WINOGRAD_CHANNELS: dict[Part, int] = {"result": 256, "image": 256, "kernel": 128}
-WINOGRAD_PLACES = 2  # of the result, a channel
-# Below a full vector of 16 floats.
-FEW_CHANNELS = 16
+# Measured on a Zen 5 (2 cores, float32). Winograd: below so many channels, transforming tiles costs
+# more than it saves, and so does transforming the kernel for few places of the result, a channel.
+WINOGRAD_CHANNELS = 128
+WINOGRAD_PLACES = {256: 2, 128: 64}
 # Of a kernel's gradient by rows: fewer channels make its products too narrow; with more of them, or
 # fewer rows, another form is as fast. The bytes of a block are what a core's cache holds with ease.
 BY_ROWS_CHANNELS = 8, 64
@@ -42,42 +39,6 @@ WINOGRAD: dict[Part, tuple[tuple[float, ...], ...]] = {
     "kernel": ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)),
     "result": ((1, 1, 1, 0), (0, 1, -1, -1)),
 }
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The shapes that a convolution ties together.
-
-    Attributes:
-        image: [batch, height, width, channels].
-        kernel: [height, width, channels / groups, features].
-        strides: of the result's places in the image.
-        padding: rows above and below, columns before and after.
-        dilation: of the kernel's taps in the image.
-        groups: of channels that see only their own share of the features.
-        precision: as ``lax.conv_general_dilated`` takes it; of the scope where None was given.
-    """
-
-    image: tuple[int, ...]
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    dilation: tuple[int, ...]
-    groups: int
-    precision: Any
-
-    @property
-    def result(self) -> tuple[int, ...]:
-        """[batch, height, width, features]."""
-        sides = (
-            (self.image[1 + a] + sum(self.padding[a]) - self.reach(a)) // self.strides[a] + 1
-            for a in (0, 1)
-        )
-        return (self.image[0], *(max(side, 0) for side in sides), self.kernel[3])
-
-    def reach(self, axis: int) -> int:
-        """From the kernel's first tap to its last, in pixels."""
-        return (self.kernel[axis] - 1) * self.dilation[axis] + 1
 
 
 def native(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:
@@ -126,22 +87,22 @@ def form(wanted: Part, geometry: Geometry) -> Callable[..., Array]:
     unpadded = geometry.padding == ((0, 0), (0, 0))
     if geometry.kernel[:2] == (1, 1) and unpadded and wanted == "kernel":
         return _pointwise
-    simple = geometry.strides == geometry.dilation == (1, 1)
-    within = all(n <= 2 for side in geometry.padding for n in side)
-    if simple and within and geometry.kernel[:2] == (3, 3):
+    if narrow(wanted, geometry):
+        return banded
+    mirror = geometry.mirror
+    if mirror and narrow(MIRRORED[wanted], mirror):
+        return mirrored
+    if mirror and geometry.kernel[:2] == (3, 3):
         even = height % 2 == width % 2 == rows % 2 == columns % 2 == 0
-        wide = min(channels, features) >= WINOGRAD_CHANNELS[wanted]
-        many = batch * rows * columns >= WINOGRAD_PLACES * max(channels, features)
+        wide = min(channels, features) >= WINOGRAD_CHANNELS
+        enough = WINOGRAD_PLACES[256 if min(channels, features) >= 256 else 128]
+        many = batch * rows * columns >= enough * max(channels, features)
         if even and wide and (many or wanted == "kernel"):
             return _winograd
-        narrow = BY_ROWS_CHANNELS[0] <= channels <= BY_ROWS_CHANNELS[1]
-        narrow &= BY_ROWS_FEATURES[0] <= features <= BY_ROWS_FEATURES[1]
-        if wanted == "kernel" and narrow and rows >= BY_ROWS_HEIGHT:
+        few = BY_ROWS_CHANNELS[0] <= channels <= BY_ROWS_CHANNELS[1]
+        few &= BY_ROWS_FEATURES[0] <= features <= BY_ROWS_FEATURES[1]
+        if wanted == "kernel" and few and rows >= BY_ROWS_HEIGHT:
             return _by_rows
-    if simple and channels < FEW_CHANNELS and features <= FEW_CHANNELS and wanted == "image":
-        return _columns_to_image
-    if channels * geometry.kernel[1] < FEW_CHANNELS and wanted == "result":
-        return _image_to_columns
     return _exchanged if wanted == "kernel" else native
 
 
@@ -165,7 +126,7 @@ def _tiles(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> 
         case "result":
             return (cut(first) @ second.reshape(-1, features)).reshape(geometry.result)
         case "kernel":
-            return _over_places(cut(first), second).reshape(geometry.kernel)
+            return over_places(cut(first), second).reshape(geometry.kernel)
         case "image":
             pixels = first.reshape(-1, features) @ second.reshape(-1, features).T
             tiles = pixels.reshape(batch, rows, columns, height, width, channels)
@@ -176,14 +137,7 @@ def _pointwise(first: Array, second: Array, *, wanted: Part, geometry: Geometry)
     """The gradient of a 1×1 kernel: one product over the pixels that a strided kernel touches."""
     del wanted
     touched = first[:, :: geometry.strides[0], :: geometry.strides[1]]
-    return _over_places(touched, second).reshape(geometry.kernel)
-
-
-def _over_places(image: Array, result: Array) -> Array:
-    """[channels, features]: the sum over batch, rows and columns of every product of two."""
-    # On matrices, XLA's product reads both as they lie; with more axes it transposes them first.
-    image, result = (x.reshape(-1, x.shape[-1]) for x in (image, result))
-    return lax.dot_general(image, result, (((0,), (0,)), ((), ())))
+    return over_places(touched, second).reshape(geometry.kernel)
 
 
 def _winograd(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:
@@ -193,10 +147,8 @@ def _winograd(first: Array, second: Array, *, wanted: Part, geometry: Geometry) 
     that of the kernel runs the transforms the other way round.
     """
     if wanted == "image":
-        turned = second[::-1, ::-1].swapaxes(2, 3)
-        (top, bottom), (left, right) = geometry.padding
-        first = padded(first, ((2 - top, 2 - bottom), (2 - left, 2 - right)))
-        return _winograd_result(first, turned)
+        assert geometry.mirror is not None
+        return _winograd_result(padded(first, geometry.mirror.padding), turned(second))
     if wanted == "result":
         return _winograd_result(padded(first, geometry.padding), second)
     image = _winograd_tiles(padded(first, geometry.padding))
@@ -204,7 +156,7 @@ def _winograd(first: Array, second: Array, *, wanted: Part, geometry: Geometry) 
         _transposed(WINOGRAD["result"]), [[second[:, i::2, j::2] for j in (0, 1)] for i in (0, 1)]
     )
     products = [
-        [_over_places(x, y) for x, y in zip(*rows, strict=True)]
+        [over_places(x, y) for x, y in zip(*rows, strict=True)]
         for rows in zip(image, result, strict=True)
     ]
     kernel = _twice(_transposed(WINOGRAD["kernel"]), products)
@@ -298,7 +250,7 @@ def _by_rows(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -
         shifts = [(left - j, second.shape[2] - columns - left + j) for j in range(width)]
         shifted = [padded(image, ((0, 0), shift)) for shift in shifts]
         gathered, *shifted = lax.optimization_barrier((gathered, *shifted))
-        return total + jnp.stack([_over_places(x, gathered) for x in shifted]), None
+        return total + jnp.stack([over_places(x, gathered) for x in shifted]), None
 
     gathered_bytes = batch * rows * columns * height * features * first.dtype.itemsize
     blocks = next(
@@ -311,50 +263,3 @@ def _by_rows(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -
     total = varying_alike(zeros, first, second)[0]
     total, _ = lax.scan(add, total, (images, results), unroll=min(4, blocks))
     return total.reshape(width, channels, height, features).transpose(2, 0, 1, 3)
-
-
-def _image_to_columns(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:
-    """The result as one product of all patches with the kernel, gathered an axis at a time."""
-    del wanted
-    image, out = padded(first, geometry.padding), geometry.result
-    for axis in (2, 1):  # the second gathering copies whole runs of the first
-        step, dilation = geometry.strides[axis - 1], geometry.dilation[axis - 1]
-        taps = range(0, geometry.reach(axis - 1), dilation)
-        stop = (out[axis] - 1) * step + 1
-        places = [lax.slice_in_dim(image, t, t + stop, step, axis) for t in taps]
-        image = lax.optimization_barrier(jnp.concatenate(places, axis=3))
-    return (image.reshape(-1, image.shape[3]) @ second.reshape(-1, out[3])).reshape(out)
-
-
-def _columns_to_image(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:
-    """The image's gradient: a product over the kernel's columns, then a sum over its rows."""
-    del wanted
-    batch, height, width, channels = geometry.image
-    rows, columns, _, features = geometry.kernel
-    (top, _), (left, right) = geometry.padding
-    out = padded(first, ((0, 0), (columns - 1 - left, columns - 1 - right)))
-    places = [out[:, :, columns - 1 - j :][:, :, :width] for j in range(columns)]
-    across = lax.optimization_barrier(jnp.concatenate(places, axis=3))
-    turned = second.transpose(1, 3, 0, 2).reshape(columns * features, rows * channels)
-    down = lax.optimization_barrier(across.reshape(-1, columns * features) @ turned)
-    down = down.reshape(batch, -1, width, rows, channels)
-    shifts = [(i - top, height - first.shape[1] - i + top) for i in range(rows)]
-    return reduce(
-        jnp.add, [padded(down[:, :, :, i], (shift, (0, 0))) for i, shift in enumerate(shifts)]
-    )
-
-
-def padded(x: Array, padding: Sequence[tuple[int, int]]) -> Array:
-    """Zeros around height and width; negative padding crops."""
-    sides = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
-    return x if not any(map(any, padding)) else lax.pad(x, jnp.zeros((), x.dtype), sides)
-
-
-def varying_alike(*operands: Array) -> list[Array]:
-    """Under ``jax.shard_map``: all of them varying over the mesh axes that any one varies over."""
-    axes = frozenset[str]().union(*(jax.typeof(x).manual_axis_type.varying for x in operands))
-    missing = [tuple(axes - jax.typeof(x).manual_axis_type.varying) for x in operands]
-    return [
-        lax.pcast(x, names, to="varying") if names else x
-        for x, names in zip(operands, missing, strict=True)
-    ]

@@ -41,6 +41,28 @@ def test_group_norm_gives_each_image_its_own_statistics(x):
     np.testing.assert_allclose(norm.apply(variables, x), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_group_norm_is_linens_in_value_and_gradients(x, randomise, dtype):
+    ours = group_norm(train=True, groups=3, epsilon=1e-6, dtype=dtype)
+    theirs = nn.GroupNorm(3, epsilon=1e-6, dtype=dtype)
+    variables = randomise(theirs, x)
+
+    def both(norm):
+        value, pullback = jax.vjp(norm.apply, variables, x.astype(dtype))
+        return value, pullback(jnp.cos(value))
+
+    for mine, linens in zip(*map(jax.tree.leaves, (both(ours), both(theirs))), strict=True):
+        assert mine.dtype == linens.dtype
+        tolerance = 2e-5 if dtype == jnp.float32 else 3e-2
+        scale = np.abs(linens).max()
+        np.testing.assert_allclose(mine, linens, rtol=0, atol=tolerance * scale)
+
+
+def test_group_norm_refuses_groups_that_do_not_divide(x):
+    with pytest.raises(ValueError, match="4 groups do not divide 6 channels"):
+        group_norm(train=True, groups=4).init(jax.random.key(0), x)
+
+
 def test_conv_is_linens(x, randomise):
     ours, theirs = (make(7, (3, 3), strides=2, padding=1) for make in (Conv, nn.Conv))
     variables = randomise(theirs, x)
@@ -78,6 +100,24 @@ def test_max_pool_is_linens_in_value_and_gradient(shape, window, strides, paddin
 
 
 def test_max_pool_shares_the_gradient_of_ties():
-    gradient = jax.grad(lambda x: max_pool(x, (2, 2), (2, 2)).sum())(jnp.zeros((1, 2, 2, 1)))
-    assert gradient.sum() == 1
-    assert gradient.min() > 0
+    x = jnp.array([[1.0, 3.0], [3.0, 3.0]]).reshape(1, 2, 2, 1)
+    gradient = jax.grad(lambda x: max_pool(x, (2, 2), (2, 2)).sum())(x)
+    np.testing.assert_allclose(gradient.ravel(), [0, 1 / 3, 1 / 3, 1 / 3], rtol=1e-6)
+
+
+def test_max_pool_in_forward_mode_and_twice():
+    x, tangent = jax.random.normal(jax.random.key(0), (2, 2, 4, 6, 3))
+    pool = lambda x: max_pool(x, (2, 2), (2, 2))  # noqa: E731
+    _, ours = jax.jvp(pool, (x,), (tangent,))
+    _, theirs = jax.jvp(lambda x: nn.max_pool(x, (2, 2), (2, 2)), (x,), (tangent,))
+    np.testing.assert_array_equal(ours, theirs)
+    # Of the sum of cubes: twice the largest three times, in their places.
+    product = jax.jvp(jax.grad(lambda x: jnp.sum(pool(x) ** 3)), (x,), (tangent,))[1]
+    highest = jnp.repeat(jnp.repeat(pool(x), 2, axis=1), 2, axis=2)
+    expected = jnp.where(x == highest, 6 * x * tangent, 0)
+    np.testing.assert_allclose(product, expected, rtol=1e-5)
+
+
+def test_max_pool_does_not_hide_what_is_not_a_number():
+    x = jnp.array([1.0, jnp.nan, 2.0, 3.0]).reshape(1, 2, 2, 1)
+    assert jnp.isnan(max_pool(x, (2, 2), (2, 2))).all()
