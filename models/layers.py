@@ -60,11 +60,13 @@ class GroupNorm(nn.Module):
     Attributes:
       groups: of channels that share their statistics; must divide the channels.
       epsilon: added to the variance.
+      use_bias: whether something is added in the end.
       dtype: of the result; None is that of the input.
     """
 
     groups: int = 32
     epsilon: float = 1e-5
+    use_bias: bool = True
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     scale_init: nn.initializers.Initializer = nn.initializers.ones
@@ -80,13 +82,17 @@ class GroupNorm(nn.Module):
             raise ValueError(f"{self.groups} groups do not divide {channels} channels")
         shape = (self.groups, channels // self.groups)
         scale = self.param("scale", self.scale_init, (channels,), self.param_dtype).reshape(shape)
-        bias = self.param("bias", self.bias_init, (channels,), self.param_dtype).reshape(shape)
+        bias = jnp.zeros(channels, self.param_dtype)
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (channels,), self.param_dtype)
         features = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         moments = jnp.stack([jnp.mean(y, (1, 2)) for y in (features, jnp.square(features))])
         mean, square = jnp.mean(moments.reshape(2, len(x), *shape), axis=3, keepdims=True)
         variance = jnp.maximum(square - jnp.square(mean), 0)  # rounding can make it negative
         scale = scale * jax.lax.rsqrt(variance + self.epsilon)
-        scale, shift = (y.reshape(len(x), 1, 1, -1) for y in (scale, bias - mean * scale))
+        scale, shift = (
+            y.reshape(len(x), 1, 1, -1) for y in (scale, bias.reshape(shape) - mean * scale)
+        )
         return (features * scale + shift).astype(self.dtype or x.dtype)
 
 

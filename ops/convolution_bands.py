@@ -1,4 +1,4 @@
-"""Convolutions of a few channels as products with a banded matrix; see `convolution.py`."""
+"""Convolutions of a few channels by banded kernels; see `convolution.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from ops.convolution_geometry import Geometry, Part, over_places, padded, turned
+from ops.convolution_geometry import NHWC, Geometry, Part, over_places, padded, turned
 
 # Measured on a Zen 5 (2 cores, float32): with more channels XLA's convolution is as fast, and with
 # more features if the kernel's rows fill a vector of 16 floats; for the gradient of the image it
@@ -17,6 +17,8 @@ from ops.convolution_geometry import Geometry, Part, over_places, padded, turned
 CHANNELS: dict[Part, int] = {"result": 6, "image": 6, "kernel": 3}
 FEATURES = 32
 WIDTH: dict[Part, int] = {"result": 32, "image": 64, "kernel": 32}
+# Up to so many channels and features XLA's convolution gains by several columns at once.
+SIDE_BY_SIDE = 24, 16
 
 MIRRORED: dict[Part, Part] = {"result": "image", "image": "result", "kernel": "kernel"}
 """What a contraction is in the mirror, where image and result change places."""
@@ -89,3 +91,36 @@ def mirrored(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -
     if wanted == "kernel":
         return turned(bands(second, first))
     return bands(first, turned(second))
+
+
+def side_by_side(wanted: Part, geometry: Geometry) -> int:
+    """How many columns of the result XLA's convolution should make at once; 1 for no more."""
+    if wanted == "image":
+        geometry = geometry.mirror or geometry
+    _, _, columns, features = geometry.result
+    few = geometry.image[3] <= SIDE_BY_SIDE[0] and features <= SIDE_BY_SIDE[1] and geometry.mirror
+    counts = [4, 2] if features <= 8 else [2]
+    return next((n for n in counts if few and columns % n == 0), 1)
+
+
+def widened(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:
+    """XLA's convolution with a band for its kernel: columns of the result are features to it.
+
+    Its products have as many columns as there are features, and fewer than 32 of them leave its
+    registers half empty.
+    """
+    count = side_by_side(wanted, geometry)
+    if wanted == "image":
+        assert geometry.mirror is not None
+        geometry, second = geometry.mirror, turned(second)
+    rows, _, channels, features = geometry.kernel
+    band = _band(second, geometry=geometry, count=count)
+    out = lax.conv_general_dilated(
+        first,
+        band.reshape(rows, -1, channels, count * features),
+        (1, count),
+        geometry.padding,
+        dimension_numbers=NHWC,
+        precision=geometry.precision,
+    )
+    return out.reshape(geometry.result)

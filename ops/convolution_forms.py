@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from ops.convolution_bands import MIRRORED, banded, mirrored, narrow
+from ops.convolution_bands import MIRRORED, banded, mirrored, narrow, side_by_side, widened
 from ops.convolution_geometry import (
     NHWC,
     Geometry,
@@ -103,7 +103,9 @@ def form(wanted: Part, geometry: Geometry) -> Callable[..., Array]:
         few &= BY_ROWS_FEATURES[0] <= features <= BY_ROWS_FEATURES[1]
         if wanted == "kernel" and few and rows >= BY_ROWS_HEIGHT:
             return _by_rows
-    return _exchanged if wanted == "kernel" else native
+    if wanted == "kernel":
+        return _exchanged
+    return widened if side_by_side(wanted, geometry) > 1 else native
 
 
 def _disjoint(geometry: Geometry, axis: int) -> bool:

@@ -41,10 +41,10 @@ def test_group_norm_gives_each_image_its_own_statistics(x):
     np.testing.assert_allclose(norm.apply(variables, x), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_group_norm_is_linens_in_value_and_gradients(x, randomise, dtype):
-    ours = group_norm(train=True, groups=3, epsilon=1e-6, dtype=dtype)
-    theirs = nn.GroupNorm(3, epsilon=1e-6, dtype=dtype)
+@pytest.mark.parametrize(("dtype", "bias"), [(jnp.float32, True), (jnp.bfloat16, False)])
+def test_group_norm_is_linens_in_value_and_gradients(x, randomise, dtype, bias):
+    ours = group_norm(train=True, groups=3, epsilon=1e-6, use_bias=bias, dtype=dtype)
+    theirs = nn.GroupNorm(3, epsilon=1e-6, use_bias=bias, dtype=dtype)
     variables = randomise(theirs, x)
 
     def both(norm):

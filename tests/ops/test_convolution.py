@@ -109,7 +109,10 @@ WIDER = 2 * WIDE
         ((2, 9, 8, 64), (5, 5, 64, 1), 1, "VALID", "mirrored mirrored mirrored"),
         ((2, 9, 8, 16), (3, 3, 16, 3), 1, ((0, 3), (1, 1)), "native native exchanged"),
         ((2, 8, 8, 16), (3, 3, 16, 16), 2, "SAME", "native native exchanged"),
-        ((3, 16, 5, 8), (3, 3, 8, 16), 1, "VALID", "native native exchanged"),
+        ((3, 16, 5, 8), (3, 3, 8, 16), 1, "VALID", "native native exchanged"),  # odd columns
+        ((3, 7, 8, 8), (3, 3, 8, 16), 1, "SAME", "widened widened exchanged"),
+        ((3, 7, 8, 20), (5, 3, 20, 16), 1, ((1, 3), (2, 0)), "widened native exchanged"),
+        ((3, 7, 8, 12), (3, 2, 12, 24), 1, "VALID", "native widened exchanged"),
         ((3, 17, 5, 8), (3, 3, 8, 20), 1, ((2, 0), (0, 1)), "native native rows"),
         ((5, 64, 64, 8), (3, 3, 8, 32), 1, "SAME", "native native rows"),  # in five blocks
     ],
