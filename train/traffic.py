@@ -41,18 +41,27 @@ def _moved(program: Program, name: str) -> int:
         elif kind == "conditional":
             total += max((_moved(program, branch) for branch in instruction.branches), default=0)
         else:
-            inside: Computation = {}
-            if kind == "fusion":
-                inside = program.computations.get(instruction.called[0], {})
-            total += _read(computation, instruction, inside)
-            total += _written(computation, instruction, inside)
+            total += _read(program, computation, instruction)
+            total += _written(program, computation, instruction)
     return total
 
 
-def _read(computation: Computation, instruction: Instruction, inside: Computation) -> int:
-    parameters = {
+def _inside(program: Program, instruction: Instruction) -> Computation:
+    """What a fusion does; nothing for other operations."""
+    if instruction.kind != "fusion":
+        return {}
+    return program.computations.get(instruction.called[0], {})
+
+
+def _parameters(inside: Computation) -> dict[int, str]:
+    return {
         int(x.text[1 : x.text.index(")")]): x.name for x in inside.values() if x.kind == "parameter"
     }
+
+
+def _read(program: Program, computation: Computation, instruction: Instruction) -> int:
+    inside = _inside(program, instruction)
+    parameters = _parameters(inside)
     total = 0
     for index, name in enumerate(instruction.operands):
         source = computation.get(name)
@@ -64,14 +73,17 @@ def _read(computation: Computation, instruction: Instruction, inside: Computatio
         elif instruction.kind == "dynamic-update-slice" and index == 0:
             continue  # in place
         elif index in parameters:
-            total += min(whole, _used(inside, parameters[index], whole))
+            total += min(whole, _used(program, inside, parameters[index], whole))
         else:
             total += whole
     return total
 
 
-def _used(inside: Computation, parameter: str, whole: int) -> int:
-    """Bytes of a parameter that a fusion reads: those of its slices, if nothing else uses it."""
+def _used(program: Program, inside: Computation, parameter: str, whole: int) -> int:
+    """Bytes of a parameter that a fusion reads: those of its slices, if nothing else uses it.
+
+    Fusions have fusions inside.
+    """
     names = {parameter}  # its own and those of its bitcasts
     total = 0
     for user in inside.values():
@@ -79,6 +91,12 @@ def _used(inside: Computation, parameter: str, whole: int) -> int:
             continue
         if user.kind == "bitcast":
             names.add(user.name)
+        elif user.kind == "fusion":
+            deeper = _inside(program, user)
+            handed = [name for i, name in _parameters(deeper).items() if user.operands[i] in names]
+            if any(result.name in handed for _, result in _results(program, deeper)):
+                return whole  # it comes out again, for others to use
+            total += sum(_used(program, deeper, name, whole) for name in handed)
         elif user.kind in _SLICES and user.operands[0] in names:
             total += user.out
         elif user.kind == "dynamic-update-slice" and user.operands[0] in names:
@@ -90,7 +108,7 @@ def _used(inside: Computation, parameter: str, whole: int) -> int:
     return total
 
 
-def _written(computation: Computation, instruction: Instruction, inside: Computation) -> int:
+def _written(program: Program, computation: Computation, instruction: Instruction) -> int:
     arrays = instruction.arrays
     if instruction.kind == "copy-start":
         arrays = arrays[:1]  # (the copy, the original, a flag)
@@ -99,21 +117,24 @@ def _written(computation: Computation, instruction: Instruction, inside: Computa
     whole = sum(array.bytes for array in arrays if array.in_memory)
     if instruction.kind == "dynamic-update-slice":
         return min(whole, computation[instruction.operands[1]].out)
-    results = list(_results(inside))
+    results = list(_results(program, _inside(program, instruction)))
     if len(results) != len(arrays):
         return whole
     return sum(
         min(array.bytes, _new(inside, result))
-        for array, result in zip(arrays, results, strict=True)
+        for array, (inside, result) in zip(arrays, results, strict=True)
         if array.in_memory
     )
 
 
-def _results(inside: Computation) -> Iterator[Instruction]:
-    """What comes out of a fusion, one by one."""
+def _results(program: Program, inside: Computation) -> Iterator[tuple[Computation, Instruction]]:
+    """What comes out of a fusion, one by one, each with the fusion that makes it."""
     for root in (x for x in inside.values() if x.root):
         for name in root.operands if root.kind == "tuple" else [root.name]:
-            yield _origin(inside, inside[name])
+            result = _origin(inside, inside[name])
+            deeper = list(_results(program, _inside(program, result)))
+            # Of one that gives several results, it cannot be told which of them this is.
+            yield deeper[0] if len(deeper) == 1 else (inside, result)
 
 
 def _origin(inside: Computation, instruction: Instruction) -> Instruction:

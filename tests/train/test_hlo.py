@@ -105,12 +105,57 @@ ENTRY %main (a: (s32[], f32[24,8,8], f32[8,8])) -> (s32[], f32[24,8,8], f32[8,8]
 """
 
 
-def test_of_slices_in_a_loop_each_counts_alone_and_what_stays_on_the_chip_not_at_all():
+# The compiler for TPUs writes fusions inside fusions.
+NESTED = """
+%outer_slicing (w.4: f32[24,8,8], i.4: s32[]) -> f32[8,8] {
+  %w.4 = f32[24,8,8]{2,1,0} parameter(0)
+  %i.4 = s32[] parameter(1)
+  ROOT %inner.4 = f32[8,8]{1,0} fusion(%w.4, %i.4), kind=kLoop, calls=%slicing
+}
+
+%outer_storing (w.5: f32[24,8,8], y.5: f32[8,8], i.5: s32[]) -> f32[24,8,8] {
+  %w.5 = f32[24,8,8]{2,1,0} parameter(0)
+  %y.5 = f32[8,8]{1,0} parameter(1)
+  %i.5 = s32[] parameter(2)
+  ROOT %inner.5 = f32[24,8,8]{2,1,0} fusion(%w.5, %y.5, %i.5), kind=kLoop, calls=%storing
+}
+"""
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_of_slices_in_a_loop_each_counts_alone_and_what_stays_on_the_chip_not_at_all(nested):
+    text = MEMORY
+    if nested:
+        text = text.replace("calls=%", "calls=%outer_").replace(
+            "\n%condition", NESTED + "\n%condition"
+        )
     matrix, index = 8 * 8 * 4, 4
     sliced = matrix + index + matrix  # reads a slice and an index, writes the slice
     product = matrix + matrix  # what comes out stays on the chip
     stored = index + matrix  # and is written from there, in place
-    assert bytes_accessed(parse(MEMORY)) == 24 * (sliced + product + stored)
+    assert bytes_accessed(parse(text)) == 24 * (sliced + product + stored)
+
+
+def test_what_comes_out_of_a_fusion_inside_another_is_read_whole():
+    text = """HloModule jit_f
+
+%same (x.1: f32[8,8]) -> f32[64] {
+  %x.1 = f32[8,8]{1,0} parameter(0)
+  ROOT %bitcast.1 = f32[64]{0} bitcast(%x.1)
+}
+
+%outer (x.2: f32[8,8]) -> f32[64] {
+  %x.2 = f32[8,8]{1,0} parameter(0)
+  %same.2 = f32[64]{0} fusion(%x.2), kind=kLoop, calls=%same
+  ROOT %negated.2 = f32[64]{0} negate(%same.2)
+}
+
+ENTRY %main (x: f32[8,8]) -> f32[64] {
+  %x = f32[8,8]{1,0} parameter(0)
+  ROOT %y = f32[64]{0} fusion(%x), kind=kLoop, calls=%outer
+}
+"""
+    assert bytes_accessed(parse(text)) == 2 * 8 * 8 * 4
 
 
 # Programs that are compiled here.
