@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from train.hlo import KINDS, Instruction, Program
 
@@ -41,16 +42,34 @@ def _moved(program: Program, name: str) -> int:
         elif kind == "conditional":
             total += max((_moved(program, branch) for branch in instruction.branches), default=0)
         else:
-            total += _read(program, computation, instruction)
-            total += _written(program, computation, instruction)
+            inside = _inside(program, instruction) if kind == "fusion" else {}
+            total += _read(computation, instruction, inside)
+            total += _written(computation, instruction, inside)
     return total
 
 
-def _inside(program: Program, instruction: Instruction) -> Computation:
-    """What a fusion does; nothing for other operations."""
-    if instruction.kind != "fusion":
-        return {}
-    return program.computations.get(instruction.called[0], {})
+def _inside(program: Program, fusion: Instruction) -> Computation:
+    """What a fusion does, where the fusions inside it, of one result each, are written out."""
+    flat: dict[str, Instruction] = {}
+    for instruction in program.computations.get(fusion.called[0], {}).values():
+        deeper = _inside(program, instruction) if instruction.kind == "fusion" else {}
+        root = next((x.name for x in deeper.values() if x.root and x.kind != "tuple"), None)
+        if root is None:
+            flat[instruction.name] = instruction
+            continue
+
+        def name(inner: str, outer: str = instruction.name) -> str:
+            return f"{outer}/{inner}"
+
+        handed = {name(x): instruction.operands[i] for i, x in _parameters(deeper).items()}
+        for inner in deeper.values():
+            operands = tuple(name(operand) for operand in inner.operands)
+            moved = replace(inner, name=name(inner.name), operands=operands, root=False)
+            if moved.name in handed:
+                moved = replace(moved, kind="bitcast", operands=(handed[moved.name],))
+            flat[moved.name] = moved
+        flat[instruction.name] = replace(instruction, kind="bitcast", operands=(name(root),))
+    return flat
 
 
 def _parameters(inside: Computation) -> dict[int, str]:
@@ -59,8 +78,7 @@ def _parameters(inside: Computation) -> dict[int, str]:
     }
 
 
-def _read(program: Program, computation: Computation, instruction: Instruction) -> int:
-    inside = _inside(program, instruction)
+def _read(computation: Computation, instruction: Instruction, inside: Computation) -> int:
     parameters = _parameters(inside)
     total = 0
     for index, name in enumerate(instruction.operands):
@@ -73,33 +91,27 @@ def _read(program: Program, computation: Computation, instruction: Instruction) 
         elif instruction.kind == "dynamic-update-slice" and index == 0:
             continue  # in place
         elif index in parameters:
-            total += min(whole, _used(program, inside, parameters[index], whole))
+            total += min(whole, _used(inside, parameters[index], whole))
         else:
             total += whole
     return total
 
 
-def _used(program: Program, inside: Computation, parameter: str, whole: int) -> int:
-    """Bytes of a parameter that a fusion reads: those of its slices, if nothing else uses it.
-
-    Fusions have fusions inside.
-    """
+def _used(inside: Computation, parameter: str, whole: int) -> int:
+    """Bytes of a parameter that a fusion reads: those of its slices, if nothing else uses it."""
     names = {parameter}  # its own and those of its bitcasts
+    results = {result.name for result in _results(inside)}
     total = 0
     for user in inside.values():
         if not names & set(user.operands):
             continue
         if user.kind == "bitcast":
             names.add(user.name)
-        elif user.kind == "fusion":
-            deeper = _inside(program, user)
-            handed = [name for i, name in _parameters(deeper).items() if user.operands[i] in names]
-            if any(result.name in handed for _, result in _results(program, deeper)):
-                return whole  # it comes out again, for others to use
-            total += sum(_used(program, deeper, name, whole) for name in handed)
         elif user.kind in _SLICES and user.operands[0] in names:
             total += user.out
         elif user.kind == "dynamic-update-slice" and user.operands[0] in names:
+            if user.name not in results:
+                return whole
             continue  # in place
         elif user.kind == "tuple" or _continues(user):
             continue  # handed on as it is
@@ -108,7 +120,7 @@ def _used(program: Program, inside: Computation, parameter: str, whole: int) -> 
     return total
 
 
-def _written(program: Program, computation: Computation, instruction: Instruction) -> int:
+def _written(computation: Computation, instruction: Instruction, inside: Computation) -> int:
     arrays = instruction.arrays
     if instruction.kind == "copy-start":
         arrays = arrays[:1]  # (the copy, the original, a flag)
@@ -117,24 +129,21 @@ def _written(program: Program, computation: Computation, instruction: Instructio
     whole = sum(array.bytes for array in arrays if array.in_memory)
     if instruction.kind == "dynamic-update-slice":
         return min(whole, computation[instruction.operands[1]].out)
-    results = list(_results(program, _inside(program, instruction)))
+    results = list(_results(inside))
     if len(results) != len(arrays):
         return whole
     return sum(
         min(array.bytes, _new(inside, result))
-        for array, (inside, result) in zip(arrays, results, strict=True)
+        for array, result in zip(arrays, results, strict=True)
         if array.in_memory
     )
 
 
-def _results(program: Program, inside: Computation) -> Iterator[tuple[Computation, Instruction]]:
-    """What comes out of a fusion, one by one, each with the fusion that makes it."""
+def _results(inside: Computation) -> Iterator[Instruction]:
+    """What comes out of a fusion, one by one."""
     for root in (x for x in inside.values() if x.root):
         for name in root.operands if root.kind == "tuple" else [root.name]:
-            result = _origin(inside, inside[name])
-            deeper = list(_results(program, _inside(program, result)))
-            # Of one that gives several results, it cannot be told which of them this is.
-            yield deeper[0] if len(deeper) == 1 else (inside, result)
+            yield _origin(inside, inside[name])
 
 
 def _origin(inside: Computation, instruction: Instruction) -> Instruction:

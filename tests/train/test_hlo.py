@@ -136,26 +136,49 @@ def test_of_slices_in_a_loop_each_counts_alone_and_what_stays_on_the_chip_not_at
     assert bytes_accessed(parse(text)) == 24 * (sliced + product + stored)
 
 
-def test_what_comes_out_of_a_fusion_inside_another_is_read_whole():
-    text = """HloModule jit_f
+@pytest.mark.parametrize(
+    ("body", "moved"),
+    [
+        # What is handed through a fusion inside is read whole, and what is made is written.
+        (
+            """%same.2 = f32[64]{0} fusion(%x.2), kind=kLoop, calls=%same
+  ROOT %negated.2 = f32[64]{0} negate(%same.2)""",
+            64 + 64,
+        ),
+        (
+            """%negated.2 = f32[8,8]{1,0} negate(%x.2)
+  ROOT %same.2 = f32[64]{0} fusion(%negated.2), kind=kLoop, calls=%same""",
+            64 + 64,
+        ),
+        # An update is in place only where it is what comes out.
+        (
+            """%i.2 = s32[] constant(0)
+  %row.2 = f32[1,8]{1,0} constant({...})
+  %updated.2 = f32[8,8]{1,0} dynamic-update-slice(%x.2, %row.2, %i.2, %i.2)
+  ROOT %negated.2 = f32[64]{0} negate(%updated.2)""",
+            64 + 64,
+        ),
+    ],
+)
+def test_a_fusion_reads_and_writes_what_its_inside_does(body: str, moved: int):
+    text = f"""HloModule jit_f
 
-%same (x.1: f32[8,8]) -> f32[64] {
-  %x.1 = f32[8,8]{1,0} parameter(0)
-  ROOT %bitcast.1 = f32[64]{0} bitcast(%x.1)
-}
+%same (x.1: f32[8,8]) -> f32[64] {{
+  %x.1 = f32[8,8]{{1,0}} parameter(0)
+  ROOT %bitcast.1 = f32[64]{{0}} bitcast(%x.1)
+}}
 
-%outer (x.2: f32[8,8]) -> f32[64] {
-  %x.2 = f32[8,8]{1,0} parameter(0)
-  %same.2 = f32[64]{0} fusion(%x.2), kind=kLoop, calls=%same
-  ROOT %negated.2 = f32[64]{0} negate(%same.2)
-}
+%outer (x.2: f32[8,8]) -> f32[64] {{
+  %x.2 = f32[8,8]{{1,0}} parameter(0)
+  {body}
+}}
 
-ENTRY %main (x: f32[8,8]) -> f32[64] {
-  %x = f32[8,8]{1,0} parameter(0)
-  ROOT %y = f32[64]{0} fusion(%x), kind=kLoop, calls=%outer
-}
+ENTRY %main (x: f32[8,8]) -> f32[64] {{
+  %x = f32[8,8]{{1,0}} parameter(0)
+  ROOT %y = f32[64]{{0}} fusion(%x), kind=kLoop, calls=%outer
+}}
 """
-    assert bytes_accessed(parse(text)) == 2 * 8 * 8 * 4
+    assert bytes_accessed(parse(text)) == 4 * moved
 
 
 # Programs that are compiled here.
