@@ -13,9 +13,10 @@ benchmarks.convolutions` measures it):
 - *tiles*, where the kernel's places do not overlap (1×1, patch embedding, kernel = image): one
   matrix product.
 - *bands*, for images or results of a few channels, where XLA's convolution leaves the vector units
-  half empty: a product for several columns of the result at once; for up to 16 channels, XLA's own
-  convolution of as many.
-- *Winograd's* F(2×2, 3×3), for 3×3 kernels between 128 channels or more: 2.25 times fewer products.
+  half empty: a product for several columns of the result at once. For up to 16 features of up to 24
+  channels XLA's convolution is given several columns at once.
+- *Winograd's* F(2×2, 3×3), for 3×3 kernels between 128 channels or more, of results that are large
+  enough: 2.25 times fewer products.
 - *rows*, for the gradient of a 3×3 kernel between few channels of a large image: a product for each
   of its columns.
 - XLA's convolution otherwise, laid out as it likes best, on operands that were written to memory

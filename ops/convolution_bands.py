@@ -38,36 +38,49 @@ def banded(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> 
     by side. The matrix has the kernel once for each column of the block, a stride further each, and
     zeros elsewhere: more products than are needed, but wide ones, and less is gathered for them.
     """
-    columns, features = geometry.result[2:]
-    most = max(2, WIDTH[wanted] // features)
-    count = max(n for n in range(1, most + 1) if columns % n == 0)
-    gather, band = (partial(f, geometry=geometry, count=count) for f in (_gathered, _band))
+    batch, rows, columns, features = geometry.result
+    most = min(max(2, WIDTH[wanted] // features), columns)
+    divisors = [n for n in range(2, most + 1) if columns % n == 0]
+    count = max(divisors, default=most)
+    blocks = -(-columns // count)
+    gather = partial(_gathered, geometry=geometry, count=count, blocks=blocks)
+    band = partial(_band, geometry=geometry, count=count)
+    surplus = blocks * count - columns  # of the last block
+
+    def in_blocks(result: Array) -> Array:
+        return padded(result, ((0, 0), (0, surplus))).reshape(-1, count * features)
+
     match wanted:
         case "result":
-            return (gather(first) @ band(second)).reshape(geometry.result)
+            result = gather(first) @ band(second)
+            return result.reshape(batch, rows, blocks * count, features)[:, :, :columns]
         case "kernel":
-            products = over_places(gather(first), second.reshape(-1, count * features))
+            products = over_places(gather(first), in_blocks(second))
             kernel = jax.typeof(first).update(shape=geometry.kernel)
             return jax.linear_transpose(band, kernel)(products)[0]
         case "image":
-            gathered = first.reshape(-1, count * features) @ band(second).T
+            gathered = in_blocks(first) @ band(second).T
             image = jax.typeof(first).update(shape=geometry.image)
             return jax.linear_transpose(gather, image)(lax.optimization_barrier(gathered))[0]
 
 
-def _gathered(image: Array, *, geometry: Geometry, count: int) -> Array:
-    """What a block of columns sees: [places / count, rows · columns seen · channels]."""
-    image, out = padded(image, geometry.padding), geometry.result
+def _gathered(image: Array, *, geometry: Geometry, count: int, blocks: int) -> Array:
+    """What a block of columns sees: [rows · blocks, kernel's rows · columns seen · channels]."""
+    (top, bottom), (left, right) = geometry.padding
     down, across = geometry.strides
-    seen = (count - 1) * across + geometry.reach(1)
-    starts = range(0, out[2] * across, count * across)
-    blocks = [
-        image[:, :, start : start + seen].reshape(*image.shape[:2], 1, -1) for start in starts
-    ]
-    blocks = lax.optimization_barrier(jnp.concatenate(blocks, axis=2))
-    stop = (out[1] - 1) * down + 1
+    seen, step = (count - 1) * across + geometry.reach(1), count * across
+    # Cut into strips of a block's step, a block begins with a strip and reaches into those behind.
+    reached = -(-seen // step)
+    wide = (blocks - 1 + reached) * step
+    right += wide - (geometry.image[2] + left + right)
+    image = padded(image, ((top, bottom), (left, right)))
+    strips = image.reshape(*image.shape[:2], -1, step * image.shape[3])
+    sides = [strips[:, :, i : i + blocks] for i in range(reached)]
+    columns = jnp.concatenate(sides, axis=3)[..., : seen * image.shape[3]]
+    columns = lax.optimization_barrier(columns)
+    stop = (geometry.result[1] - 1) * down + 1
     taps = range(0, geometry.reach(0), geometry.dilation[0])
-    rows = jnp.concatenate([blocks[:, tap : tap + stop : down] for tap in taps], axis=3)
+    rows = jnp.concatenate([columns[:, tap : tap + stop : down] for tap in taps], axis=3)
     return lax.optimization_barrier(rows.reshape(-1, rows.shape[3]))
 
 
@@ -95,12 +108,15 @@ def mirrored(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -
 
 def side_by_side(wanted: Part, geometry: Geometry) -> int:
     """How many columns of the result XLA's convolution should make at once; 1 for no more."""
+    mirror = geometry.mirror
+    if mirror is None:
+        return 1
     if wanted == "image":
-        geometry = geometry.mirror or geometry
-    _, _, columns, features = geometry.result
-    few = geometry.image[3] <= SIDE_BY_SIDE[0] and features <= SIDE_BY_SIDE[1] and geometry.mirror
-    counts = [4, 2] if features <= 8 else [2]
-    return next((n for n in counts if few and columns % n == 0), 1)
+        geometry = mirror
+    (_, _, _, channels), (_, _, columns, features) = geometry.image, geometry.result
+    if channels > SIDE_BY_SIDE[0] or features > SIDE_BY_SIDE[1]:
+        return 1
+    return next((n for n in ((4, 2) if features <= 8 else (2,)) if columns % n == 0), 1)
 
 
 def widened(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:

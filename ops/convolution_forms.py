@@ -23,8 +23,7 @@ from ops.convolution_geometry import (
 
 # Measured on a Zen 5 (2 cores, float32). Winograd: below so many channels, transforming tiles costs
 # more than it saves, and so does transforming the kernel for few places of the result, a channel.
-WINOGRAD_CHANNELS = 128
-WINOGRAD_PLACES = {256: 2, 128: 64}
+WINOGRAD_CHANNELS_AND_PLACES = ((128, 64), (256, 2))
 # Of a kernel's gradient by rows: fewer channels make its products too narrow; with more of them, or
 # fewer rows, another form is as fast. The bytes of a block are what a core's cache holds with ease.
 BY_ROWS_CHANNELS = 8, 64
@@ -94,10 +93,11 @@ def form(wanted: Part, geometry: Geometry) -> Callable[..., Array]:
         return mirrored
     if mirror and geometry.kernel[:2] == (3, 3):
         even = height % 2 == width % 2 == rows % 2 == columns % 2 == 0
-        wide = min(channels, features) >= WINOGRAD_CHANNELS
-        enough = WINOGRAD_PLACES[256 if min(channels, features) >= 256 else 128]
-        many = batch * rows * columns >= enough * max(channels, features)
-        if even and wide and (many or wanted == "kernel"):
+        places = batch * rows * columns / max(channels, features)
+        if even and any(
+            min(channels, features) >= wide and (places >= many or wanted == "kernel")
+            for wide, many in WINOGRAD_CHANNELS_AND_PLACES
+        ):
             return _winograd
         few = BY_ROWS_CHANNELS[0] <= channels <= BY_ROWS_CHANNELS[1]
         few &= BY_ROWS_FEATURES[0] <= features <= BY_ROWS_FEATURES[1]

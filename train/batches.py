@@ -24,7 +24,7 @@ def over_batches(
     track: Track,
     what: str,
 ) -> Any:
-    """``compute`` for every image of a set.
+    """What ``compute`` gives for every image of a set.
 
     Args:
         compute: ``(params, mutable, batch, indices)`` → arrays [batch, …]; ``indices`` int32
@@ -34,7 +34,7 @@ def over_batches(
         arrays: the set, [images, …] each.
         batch: images that are in memory together.
         track: shows how far it has come.
-        what: that it is.
+        what: the name of its bar of progress.
 
     Returns:
         The arrays of ``compute`` with as many images as the set, on the host.

@@ -29,7 +29,7 @@ from jax.sharding import PartitionSpec as P
 from train.paths import json_leaves
 from train.sharding import AXES, replicated
 
-HERE = b"opsin"  # what processes that were told where to meet greet one another with
+HERE = b"opsin"  # the greeting of processes that were told where to meet, and the answer to all
 LETTER = 512  # bytes that process 0 tells the others where to find it with
 
 
@@ -66,13 +66,16 @@ def joined(group: Group) -> Iterator[None]:
     """
     if group.coordinator is None:
         _initialize(group)
-        peers = _meet(group.timeout)
+        index, count = jax.process_index(), jax.process_count()
+        peers = _meet(index, count, group.timeout)
     else:
         # jax itself aborts where one does not come, and grpc would share a port that is taken.
+        index, count = group.index or 0, group.count or 1
         peers = _assemble(group, group.coordinator)
-        _initialize(group)
-    connections = _Connections(peers, group.timeout)
+    connections = _Connections(peers, index, count, group.timeout)
     try:
+        if group.coordinator is not None:
+            _initialize(group)
         yield
         multihost_utils.sync_global_devices("the end")
     except BaseException as error:
@@ -116,7 +119,10 @@ def _assemble(group: Group, coordinator: str) -> dict[int, socket.socket]:
     host, _, port = coordinator.rpartition(":")
     count = group.count or 1
     if group.index:
-        return {0: _report(group, coordinator, (host, int(port)))}
+        try:
+            return {0: _connect((host, int(port)), _greeting(HERE, group.index), group.timeout)}
+        except OSError as error:
+            raise _incomplete(group, coordinator, error.strerror or str(error)) from error
     try:
         server = socket.create_server(("", int(port)), backlog=count)
     except OSError as error:
@@ -129,33 +135,11 @@ def _assemble(group: Group, coordinator: str) -> dict[int, socket.socket]:
     peers, missing = _accept(server, HERE, count, group.timeout)
     if missing:
         raise _incomplete(group, coordinator, f"missing: {missing}")
-    for connection in peers.values():
-        with suppress(OSError):  # who is gone again is missed by its own thread
-            connection.sendall(HERE)
     return peers
 
 
-def _report(group: Group, coordinator: str, address: tuple[str, int]) -> socket.socket:
-    """Tells process 0 that this one is there, and waits for its word that all are."""
-    deadline, cause = time.monotonic() + group.timeout, "no answer"
-    while (left := deadline - time.monotonic()) > 0:
-        try:
-            connection = socket.create_connection(address, timeout=left)
-        except OSError as error:
-            cause = error.strerror or cause
-        else:
-            with suppress(OSError):
-                connection.sendall(_greeting(HERE, group.index or 0))
-                if connection.recv(len(HERE), socket.MSG_WAITALL) == HERE:
-                    return connection
-            connection.close()
-        time.sleep(min(0.2, max(deadline - time.monotonic(), 0)))
-    raise _incomplete(group, coordinator, cause)
-
-
-def _meet(timeout: float) -> dict[int, socket.socket]:
+def _meet(index: int, count: int, timeout: float) -> dict[int, socket.socket]:
     """As `_assemble`, of processes that jax has joined already, at a port that it tells them of."""
-    count, index = jax.process_count(), jax.process_index()
     if count == 1:
         return {}
     letter = np.zeros(LETTER, np.uint8)
@@ -173,23 +157,46 @@ def _meet(timeout: float) -> dict[int, socket.socket]:
             raise ProcessError(f"processes {missing} do not reach process 0: {advice}")
         return peers
     try:
-        connection = socket.create_connection((host, port), timeout=timeout)
-        connection.sendall(_greeting(secret.encode(), index))
+        return {0: _connect((host, port), _greeting(secret.encode(), index), timeout)}
     except OSError as error:
         raise ProcessError(
             f"process {index} does not reach process 0 at {host}:{port} ({error}): {advice}"
         ) from error
-    return {0: connection}
 
 
 def _greeting(secret: bytes, index: int) -> bytes:
     return secret + f"{index:8d}".encode()
 
 
+def _connect(address: tuple[str, int], greeting: bytes, timeout: float) -> socket.socket:
+    """A connection to process 0, once it has said that all are there.
+
+    Raises:
+        OSError: it does not in time.
+    """
+    deadline, cause = time.monotonic() + timeout, OSError("no answer")
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            connection = socket.create_connection(address, timeout=left)
+        except OSError as error:
+            cause = error
+        else:
+            with suppress(OSError):
+                connection.sendall(greeting)
+                if connection.recv(len(HERE), socket.MSG_WAITALL) == HERE:
+                    return connection
+            connection.close()
+        time.sleep(min(0.2, max(deadline - time.monotonic(), 0)))
+    raise cause
+
+
 def _accept(
     server: socket.socket, secret: bytes, count: int, timeout: float
 ) -> tuple[dict[int, socket.socket], str]:
-    """A connection from each process but the first, and who of them did not come in time."""
+    """A connection from each process but the first, and who of them did not come in time.
+
+    If all did, they are told so.
+    """
     expected = {_greeting(secret, index): index for index in range(1, count)}
     peers: dict[int, socket.socket] = {}
     deadline = time.monotonic() + timeout
@@ -198,15 +205,21 @@ def _accept(
             server.settimeout(left)
             try:
                 connection, _ = server.accept()
-                connection.settimeout(min(left, 2.0))  # a stranger may say nothing
-                index = expected.get(connection.recv(len(secret) + 8, socket.MSG_WAITALL))
             except OSError:
-                continue  # time is up, or it has gone again
+                continue  # time is up
+            connection.settimeout(min(left, 2.0))  # a stranger may say nothing
+            index = None
+            with suppress(OSError):  # it has gone again
+                index = expected.get(connection.recv(len(secret) + 8, socket.MSG_WAITALL))
             if index is None:
-                connection.close()
+                connection.close()  # who is no stranger comes again
             else:
                 peers[index] = connection
     missing = ", ".join(str(index) for index in expected.values() if index not in peers)
+    if not missing:
+        for connection in peers.values():
+            with suppress(OSError):  # who is gone again is missed by its own thread
+                connection.sendall(HERE)
     return peers, missing
 
 
@@ -224,9 +237,9 @@ class _Connections:
     A line says "" (still there), "bye", or why all are to stop.
     """
 
-    def __init__(self, peers: Mapping[int, socket.socket], timeout: float):
+    def __init__(self, peers: Mapping[int, socket.socket], index: int, count: int, timeout: float):
         self._timeout, self._peers = timeout, peers
-        self._index, self._count = jax.process_index(), jax.process_count()
+        self._index, self._count = index, count
         self._left, self._stopping = threading.Event(), threading.Lock()
         for peer, connection in peers.items():
             connection.settimeout(timeout)

@@ -50,6 +50,7 @@ class Company:
 
     workdir: Path
     arguments: Sequence[str] = ("digits_lenet", *OVERRIDES)
+    by_slurm: bool = False  # they find one another by its variables
     members: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(
@@ -69,13 +70,17 @@ class Company:
             *(sys.executable, "-m", "experiments", "run", *shared, "--quiet"),
             *("--devices", str(devices), "--workdir", str(self.workdir), *own),
         ]
-        if count > 1:
+        if count > 1 and not self.by_slurm:
             command += ["--coordinator", f"127.0.0.1:{port}", "--timeout", str(timeout)]
             command += ["--processes", str(count), "--process", str(index)]
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(self.workdir.parent / "compiled"),
         }
+        if self.by_slurm:
+            environment |= {"SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "localhost"}
+            names = ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"), ("SLURM_PROCID", "SLURM_LOCALID")
+            environment |= dict.fromkeys(names[0], str(count)) | dict.fromkeys(names[1], str(index))
         self.members.append(
             subprocess.Popen(
                 command,
@@ -191,7 +196,9 @@ def test_two_processes_are_one_and_a_killed_one_stops_both_and_they_go_on_bit_fo
     assert summary["steps"] == STEPS
 
 
-def test_processes_that_were_started_differently_name_both(company: Company):
+@pytest.mark.parametrize("by_slurm", [False, True])
+def test_processes_that_were_started_differently_name_both(company: Company, by_slurm: bool):
+    company.by_slurm = by_slurm
     company.start(2, 1, own=["optimizer.weight_decay=0.1", "optimizer.weight_decay=0.2"])
     for code, _, errors in company.end():
         assert code == 2

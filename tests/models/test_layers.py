@@ -58,6 +58,18 @@ def test_group_norm_is_linens_in_value_and_gradients(x, randomise, dtype, bias):
         np.testing.assert_allclose(mine, linens, rtol=0, atol=tolerance * scale)
 
 
+def test_group_norm_of_a_large_mean_is_no_worse_than_linens(x):
+    norms = group_norm(train=True, groups=2), nn.GroupNorm(2, epsilon=1e-5)
+    shifted = 200 + (x - 3)  # a mean of a hundred standard deviations
+    groups = np.asarray(shifted, np.float64).reshape(4, 25, 2, 3)
+    mean, var = groups.mean((1, 3), keepdims=True), groups.var((1, 3), keepdims=True)
+    truth = ((groups - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
+    variables = norms[0].init(jax.random.key(0), x)
+    ours, theirs = (np.abs(norm.apply(variables, shifted) - truth).max() for norm in norms)
+    assert ours < 0.02
+    assert ours <= theirs
+
+
 def test_group_norm_refuses_groups_that_do_not_divide(x):
     with pytest.raises(ValueError, match="4 groups do not divide 6 channels"):
         group_norm(train=True, groups=4).init(jax.random.key(0), x)
@@ -120,4 +132,12 @@ def test_max_pool_in_forward_mode_and_twice():
 
 def test_max_pool_does_not_hide_what_is_not_a_number():
     x = jnp.array([1.0, jnp.nan, 2.0, 3.0]).reshape(1, 2, 2, 1)
-    assert jnp.isnan(max_pool(x, (2, 2), (2, 2))).all()
+    value, gradient = jax.value_and_grad(lambda x: max_pool(x, (2, 2), (2, 2)).sum())(x)
+    assert jnp.isnan(value)
+    assert gradient.sum() == 1
+
+
+def test_max_pool_counts_many_ties_in_half_precision():
+    zeros = jnp.zeros((1, 24, 24, 1), jnp.bfloat16)
+    gradient = jax.grad(lambda x: max_pool(x, (24, 24), (24, 24)).sum())(zeros)
+    np.testing.assert_allclose(gradient.astype(jnp.float32).sum(), 1, rtol=1e-2)

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from models.classification.resnet import ResNet20
 from ops.convolution import convolve
-from ops.convolution_forms import WINOGRAD_CHANNELS, fast_on_cpu, form, native
+from ops.convolution_forms import WINOGRAD_CHANNELS_AND_PLACES, fast_on_cpu, form, native
 from ops.convolution_geometry import NHWC, OPERANDS, Geometry
 from train.accounting import model_flops
 from train.program import compiler_options
@@ -84,8 +84,7 @@ def test_it_equals_laxs_in_value_and_gradients(
     assert_equals_lax(image.shape, kernel, **options)
 
 
-WIDE = WINOGRAD_CHANNELS
-WIDER = 2 * WIDE
+(WIDE, _), (WIDER, _) = WINOGRAD_CHANNELS_AND_PLACES
 
 
 @pytest.mark.parametrize(
@@ -127,6 +126,21 @@ def test_each_form_is_chosen_for_its_shapes_and_equals_laxs(image, kernel, strid
     chosen = [form(part, geometry).__name__ for part in ("result", "image", "kernel")]
     assert all(want in name for want, name in zip(forms.split(), chosen, strict=True)), chosen
     assert_equals_lax(image, kernel, window_strides=strides, padding=padding)
+
+
+@pytest.mark.parametrize("wanted", ["result", "image", "kernel"])
+def test_a_wide_image_makes_no_larger_program(wanted):
+    lengths = []
+    for width in (16, 65):
+        geometry = Geometry(
+            (1, 9, width, 3), (3, 3, 3, 64), (1, 1), ((1, 1), (1, 1)), (1, 1), 1, None
+        )
+        assert form(wanted, geometry).__name__ == "banded"
+        shapes = {"image": geometry.image, "kernel": geometry.kernel, "result": geometry.result}
+        operands = (jax.ShapeDtypeStruct(shapes[name], jnp.float32) for name in OPERANDS[wanted])
+        contract = partial(fast_on_cpu, wanted=wanted, geometry=geometry)
+        lengths.append(len(jax.make_jaxpr(contract)(*operands).eqns))
+    assert abs(lengths[0] - lengths[1]) <= 2  # odd columns are filled up
 
 
 def test_the_three_contractions_are_one_trilinear_form():
@@ -234,12 +248,8 @@ def test_a_training_step_runs_native_convolutions_on_accelerators(platform):
     traced = jax.jit(jax.grad(loss)).trace(variables["params"], images)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     # A stem and a block of two: three forward, two gradients of the image, three of the kernel.
-    expected = {
-        "cuda": 8,
-        "tpu": 8,
-        "cpu": 2,
-    }  # on a CPU, bands but for two kernels of four channels
-    assert text.count("stablehlo.convolution") == expected[platform]
+    found = text.count("stablehlo.convolution")
+    assert found < 8 if platform == "cpu" else found == 8
 
 
 def test_linen_takes_it_and_its_flops_are_counted_once():
@@ -271,7 +281,15 @@ def test_negative_padding_crops():
     assert_close(ours[1](jnp.cos(ours[0])), theirs[1](jnp.cos(theirs[0])))
 
 
-@pytest.mark.parametrize("shapes", [((8, 4, 4, 2), (3, 3, 2, 3)), ((8, 17, 4, 8), (3, 3, 8, 20))])
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((8, 4, 4, 2), (3, 3, 2, 3)),  # banded
+        ((8, 4, 4, 16), (3, 3, 16, 2)),  # mirrored
+        ((8, 4, 4, 8), (3, 3, 8, 16)),  # widened
+        ((8, 17, 4, 8), (3, 3, 8, 20)),  # by rows
+    ],
+)
 def test_without_jit_and_over_a_shard_map(shapes):
     image, kernel = draw(*shapes)
 
