@@ -58,10 +58,10 @@ def batch_norm(
 class GroupNorm(nn.Module):
     """`nn.GroupNorm` of images, with its sums in the order in which the numbers lie in memory.
 
-    They go over the pixels of each channel first, and over the channels of a group after; XLA takes
-    several times as long on a CPU for both at once. Statistics are float32 whatever the compute
-    dtype. The variance is E[x²] − E[x]², which is not to be trusted where the mean is more than a
-    hundred times the standard deviation.
+    They go over the pixels of each channel first, and over the channels of a group after; both at
+    once, XLA is slow on a CPU. Statistics are float32 whatever the compute dtype. The variance is
+    E[x²] − E[x]², which is not to be trusted where the mean is more than a hundred times the
+    standard deviation.
 
     Attributes:
       groups: of channels that share their statistics; must divide the channels.
@@ -88,17 +88,16 @@ class GroupNorm(nn.Module):
             raise ValueError(f"{self.groups} groups do not divide {channels} channels")
         shape = (self.groups, channels // self.groups)
         scale = self.param("scale", self.scale_init, (channels,), self.param_dtype).reshape(shape)
-        bias = jnp.zeros(channels, self.param_dtype)
+        shift = jnp.zeros((), self.param_dtype)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (channels,), self.param_dtype)
+            shift = bias.reshape(shape)
         features = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         moments = jnp.stack([jnp.mean(y, (1, 2)) for y in (features, jnp.square(features))])
         mean, square = jnp.mean(moments.reshape(2, len(x), *shape), axis=3, keepdims=True)
         variance = jnp.maximum(square - jnp.square(mean), 0)  # rounding can make it negative
         scale = scale * jax.lax.rsqrt(variance + self.epsilon)
-        scale, shift = (
-            y.reshape(len(x), 1, 1, -1) for y in (scale, bias.reshape(shape) - mean * scale)
-        )
+        scale, shift = (y.reshape(len(x), 1, 1, -1) for y in (scale, shift - mean * scale))
         dtype = self.dtype or jnp.promote_types(x.dtype, self.param_dtype)
         return (features * scale + shift).astype(dtype)
 
@@ -129,9 +128,8 @@ def max_pool(
     """The largest value in each window, as ``nn.max_pool``.
 
     Windows that lie side by side have a gradient of their own: XLA's, of a general pooling,
-    scatters, which on a CPU takes three times as long. Where several pixels of such a window are
-    largest, as the zeros of a ReLU are, they share the gradient equally: the first of them does not
-    take it all.
+    scatters, which is slow on a CPU. Where several pixels of such a window are largest, as the
+    zeros of a ReLU are, they share the gradient equally: the first does not take it all.
     """
     sides = x.shape[1:3]
     tiled = (
@@ -159,7 +157,7 @@ def _tile_max_jvp(
     # What is not below the largest, so that a NaN, which nothing is equal to, has a gradient too.
     count = reduce(jnp.add, [~(y < largest) * 1.0 for y in _pixels(x, rows, columns)])
     batch, height, width, channels = x.shape
-    # Tiles as axes of their own: the transpose of slices pads, and is many times slower.
+    # Tiles as axes of their own: the transpose of slices pads, which is slow.
     tiles = (batch, height // rows, rows, width // columns, columns, channels)
     weight = (1 / count).astype(x.dtype)
     highest, weight = (y[:, :, None, :, None] for y in (largest, weight))

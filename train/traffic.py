@@ -57,18 +57,15 @@ def _inside(program: Program, fusion: Instruction) -> Computation:
         if root is None:
             flat[instruction.name] = instruction
             continue
-
-        def name(inner: str, outer: str = instruction.name) -> str:
-            return f"{outer}/{inner}"
-
-        handed = {name(x): instruction.operands[i] for i, x in _parameters(deeper).items()}
+        prefix = f"{instruction.name}/"
+        handed = {x: instruction.operands[i] for i, x in _parameters(deeper).items()}
         for inner in deeper.values():
-            operands = tuple(name(operand) for operand in inner.operands)
-            moved = replace(inner, name=name(inner.name), operands=operands, root=False)
-            if moved.name in handed:
-                moved = replace(moved, kind="bitcast", operands=(handed[moved.name],))
-            flat[moved.name] = moved
-        flat[instruction.name] = replace(instruction, kind="bitcast", operands=(name(root),))
+            kind, operands = inner.kind, tuple(prefix + operand for operand in inner.operands)
+            if inner.name in handed:
+                kind, operands = "bitcast", (handed[inner.name],)
+            name = prefix + inner.name
+            flat[name] = replace(inner, name=name, kind=kind, operands=operands, root=False)
+        flat[instruction.name] = replace(instruction, kind="bitcast", operands=(prefix + root,))
     return flat
 
 

@@ -117,6 +117,12 @@ def test_max_pool_shares_the_gradient_of_ties():
     np.testing.assert_allclose(gradient.ravel(), [0, 1 / 3, 1 / 3, 1 / 3], rtol=1e-6)
 
 
+def test_max_pool_gives_every_tie_a_share():
+    gradient = jax.grad(lambda x: max_pool(x, (2, 2), (2, 2)).sum())(jnp.zeros((1, 2, 2, 1)))
+    assert gradient.sum() == 1
+    assert gradient.min() > 0
+
+
 def test_max_pool_in_forward_mode_and_twice():
     x, tangent = jax.random.normal(jax.random.key(0), (2, 2, 4, 6, 3))
     pool = lambda x: max_pool(x, (2, 2), (2, 2))  # noqa: E731
