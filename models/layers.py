@@ -23,6 +23,59 @@ It also takes `axis_name`, `name`, `epsilon`, `use_bias`, `scale_init`, `bias_in
 """
 
 
+class BatchNorm(nn.Module):
+    """`nn.BatchNorm` of the last axis, in the form x · scale + shift.
+
+    The gradients of scale and shift are then sums over what is in memory anyway, x and the
+    gradient; linen's form writes x − mean for them. Statistics are float32 whatever the compute
+    dtype, and the variance is E[x²] − E[x]², as in linen.
+
+    Attributes:
+      use_running_average: normalise with the running statistics, and leave them as they are.
+      axis_name: the mapped axis to average statistics over; only `pmap` needs it.
+      momentum: weight of the old running statistics in an update.
+      epsilon: added to the variance.
+      use_bias: whether something is added in the end.
+      dtype: of the result; None is that of input and parameters together.
+    """
+
+    use_running_average: bool
+    axis_name: str | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    use_bias: bool = True
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*places channels"]) -> Float[Array, "*places channels"]:
+        """Normalised features."""
+        shape = x.shape[-1:]
+        running = [
+            self.variable("batch_stats", name, initial, shape, jnp.float32)
+            for name, initial in (("mean", jnp.zeros), ("var", jnp.ones))
+        ]
+        scale = self.param("scale", self.scale_init, shape, self.param_dtype)
+        bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else 0
+        features = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if self.use_running_average:
+            mean, variance = (statistic.value for statistic in running)
+        else:
+            axes = tuple(range(x.ndim - 1))
+            moments = jnp.mean(features, axes), jnp.mean(jnp.square(features), axes)
+            if self.axis_name is not None and not self.is_initializing():
+                moments = jax.lax.pmean(moments, self.axis_name)
+            mean, variance = moments[0], _variance(*moments)
+            if not self.is_initializing():
+                for statistic, new in zip(running, (mean, variance), strict=True):
+                    statistic.value = self.momentum * statistic.value + (1 - self.momentum) * new
+        scale = scale * jax.lax.rsqrt(variance + self.epsilon)
+        dtype = self.dtype or jnp.promote_types(x.dtype, self.param_dtype)
+        return (features * scale + (bias - mean * scale)).astype(dtype)
+
+
 def batch_norm(
     *,
     train: bool,
@@ -31,7 +84,7 @@ def batch_norm(
     momentum: float = 0.9,
     epsilon: float = 1e-5,
     **options: Any,
-) -> nn.BatchNorm:
+) -> BatchNorm:
     """Batch normalisation (Ioffe and Szegedy, 2015, arXiv:1502.03167) with PyTorch's defaults.
 
     Statistics are float32 whatever the compute dtype. PyTorch's momentum 0.1 is 0.9 here. Unlike
@@ -44,9 +97,9 @@ def batch_norm(
         batches. Scale and bias still learn, unless the optimiser masks them.
       momentum: weight of the old running statistics in an update.
       epsilon: added to the variance.
-      **options: other fields of `nn.BatchNorm`, such as `name`, `dtype` or `scale_init`.
+      **options: other fields of `BatchNorm`, such as `name`, `dtype` or `scale_init`.
     """
-    return nn.BatchNorm(
+    return BatchNorm(
         use_running_average=frozen_statistics or not train,
         axis_name=axis_name,
         momentum=momentum,
@@ -95,11 +148,15 @@ class GroupNorm(nn.Module):
         features = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         moments = jnp.stack([jnp.mean(y, (1, 2)) for y in (features, jnp.square(features))])
         mean, square = jnp.mean(moments.reshape(2, len(x), *shape), axis=3, keepdims=True)
-        variance = jnp.maximum(square - jnp.square(mean), 0)  # rounding can make it negative
-        scale = scale * jax.lax.rsqrt(variance + self.epsilon)
+        scale = scale * jax.lax.rsqrt(_variance(mean, square) + self.epsilon)
         scale, shift = (y.reshape(len(x), 1, 1, -1) for y in (scale, shift - mean * scale))
         dtype = self.dtype or jnp.promote_types(x.dtype, self.param_dtype)
         return (features * scale + shift).astype(dtype)
+
+
+def _variance(mean: Array, square: Array) -> Array:
+    """Of the means of numbers and of their squares; rounding could make it negative."""
+    return jnp.maximum(square - jnp.square(mean), 0)
 
 
 def group_norm(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -79,6 +79,29 @@ def over_places(image: Array, result: Array) -> Array:
     # On matrices, XLA's product reads both as they lie; with more axes it transposes them first.
     image, result = (x.reshape(-1, x.shape[-1]) for x in (image, result))
     return lax.dot_general(image, result, (((0,), (0,)), ((), ())))
+
+
+def over_blocks(
+    gradient: Callable[[Array, Array], Array], images: Array, results: Array, least: float
+) -> Array:
+    """The sum of a kernel's gradients over blocks of images, at least so many of equal size.
+
+    What is gathered of a few images is still in the cache when it is read.
+    """
+    batch = len(images)
+    blocks = next(n for n in range(1, batch + 1) if batch % n == 0 and (n == batch or least <= n))
+    if blocks == 1:
+        return gradient(images, results)
+
+    def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
+        # The barrier keeps blocks one behind the other where XLA could begin all of them at once.
+        image, result, total = lax.optimization_barrier((*block, total))
+        return total + gradient(image, result), None
+
+    first, second = (x.reshape(blocks, -1, *x.shape[1:]) for x in (images, results))
+    shape = jax.eval_shape(gradient, first[0], second[0]).shape
+    total = varying_alike(jnp.zeros(shape, images.dtype), images, results)[0]
+    return lax.scan(add, total, (first, second), unroll=min(4, blocks))[0]
 
 
 def turned(kernel: Array) -> Array:

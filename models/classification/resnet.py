@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from models.deformable import DeformableConv
 from models.layers import Conv, Norm, batch_norm, pooled_logits, shared_fields
+from ops.materialized import materialized
 
 Shortcut = Literal["identity-pad", "projection"]
 
@@ -74,7 +75,7 @@ class Block(nn.Module):
             else:
                 x = x[:, :: self.stride, :: self.stride]
                 x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, channels - x.shape[-1])))
-        return nn.relu(x + branch)
+        return materialized(nn.relu(x + branch))
 
 
 class BasicBlock(Block):

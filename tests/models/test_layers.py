@@ -1,3 +1,5 @@
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,50 @@ def test_batch_norm_follows_torch_and_numpy(x):
     statistics = updated["batch_stats"]
     np.testing.assert_allclose(statistics["mean"], 0.1 * mean, rtol=1e-5)
     np.testing.assert_allclose(statistics["var"], 0.9 + 0.1 * var, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "bias"), [(jnp.float32, True), (jnp.bfloat16, False)])
+def test_batch_norm_is_linens_in_value_statistics_and_gradients(x, randomise, dtype, bias):
+    options = {"epsilon": 1e-4, "use_bias": bias, "dtype": dtype, "axis_name": "half"}
+    ours = batch_norm(train=True, momentum=0.8, **options)
+    theirs = nn.BatchNorm(False, momentum=0.8, **options)
+    variables = randomise(theirs, x)
+    variables["batch_stats"]["var"] = jnp.exp(variables["batch_stats"]["var"])
+
+    def both(norm):
+        def apply(params, x):
+            variables_ = {**variables, "params": params}
+            half = partial(norm.apply, mutable=["batch_stats"])
+            # Two halves of the batch, which normalise with the statistics of both.
+            return jax.vmap(half, in_axes=(None, 0), axis_name="half")(variables_, x)
+
+        halves = x.reshape(2, 2, *x.shape[1:]).astype(dtype)
+        value, pullback, updated = jax.vjp(apply, variables["params"], halves, has_aux=True)
+        return value, pullback(jnp.cos(value)), updated
+
+    for mine, linens in zip(*map(jax.tree.leaves, (both(ours), both(theirs))), strict=True):
+        assert mine.dtype == linens.dtype
+        tolerance = 2e-5 if dtype == jnp.float32 else 3e-2
+        np.testing.assert_allclose(mine, linens, rtol=0, atol=tolerance * np.abs(linens).max())
+    evaluated = [
+        norm.apply(variables, x)
+        for norm in (batch_norm(train=False, **options), nn.BatchNorm(True, **options))
+    ]
+    np.testing.assert_allclose(*evaluated, rtol=0, atol=tolerance * np.abs(evaluated[1]).max())
+
+
+def test_batch_norm_of_a_large_mean_is_no_worse_than_linens(x):
+    norms = batch_norm(train=True), nn.BatchNorm(False)
+    shifted = 200 + (x - 3)  # a mean of a hundred standard deviations
+    exact = np.asarray(shifted, np.float64)
+    truth = (exact - exact.mean((0, 1, 2))) / np.sqrt(exact.var((0, 1, 2)) + 1e-5)
+    variables = norms[0].init(jax.random.key(0), x)
+    ours, theirs = (
+        np.abs(norm.apply(variables, shifted, mutable=["batch_stats"])[0] - truth).max()
+        for norm in norms
+    )
+    assert ours < 0.02
+    assert ours < 1.1 * theirs
 
 
 def test_frozen_statistics_train_as_they_evaluate(x):

@@ -14,8 +14,9 @@ from jax.sharding import PartitionSpec as P
 
 from models.classification.resnet import ResNet20
 from ops.convolution import convolve
-from ops.convolution_forms import WINOGRAD_CHANNELS_AND_PLACES, fast_on_cpu, form, native
+from ops.convolution_forms import WINOGRAD_CHANNELS, fast_on_cpu, form, native
 from ops.convolution_geometry import NHWC, OPERANDS, Geometry
+from ops.convolution_winograd import minimal_filtering
 from train.accounting import model_flops
 from train.program import compiler_options
 
@@ -84,19 +85,18 @@ def test_it_equals_laxs_in_value_and_gradients(
     assert_equals_lax(image.shape, kernel, **options)
 
 
-(WIDE, _), (WIDER, _) = WINOGRAD_CHANNELS_AND_PLACES
+WIDE = WINOGRAD_CHANNELS
 
 
 @pytest.mark.parametrize(
     ("image", "kernel", "strides", "padding", "forms"),
     [
-        ((2, 6, 8, WIDE), (3, 3, WIDE, WIDE), 1, "SAME", "native native winograd"),
-        ((1, 6, 6, WIDE), (3, 3, WIDE, WIDE), 1, ((0, 2), (1, 1)), "native native winograd"),
-        ((8, 32, 32, WIDE), (3, 3, WIDE, WIDE), 1, "SAME", "winograd winograd winograd"),
-        ((8, 8, 8, WIDER), (3, 3, WIDER, WIDER), 1, "SAME", "winograd winograd winograd"),
-        ((9, 8, 8, WIDER), (3, 3, WIDER, WIDER), 1, ((0, 2), (1, 1)), "winograd winograd winograd"),
-        ((7, 8, 8, WIDER), (3, 3, WIDER, WIDER), 1, "SAME", "native native winograd"),
-        ((1, 5, 6, WIDE), (3, 3, WIDE, WIDE), 1, "SAME", "native native exchanged"),
+        ((2, 8, 8, WIDE), (3, 3, WIDE, WIDE), 1, "SAME", "winograd winograd winograd"),
+        ((1, 9, 7, 40), (3, 3, 40, WIDE), 1, ((0, 2), (1, 1)), "winograd winograd winograd"),
+        ((3, 6, 5, WIDE), (3, 3, WIDE, 40), 1, "VALID", "winograd winograd winograd"),
+        ((5, 64, 64, 40), (3, 3, 40, WIDE), 1, "SAME", "winograd winograd winograd"),  # in blocks
+        ((1, 7, 6, WIDE), (3, 3, WIDE, WIDE), 1, "VALID", "native winograd exchanged"),
+        ((2, 8, 8, WIDE), (3, 3, WIDE, WIDE - 1), 1, "SAME", "native native exchanged"),
         ((2, 8, 8, 3), (4, 4, 3, 8), 4, "VALID", "tiles tiles tiles"),
         ((2, 8, 8, 20), (1, 1, 20, 8), 1, "SAME", "tiles tiles tiles"),
         ((2, 5, 5, 16), (5, 5, 16, 12), 1, "VALID", "tiles tiles tiles"),
@@ -126,6 +126,41 @@ def test_each_form_is_chosen_for_its_shapes_and_equals_laxs(image, kernel, strid
     chosen = [form(part, geometry).__name__ for part in ("result", "image", "kernel")]
     assert all(want in name for want, name in zip(forms.split(), chosen, strict=True)), chosen
     assert_equals_lax(image, kernel, window_strides=strides, padding=padding)
+
+
+def test_minimal_filtering_is_exact_but_for_rounding():
+    matrices = {part: np.array(rows) for part, rows in minimal_filtering().items()}
+    image, kernel = np.random.default_rng(0).standard_normal((2, 6))
+    products = (matrices["kernel"] @ kernel[:3]) * (matrices["image"] @ image)
+    expected = [kernel[:3] @ image[row : row + 3] for row in range(4)]
+    np.testing.assert_allclose(matrices["result"] @ products, expected, rtol=1e-13)
+    # What is zero must be so exactly: it is left out.
+    assert [np.count_nonzero(matrices[part]) for part in ("image", "kernel", "result")] == [
+        22,
+        14,
+        18,
+    ]
+
+
+@pytest.mark.parametrize("wanted", ["result", "image", "kernel"])
+def test_fewer_products_round_little_more_than_laxs(wanted):
+    sides = ((1, 1), (1, 1))
+    geometry = Geometry((4, 16, 16, 256), (3, 3, 256, 256), (1, 1), sides, (1, 1), 1, None)
+    shapes = {"image": geometry.image, "kernel": geometry.kernel, "result": geometry.result}
+    first, second = draw(*(shapes[name] for name in OPERANDS[wanted]))
+    assert "winograd" in form(wanted, geometry).__name__
+
+    def contracted(contraction, dtype):
+        contract = partial(contraction, wanted=wanted, geometry=geometry)
+        return np.asarray(jax.jit(contract)(first.astype(dtype), second.astype(dtype)))
+
+    with jax.enable_x64(True):
+        truth = contracted(native, jnp.float64)
+    ours, theirs = (
+        np.sqrt(np.mean((contracted(f, jnp.float32) - truth) ** 2)) for f in (fast_on_cpu, native)
+    )
+    assert ours < 3 * theirs
+    assert ours < 1e-6 * truth.std()
 
 
 @pytest.mark.parametrize("wanted", ["result", "image", "kernel"])
@@ -288,6 +323,7 @@ def test_negative_padding_crops():
         ((8, 4, 4, 16), (3, 3, 16, 2)),  # mirrored
         ((8, 4, 4, 8), (3, 3, 8, 16)),  # widened
         ((8, 17, 4, 8), (3, 3, 8, 20)),  # by rows
+        ((8, 4, 4, 32), (3, 3, 32, 32)),  # Winograd's
     ],
 )
 def test_without_jit_and_over_a_shard_map(shapes):

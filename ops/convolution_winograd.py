@@ -1,0 +1,126 @@
+"""Convolutions with kernels of three rows by half as many products; see `convolution.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial, reduce
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from ops.convolution_geometry import Geometry, Part, padded, turned
+
+# The tile is how many rows of the result one set of products makes.
+TAPS, TILE = 3, 4
+# Where polynomials are sampled, beside infinity. Of the sets tried these keep rounding smallest,
+# twice that of XLA's convolution; they come in reciprocal pairs, as Alam et al. recommend (2022,
+# doi:10.1145/3524069).
+POINTS = (0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
+
+Matrix = Sequence[Sequence[float]]
+
+
+def minimal_filtering() -> dict[Part, Matrix]:
+    """The matrices of F(4, 3): four results of a filter of three taps by six products.
+
+    Result = R · ((K · kernel) ∘ (I · image)), for six values of the image that follow each other
+    (Winograd; Lavin and Gray, 2015, arXiv:1509.09308, section 4). By Toom and Cook: as sums of
+    products, kernel and results are polynomials that are known at every point; what takes those
+    values to coefficients, transposed, is what the image needs.
+
+    Returns:
+      "image" [6, 6], "kernel" [6, 3] and "result" [4, 6].
+    """
+    image, kernel = np.zeros((TILE + TAPS - 1,) * 2), np.zeros((TILE + TAPS - 1, TAPS))
+    result = np.zeros((TILE, TILE + TAPS - 1))
+    for index, point in enumerate(POINTS):
+        others = [other for other in POINTS if other != point]
+        image[index, :-1] = np.polynomial.polynomial.polyfromroots(others)
+        kernel[index] = point ** np.arange(TAPS) / np.prod(np.subtract(point, others))
+        result[:, index] = point ** np.arange(TILE)
+    image[-1] = np.polynomial.polynomial.polyfromroots(POINTS)
+    kernel[-1, -1] = result[-1, -1] = 1
+    return {"image": image.tolist(), "kernel": kernel.tolist(), "result": result.tolist()}
+
+
+def saved(rows: int) -> float:
+    """How many times fewer products it takes to make so many rows."""
+    return TAPS * rows / ((TILE + TAPS - 1) * -(-rows // TILE))
+
+
+def winograd(
+    first: Array,
+    second: Array,
+    *,
+    wanted: Part,
+    geometry: Geometry,
+    form: Callable[[Part, Geometry], Callable[..., Array]],
+) -> Array:
+    """Winograd's minimal filtering along the height (algorithm 1 of Lavin and Gray, in one axis).
+
+    Tiles in one axis grow by half where those in two would by 125 %, which a CPU has to write and
+    read again. Left are six convolutions with kernels of one row, each by its ``form``.
+
+    The gradient of the image is the convolution of the result's gradient with the turned kernel;
+    that of the kernel runs the transforms the other way round.
+    """
+    if wanted == "image":
+        assert geometry.mirror is not None
+        first, second, wanted, geometry = first, turned(second), "result", geometry.mirror
+    batch, (_, _, width, channels) = len(first), geometry.image
+    _, rows, columns, features = geometry.result
+    tiles = -(-rows // TILE)
+    matrices = minimal_filtering()
+    line = replace(
+        geometry,
+        image=(batch, tiles, width, channels),
+        kernel=(1, *geometry.kernel[1:]),
+        padding=((0, 0), geometry.padding[1]),
+    )
+    compute = partial(form(wanted, line), wanted=wanted, geometry=line)
+    top, taps = geometry.padding[0][0], TILE + TAPS - 1
+    images = _combined(matrices["image"], [_rows(first, i - top, tiles) for i in range(taps)])
+    if wanted == "result":
+        kernels = _combined(matrices["kernel"], list(second))
+        pairs = lax.optimization_barrier(list(zip(images, kernels, strict=True)))
+        products = lax.optimization_barrier([compute(x, kernel[None]) for x, kernel in pairs])
+        # As one sum it is written once; four rows stacked would be written, and then put in place.
+        out = reduce(
+            jnp.add,
+            [
+                jnp.asarray(column, x.dtype)[:, None, None] * x[:, :, None]
+                for column, x in zip(_transposed(matrices["result"]), products, strict=True)
+            ],
+        )
+        return out.reshape(batch, TILE * tiles, columns, features)[:, :rows]
+    results = _combined(
+        _transposed(matrices["result"]), [_rows(second, i, tiles) for i in range(TILE)]
+    )
+    pairs = lax.optimization_barrier(list(zip(images, results, strict=True)))
+    products = [compute(x, y)[0] for x, y in pairs]
+    return jnp.stack(_combined(_transposed(matrices["kernel"]), products))
+
+
+def _rows(image: Array, first: int, count: int) -> Array:
+    """Every fourth row from the ``first`` on; zeros where there is no such row."""
+    rows = range(first, first + TILE * count, TILE)
+    inside = [row for row in rows if 0 <= row < image.shape[1]]
+    if not inside:
+        return jnp.zeros_like(image, shape=(len(image), count, *image.shape[2:]))
+    above = rows.index(inside[0])
+    margins = (above, count - above - len(inside))
+    return padded(image[:, inside[0] : inside[-1] + 1 : TILE], (margins, (0, 0)))
+
+
+def _combined(matrix: Matrix, parts: Sequence[Array]) -> list[Array]:
+    """matrix · parts, without the products with zero."""
+    return [
+        reduce(jnp.add, [c * x for c, x in zip(row, parts, strict=True) if c]) for row in matrix
+    ]
+
+
+def _transposed(matrix: Matrix) -> list[tuple[float, ...]]:
+    return list(zip(*matrix, strict=True))
