@@ -24,7 +24,7 @@ It also takes `axis_name`, `name`, `epsilon`, `use_bias`, `scale_init`, `bias_in
 
 
 class BatchNorm(nn.Module):
-    """`nn.BatchNorm` of the last axis, in the form x · scale + shift.
+    """`nn.BatchNorm` of the last axis, in training in the form x · scale + shift.
 
     The gradients of scale and shift are then sums over what is in memory anyway, x and the
     gradient; linen's form writes x − mean for them. Statistics are float32 whatever the compute
@@ -37,6 +37,7 @@ class BatchNorm(nn.Module):
       epsilon: added to the variance.
       use_bias: whether something is added in the end.
       dtype: of the result; None is that of input and parameters together.
+      param_dtype: of scale and bias, which start as `scale_init` and `bias_init` say.
     """
 
     use_running_average: bool
@@ -64,15 +65,17 @@ class BatchNorm(nn.Module):
             mean, variance = (statistic.value for statistic in running)
         else:
             axes = tuple(range(x.ndim - 1))
-            moments = jnp.mean(features, axes), jnp.mean(jnp.square(features), axes)
+            moments = jnp.stack([jnp.mean(y, axes) for y in (features, jnp.square(features))])
             if self.axis_name is not None and not self.is_initializing():
                 moments = jax.lax.pmean(moments, self.axis_name)
             mean, variance = moments[0], _variance(*moments)
             if not self.is_initializing():
                 for statistic, new in zip(running, (mean, variance), strict=True):
                     statistic.value = self.momentum * statistic.value + (1 - self.momentum) * new
+        dtype = self.dtype or jnp.promote_types(x.dtype, scale.dtype)
         scale = scale * jax.lax.rsqrt(variance + self.epsilon)
-        dtype = self.dtype or jnp.promote_types(x.dtype, self.param_dtype)
+        if self.use_running_average:  # nothing is gained, and the gradient of scale is more exact
+            return ((features - mean) * scale + bias).astype(dtype)
         return (features * scale + (bias - mean * scale)).astype(dtype)
 
 

@@ -15,10 +15,11 @@ benchmarks.convolutions` measures it):
 - *bands*, for images or results of a few channels, where XLA's convolution leaves the vector units
   half empty: a product for several columns of the result at once. For up to 16 features of up to 24
   channels XLA's convolution is given several columns at once.
-- *Winograd's* F(2×2, 3×3), for 3×3 kernels between 128 channels or more, of results that are large
-  enough: 2.25 times fewer products.
-- *rows*, for the gradient of a 3×3 kernel between few channels of a large image: a product for each
-  of its columns.
+- *Winograd's* F(4, 3) along the height, for 3×3 kernels between 32 channels or more: up to half the
+  products. It rounds up to three times as coarsely as XLA's convolution, relative to the largest
+  value of four rows; what is not finite reaches all four.
+- *rows*, for the gradient of a 3×3 kernel between fewer channels of a large image: a product for
+  each of its columns.
 - XLA's convolution otherwise, laid out as it likes best, on operands that were written to memory
   first. Without that barrier XLA fuses normalisation and activation into the transposition that a
   kernel's gradient needs, and computes them again in an order that no cache likes.

@@ -15,11 +15,16 @@ from ops.convolution_bands import MIRRORED, banded, mirrored, narrow, side_by_si
 from ops.convolution_geometry import NHWC, Geometry, Part, over_blocks, over_places, padded
 from ops.convolution_winograd import saved, winograd
 
-# Measured on a Zen 5 (2 cores, float32). Winograd: between fewer channels and features, the
-# transforms cost more than they save, and so they do if filling the last tile leaves less to save.
+# Measured on a Zen 5 (2 cores, float32). Winograd: between fewer channels the transforms
+# of image and result cost more than is saved, with fewer places of the result a channel that of the
+# kernel does, and where filling the last tile leaves less to save all do.
 WINOGRAD_CHANNELS = 32
+WINOGRAD_PLACES = 0.5
 WINOGRAD_SAVES = 1.5
-WINOGRAD_BLOCK = 3_000_000  # bytes of images, or of gradients, that a kernel's gradient has at once
+# Bytes of images, or of gradients, that the gradient of a kernel is made of at once, if those are
+# so many images: its sums go over them.
+WINOGRAD_BLOCK = 3_000_000
+WINOGRAD_IMAGES = 8
 # Of a kernel's gradient by rows: fewer channels make its products too narrow; with more of them, or
 # fewer rows, another form is as fast. The bytes of a block are what a core's cache holds with ease.
 BY_ROWS_CHANNELS = 8, 64
@@ -64,7 +69,8 @@ def fast_on_cpu(first: Array, second: Array, *, wanted: Part, geometry: Geometry
 
 def form(wanted: Part, geometry: Geometry) -> Callable[..., Array]:
     """What is fastest for the shape; see the module."""
-    (_, height, _, channels), (_, rows, _, features) = geometry.image, geometry.result
+    _, height, _, channels = geometry.image
+    batch, rows, columns, features = geometry.result
     empty = 0 in (*geometry.image, *geometry.kernel, *geometry.result)
     if geometry.groups > 1 or empty:
         return native
@@ -79,10 +85,9 @@ def form(wanted: Part, geometry: Geometry) -> Callable[..., Array]:
     if mirror and narrow(MIRRORED[wanted], mirror):
         return mirrored
     if mirror and geometry.kernel[:2] == (3, 3):
-        if (
-            min(channels, features) >= WINOGRAD_CHANNELS
-            and saved(height if wanted == "image" else rows) >= WINOGRAD_SAVES
-        ):
+        wide = min(channels, features) >= WINOGRAD_CHANNELS
+        many = batch * rows * columns >= WINOGRAD_PLACES * max(channels, features)
+        if wide and many and saved(height if wanted == "image" else rows) >= WINOGRAD_SAVES:
             return _winograd
         few = BY_ROWS_CHANNELS[0] <= channels <= BY_ROWS_CHANNELS[1]
         few &= BY_ROWS_FEATURES[0] <= features <= BY_ROWS_FEATURES[1]
@@ -133,7 +138,14 @@ def _winograd(first: Array, second: Array, *, wanted: Part, geometry: Geometry) 
     if wanted != "kernel":
         return compute(first, second)
     size = max(first.size, second.size) * first.dtype.itemsize
-    return over_blocks(compute, first, second, size / WINOGRAD_BLOCK)
+    return over_blocks(
+        compute,
+        first,
+        second,
+        geometry.kernel,
+        least=size / WINOGRAD_BLOCK,
+        fewest=WINOGRAD_IMAGES,
+    )
 
 
 def _exchanged(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:
@@ -183,5 +195,6 @@ def _by_rows(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -
         return jnp.stack([over_places(x, gathered) for x in shifted])
 
     gathered_bytes = math.prod(first.shape[:3]) * height * features * first.dtype.itemsize
-    total = over_blocks(gradient, first, second, gathered_bytes / BY_ROWS_BLOCK)
+    shape = (width, channels, height * features)
+    total = over_blocks(gradient, first, second, shape, least=gathered_bytes / BY_ROWS_BLOCK)
     return total.reshape(width, channels, height, features).transpose(2, 0, 1, 3)

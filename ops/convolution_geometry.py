@@ -82,26 +82,42 @@ def over_places(image: Array, result: Array) -> Array:
 
 
 def over_blocks(
-    gradient: Callable[[Array, Array], Array], images: Array, results: Array, least: float
+    gradient: Callable[[Array, Array], Array],
+    images: Array,
+    results: Array,
+    shape: Sequence[int],
+    *,
+    least: float,
+    fewest: int = 1,
 ) -> Array:
-    """The sum of a kernel's gradients over blocks of images, at least so many of equal size.
+    """The sum of a kernel's gradients, of that ``shape``, over blocks of images of equal size.
 
-    What is gathered of a few images is still in the cache when it is read.
+    What is made of a few images is still in the cache when it is read.
+
+    Args:
+        gradient: of some images and their results.
+        images: [batch, …].
+        results: [batch, …].
+        shape: of the gradient.
+        least: how many blocks there should be.
+        fewest: images of a block, which goes before ``least``.
     """
     batch = len(images)
-    blocks = next(n for n in range(1, batch + 1) if batch % n == 0 and (n == batch or least <= n))
+    counts = [n for n in range(1, batch // fewest + 1) if batch % n == 0] or [1]
+    blocks = next((n for n in counts if n >= least), counts[-1])
     if blocks == 1:
         return gradient(images, results)
+    # A block takes its images from all over the batch: from each device, where they share it.
+    images, results = (x.reshape(-1, blocks, *x.shape[1:]) for x in (images, results))
 
-    def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
+    def add(total: Array, index: Array) -> tuple[Array, None]:
+        image, result = (lax.dynamic_index_in_dim(x, index, 1, False) for x in (images, results))
         # The barrier keeps blocks one behind the other where XLA could begin all of them at once.
-        image, result, total = lax.optimization_barrier((*block, total))
+        image, result, total = lax.optimization_barrier((image, result, total))
         return total + gradient(image, result), None
 
-    first, second = (x.reshape(blocks, -1, *x.shape[1:]) for x in (images, results))
-    shape = jax.eval_shape(gradient, first[0], second[0]).shape
     total = varying_alike(jnp.zeros(shape, images.dtype), images, results)[0]
-    return lax.scan(add, total, (first, second), unroll=min(4, blocks))[0]
+    return lax.scan(add, total, jnp.arange(blocks), unroll=min(4, blocks))[0]
 
 
 def turned(kernel: Array) -> Array:

@@ -15,9 +15,8 @@ from ops.convolution_geometry import Geometry, Part, padded, turned
 
 # The tile is how many rows of the result one set of products makes.
 TAPS, TILE = 3, 4
-# Where polynomials are sampled, beside infinity. Of the sets tried these keep rounding smallest,
-# twice that of XLA's convolution; they come in reciprocal pairs, as Alam et al. recommend (2022,
-# doi:10.1145/3524069).
+# Where polynomials are sampled, beside infinity: ±c and ±1/c, the form of Alam et al. (2022,
+# doi:10.1145/3524069). They round half as coarsely as Lavin and Gray's 0, ±1, ±2 do.
 POINTS = (0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 
 Matrix = Sequence[Sequence[float]]
@@ -27,9 +26,9 @@ def minimal_filtering() -> dict[Part, Matrix]:
     """The matrices of F(4, 3): four results of a filter of three taps by six products.
 
     Result = R · ((K · kernel) ∘ (I · image)), for six values of the image that follow each other
-    (Winograd; Lavin and Gray, 2015, arXiv:1509.09308, section 4). By Toom and Cook: as sums of
-    products, kernel and results are polynomials that are known at every point; what takes those
-    values to coefficients, transposed, is what the image needs.
+    (Winograd; Lavin and Gray, 2015, arXiv:1509.09308, section 4, with other points). It is Toom and
+    Cook's product of two polynomials, transposed: K and Rᵀ take their coefficients to values at the
+    points, Iᵀ takes the products of those values to the coefficients of the product.
 
     Returns:
       "image" [6, 6], "kernel" [6, 3] and "result" [4, 6].

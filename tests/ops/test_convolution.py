@@ -1,5 +1,6 @@
 """The convolution equals lax's in every derivative, and is lax's own on accelerators."""
 
+import re
 from functools import partial
 
 import flax.linen as nn
@@ -94,7 +95,8 @@ WIDE = WINOGRAD_CHANNELS
         ((2, 8, 8, WIDE), (3, 3, WIDE, WIDE), 1, "SAME", "winograd winograd winograd"),
         ((1, 9, 7, 40), (3, 3, 40, WIDE), 1, ((0, 2), (1, 1)), "winograd winograd winograd"),
         ((3, 6, 5, WIDE), (3, 3, WIDE, 40), 1, "VALID", "winograd winograd winograd"),
-        ((5, 64, 64, 40), (3, 3, 40, WIDE), 1, "SAME", "winograd winograd winograd"),  # in blocks
+        ((16, 40, 40, 40), (3, 3, 40, WIDE), 1, "SAME", "winograd winograd winograd"),  # two blocks
+        ((1, 4, 7, 64), (3, 3, 64, WIDE), 1, "SAME", "native native exchanged"),  # few places
         ((1, 7, 6, WIDE), (3, 3, WIDE, WIDE), 1, "VALID", "native winograd exchanged"),
         ((2, 8, 8, WIDE), (3, 3, WIDE, WIDE - 1), 1, "SAME", "native native exchanged"),
         ((2, 8, 8, 3), (4, 4, 3, 8), 4, "VALID", "tiles tiles tiles"),
@@ -324,6 +326,7 @@ def test_negative_padding_crops():
         ((8, 4, 4, 8), (3, 3, 8, 16)),  # widened
         ((8, 17, 4, 8), (3, 3, 8, 20)),  # by rows
         ((8, 4, 4, 32), (3, 3, 32, 32)),  # Winograd's
+        ((16, 128, 128, 8), (3, 3, 8, 8)),  # by rows, in blocks
     ],
 )
 def test_without_jit_and_over_a_shard_map(shapes):
@@ -343,6 +346,20 @@ def test_without_jit_and_over_a_shard_map(shapes):
         return jax.grad(lambda k: lax.psum(loss(k, image), "data"))(kernel)
 
     assert_close(gradient(kernel, image), whole, factor=2)
+
+
+def test_devices_that_share_a_batch_exchange_the_kernels_gradient_alone():
+    sides = ((1, 1), (1, 1))
+    geometry = Geometry((64, 32, 32, 64), (3, 3, 64, 64), (1, 1), sides, (1, 1), 1, None)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    shared = jax.sharding.NamedSharding(mesh, P("data"))
+    operands = (jax.ShapeDtypeStruct(geometry.image, jnp.float32, sharding=shared),) * 2
+    contract = jax.jit(partial(fast_on_cpu, wanted="kernel", geometry=geometry))
+    text = contract.lower(*operands).compile().as_text()
+    assert " while(" in text  # in blocks
+    collectives = re.findall(r" (all-[a-z]+|collective-[a-z]+)(?:-start)?\(", text)
+    assert set(collectives) == {"all-reduce"}
+    assert not re.search(r"f32\[[\d,]*32,32,64[\d,]*\]\S* all-reduce", text)
 
 
 def test_the_precision_of_the_scope_is_kept():
