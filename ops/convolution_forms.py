@@ -19,7 +19,7 @@ from ops.convolution_winograd import saved, winograd
 # of image and result cost more than is saved, with fewer places of the result a channel that of the
 # kernel does, and where filling the last tile leaves less to save all do.
 WINOGRAD_CHANNELS = 32
-WINOGRAD_PLACES = 0.5
+WINOGRAD_PLACES: dict[Part, float] = {"result": 0.5, "image": 10, "kernel": 0.5}  # it is turned too
 WINOGRAD_SAVES = 1.5
 # Bytes of images, or of gradients, that the gradient of a kernel is made of at once, if those are
 # so many images: its sums go over them.
@@ -86,7 +86,7 @@ def form(wanted: Part, geometry: Geometry) -> Callable[..., Array]:
         return mirrored
     if mirror and geometry.kernel[:2] == (3, 3):
         wide = min(channels, features) >= WINOGRAD_CHANNELS
-        many = batch * rows * columns >= WINOGRAD_PLACES * max(channels, features)
+        many = batch * rows * columns >= WINOGRAD_PLACES[wanted] * max(channels, features)
         if wide and many and saved(height if wanted == "image" else rows) >= WINOGRAD_SAVES:
             return _winograd
         few = BY_ROWS_CHANNELS[0] <= channels <= BY_ROWS_CHANNELS[1]
