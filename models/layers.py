@@ -23,7 +23,33 @@ It also takes `axis_name`, `name`, `epsilon`, `use_bias`, `scale_init`, `bias_in
 """
 
 
-class BatchNorm(nn.Module):
+class _Affine(nn.Module):
+    """What the norms share: a scale and a bias of each channel.
+
+    Attributes:
+      epsilon: added to the variance.
+      use_bias: whether something is added in the end.
+      dtype: of the result; None is that of input and parameters together.
+      param_dtype: of scale and bias, which start as `scale_init` and `bias_init` say.
+    """
+
+    epsilon: float = 1e-5
+    use_bias: bool = True
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+    @nn.nowrap
+    def parameters(self, channels: int) -> tuple[Array, Array]:
+        """Scale and bias [channels]; the bias is zero where there is none."""
+        scale = self.param("scale", self.scale_init, (channels,), self.param_dtype)
+        if not self.use_bias:
+            return scale, jnp.zeros(channels, self.param_dtype)
+        return scale, self.param("bias", self.bias_init, (channels,), self.param_dtype)
+
+
+class BatchNorm(_Affine, kw_only=True):
     """`nn.BatchNorm` of the last axis, in training in the form x · scale + shift.
 
     The gradients of scale and shift are then sums over what is in memory anyway, x and the
@@ -34,21 +60,11 @@ class BatchNorm(nn.Module):
       use_running_average: normalise with the running statistics, and leave them as they are.
       axis_name: the mapped axis to average statistics over; only `pmap` needs it.
       momentum: weight of the old running statistics in an update.
-      epsilon: added to the variance.
-      use_bias: whether something is added in the end.
-      dtype: of the result; None is that of input and parameters together.
-      param_dtype: of scale and bias, which start as `scale_init` and `bias_init` say.
     """
 
     use_running_average: bool
     axis_name: str | None = None
     momentum: float = 0.9
-    epsilon: float = 1e-5
-    use_bias: bool = True
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    scale_init: nn.initializers.Initializer = nn.initializers.ones
-    bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: Float[Array, "*places channels"]) -> Float[Array, "*places channels"]:
@@ -58,8 +74,7 @@ class BatchNorm(nn.Module):
             self.variable("batch_stats", name, initial, shape, jnp.float32)
             for name, initial in (("mean", jnp.zeros), ("var", jnp.ones))
         ]
-        scale = self.param("scale", self.scale_init, shape, self.param_dtype)
-        bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else 0
+        scale, bias = self.parameters(x.shape[-1])
         features = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.use_running_average:
             mean, variance = (statistic.value for statistic in running)
@@ -111,7 +126,7 @@ def batch_norm(
     )
 
 
-class GroupNorm(nn.Module):
+class GroupNorm(_Affine):
     """`nn.GroupNorm` of images, with its sums in the order in which the numbers lie in memory.
 
     They go over the pixels of each channel first, and over the channels of a group after; both at
@@ -121,18 +136,9 @@ class GroupNorm(nn.Module):
 
     Attributes:
       groups: of channels that share their statistics; must divide the channels.
-      epsilon: added to the variance.
-      use_bias: whether something is added in the end.
-      dtype: of the result; None is that of input and parameters together.
     """
 
     groups: int = 32
-    epsilon: float = 1e-5
-    use_bias: bool = True
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    scale_init: nn.initializers.Initializer = nn.initializers.ones
-    bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(
@@ -143,11 +149,7 @@ class GroupNorm(nn.Module):
         if channels % self.groups:
             raise ValueError(f"{self.groups} groups do not divide {channels} channels")
         shape = (self.groups, channels // self.groups)
-        scale = self.param("scale", self.scale_init, (channels,), self.param_dtype).reshape(shape)
-        shift = jnp.zeros((), self.param_dtype)
-        if self.use_bias:
-            bias = self.param("bias", self.bias_init, (channels,), self.param_dtype)
-            shift = bias.reshape(shape)
+        scale, shift = (y.reshape(shape) for y in self.parameters(channels))
         features = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         moments = jnp.stack([jnp.mean(y, (1, 2)) for y in (features, jnp.square(features))])
         mean, square = jnp.mean(moments.reshape(2, len(x), *shape), axis=3, keepdims=True)

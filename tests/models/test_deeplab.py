@@ -220,7 +220,7 @@ def test_it_learns_two_images(small):
 
         params = variables["params"]
         gradient, (updated, accuracy) = jax.grad(loss, has_aux=True)(params)
-        params = jax.tree.map(lambda p, g: p - 0.05 * g, params, gradient)
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
         return {"params": params, **updated}, accuracy
 
     accuracies = []
