@@ -15,11 +15,12 @@ from ops.convolution_bands import MIRRORED, banded, mirrored, narrow, side_by_si
 from ops.convolution_geometry import NHWC, Geometry, Part, over_blocks, over_places, padded
 from ops.convolution_winograd import saved, winograd
 
-# Measured on a Zen 5 (2 cores, float32). Winograd: between fewer channels the transforms
-# of image and result cost more than is saved, with fewer places of the result a channel that of the
-# kernel does, and where filling the last tile leaves less to save all do.
+# Measured on a Zen 5 (2 cores, float32). Winograd: between fewer channels the transforms of image
+# and result cost more than is saved, with fewer places of the result a channel that of the kernel
+# does, which the gradient of the image turns first, and where filling the last tile leaves less to
+# save all of them do.
 WINOGRAD_CHANNELS = 32
-WINOGRAD_PLACES: dict[Part, float] = {"result": 0.5, "image": 10, "kernel": 0.5}  # it is turned too
+WINOGRAD_PLACES: dict[Part, float] = {"result": 0.5, "image": 10, "kernel": 0.5}
 WINOGRAD_SAVES = 1.5
 # Bytes of images, or of gradients, that the gradient of a kernel is made of at once, if those are
 # so many images: its sums go over them.

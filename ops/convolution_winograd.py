@@ -13,16 +13,15 @@ from jaxtyping import Array
 
 from ops.convolution_geometry import Geometry, Part, padded, turned
 
-# The tile is how many rows of the result one set of products makes.
+# The tile is how many rows of the result one set of products makes; each sees so many of the image.
 TAPS, TILE = 3, 4
+SEEN = TILE + TAPS - 1
 # Where polynomials are sampled, beside infinity: ±c and ±1/c, the form of Alam et al. (2022,
 # doi:10.1145/3524069). They round half as coarsely as Lavin and Gray's 0, ±1, ±2 do.
 POINTS = (0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 
-Matrix = Sequence[Sequence[float]]
 
-
-def minimal_filtering() -> dict[Part, Matrix]:
+def minimal_filtering() -> dict[Part, np.ndarray]:
     """The matrices of F(4, 3): four results of a filter of three taps by six products.
 
     Result = R · ((K · kernel) ∘ (I · image)), for six values of the image that follow each other
@@ -33,8 +32,7 @@ def minimal_filtering() -> dict[Part, Matrix]:
     Returns:
       "image" [6, 6], "kernel" [6, 3] and "result" [4, 6].
     """
-    image, kernel = np.zeros((TILE + TAPS - 1,) * 2), np.zeros((TILE + TAPS - 1, TAPS))
-    result = np.zeros((TILE, TILE + TAPS - 1))
+    image, kernel, result = (np.zeros(s) for s in ((SEEN, SEEN), (SEEN, TAPS), (TILE, SEEN)))
     for index, point in enumerate(POINTS):
         others = [other for other in POINTS if other != point]
         image[index, :-1] = np.polynomial.polynomial.polyfromroots(others)
@@ -42,12 +40,12 @@ def minimal_filtering() -> dict[Part, Matrix]:
         result[:, index] = point ** np.arange(TILE)
     image[-1] = np.polynomial.polynomial.polyfromroots(POINTS)
     kernel[-1, -1] = result[-1, -1] = 1
-    return {"image": image.tolist(), "kernel": kernel.tolist(), "result": result.tolist()}
+    return {"image": image, "kernel": kernel, "result": result}
 
 
 def saved(rows: int) -> float:
     """How many times fewer products it takes to make so many rows."""
-    return TAPS * rows / ((TILE + TAPS - 1) * -(-rows // TILE))
+    return TAPS * rows / (SEEN * -(-rows // TILE))
 
 
 def winograd(
@@ -68,7 +66,7 @@ def winograd(
     """
     if wanted == "image":
         assert geometry.mirror is not None
-        first, second, wanted, geometry = first, turned(second), "result", geometry.mirror
+        second, wanted, geometry = turned(second), "result", geometry.mirror
     batch, (_, _, width, channels) = len(first), geometry.image
     _, rows, columns, features = geometry.result
     tiles = -(-rows // TILE)
@@ -80,8 +78,8 @@ def winograd(
         padding=((0, 0), geometry.padding[1]),
     )
     compute = partial(form(wanted, line), wanted=wanted, geometry=line)
-    top, taps = geometry.padding[0][0], TILE + TAPS - 1
-    images = _combined(matrices["image"], [_rows(first, i - top, tiles) for i in range(taps)])
+    top = geometry.padding[0][0]
+    images = _combined(matrices["image"], [_rows(first, i - top, tiles) for i in range(SEEN)])
     if wanted == "result":
         kernels = _combined(matrices["kernel"], list(second))
         pairs = lax.optimization_barrier(list(zip(images, kernels, strict=True)))
@@ -91,16 +89,14 @@ def winograd(
             jnp.add,
             [
                 jnp.asarray(column, x.dtype)[:, None, None] * x[:, :, None]
-                for column, x in zip(_transposed(matrices["result"]), products, strict=True)
+                for column, x in zip(matrices["result"].T, products, strict=True)
             ],
         )
         return out.reshape(batch, TILE * tiles, columns, features)[:, :rows]
-    results = _combined(
-        _transposed(matrices["result"]), [_rows(second, i, tiles) for i in range(TILE)]
-    )
+    results = _combined(matrices["result"].T, [_rows(second, i, tiles) for i in range(TILE)])
     pairs = lax.optimization_barrier(list(zip(images, results, strict=True)))
     products = [compute(x, y)[0] for x, y in pairs]
-    return jnp.stack(_combined(_transposed(matrices["kernel"]), products))
+    return jnp.stack(_combined(matrices["kernel"].T, products))
 
 
 def _rows(image: Array, first: int, count: int) -> Array:
@@ -114,12 +110,9 @@ def _rows(image: Array, first: int, count: int) -> Array:
     return padded(image[:, inside[0] : inside[-1] + 1 : TILE], (margins, (0, 0)))
 
 
-def _combined(matrix: Matrix, parts: Sequence[Array]) -> list[Array]:
+def _combined(matrix: np.ndarray, parts: Sequence[Array]) -> list[Array]:
     """matrix · parts, without the products with zero."""
     return [
-        reduce(jnp.add, [c * x for c, x in zip(row, parts, strict=True) if c]) for row in matrix
+        reduce(jnp.add, [float(c) * x for c, x in zip(row, parts, strict=True) if c])
+        for row in matrix
     ]
-
-
-def _transposed(matrix: Matrix) -> list[tuple[float, ...]]:
-    return list(zip(*matrix, strict=True))
