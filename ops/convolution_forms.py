@@ -20,7 +20,7 @@ from ops.convolution_winograd import saved, winograd
 # does, which the gradient of the image turns first, and where filling the last tile leaves less to
 # save all of them do.
 WINOGRAD_CHANNELS = 32
-WINOGRAD_PLACES: dict[Part, float] = {"result": 0.5, "image": 10, "kernel": 0.5}
+WINOGRAD_PLACES: dict[Part, float] = {"result": 0.5, "image": 2, "kernel": 0.5}
 WINOGRAD_SAVES = 1.5
 # Bytes of images, or of gradients, that the gradient of a kernel is made of at once, if those are
 # so many images: its sums go over them.

@@ -92,12 +92,13 @@ WIDE = WINOGRAD_CHANNELS
 @pytest.mark.parametrize(
     ("image", "kernel", "strides", "padding", "forms"),
     [
-        ((2, 8, 8, WIDE), (3, 3, WIDE, WIDE), 1, "SAME", "winograd native winograd"),
+        ((2, 8, 8, WIDE), (3, 3, WIDE, WIDE), 1, "SAME", "winograd winograd winograd"),
         ((8, 9, 7, 40), (3, 3, 40, WIDE), 1, ((0, 2), (1, 1)), "winograd winograd winograd"),
         ((40, 6, 5, WIDE), (3, 3, WIDE, 40), 1, "VALID", "winograd winograd winograd"),
         ((16, 40, 40, 40), (3, 3, 40, WIDE), 1, "SAME", "winograd winograd winograd"),  # two blocks
         ((1, 4, 7, 64), (3, 3, 64, WIDE), 1, "SAME", "native native exchanged"),  # few places
         ((1, 7, 6, WIDE), (3, 3, WIDE, WIDE), 1, "VALID", "native native exchanged"),
+        ((1, 7, 7, WIDE), (3, 3, WIDE, WIDE), 1, "SAME", "winograd native winograd"),
         ((2, 8, 8, WIDE), (3, 3, WIDE, WIDE - 1), 1, "SAME", "native native exchanged"),
         ((2, 8, 8, 3), (4, 4, 3, 8), 4, "VALID", "tiles tiles tiles"),
         ((2, 8, 8, 20), (1, 1, 20, 8), 1, "SAME", "tiles tiles tiles"),
