@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Races the cases that are asked for, and writes the files after each."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
-    add_options(parser, runs=7, seconds=0.7)
+    add_options(parser, runs=15, seconds=0.35)
     options = parser.parse_args(arguments)
     peers = FLAX | (TORCH if tables.has_torch() else {})
     jax.config.update("jax_platforms", "cpu")

@@ -18,8 +18,8 @@ benchmarks.convolutions` measures it):
 - *Winograd's* F(4, 3) along the height, for 3×3 kernels between 32 channels or more: up to half the
   products. It rounds up to three times as coarsely as XLA's convolution, relative to the largest
   value of four rows; what is not finite reaches all four.
-- *rows*, for the gradient of a 3×3 kernel between fewer channels of a large image: a product for
-  each of its columns.
+- *taps*, for the gradient of a 3×3 kernel between fewer channels of a large image: one product, in
+  which the image is shifted by the kernel's columns and the result by its rows.
 - XLA's convolution otherwise, laid out as it likes best, on operands that were written to memory
   first. Without that barrier XLA fuses normalisation and activation into the transposition that a
   kernel's gradient needs, and computes them again in an order that no cache likes.

@@ -96,9 +96,9 @@ WIDE = WINOGRAD_CHANNELS
         ((8, 9, 7, 40), (3, 3, 40, WIDE), 1, ((0, 2), (1, 1)), "winograd winograd winograd"),
         ((40, 6, 5, WIDE), (3, 3, WIDE, 40), 1, "VALID", "winograd winograd winograd"),
         ((16, 40, 40, 40), (3, 3, 40, WIDE), 1, "SAME", "winograd winograd winograd"),  # two blocks
-        ((1, 4, 7, 64), (3, 3, 64, WIDE), 1, "SAME", "native native exchanged"),  # few places
-        ((1, 7, 6, WIDE), (3, 3, WIDE, WIDE), 1, "VALID", "native native exchanged"),
-        ((1, 7, 7, WIDE), (3, 3, WIDE, WIDE), 1, "SAME", "winograd native winograd"),
+        ((1, 4, 7, 64), (3, 3, 64, WIDE), 1, "SAME", "native turned exchanged"),  # few places
+        ((1, 7, 6, WIDE), (3, 3, WIDE, WIDE), 1, "VALID", "native turned exchanged"),
+        ((1, 7, 7, WIDE), (3, 3, WIDE, WIDE), 1, "SAME", "winograd turned winograd"),
         ((2, 8, 8, WIDE), (3, 3, WIDE, WIDE - 1), 1, "SAME", "native native exchanged"),
         ((2, 8, 8, 3), (4, 4, 3, 8), 4, "VALID", "tiles tiles tiles"),
         ((2, 8, 8, 20), (1, 1, 20, 8), 1, "SAME", "tiles tiles tiles"),
@@ -115,8 +115,8 @@ WIDE = WINOGRAD_CHANNELS
         ((3, 7, 8, 8), (3, 3, 8, 16), 1, "SAME", "widened widened exchanged"),
         ((3, 7, 8, 20), (5, 3, 20, 16), 1, ((1, 3), (2, 0)), "widened native exchanged"),
         ((3, 7, 8, 12), (3, 2, 12, 24), 1, "VALID", "native widened exchanged"),
-        ((3, 17, 5, 8), (3, 3, 8, 20), 1, ((2, 0), (0, 1)), "native native rows"),
-        ((5, 64, 64, 8), (3, 3, 8, 32), 1, "SAME", "native native rows"),  # in five blocks
+        ((3, 17, 5, 8), (3, 3, 8, 20), 1, ((2, 0), (0, 1)), "native native taps"),
+        ((5, 64, 64, 8), (3, 3, 8, 32), 1, "SAME", "native native taps"),  # in five blocks
     ],
 )
 def test_each_form_is_chosen_for_its_shapes_and_equals_laxs(image, kernel, strides, padding, forms):
@@ -325,9 +325,9 @@ def test_negative_padding_crops():
         ((8, 4, 4, 2), (3, 3, 2, 3)),  # banded
         ((8, 4, 4, 16), (3, 3, 16, 2)),  # mirrored
         ((8, 4, 4, 8), (3, 3, 8, 16)),  # widened
-        ((8, 17, 4, 8), (3, 3, 8, 20)),  # by rows
+        ((8, 17, 4, 8), (3, 3, 8, 20)),  # by taps
         ((8, 4, 4, 32), (3, 3, 32, 32)),  # Winograd's
-        ((16, 128, 128, 8), (3, 3, 8, 8)),  # by rows, in blocks
+        ((16, 128, 128, 8), (3, 3, 8, 8)),  # by taps, in blocks
     ],
 )
 def test_without_jit_and_over_a_shard_map(shapes):
