@@ -23,7 +23,7 @@ check: $(VENV)/.dev
 	$(VENV)/bin/basedpyright
 	$(MAKE) --no-print-directory test
 
-# Twelve minutes on two cores, which should have nothing else to do.
+# A quarter of an hour on two cores, which should have nothing else to do.
 bench: $(VENV)/.bench
 	$(VENV)/bin/python -m benchmarks
 

@@ -3,9 +3,13 @@
     python -m benchmarks.loop_overhead
 
 Both run the same program on the same images, alternately, without evaluation, checkpoints or
-pictures in between; the loop also feeds, logs every ten steps and watches for signals. Two more
-rows: ten steps of LeNet-5 in one dispatch over ten dispatches, and images that grain reads from
-``tfds:cifar10``, where they are, over one batch that is there already.
+pictures in between; the loop also feeds, logs every ten steps and watches for signals. More rows:
+
+- ten steps of LeNet-5 in one dispatch, over ten dispatches;
+- images that grain reads from ``tfds:cifar10``, where they are, over one batch that is there
+  already. On a CPU that is above all the work of decoding, which takes its share of the cores that
+  train;
+- the stall alone: time in which the step before had ended and the batch was not there, over a step.
 """
 
 from __future__ import annotations
@@ -18,9 +22,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
+
+import jax
+import numpy as np
 
 from benchmarks.cases import CASES
-from benchmarks.opsin_peer import bare_steps
+from benchmarks.opsin_peer import bare_steps, compiled
 from benchmarks.race import Ratio
 from data.examples import DataError
 from experiments.config import resolve
@@ -62,13 +70,33 @@ def looped(experiment: Experiment) -> Measure:
     return measure
 
 
+def stalled(experiment: Experiment) -> Measure:
+    """At most how long the device had nothing to do a step, for want of a batch."""
+    feed, program, store, dispatch = compiled(experiment)
+    state = program.init()
+
+    def measure(steps: int) -> float:
+        nonlocal state  # donated: each call gives up the one before
+        idle = 0.0
+        for step in range(steps + 1):
+            began = time.perf_counter()
+            items = feed.take(1, 1, program.mesh)
+            if step > 0 and cast(Any, state.step).is_ready():
+                idle += time.perf_counter() - began
+            state, _ = dispatch(state, store, items, np.int32(1))
+        jax.block_until_ready(state)
+        return idle / steps
+
+    return measure
+
+
 def report(title: str, base: Measure, other: Measure, *, steps: int, runs: int) -> None:
     """Prints a row: medians, the median ratio and its range."""
     times = [(base(steps), other(steps)) for _ in range(runs)]
     first, second = zip(*times, strict=True)
     ratio = Ratio.of(first, second)
     print(
-        f"{title:<42}{statistics.median(first) * 1e3:>8.1f}{statistics.median(second) * 1e3:>8.1f}"
+        f"{title:<54}{statistics.median(first) * 1e3:>8.1f}{statistics.median(second) * 1e3:>8.1f}"
         f"{ratio.median:>8.3f}  {ratio.low:.3f} to {ratio.high:.3f}",
         flush=True,
     )
@@ -81,7 +109,7 @@ def main() -> None:
     runs = parser.parse_args().runs
     keep_freed_memory()  # as `opsin run` does
     lenet, resnet = CASES["lenet5"], CASES["resnet20"]
-    print(f"{'':<42}{'one ms':>8}{'two ms':>8}{'ratio':>8}  range over {runs} runs")
+    print(f"{'':<54}{'one ms':>8}{'two ms':>8}{'ratio':>8}  range over {runs} runs")
     for case, steps in ((lenet, 100), (resnet, 20)):
         experiment = case.experiment()
         report(
@@ -107,7 +135,10 @@ def main() -> None:
         print(f"no row for streamed images: {error}")
     else:
         title = f"{resnet.title}: one batch, tfds:cifar10 streamed"
-        report(title, bare(streamed), looped(streamed), steps=40, runs=runs)
+        base = bare(streamed)
+        report(title, base, looped(streamed), steps=40, runs=runs)
+        title = f"{resnet.title}: a step, stalled for a streamed batch"
+        report(title, base, stalled(streamed), steps=40, runs=runs)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     print(f"peak memory of this process: {peak:.0f} MB")
 

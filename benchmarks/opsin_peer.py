@@ -17,7 +17,7 @@ from train.experiment import Experiment
 from train.feed import Feed
 from train.loop import open_training
 from train.memory import set_holes_aside
-from train.program import build, compiler_options
+from train.program import Program, build, compiler_options
 from train.tasks.task import players_of
 
 
@@ -38,13 +38,19 @@ def variables_of(case: Case) -> tuple[PyTree, dict[str, Any]]:
     return variables, {"parameters": sum(x.size for x in jax.tree.leaves(variables["params"]))}
 
 
-def bare_steps(experiment: Experiment) -> Callable[[int], None]:
-    """``run(steps)`` of a run's own program, in a plain Python loop on a batch that stays put."""
+def compiled(experiment: Experiment) -> tuple[Feed, Program, PyTree, Callable[..., Any]]:
+    """What a run's steps are made of: the feed, the program, the store and the compiled step."""
     data, length = experiment.data, experiment.loop.steps_per_dispatch
     feed = Feed(open_training(experiment), data.batch, experiment.seed, data.resident_megabytes)
     program = build(experiment, feed.batch, Fraction(feed.examples, data.batch), feed.fetch)
     store = feed.store(program.mesh)
-    dispatch = program.compile(store, feed.abstract_items(length, program.mesh))
+    return feed, program, store, program.compile(store, feed.abstract_items(length, program.mesh))
+
+
+def bare_steps(experiment: Experiment) -> Callable[[int], None]:
+    """``run(steps)`` of a run's own program, in a plain Python loop on a batch that stays put."""
+    length = experiment.loop.steps_per_dispatch
+    feed, program, store, dispatch = compiled(experiment)
     items = feed.take(length, length, program.mesh)
     state = program.init()
 

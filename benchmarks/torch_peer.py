@@ -135,9 +135,9 @@ def make_optimizer(case: Case, network: nn.Module) -> torch.optim.Optimizer:
 
 
 def fastest(runs: Mapping[str, Callable[[int], object]]) -> str:
-    """The name of the run whose best step of three, after one to warm up, takes the least time."""
+    """The name of the run whose best step of seven, after one to warm up, takes the least time."""
     best = dict.fromkeys(runs, float("inf"))
-    for repeat in range(4):
+    for repeat in range(8):
         for name, run in runs.items():
             began = time.perf_counter()
             run(1)
