@@ -32,9 +32,10 @@ LEGEND = """\
 Times are medians. A ratio is the peer's time over Opsin's, of runs that follow each other: above 1
 Opsin is faster; the range is that of all pairs. Everything is float32. Opsin takes the step that
 `opsin run` takes, on images that live in memory as bytes; the peers get a finished batch. Flax is
-the same network with linen's stock convolution and pooling and unrolled blocks, in the loop of
-Flax's examples, without XLA's options and the memory setting of a run. PyTorch is eager,
-with a fused optimiser, in the memory layout that is faster here; torch.compile takes the same one.
+the same network with linen's own convolutions, pooling and norms and unrolled blocks, in the loop
+of Flax's examples, without XLA's options and the memory setting of a run. PyTorch is eager, with a
+fused optimiser, in the memory layout that is faster here; torch.compile, which measures that for
+itself, takes the layout in which eager is faster.
 FLOPs are those of matrix products and convolutions as the network asks for them; the peak is that
 of a product of two matrices in JAX, measured just before; a convolution can exceed it."""
 

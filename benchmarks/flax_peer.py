@@ -1,4 +1,4 @@
-"""Plain Flax: the same networks with the stock convolution, in a loop as Flax's examples write it.
+"""Plain Flax: the same networks with linen's own layers, in a loop as Flax's examples write it.
 
 The loop follows flax/examples/imagenet/train.py (Flax 0.12): a ``TrainState``, ``value_and_grad``,
 metrics of each batch, ``apply_gradients``.
@@ -20,7 +20,7 @@ from flax.training import train_state
 from benchmarks.cases import ALPHA, CASES, SIGMA, Case
 from benchmarks.opsin_peer import inference, variables_of
 from benchmarks.worker import Prepared
-from models.layers import max_pool
+from models.layers import GroupNorm, batch_norm, max_pool
 from models.segmentation.upsampling import ConvTranspose
 
 
@@ -110,26 +110,33 @@ def denoising(state: TrainState, images: jax.Array) -> Callable[[int], None]:
 
 
 def plain(case: Case) -> Case:
-    """The case as an example would have it: blocks in a Python loop, and linen's pooling."""
+    """The case as an example would have it: blocks in a Python loop, linen's pooling and norm."""
     fields: dict[str, Any] = {}
     if hasattr(case.model, "scan"):
         fields["scan"] = False
     if getattr(case.model, "pool", None) is max_pool:
         fields["pool"] = nn.max_pool
+    if getattr(case.model, "norm", None) is batch_norm:
+        fields["norm"] = stock_batch_norm
     return replace(case, model=case.model.clone(**fields))
 
 
+def stock_batch_norm(*, train: bool, **options: Any) -> nn.BatchNorm:
+    """``models.layers.batch_norm`` by linen's module."""
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, **options)
+
+
 def stock_apply(model: nn.Module) -> Callable[..., Any]:
-    """``model.apply`` with the convolution that linen ships in every ``nn.Conv``."""
+    """``model.apply`` with linen's convolution in every ``nn.Conv``, and its ``nn.GroupNorm``."""
 
     def apply(*args: Any, **options: Any) -> Any:
-        with nn.intercept_methods(_with_stock_convolution):
+        with nn.intercept_methods(_with_stock_layers):
             return model.apply(*args, **options)
 
     return apply
 
 
-def _with_stock_convolution(
+def _with_stock_layers(
     call: Callable[..., Any], args: Any, options: Any, context: nn.module.InterceptorContext
 ) -> Any:
     module = context.module
@@ -139,6 +146,9 @@ def _with_stock_convolution(
         params: Any = module.variables["params"]
         turned = {**params, "kernel": params["kernel"][::-1, ::-1]}
         return stock.apply({"params": turned}, *args, **options)
+    if isinstance(module, GroupNorm):
+        stock = nn.GroupNorm(module.groups, epsilon=module.epsilon, dtype=module.dtype)
+        return stock.apply(module.variables, *args, **options)
     if not isinstance(module, nn.Conv) or module.conv_general_dilated is None:
         return call(*args, **options)
     stock = module.clone(parent=None, conv_general_dilated=None)

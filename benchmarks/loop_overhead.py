@@ -9,7 +9,7 @@ pictures in between; the loop also feeds, logs every ten steps and watches for s
 - images that grain reads from ``tfds:cifar10``, where they are, over one batch that is there
   already. On a CPU that is above all the work of decoding, which takes its share of the cores that
   train;
-- the stall alone: time in which the step before had ended and the batch was not there, over a step.
+- the stall alone: the time from the end of a step until the next batch is there, over a step.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from benchmarks.cases import CASES
 from benchmarks.opsin_peer import bare_steps, compiled
@@ -71,20 +72,28 @@ def looped(experiment: Experiment) -> Measure:
 
 
 def stalled(experiment: Experiment) -> Measure:
-    """At most how long the device had nothing to do a step, for want of a batch."""
+    """How long the device had nothing to do a step, for want of a batch.
+
+    As in ``fit``, a batch is fetched while one step is under way, and no more than one.
+    """
     feed, program, store, dispatch = compiled(experiment)
+    length = experiment.loop.steps_per_dispatch
     state = program.init()
+
+    def ended(metrics: PyTree) -> float:
+        jax.block_until_ready(metrics)
+        return time.perf_counter()
 
     def measure(steps: int) -> float:
         nonlocal state  # donated: each call gives up the one before
         idle = 0.0
-        for step in range(steps + 1):
-            began = time.perf_counter()
-            items = feed.take(1, 1, program.mesh)
-            if step > 0 and cast(Any, state.step).is_ready():
-                idle += time.perf_counter() - began
-            state, _ = dispatch(state, store, items, np.int32(1))
-        jax.block_until_ready(state)
+        items = feed.take(length, length, program.mesh)
+        with ThreadPoolExecutor(max_workers=1) as watch:
+            for _ in range(0, steps, length):
+                state, metrics = dispatch(state, store, items, np.int32(length))
+                end = watch.submit(ended, metrics)
+                items = feed.take(length, length, program.mesh)
+                idle += max(0.0, time.perf_counter() - end.result())
         return idle / steps
 
     return measure

@@ -72,7 +72,8 @@ def open_source(source: str | Source, split: str) -> Examples:
             nearest = _FORMS[close[0]] if close else f"tfds:{source}"
             raise DataError(
                 f'unknown data source "{source}", did you mean "{nearest}"? It is one of '
-                f"{', '.join(_FORMS.values())}, or a function from a split to Examples"
+                f"{', '.join(_FORMS.values())}, or a function from a split to Examples, as "
+                "package.module:name that Python can import"
             )
 
 

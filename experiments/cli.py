@@ -112,7 +112,7 @@ def _train(options: argparse.Namespace) -> int:
     if not outcome.finished:
         print(f"stopped at step {outcome.step}, saved; the same command goes on from there")
     if outcome.trained_before:
-        print(f"trained before; to train it again: rm -r {outcome.directory}")
+        print(f"trained before, by the code of then; to train it again: rm -r {outcome.directory}")
     for name, value in outcome.metrics.items():
         if name.count("/") == 1:
             print(f"{name:<24} {value:.4f}")

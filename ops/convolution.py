@@ -16,13 +16,16 @@ benchmarks.convolutions` measures it):
   half empty: a product for several columns of the result at once. For up to 16 features of up to 24
   channels XLA's convolution is given several columns at once.
 - *Winograd's* F(4, 3) along the height, for 3×3 kernels between 32 channels or more: up to half the
-  products. It rounds up to three times as coarsely as XLA's convolution, relative to the largest
-  value of four rows; what is not finite reaches all four.
+  products. Its root mean square error is up to three times that of XLA's convolution, relative to
+  the largest value of four rows; what is not finite reaches all four. Precision `HIGHEST` keeps it
+  out.
 - *taps*, for the gradient of a 3×3 kernel between fewer channels of a large image: one product, in
   which the image is shifted by the kernel's columns and the result by its rows.
 - XLA's convolution otherwise, laid out as it likes best, on operands that were written to memory
-  first. Without that barrier XLA fuses normalisation and activation into the transposition that a
-  kernel's gradient needs, and computes them again in an order that no cache likes.
+  first: of the kernel's gradient batch and channels are exchanged, of the image's with many
+  channels the kernel is turned before. Without that barrier XLA fuses normalisation and activation
+  into the transposition that a kernel's gradient needs, and computes them again in an order that no
+  cache likes.
 """
 
 from __future__ import annotations

@@ -34,8 +34,10 @@ WINOGRAD_SAVES = 1.5
 # so many images: its sums go over them.
 WINOGRAD_BLOCK = 3_000_000
 WINOGRAD_IMAGES = 8
+# Of an image's gradient of too few places for Winograd: a kernel of fewer channels is turned soon.
+TURNED_CHANNELS = 128
 # Of a kernel's gradient by taps: fewer channels make its products too narrow; with more of them, or
-# fewer rows, another form is as fast. The bytes of a block are what a core's cache holds with ease.
+# fewer rows, another form is as fast. The bytes of a block are those of its larger operand.
 BY_TAPS_CHANNELS = 8, 64
 BY_TAPS_FEATURES = 8, 32
 BY_TAPS_HEIGHT = 16
@@ -94,11 +96,12 @@ def form(wanted: Part, geometry: Geometry) -> Callable[..., Array]:
     if mirror and narrow(MIRRORED[wanted], mirror):
         return mirrored
     if mirror and geometry.kernel[:2] == (3, 3):
-        wide = min(channels, features) >= WINOGRAD_CHANNELS
+        exact = lax.Precision.HIGHEST in (geometry.precision or ())
+        wide = min(channels, features) >= WINOGRAD_CHANNELS and not exact
         many = batch * rows * columns >= WINOGRAD_PLACES[wanted] * max(channels, features)
         if wide and many and saved(height if wanted == "image" else rows) >= WINOGRAD_SAVES:
             return _winograd
-        if wide and wanted == "image":
+        if wanted == "image" and min(channels, features) >= TURNED_CHANNELS:
             return _turned_before
         few = BY_TAPS_CHANNELS[0] <= channels <= BY_TAPS_CHANNELS[1]
         few &= BY_TAPS_FEATURES[0] <= features <= BY_TAPS_FEATURES[1]
@@ -146,7 +149,7 @@ def _pointwise(first: Array, second: Array, *, wanted: Part, geometry: Geometry)
 def _turned_before(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:
     """The image's gradient as XLA's convolution with a kernel that was turned before.
 
-    The kernel that XLA turns itself it turns slowly, a quarter of the time of 256 channels.
+    XLA turns the kernel slowly if it does so itself: a quarter of the time for 256 channels.
     """
     del wanted
     assert geometry.mirror is not None

@@ -61,8 +61,12 @@ def measured_work(images: int, flops: Counter[str], devices: int) -> Work:
     return Work(images, flops.total(), machines * matmul_peak(dtype))
 
 
-def matmul_peak(dtype: DTypeLike = jnp.float32, *, size: int | None = None, runs: int = 5) -> float:
-    """FLOP/s of a square matrix product on one default device: the best of a few runs.
+def matmul_peak(
+    dtype: DTypeLike = jnp.float32, *, size: int | None = None, runs: int = 20
+) -> float:
+    """FLOP/s of a square matrix product on one default device: the best of some runs.
+
+    The machine may be shared: of a few runs the best can be three times as slow as of many.
 
     Args:
         dtype: of both factors and of the product.

@@ -8,6 +8,7 @@ import pytest
 from benchmarks.cases import CASES
 from benchmarks.flax_peer import plain, stock_apply
 from benchmarks.opsin_peer import flops, variables_of
+from models.layers import BatchNorm, GroupNorm
 
 KEY = jax.random.key(0)
 
@@ -80,3 +81,29 @@ def test_flops_are_those_of_the_layers():
     first = 2 * case.batch * convolutions[0]  # needs no gradient of its input
     assert flops(case, "inference") == forward
     assert flops(case, "training") == 3 * forward - first
+
+
+@pytest.mark.parametrize("name", ["unet", "ddpm"])
+def test_the_stock_twin_has_no_norm_of_ours(name, monkeypatch):
+    case = CASES[name]
+    small = {"width": 2, "depth": 2} if name == "unet" else {"width": 32, "multiples": (1,)}
+    case = replace(case, model=case.model.clone(**small), size=16, batch=2)
+    variables, inputs = variables_of(case)[0], (case.batch_on_host()[0], *case.told())
+    twin = plain(case).model
+
+    def outputs(apply):
+        result = apply(variables, *inputs, train=True, mutable=["batch_stats"])
+        return jax.tree.leaves(result)
+
+    ours, stock = outputs(case.model.apply), outputs(stock_apply(twin))
+    for one, other in zip(ours, stock, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-3)
+
+    def refuse(*args):
+        raise AssertionError("a norm of the module's own ran")
+
+    for norm in (BatchNorm, GroupNorm):
+        monkeypatch.setattr(norm, "parameters", refuse)
+    outputs(stock_apply(twin))
+    with pytest.raises(AssertionError, match="own ran"):
+        outputs(case.model.apply)

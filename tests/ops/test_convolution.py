@@ -1,6 +1,7 @@
 """The convolution equals lax's in every derivative, and is lax's own on accelerators."""
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import flax.linen as nn
@@ -96,9 +97,10 @@ WIDE = WINOGRAD_CHANNELS
         ((8, 9, 7, 40), (3, 3, 40, WIDE), 1, ((0, 2), (1, 1)), "winograd winograd winograd"),
         ((40, 6, 5, WIDE), (3, 3, WIDE, 40), 1, "VALID", "winograd winograd winograd"),
         ((16, 40, 40, 40), (3, 3, 40, WIDE), 1, "SAME", "winograd winograd winograd"),  # two blocks
-        ((1, 4, 7, 64), (3, 3, 64, WIDE), 1, "SAME", "native turned exchanged"),  # few places
-        ((1, 7, 6, WIDE), (3, 3, WIDE, WIDE), 1, "VALID", "native turned exchanged"),
-        ((1, 7, 7, WIDE), (3, 3, WIDE, WIDE), 1, "SAME", "winograd turned winograd"),
+        ((1, 4, 7, 64), (3, 3, 64, WIDE), 1, "SAME", "native native exchanged"),  # few places
+        ((1, 3, 5, 128), (3, 3, 128, 130), 1, ((1, 0), (2, 1)), "native turned exchanged"),
+        ((1, 7, 6, WIDE), (3, 3, WIDE, WIDE), 1, "VALID", "native native exchanged"),
+        ((1, 7, 7, WIDE), (3, 3, WIDE, WIDE), 1, "SAME", "winograd native winograd"),
         ((2, 8, 8, WIDE), (3, 3, WIDE, WIDE - 1), 1, "SAME", "native native exchanged"),
         ((2, 8, 8, 3), (4, 4, 3, 8), 4, "VALID", "tiles tiles tiles"),
         ((2, 8, 8, 20), (1, 1, 20, 8), 1, "SAME", "tiles tiles tiles"),
@@ -327,6 +329,7 @@ def test_negative_padding_crops():
         ((8, 4, 4, 8), (3, 3, 8, 16)),  # widened
         ((8, 17, 4, 8), (3, 3, 8, 20)),  # by taps
         ((8, 4, 4, 32), (3, 3, 32, 32)),  # Winograd's
+        ((8, 2, 2, 128), (3, 3, 128, 128)),  # turned before
         ((16, 128, 128, 8), (3, 3, 8, 8)),  # by taps, in blocks
     ],
 )
@@ -336,17 +339,21 @@ def test_without_jit_and_over_a_shard_map(shapes):
     def loss(kernel, image):
         return jnp.sum(convolve(image, kernel, **SAME) ** 2)
 
-    whole = jax.grad(loss)(kernel, image)
+    whole, of_image = jax.grad(loss, (0, 1))(kernel, image)
     with jax.disable_jit():
-        assert_close(jax.grad(loss)(kernel, image), whole)
+        for ours, theirs in zip(
+            jax.grad(loss, (0, 1))(kernel, image), (whole, of_image), strict=True
+        ):
+            assert_close(ours, theirs)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    specs = {"in_specs": (P(), P("data")), "out_specs": P()}
+    specs = {"in_specs": (P(), P("data")), "out_specs": (P(), P("data"))}
 
     @partial(jax.shard_map, mesh=mesh, **specs)
-    def gradient(kernel, image):
-        return jax.grad(lambda k: lax.psum(loss(k, image), "data"))(kernel)
+    def gradients(kernel, image):
+        return jax.grad(lambda k, x: lax.psum(loss(k, x), "data"), (0, 1))(kernel, image)
 
-    assert_close(gradient(kernel, image), whole, factor=2)
+    for ours, theirs in zip(gradients(kernel, image), (whole, of_image), strict=True):
+        assert_close(ours, theirs, factor=2)
 
 
 def test_devices_that_share_a_batch_exchange_the_kernels_gradient_alone():
@@ -372,6 +379,11 @@ def test_the_precision_of_the_scope_is_kept():
 
     text = jax.jit(scoped).trace(image).lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("HIGHEST") == 2
+    geometry = Geometry((8, 8, 8, 64), (3, 3, 64, 64), (1, 1), ((1, 1),) * 2, (1, 1), 1, None)
+    highest = replace(geometry, precision=(lax.Precision.HIGHEST,) * 2)
+    for part in ("result", "image", "kernel"):
+        assert "winograd" in form(part, geometry).__name__
+        assert "winograd" not in form(part, highest).__name__
 
 
 def test_barriers_outlast_the_options_of_a_run():
