@@ -128,7 +128,7 @@ def test_a_finished_run_is_only_read(opsin, monkeypatch):
     monkeypatch.setattr(experiments.runs, "fit", None)  # calling it would raise
     again = opsin("run", "tiny", "--quiet")
     directory = first.out.splitlines()[-1]
-    said = f"trained before; to train it again: rm -r {directory}\n"
+    said = f"trained before, by the code of then; to train it again: rm -r {directory}\n"
     assert again == (0, said + first.out, "")
 
 
