@@ -62,19 +62,19 @@ def measured_work(images: int, flops: Counter[str], devices: int) -> Work:
 
 
 def matmul_peak(
-    dtype: DTypeLike = jnp.float32, *, size: int | None = None, runs: int = 20
+    dtype: DTypeLike = jnp.float32, *, size: int | None = None, runs: int | None = None
 ) -> float:
     """FLOP/s of a square matrix product on one default device: the best of some runs.
-
-    The machine may be shared: of a few runs the best can be three times as slow as of many.
 
     Args:
         dtype: of both factors and of the product.
         size: rows of the square; None takes 1024 on a CPU and 8192 elsewhere, which take well
             under a second.
-        runs: how many are timed, after one that is not.
+        runs: how many are timed, after one that is not; None takes 20 on a CPU, which others may
+            share, and 5 elsewhere.
     """
-    size = size or (1024 if jax.default_backend() == "cpu" else 8192)
+    usual_size, usual_runs = (1024, 20) if jax.default_backend() == "cpu" else (8192, 5)
+    size, runs = size or usual_size, runs or usual_runs
     matrix = jnp.ones((size, size), dtype)
     multiply = jax.jit(jnp.matmul).lower(matrix, matrix).compile()
     seconds = math.inf
