@@ -224,31 +224,32 @@ def make_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     )
     command.set_defaults(command=run["inpaint"])
 
-    features = _Parser(add_help=False, parents=[runtime])
-    features.add_argument("run", type=Path, metavar="RUN", help="its directory, runs/NAME/ID")
-    features.add_argument(
+    command = commands.add_parser(
+        "evaluate",
+        help="measure a run again, or in another way; nothing trains",
+        parents=[runtime],
+        epilog="Without a name: the metrics of all splits and what the experiment measures as it "
+        "stands. Each goes to RUN/evaluations, where opsin report finds it.",
+    )
+    command.add_argument("run", type=Path, metavar="RUN", help="its directory, runs/NAME/ID")
+    command.add_argument(
+        "overrides", nargs="*", metavar="MEASUREMENT [path=value …]",
+        help="such as SampleQuality samples=2000, or Probe untrained=True",
+    )  # fmt: skip
+    command.set_defaults(command=run["evaluate"])
+
+    command = commands.add_parser(
+        "embed", help="features of images, and a map of them", parents=[runtime]
+    )
+    command.add_argument("run", type=Path, metavar="RUN", help="its directory, runs/NAME/ID")
+    command.add_argument(
         "--layer",
         choices=("features", "head"),
         default="features",
         help="what goes into the network's head (default), or what it gives",
     )
-    features.add_argument("--split", default="test", metavar="S", help="default: test")
-    features.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
-
-    command = commands.add_parser(
-        "probe", help="what a linear classifier reads off a run's features", parents=[features]
-    )
-    command.add_argument(
-        "--images", type=_positive, metavar="N", help="that teach the probe; default: all"
-    )
-    command.add_argument(
-        "--neighbours", type=_positive, default=200, metavar="K", help="default: 200"
-    )
-    command.set_defaults(command=run["probe"])
-
-    command = commands.add_parser(
-        "embed", help="features of images, and a map of them", parents=[features]
-    )
+    command.add_argument("--split", default="test", metavar="S", help="default: test")
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
     command.add_argument(
         "data", nargs="?", metavar="DATA", help="such as folder:PATH; default: the run's own"
     )

@@ -124,7 +124,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _sweep(options: argparse.Namespace) -> int:
     module, experiment, overrides = _configured(options)
-    from experiments.runs import directory_of, execute
+    from experiments.runs import directory_of, execute, state_of
     from experiments.sweep import expand, share
 
     seeds = options.seeds or (module.TABLE.seeds if hasattr(module, "TABLE") else 3)
@@ -133,7 +133,7 @@ def _sweep(options: argparse.Namespace) -> int:
     failed = []
     for number, run in enumerate(mine, start=1):
         directory = directory_of(options.name, run.experiment, options.workdir)
-        state = next((s for s in ("DONE", "FAILED") if (directory / s).exists()), "to do")
+        state = state_of(directory, run.experiment)
         print(
             f"[{number}/{len(mine)}] {run.arm}, seed {run.seed}: {directory} ({state})", flush=True
         )
@@ -290,25 +290,16 @@ def _asked(options: argparse.Namespace) -> Asked:
     )
 
 
-def _probe(options: argparse.Namespace) -> int:
+def _evaluate(options: argparse.Namespace) -> int:
     _set_up(options)
-    from experiments.embedding import probe
-    from train.final_probe import Probe
+    from experiments.evaluating import evaluate_run
     from train.logging import bar
 
-    asked = Probe(
-        layers=(options.layer,),
-        neighbours=options.neighbours,
-        sgd_epochs=90,
-        images=options.images,
-        split=options.split,
-        seed=options.seed,
-    )
-    path, found = probe(options.run, asked, bar)
-    print(f"{'':<28} {'trained':>9} {'untrained':>9}")
-    for name, value in found["trained"].items():
-        print(f"{name:<28} {value:>9.4f} {found['untrained'][name]:>9.4f}")
-    print(path)
+    for each in evaluate_run(options.run, options.overrides, bar):
+        print(each.name)
+        for name, value in each.metrics.items():
+            print(f"  {name:<32} {value:.4f}")
+        print(each.path, flush=True)
     return 0
 
 
@@ -391,7 +382,7 @@ COMMANDS = {
     "predict": _predict,
     "sample": _sample,
     "inpaint": _inpaint,
-    "probe": _probe,
+    "evaluate": _evaluate,
     "embed": _embed,
     "export": _export,
 }

@@ -162,8 +162,12 @@ def resolve(node: Any) -> Any:
 
 
 def identity(tree: Any) -> str:
-    """Twelve hexadecimal digits that name the resolved tree."""
-    text = json.dumps(resolve(tree), sort_keys=True)
+    """Twelve hexadecimal digits that name the resolved tree, but for ``{"identity": False}``."""
+    resolved = resolve(tree)
+    for field in dataclasses.fields(tree) if dataclasses.is_dataclass(tree) else ():
+        if field.metadata.get("identity") is False:
+            del resolved[field.name]
+    text = json.dumps(resolved, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

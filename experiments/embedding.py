@@ -1,81 +1,28 @@
-"""Features of a finished run: what they are worth, and what they look like."""
+"""Features of a finished run: written with their images' ids, and drawn."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
-from data.examples import Examples
+from analysis.features import Layer, check_features, extract_features
+from analysis.sets import first_examples
 from data.folder import folder
-from data.pipeline import train_batches
 from data.selection import select
 from data.sources import open_source
 from experiments.config import resolve
 from experiments.runs import RunError
 from experiments.trained import Trained, open_run
 from train import figures
-from train.features import Layer, check_features, extract_features
-from train.final_metrics import first_examples
-from train.final_probe import Probe
-from train.logging import replace_bytes
-from train.loop import open_training
-from train.program import jit_here, prepared
-from train.state import stream
+from train.program import prepared
 from train.tasks.task import Track
 from train.weights import fingerprint
-
-STATISTICS = 100  # batches that give an untrained network the statistics of its norms
-
-
-def probe(run: Path, asked: Probe, track: Track) -> tuple[Path, dict[str, dict[str, float]]]:
-    """Probes the features of a run beside those of the same network with random weights.
-
-    Both and what they are of go into ``RUN/probe_features.json``, or ``_head``.
-
-    Args:
-        run: of a classifier or of contrastive learning; its data are read again.
-        asked: which probe.
-        track: shows how far it has come.
-
-    Returns:
-        The file, and the numbers of ``"trained"`` and ``"untrained"``.
-
-    Raises:
-        RunError: if this is no run, or the file cannot be written.
-        SettingError, DataError: as ``Probe.check``.
-    """
-    trained = open_run(run)
-    experiment = trained.experiment
-    data, task = experiment.data, experiment.task
-    sets = {"train": open_training(experiment)}
-    for name, split in data.eval_splits.items():
-        sets[name] = open_source(data.source, split)
-    asked.check(task, sets)
-    prepare = partial(prepared, data=data)
-    networks = {
-        "trained": (trained.params, trained.mutable),
-        "untrained": _untrained(trained, sets["train"], track),
-    }
-    found = {
-        name: dict(asked(task, params, mutable, sets, prepare, track))
-        for name, (params, mutable) in networks.items()
-    }
-    record = {"probe": resolve(asked), **_described(trained), **found}
-    path = run / f"probe_{'_'.join(asked.layers)}.json"
-    try:
-        replace_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from error
-    return path, found
 
 
 def embed(
@@ -102,7 +49,7 @@ def embed(
             to the size that the run was trained on.
         split: of the source.
         count: images, drawn at random where there are more.
-        layer: which features; see ``train.features``.
+        layer: which features; see ``analysis.features``.
         seed: of the draw and of the map.
         output: directory.
         track: shows how far it has come.
@@ -186,35 +133,3 @@ def _described(trained: Trained) -> dict[str, Any]:
         "normalization": {"mean": list(data.mean), "std": list(data.std)},
         "data": resolve(replace(data, augment=())),
     }
-
-
-def _untrained(trained: Trained, examples: Examples, track: Track) -> tuple[PyTree, PyTree]:
-    """The same network with random weights, its norms with the statistics of some batches."""
-    experiment = trained.experiment
-    data, model = experiment.data, experiment.task.model  # pyright: ignore[reportAttributeAccessIssue]
-    prepare = partial(prepared, data=data)
-    key = jax.random.key(experiment.seed)
-
-    @jit_here
-    def init(key: Any, image: Any) -> Any:
-        return model.init(stream(key, 0, "init"), image, train=False)
-
-    @jit_here
-    def see(params: PyTree, mutable: PyTree, batch: Any) -> Any:
-        return model.apply(
-            {"params": params, **mutable},
-            prepare(batch)["image"],
-            train=True,
-            rngs={"dropout": key},
-            mutable=list(mutable),
-        )[1]
-
-    batches: Iterator[Any] = iter(train_batches(examples, batch=data.batch, seed=experiment.seed))
-    first = prepare({"image": jnp.asarray(next(batches)["image"][:1])})
-    variables = dict(init(key, first["image"]))
-    params = variables.pop("params")
-    mutable = variables
-    if mutable:
-        for _ in track(range(STATISTICS), "statistics of the untrained network"):
-            mutable = dict(see(params, mutable, {"image": next(batches)["image"]}))
-    return params, mutable

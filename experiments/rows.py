@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments import evaluations
 from experiments.table import ReportError
 
 
@@ -18,6 +19,8 @@ class Row:
         arm: the arm of the sweep; "default" for a run without one.
         seed: the run's seed.
         id: the name of its folder, which is the hash of its resolved config.
+        measurement: the id of what was measured of it, which arms that only measure differ by; the
+            ids of several are joined by "+". None if nothing was.
         status: how it ended.
         commit: the commit that it ran on, or "unknown".
         dirty: whether files differed from that commit.
@@ -41,29 +44,40 @@ class Row:
     seconds: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
+    measurement: str | None = None
 
 
 def collect(
-    run_dir: Path, arms: Sequence[str], identity_of: Callable[[str, int], str]
+    run_dir: Path,
+    arms: Sequence[str],
+    identity_of: Callable[[str, int], tuple[str, str | None]],
 ) -> list[Row]:
     """Reads the runs below `run_dir` that ended, sorted by arm and seed.
 
-    A folder without `DONE` or `FAILED` gives no row, and the report lists its seed as missing. Runs
+    A folder gives a row to each arm that is a run of it. One without `DONE` or `FAILED` gives none,
+    nor to an arm whose measurements were not made, and the report lists its seed as missing. Runs
     of another config (with overrides, or from before the experiment was changed) give none either:
     a warning is logged.
 
     Args:
         run_dir: `runs/<experiment>`, with a folder for each run.
         arms: the arms of the sweep, in order.
-        identity_of: (arm, seed) -> the id of that run of the sweep.
+        identity_of: (arm, seed) -> the id of that run of the sweep, and that of what is measured.
 
     Raises:
         ReportError: no run of the sweep has ended, or a file is missing or broken.
     """
     folders = sorted(path for path in run_dir.glob("*") if path.is_dir())
-    ended = [_read_run(path) for path in folders if _status(path) is not None]
-    rows = [row for row in ended if row.arm in arms and row.id == identity_of(row.arm, row.seed)]
-    if strangers := sorted({row.id for row in ended} - {row.id for row in rows}):
+    ended = [path for path in folders if _status(path) is not None]
+    rows: list[Row] = []
+    strangers: list[str] = []
+    for path in ended:
+        seed = _read(path / "config.json", "seed")["seed"]
+        measured_in = {arm: identity_of(arm, seed) for arm in arms}
+        own = {arm: what for arm, (run, what) in measured_in.items() if run == path.name}
+        strangers += [] if own else [path.name]
+        rows += [row for arm, what in own.items() if (row := _read_run(path, arm, seed, what))]
+    if strangers:
         logging.getLogger(__name__).warning(
             "left out the runs in %s that are not of the sweep as it stands: %s",
             run_dir,
@@ -118,27 +132,34 @@ def _status(folder: Path) -> Literal["done", "failed"] | None:
     return "failed" if (folder / "FAILED").exists() else None
 
 
-def _read_run(folder: Path) -> Row:
+def _read_run(folder: Path, arm: str, seed: int, measurement: str | None) -> Row | None:
     keys = ("commit", "dirty", "devices", "hardware", "versions", "python")
     env = _read(folder / "env.json", *keys)
-    if (folder / "arm.json").exists():
-        place = _read(folder / "arm.json", "arm", "seed")
-    else:
-        place = {"arm": "default", **_read(folder / "config.json", "seed")}
     failed = _status(folder) == "failed"
     summary = {} if failed else _read_summary(folder / "summary.json")
+    seconds = summary.pop("seconds", None)
+    steps = int(summary.get("steps", 0))
+    again = evaluations.read(folder, evaluations.SPLITS, steps)
+    metrics = summary | (again["metrics"] if again else {})
+    for name in measurement.split("+") if measurement and not failed else ():
+        found = evaluations.read(folder, name, steps)
+        if found is None:
+            return None
+        metrics |= found["metrics"]
+        seconds += found["seconds"]
     return Row(
-        arm=place["arm"],
-        seed=place["seed"],
+        arm=arm,
+        seed=seed,
         id=folder.name,
+        measurement=measurement,
         status="failed" if failed else "done",
         commit=env["commit"] or "unknown",
         dirty=bool(env["dirty"]),
         devices=env["devices"],
         hardware=env["hardware"],
         versions={"python": env["python"], **env["versions"]},
-        seconds=summary.get("seconds"),
-        metrics={name: value for name, value in summary.items() if name != "seconds"},
+        seconds=seconds,
+        metrics=metrics,
         error=_error_line((folder / "FAILED").read_text(encoding="utf-8")) if failed else None,
     )
 

@@ -12,17 +12,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 from filelock import FileLock, Timeout
 
+from experiments import evaluations
 from experiments.config import identity, resolve
 from train.experiment import Experiment
 from train.logging import TensorBoard, WeightsAndBiases, Writer, replace_text
 from train.loop import fit
+from train.measurements import Measurement
 from train.processes import ProcessError, check_same, is_first, of_first
 from train.profiling import Steps
 
@@ -61,7 +63,8 @@ class Outcome:
     Attributes:
         directory: of the run.
         finished: False if it was stopped before its last step.
-        metrics: the final numbers; empty if it was stopped.
+        metrics: the final numbers, of evaluation and of the measurements of the experiment; empty
+            if it was stopped.
         step: steps taken.
         trained_before: True if it was finished already, and is only read.
         signal: the signal that came meanwhile, or None.
@@ -83,7 +86,8 @@ def directory_of(name: str, experiment: Experiment, workdir: Path) -> Path:
 def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Outcome:
     """Runs an experiment to its end, or goes on with it; a finished one is only read.
 
-    Several processes call it alike; the first of them writes.
+    Measurements that a finished run lacks are made, without training. Several processes call it
+    alike; the first of them writes.
 
     Raises:
         ProcessError: processes were started differently, or do not see the same directory.
@@ -104,15 +108,16 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                 f"process {jax.process_index()} does not see {directory}, which process 0 has "
                 "made: choose a --workdir on a disk that all processes share"
             )
+        todo = experiment.measurements
         if trained:
             if options.profile:
                 raise RunError(
                     f"{directory} is trained, no step is left to profile: train it in another "
                     "place with --workdir, or rm -r it first"
                 )
-            metrics = json.loads((directory / "summary.json").read_text())
-            steps = int(metrics["steps"])
-            return Outcome(directory, True, metrics, steps, trained_before=True)
+            todo = tuple(x for x in todo if not of_first(_is_measured(directory, x)))
+            if not todo:
+                return _finished(directory, experiment, trained_before=True)
         if writes:
             (directory / "FAILED").unlink(missing_ok=True)
             _write_json(directory / "config.json", config)
@@ -120,9 +125,9 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
         try:
             with _stop_signal() as stopped:
                 result = fit(
-                    experiment,
+                    replace(experiment, measurements=todo),
                     directory,
-                    config=config,
+                    config={name: x for name, x in config.items() if name != "measurements"},
                     stop=lambda: bool(stopped),
                     writers=_writers(name, directory, config, options) if writes else (),
                     progress=options.progress,
@@ -134,11 +139,48 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                 with suppress(OSError):  # the disk may be full: that is what ``error`` says then
                     replace_text(directory / "FAILED", f"{type(error).__name__}: {error}\n")
             raise
-        if result.finished and writes:
+        came = stopped[0] if stopped else None
+        if not (result.finished and writes):
+            return Outcome(directory, result.finished, step=result.step, signal=came)
+        for each in result.measured:
+            evaluations.write(
+                directory,
+                identity(each.measurement),
+                measurement=resolve(each.measurement),
+                step=result.step,
+                metrics=each.metrics,
+                seconds=each.seconds,
+                commit=environment()["commit"],
+            )
+        if not trained:
             _write_json(directory / "summary.json", result.metrics)
             replace_text(directory / "DONE", "")
-        came = stopped[0] if stopped else None
-        return Outcome(directory, result.finished, result.metrics, result.step, signal=came)
+        return _finished(directory, experiment, trained_before=trained, signal=came)
+
+
+def state_of(directory: Path, experiment: Experiment) -> str:
+    """``DONE``, ``FAILED``, ``to do``, or ``to measure`` for a finished run that lacks numbers."""
+    if not (directory / "DONE").exists():
+        return "FAILED" if (directory / "FAILED").exists() else "to do"
+    measured = all(_is_measured(directory, x) for x in experiment.measurements)
+    return "DONE" if measured else "to measure"
+
+
+def _is_measured(directory: Path, measurement: Measurement) -> bool:
+    """Whether a finished run has the numbers of a measurement, of its last step."""
+    steps = json.loads((directory / "summary.json").read_text())["steps"]
+    return evaluations.read(directory, identity(measurement), steps) is not None
+
+
+def _finished(
+    directory: Path, experiment: Experiment, *, trained_before: bool, signal: int | None = None
+) -> Outcome:
+    metrics = json.loads((directory / "summary.json").read_text())
+    steps = int(metrics["steps"])
+    for measurement in experiment.measurements:
+        found = evaluations.read(directory, identity(measurement), steps)
+        metrics |= found["metrics"] if found else {}
+    return Outcome(directory, True, metrics, steps, trained_before, signal)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from analysis.sampling import check_labels, sample_images
 from data.augment import row_keys
 from data.images import read_image
 from experiments.config import resolve
@@ -24,7 +25,6 @@ from ops.diffusion_samplers import ANCESTRAL, DDIM, DPM_SOLVER, HEUN, Sampler
 from ops.langevin import LANGEVIN, PREDICTOR_CORRECTOR
 from train import figures
 from train.program import jit_here
-from train.sampling import check_labels, sample_images
 from train.tasks.diffuse import Diffuse
 from train.tasks.task import Generative
 
@@ -244,7 +244,7 @@ def _labels(task: Generative, count: int, asked: Asked) -> np.ndarray | None:
 
 
 def _keys(seed: int, count: int) -> jax.Array:
-    """Those of ``train.sampling``."""
+    """Those of ``analysis.sampling``."""
     return row_keys(jax.random.key(seed), count)
 
 

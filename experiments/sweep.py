@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from experiments import evaluations
 from experiments.config import ConfigError, identity, override
 from experiments.table import Arm
 from train.experiment import Experiment
@@ -13,7 +14,7 @@ from train.experiment import Experiment
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a sweep."""
+    """One run of a sweep. Several that differ in what is measured alone share a directory."""
 
     arm: str
     seed: int
@@ -35,7 +36,7 @@ def expand(
         overrides: for every arm, on top of its own.
 
     Raises:
-        ConfigError: two arms of the same name, or that run the same thing.
+        ConfigError: two arms of the same name, or that run and measure the same thing.
     """
     names = [arm.name for arm in arms]
     if double := sorted({name for name in names if names.count(name) > 1}):
@@ -49,9 +50,9 @@ def expand(
         for seed in range(seeds)
         for arm in arms
     ]
-    seen: dict[str, Planned] = {}
+    seen: dict[tuple[str, str | None], Planned] = {}
     for run in planned:
-        twin = seen.setdefault(identity(run.experiment), run)
+        twin = seen.setdefault(identities(run.experiment), run)
         if twin is not run:
             raise ConfigError(
                 f"{run.arm} with seed {run.seed} and {twin.arm} with seed {twin.seed} are one and "
@@ -60,15 +61,22 @@ def expand(
     return planned
 
 
-def identity_of(experiment: Experiment, arms: Sequence[Arm]) -> Callable[[str, int], str]:
-    """``(arm, seed) -> id`` of the runs of a sweep without overrides."""
+def identities(experiment: Experiment) -> tuple[str, str | None]:
+    """The id of a run, and that of what is measured of it, or None: together those of a row."""
+    return identity(experiment), evaluations.joined(list(map(identity, experiment.measurements)))
+
+
+def identity_of(
+    experiment: Experiment, arms: Sequence[Arm]
+) -> Callable[[str, int], tuple[str, str | None]]:
+    """``(arm, seed) -> (id, measurement)`` of the runs of a sweep without overrides."""
     by_name = {arm.name: arm for arm in arms}
-    return lambda arm, seed: identity(override(experiment, by_name[arm].under(seed)))
+    return lambda arm, seed: identities(override(experiment, by_name[arm].under(seed)))
 
 
 def arm_of(experiment: Experiment, base: Experiment, arms: Sequence[Arm]) -> str:
     """The arm that an experiment is a run of, under whatever seed; ``"custom"`` if of none."""
-    target, of = identity(experiment), identity_of(base, arms)
+    target, of = identities(experiment), identity_of(base, arms)
     return next((a.name for a in arms if of(a.name, experiment.seed) == target), "custom")
 
 

@@ -16,8 +16,8 @@ class Arm:
     Attributes:
         name: of the row.
         overrides: what it changes.
-        seeded: paths that take the seed of a run besides ``seed`` itself, such as that of samples
-            of a model that is not trained any more.
+        seeded: paths that take the seed of a run besides ``seed`` itself, such as
+            ``measurements.0.seed``, that of samples of a model that is not trained any more.
     """
 
     name: str

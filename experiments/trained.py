@@ -1,4 +1,4 @@
-"""A finished run, opened again from its directory alone: its data set is not needed."""
+"""A run, opened again from its directory alone: its data set is not needed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from experiments.config import ConfigError, override, rebuild, resolve
 from experiments.runs import RunError
 from train.checkpoint import Checkpoints
 from train.experiment import Experiment
-from train.program import build
+from train.program import Program, build
 from train.sharding import Parallel
+from train.state import State
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,28 @@ class Trained:
     resized: bool
 
 
-def open_run(run: Path, weights: Literal["ema", "raw"] | None = None) -> Trained:
+@dataclass(frozen=True)
+class Reopened:
+    """A run as its newest checkpoint left it, laid out on one device.
+
+    Attributes:
+        experiment: rebuilt from its ``config.json``.
+        program: its programs, none of them compiled yet.
+        state: of the checkpoint.
+        described: what its data were like.
+    """
+
+    experiment: Experiment
+    program: Program
+    state: State
+    described: dict[str, Any]
+
+
+def reopen(run: Path) -> Reopened:
     """Opens the newest checkpoint of a run's directory.
 
-    Args:
-        run: the directory.
-        weights: the moving average, or what was trained; None takes the average if there is one.
-
     Raises:
-        RunError: if this is no run, this code would not make it, or it kept no moving average.
+        RunError: if this is no run, or this code would not make it.
         CheckpointError: if it has no checkpoint that can be read.
     """
     try:
@@ -67,6 +81,7 @@ def open_run(run: Path, weights: Literal["ema", "raw"] | None = None) -> Trained
         raise RunError(f"{other}: {error}; check out the commit in its env.json") from error
     if resolve(experiment) != saved:
         raise RunError(f"{other}: its config has other fields; check out the commit in env.json")
+    saved.pop("measurements")
     with Checkpoints(run / "checkpoints", create=False) as checkpoints:
         metadata = checkpoints.metadata()
         if "data" not in metadata:
@@ -84,6 +99,22 @@ def open_run(run: Path, weights: Literal["ema", "raw"] | None = None) -> Trained
             alone = override(alone, {"task.weights": None})
         program = build(alone, batch, epoch, lambda store, item: item)
         state, _ = checkpoints.restore(program.state, saved)
+    return Reopened(experiment, program, state, described)
+
+
+def open_run(run: Path, weights: Literal["ema", "raw"] | None = None) -> Trained:
+    """Opens the newest checkpoint of a run's directory.
+
+    Args:
+        run: the directory.
+        weights: the moving average, or what was trained; None takes the average if there is one.
+
+    Raises:
+        RunError: if this is no run, this code would not make it, or it kept no moving average.
+        CheckpointError: if it has no checkpoint that can be read.
+    """
+    reopened = reopen(run)
+    state, described = reopened.state, reopened.described
     if weights == "ema" and not state.ema:
         raise RunError(
             f"{run} kept no moving average of its weights: leave out --weights, or train with "
@@ -93,7 +124,7 @@ def open_run(run: Path, weights: Literal["ema", "raw"] | None = None) -> Trained
     variables: Any = averaged or {"params": state.params, "mutable": state.mutable}
     variables = jax.device_get(variables)
     return Trained(
-        experiment=experiment,
+        experiment=reopened.experiment,
         step=int(state.step),
         params=variables["params"],
         mutable=variables["mutable"],

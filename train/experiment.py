@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from data.examples import Examples
+from train.measurements import Measurement
 from train.optim import Optimizer
 from train.sharding import Parallel
 from train.tasks.task import Batch, Task
@@ -49,7 +50,7 @@ class Loop:
     """How long to train, and what to do on the way. Durations: ``"20 epochs"`` or ``"500 steps"``.
 
     Attributes:
-        duration: the length of training.
+        duration: the length of training; ``"0 steps"`` initialises, trains nothing and is measured.
         log_every: between two lines of training metrics.
         evaluate_every: between two evaluations; there is always one at the end.
         checkpoint_every: between two checkpoints; there is always one at the end.
@@ -82,6 +83,8 @@ class Experiment:
         loop: how long, and what happens on the way.
         parallel: how the devices share the work.
         seed: of initialisation, data order, augmentation and dropout.
+        measurements: what is measured once training has ended; see ``analysis``. They are no part
+            of the run's id: a run can be measured again, and in other ways, without training.
     """
 
     task: Task
@@ -90,3 +93,4 @@ class Experiment:
     loop: Loop = field(default_factory=Loop)
     parallel: Parallel = field(default_factory=Parallel)
     seed: int = 0
+    measurements: tuple[Measurement, ...] = field(default=(), metadata={"identity": False})

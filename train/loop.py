@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,7 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import PyTree
 
 from data import pipeline
 from data.examples import Examples, fits_in_memory, labels, materialize, stack
@@ -23,21 +23,21 @@ from data.selection import select
 from data.sources import open_source
 from metrics.classification import ConfusionMatrix
 from metrics.latent import ClassUsage, CodeUsage
-from metrics.state import Metric, compute_all, to_host
+from metrics.state import Metric
 from train import figures
-from train.accounting import measured_work, median_rates
+from train.accounting import Work, measured_work, median_rates
 from train.checkpoint import Checkpoints
 from train.durations import Every, in_steps
+from train.evaluation import chosen, evaluate, numbers_of
 from train.experiment import Data, Experiment
 from train.feed import Feed
 from train.logging import Console, JsonLines, MetricsLog, NonFiniteError, Writer, read_lines
+from train.measurements import Measured, check_measurements, measure
 from train.memory import is_untuned, set_holes_aside
 from train.processes import Agreement, is_first
 from train.profiling import Profiler, Steps
 from train.program import Program, augmented, build, prepared
 from train.sharding import (
-    batch_shards,
-    global_batch,
     make_mesh,
     on_own_devices,
     process_share,
@@ -46,10 +46,7 @@ from train.startup import StartUp, record_speed
 from train.state import State
 from train.tasks.task import (
     Batch,
-    Concluding,
-    Foreseeing,
     Item,
-    Prepare,
     Watching,
 )
 
@@ -64,14 +61,16 @@ class Result:
     Attributes:
         finished: False if it was asked to stop before the last step.
         step: steps taken in all, earlier calls included.
-        metrics: final ``split/metric`` numbers, with ``seconds``, ``steps``, ``parameters``,
-            ``model_flops_per_step`` and the median speed (see ``train.accounting.Work.rates``);
-            empty in processes that do not write.
+        metrics: final ``split/metric`` numbers of evaluation, with ``seconds``, ``steps``,
+            ``parameters``, ``model_flops_per_step`` and the median speed (see
+            ``train.accounting.Work.rates``); empty in processes that do not write.
+        measured: what the measurements of the experiment found, in their order.
     """
 
     finished: bool
     step: int
     metrics: dict[str, float]
+    measured: tuple[Measured, ...] = ()
 
 
 def fit(
@@ -114,9 +113,7 @@ def fit(
     held_out = {name: _open_held_out(experiment, split) for name, split in data.eval_splits.items()}
     sets = {"train": examples} | {name: source for name, (source, _) in held_out.items()}
     task.check(examples.class_names, partial(_look, sets, data))
-    for final in task.final if isinstance(task, Concluding) else ():
-        if isinstance(final, Foreseeing):
-            final.check(task, sets)
+    check_measurements(experiment.measurements, task, sets)
     share = process_share(make_mesh(experiment.parallel))
     feed = Feed(examples, data.batch, experiment.seed, data.resident_megabytes, share)
     steps_per_epoch = Fraction(feed.examples, data.batch)
@@ -132,14 +129,17 @@ def fit(
     )
     store = feed.store(program.mesh)
     shapes = feed.abstract_items(length, program.mesh)
-    flops = program.flops(store, shapes)
+    flops = program.flops(store, shapes) if program.steps else Counter()
     clock.lap("tracing")
-    work = measured_work(data.batch, flops, program.mesh.size)
-    clock.lap("peak")
-    trained_since = time.monotonic()
     with Checkpoints(directory / "checkpoints") as checkpoints:
-        window = None
-        if checkpoints.latest() is None:
+        window, saved = None, checkpoints.latest()
+        to_train = (saved or 0) < program.steps
+        work = Work(data.batch, flops.total(), peak=math.nan)
+        if to_train:  # the peak is a benchmark: no use to what is only measured
+            work = measured_work(data.batch, flops, program.mesh.size)
+            clock.lap("peak")
+        trained_since = time.monotonic()
+        if saved is None:
             state = program.init()
         else:
             state, metadata = checkpoints.restore(program.state, config)
@@ -156,14 +156,35 @@ def fit(
         on_cpu = program.mesh.devices.flat[0].platform == "cpu"
         settle = set_holes_aside if on_cpu and is_untuned() else lambda: 0
         evaluated = False
+
+        def evaluate_all(state: State) -> None:
+            for name, (source, arrays) in held_out.items():
+                states = evaluate(program, state, arrays, data.eval_batch, name)
+                numbers = numbers_of(states)
+                log.write(int(state.step), numbers)
+                for line in task.watch(numbers) if isinstance(task, Watching) else ():
+                    console.say(f"step {int(state.step)}: {line}")
+                    if lines:
+                        lines.note(int(state.step), line)
+                _draw(program, state, source, states, directory, name, loop.previews)
+
+        def save(state: State) -> None:
+            now = {"position": feed.position(), "window": log.window()}
+            now["seconds"] = time.monotonic() - trained_since
+            checkpoints.save(state, {"config": config, "data": described, **now})
+
         try:
-            dispatch = program.compile(store, shapes)
+            if saved is None and not to_train:  # a run of no steps
+                evaluate_all(state)
+                save(state)
+            dispatch = program.compile(store, shapes) if to_train else None
             clock.lap("compilation")
             log.start_clock()
             while step < program.steps:
                 count = min(length, *(at.next(step) - step for at in (evaluate_at, save_at)))
                 items = feed.take(count, length, program.mesh)
                 profiler.before(step, count, state)
+                assert dispatch is not None
                 state, metrics = dispatch(state, store, items, np.int32(count))
                 step += count
                 profiler.after(step, state)
@@ -177,33 +198,25 @@ def fit(
                 log.push(step, count, metrics, flush=log_at.within(step, count))
                 if evaluating or saving:
                     log.drain()
-                for name, (source, arrays) in held_out.items() if evaluating else ():
-                    states = evaluate(program, state, arrays, data.eval_batch, name)
-                    numbers = _numbers(states)
-                    log.write(step, numbers)
-                    for line in task.watch(numbers) if isinstance(task, Watching) else ():
-                        console.say(f"step {step}: {line}")
-                        if lines:
-                            lines.note(step, line)
-                    _draw(program, state, source, states, directory, name, loop.previews)
+                if evaluating:
+                    evaluate_all(state)
                 if evaluating and not evaluated:  # which compiled it
                     settle()
                     evaluated = True
                 if saving:
-                    now = {"position": feed.position(), "window": log.window()}
-                    now["seconds"] = time.monotonic() - trained_since
-                    checkpoints.save(state, {"config": config, "data": described, **now})
+                    save(state)
                 if evaluating or saving:
                     log.start_clock()
                 if stopping and step < program.steps:
                     return Result(False, step, {})
             checkpoints.wait()
-            if isinstance(task, Concluding) and task.final:
-                prepare = partial(prepared, data=data)
-                numbers = _conclude(
-                    task, state, program.mesh, sets, prepare, console, lambda: agreed(stop())
+            seconds = time.monotonic() - trained_since
+            measured: tuple[Measured, ...] = ()
+            if experiment.measurements:
+                measured = _conclude(
+                    experiment, state, program.mesh, sets, console, lambda: agreed(stop())
                 )
-                log.write(step, numbers)
+                log.write(step, {name: x for each in measured for name, x in each.metrics.items()})
             if writes:
                 curve = figures.training_curve(directory / "metrics.jsonl")
                 figures.save(curve, directory / "curve.png")
@@ -226,10 +239,13 @@ def fit(
     final = last_evaluation(directory / "metrics.jsonl") | {
         "steps": step,
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
-        "model_flops_per_step": work.flops,
-        "seconds": time.monotonic() - trained_since,
+        **({"model_flops_per_step": work.flops} if program.steps else {}),
+        "seconds": seconds,
     }
-    return Result(True, step, final | median_rates(read_lines(directory / "metrics.jsonl")))
+    final |= median_rates(read_lines(directory / "metrics.jsonl"))
+    names = {name for each in measured for name in each.metrics}
+    own = {name: value for name, value in final.items() if name not in names}
+    return Result(True, step, own, measured)
 
 
 def open_training(experiment: Experiment) -> Examples:
@@ -241,60 +257,19 @@ def open_training(experiment: Experiment) -> Examples:
     return select(examples, data.select(labels(examples), seed=experiment.seed))
 
 
-def evaluate(
-    program: Program,
-    state: State,
-    examples: Examples | dict[str, np.ndarray],
-    batch: int,
-    split: str,
-) -> dict[str, dict[str, Metric]]:
-    """Metric states over a whole set: ``split`` → states, and ``split_ema`` for the moving average.
-
-    States are added on the host in 64 bits, so that neither padding nor batch size shows in them:
-    the batch is rounded up to what the devices can share.
-    """
-    shards = batch_shards(program.mesh)
-    batch = -(-batch // shards) * shards
-    variables = {split + average: values for average, values in _variables(state).items()}
-    pending: dict[str, list[dict[str, Metric]]] = {name: [] for name in variables}
-    part, parts = process_share(program.mesh)
-    batches = pipeline.eval_batches(examples, batch=batch, process_index=part, process_count=parts)
-    for index, host in enumerate(batches):
-        device = global_batch(host, program.mesh, batch)
-        for name, (params, mutable) in variables.items():
-            states = program.evaluate(params, mutable, device, np.int32(index))
-            # Added up one batch late: the device is busy meanwhile, and holds no more than two.
-            pending[name] = [_merged(pending[name]), states] if index else [states]
-    return {name: _merged(states) for name, states in pending.items()}
-
-
-def _variables(state: State) -> dict[str, tuple[PyTree, PyTree]]:
-    """Parameters and mutable variables: the raw ones as "", their moving average as "_ema"."""
-    variables = {"": (state.params, state.mutable)}
-    if state.ema is not None:
-        variables["_ema"] = (state.ema["params"], state.ema["mutable"])
-    return variables
-
-
-def _chosen(state: State) -> tuple[str, tuple[PyTree, PyTree]]:
-    """The variables that `opsin predict` and `sample` take: the average, if there is one."""
-    return list(_variables(state).items())[-1]
-
-
 class _Stopped(Exception):
     """Raised where work after the last step is to stop; it begins anew when the run goes on."""
 
 
 def _conclude(
-    task: Concluding,
+    experiment: Experiment,
     state: State,
     mesh: Mesh,
     sets: Mapping[str, Examples],
-    prepare: Prepare,
     console: Console,
     stop: Callable[[], bool],
-) -> dict[str, float]:
-    """What is measured after the last step, as ``split/metric`` numbers.
+) -> tuple[Measured, ...]:
+    """Makes the measurements of the experiment, after the last step.
 
     Each process measures the same, on its own devices.
     """
@@ -305,14 +280,20 @@ def _conclude(
                 raise _Stopped
             yield item
 
-    average, variables = _chosen(state)
+    average, variables = chosen(state)
     params, mutable = on_own_devices(variables, mesh)
-    numbers = {}
-    for final in task.final:
-        for name, value in final(task, params, mutable, sets, prepare, track).items():
-            split, _, metric = name.partition("/")
-            numbers[f"{split}{average}/{metric}"] = value
-    return numbers
+    prepare = partial(prepared, data=experiment.data)
+    return tuple(
+        measure(
+            experiment.measurements,
+            experiment.task,
+            (params, mutable),
+            sets,
+            prepare,
+            track,
+            average=average,
+        )
+    )
 
 
 def _look(sets: Mapping[str, Examples], data: Data) -> dict[str, Batch]:
@@ -329,23 +310,6 @@ def _look(sets: Mapping[str, Examples], data: Data) -> dict[str, Batch]:
     }
 
 
-def _merged(states: list[dict[str, Metric]]) -> dict[str, Metric]:
-    """Sums states on the host."""
-    on_host = [{name: to_host(metric) for name, metric in state.items()} for state in states]
-    return jax.tree.map(lambda *leaves: sum(leaves), *on_host)
-
-
-def _numbers(evaluated: dict[str, dict[str, Metric]]) -> dict[str, float]:
-    """Flat ``split/metric`` numbers; what a metric breaks down into (``f1_macro``) comes last."""
-    numbers = {
-        f"{split}/{name}": (name not in states, value)
-        for split, states in evaluated.items()
-        for name, value in compute_all(states).items()
-    }
-    ordered = sorted(numbers.items(), key=lambda item: item[1][0])
-    return {name: value for name, (_, value) in ordered}
-
-
 def _draw(
     program: Program,
     state: State,
@@ -356,7 +320,7 @@ def _draw(
     count: int,
 ) -> None:
     """Writes pictures of counts, and the task's previews of the first images of a split."""
-    _, variables = _chosen(state)
+    _, variables = chosen(state)
     params, mutable = on_own_devices(variables, program.mesh) if count else variables
     if not is_first():
         return

@@ -111,10 +111,8 @@ def build(
     turns = max(player.turns for player in players)
     what = "microbatches" if turns == 1 else "turns and microbatches"
     check_batch(data.batch, mesh, loop.accumulate * turns, what)
-    steps = in_steps(loop.duration, steps_per_epoch)
-    if steps < 1:
-        raise SettingError(f"loop.duration={loop.duration!r} is less than one step")
-    if isinstance(task, Particular):
+    steps = in_steps(loop.duration, steps_per_epoch)  # none where a run is only measured
+    if steps and isinstance(task, Particular):
         task.check_loop(accumulate=loop.accumulate, pmap=pmap, steps=steps)
     trainers = [
         _trainer(

@@ -14,6 +14,7 @@ small form of it, and `results/plans` says what four chips would take.
 from functools import partial
 from typing import Any
 
+from analysis.diffusion import VariationalBound
 from data.geometry import random_flip
 from data.sources import blank, synthetic
 from models.generative.diffusion_unet import DiffusionUNet
@@ -21,7 +22,6 @@ from models.layers import group_norm
 from ops.diffusion_samplers import Ancestral
 from ops.diffusion_sampling import Sampling
 from train.experiment import Data, Experiment, Loop
-from train.final_diffusion import VariationalBound
 from train.optim import Optimizer, adamw, constant
 from train.tasks.diffuse import Diffuse
 
@@ -34,7 +34,7 @@ SMOKE: dict[str, Any] = {
     "task.model.norm": partial(group_norm, groups=8),
     "task.process.steps": 40,
     "task.sampling.steps": 2,
-    "task.final": (VariationalBound(images=8, batch=8),),
+    "measurements": (VariationalBound(images=8, batch=8),),
     "data.source": partial(synthetic, n=32, size=32),
     "data.batch": 8,
     "data.eval_batch": 16,
@@ -48,7 +48,6 @@ def config() -> Experiment:
         task=Diffuse(
             model=DiffusionUNet(),
             sampling=Sampling(Ancestral(variance="large"), steps=1000),
-            final=(VariationalBound(),),
         ),
         data=Data(source="tfds:cifar10", batch=128, augment=(random_flip,)),
         optimizer=Optimizer(
@@ -66,4 +65,5 @@ def config() -> Experiment:
             checkpoint_every="5000 steps",
             ema_decay=0.9999,
         ),
+        measurements=(VariationalBound(),),
     )

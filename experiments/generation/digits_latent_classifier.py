@@ -21,12 +21,12 @@ from functools import partial
 
 import flax.linen as nn
 
+from analysis.latents import LatentClassifier
 from experiments.table import Arm, Table
 from losses.likelihoods import Gaussian
 from models.generative.autoencoder import Autoencoder, DenseDecoder, DenseEncoder
 from models.generative.vae import VAE
 from train.experiment import Data, Experiment, Loop
-from train.final_metrics import LatentClassifier
 from train.optim import Optimizer, adamw, cosine
 from train.tasks.autoencode import Autoencode
 from train.tasks.variational import Variational
@@ -37,17 +37,17 @@ NETWORKS = {
     "decoder": partial(DenseDecoder, widths=(256, 256), activation=nn.gelu),
 }
 LIKELIHOOD = Gaussian(std=0.15)
-FINAL = (LatentClassifier(),)
+CLASSIFIER = LatentClassifier()
 
 SMOKE = {
-    "task.final": (LatentClassifier(repeats=1),),
+    "measurements": (LatentClassifier(repeats=1),),
     "loop.duration": "2 steps",
 }
 
 TABLE = Table(
     title="Few labels on digits: latents and pixels",
-    metrics={f"test/latent_accuracy_{n}": ".2%" for n in FINAL[0].labels_per_class},
-    details={f"test/pixel_accuracy_{n}": ".2%" for n in FINAL[0].labels_per_class},
+    metrics={f"test/latent_accuracy_{n}": ".2%" for n in CLASSIFIER.labels_per_class},
+    details={f"test/pixel_accuracy_{n}": ".2%" for n in CLASSIFIER.labels_per_class},
     baseline="autoencoder",
     seeds=3,
 )
@@ -56,9 +56,7 @@ TABLE = Table(
 def config() -> Experiment:
     """A VAE with 16 latents."""
     return Experiment(
-        task=Variational(
-            model=VAE(image=IMAGE, latents=(16,), **NETWORKS), likelihood=LIKELIHOOD, final=FINAL
-        ),
+        task=Variational(model=VAE(image=IMAGE, latents=(16,), **NETWORKS), likelihood=LIKELIHOOD),
         data=Data(source="digits", batch=64),
         optimizer=Optimizer(
             method=adamw, learning_rate=2e-3, schedule=cosine, warmup="2 epochs", weight_decay=1e-3
@@ -69,12 +67,13 @@ def config() -> Experiment:
             evaluate_every="50 epochs",
             checkpoint_every="50 epochs",
         ),
+        measurements=(CLASSIFIER,),
     )
 
 
 def sweep() -> Iterator[Arm]:
     """With a prior over the latents, and without."""
     model = Autoencoder(image=IMAGE, latent=16, **NETWORKS)
-    plain = Autoencode(model=model, likelihood=LIKELIHOOD, final=FINAL)
+    plain = Autoencode(model=model, likelihood=LIKELIHOOD)
     yield Arm("autoencoder", {"task": plain})
     yield Arm("vae")

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from analysis.diffusion import VariationalBound
 from data.geometry import random_flip
 from data.sources import blank, synthetic
 from data.squares import squared
@@ -27,7 +28,6 @@ from models.layers import group_norm
 from ops.diffusion_samplers import Ancestral
 from ops.diffusion_sampling import Sampling
 from train.experiment import Data, Experiment, Loop
-from train.final_diffusion import VariationalBound
 from train.optim import Optimizer, adamw, constant
 from train.sharding import Parallel
 from train.tasks.diffuse import Diffuse
@@ -45,7 +45,7 @@ SMOKE: dict[str, Any] = {
     "task.model.norm": partial(group_norm, groups=8),
     "task.process.steps": 50,
     "task.sampling.steps": 2,
-    "task.final": (),
+    "measurements": (),
     "data.source": partial(synthetic, n=16, size=16),
     "data.eval_splits.test": "test",
     "data.batch": 8,
@@ -73,7 +73,6 @@ def config() -> Experiment:
             learned_variance=True,
             label_dropout=0.0,
             sampling=Sampling(Ancestral(), steps=250),
-            final=(VariationalBound(images=1000, batch=256),),
         ),
         data=Data(
             source=partial(squared, source="tfds:imagenet2012", size=256),
@@ -91,4 +90,5 @@ def config() -> Experiment:
             ema_decay=0.9999,
         ),
         parallel=Parallel(fsdp=16),
+        measurements=(VariationalBound(images=1000, batch=256),),
     )

@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from analysis.generators import SampleQuality
 from data.sources import synthetic
 from experiments.extractors import LENET
 from experiments.table import Arm, Table
@@ -39,12 +40,11 @@ from losses.adversarial import (
 )
 from models.generative.gan import DCGANDiscriminator, DCGANGenerator
 from train.experiment import Data, Experiment, Loop
-from train.final_metrics import SampleQuality
 from train.optim import Optimizer, adamw, constant
 from train.tasks.adversarial import Adversarial
 
 SMOKE: dict[str, Any] = {
-    "task.final": (SampleQuality(extractor=LENET, samples=32),),
+    "measurements": (SampleQuality(extractor=LENET, samples=32),),
     "data.source": partial(synthetic, n=64, size=28, channels=1),
     "data.batch": 16,
     "data.eval_batch": 32,
@@ -82,7 +82,6 @@ def config() -> Experiment:
             losses=NON_SATURATING,
             optimizer=ADAM,
             observer=LENET,
-            final=(SampleQuality(extractor=LENET, source="tfds:mnist"),),
         ),
         data=Data(source="tfds:mnist", batch=64),
         optimizer=ADAM,
@@ -93,6 +92,7 @@ def config() -> Experiment:
             checkpoint_every="500 steps",
             ema_decay=0.995,
         ),
+        measurements=(SampleQuality(extractor=LENET, source="tfds:mnist", reference="first"),),
     )
 
 

@@ -19,6 +19,8 @@ Ours, one seed: LeNet-5 reads the asked digit in 99.51 % of the samples, at a Fr
 from functools import partial
 from typing import Any
 
+from analysis.diffusion import VariationalBound
+from analysis.generators import SampleQuality
 from data.sources import synthetic
 from experiments.extractors import LENET
 from experiments.table import Table
@@ -27,8 +29,6 @@ from models.layers import group_norm
 from ops.diffusion_sampling import Sampling
 from ops.diffusion_schedules import Discrete, cosine_betas
 from train.experiment import Data, Experiment, Loop
-from train.final_diffusion import VariationalBound
-from train.final_metrics import SampleQuality
 from train.optim import Optimizer, adamw, constant
 from train.tasks.diffuse import Diffuse
 
@@ -38,7 +38,7 @@ SMOKE: dict[str, Any] = {
     "task.model.attention": (),
     "task.process.steps": 40,
     "task.sampling.steps": 2,
-    "task.final": (
+    "measurements": (
         SampleQuality(extractor=LENET, samples=32),
         VariationalBound(images=8, batch=8),
     ),
@@ -86,10 +86,6 @@ def config() -> Experiment:
             process=Discrete(betas=cosine_betas),
             target="v",
             sampling=Sampling(steps=20, guidance=1.5),
-            final=(
-                SampleQuality(extractor=LENET, source="tfds:mnist"),
-                VariationalBound(images=256),
-            ),
         ),
         data=Data(source="tfds:mnist", batch=64),
         optimizer=Optimizer(
@@ -106,5 +102,9 @@ def config() -> Experiment:
             evaluate_every="1600 steps",
             checkpoint_every="400 steps",
             ema_decay=0.999,
+        ),
+        measurements=(
+            SampleQuality(extractor=LENET, source="tfds:mnist", reference="first"),
+            VariationalBound(images=256),
         ),
     )

@@ -22,6 +22,8 @@ recall for precision (0.89 against 0.79 and 0.82), and at 32 all are near the fl
 from collections.abc import Iterator
 from dataclasses import replace
 
+from analysis.diffusion import SampledBy
+from analysis.generators import SampleQuality
 from experiments.config import override
 from experiments.extractors import LENET, MNIST_DDPM
 from experiments.generation import mnist_ddpm
@@ -30,12 +32,14 @@ from ops.diffusion_samplers import Ancestral, Ddim, DpmSolver2M, Heun
 from ops.diffusion_sampling import Sampling
 from ops.langevin import PredictorCorrector
 from train.experiment import Experiment
-from train.final_metrics import SampleQuality
 
 SMOKE = mnist_ddpm.SMOKE | {
-    "task.final": (SampleQuality(extractor=LENET, samples=32),),
+    "measurements": (
+        SampledBy(Sampling(Ancestral(), steps=2), SampleQuality(extractor=LENET, samples=32)),
+    ),
     "task.weights": None,
     "data.eval_splits": {"test": "test"},
+    "loop.duration": "0 steps",
 }
 
 SAMPLERS: dict[str, Sampling] = {
@@ -82,15 +86,13 @@ TABLE = Table(
 
 
 def config() -> Experiment:
-    """The weights of `mnist_ddpm`; one step at a learning rate of 0 leaves them as they are."""
+    """The weights of `mnist_ddpm`, which are measured and not trained."""
+    quality = SampleQuality(LENET, samples=512, reference="first", source="tfds:mnist")
     changes = {
         "task.weights": MNIST_DDPM,
-        "task.sampling": Sampling(Ancestral(), steps=10),
-        "task.final": (SampleQuality(extractor=LENET, source="tfds:mnist", samples=512),),
-        "optimizer.learning_rate": 0.0,
-        # What is measured brings its own images, and nothing is to be seen of the step.
-        "data.eval_splits": {},
-        "loop.duration": "1 steps",
+        "measurements": (SampledBy(Sampling(Ancestral(), steps=10), quality),),
+        "data.eval_splits": {},  # what is measured brings its own images
+        "loop.duration": "0 steps",
         "loop.previews": 0,
         "loop.ema_decay": None,
     }
@@ -102,5 +104,5 @@ def sweep() -> Iterator[Arm]:
     for name, sampling in SAMPLERS.items():
         for budget in BUDGETS:
             steps, _ = evaluations(name, budget)
-            changes = {"task.sampling": replace(sampling, steps=steps)}
-            yield Arm(f"{name}@{budget}", changes, seeded=("task.final.0.seed",))
+            changes = {"measurements.0.sampling": replace(sampling, steps=steps)}
+            yield Arm(f"{name}@{budget}", changes, seeded=("measurements.0.measurement.seed",))

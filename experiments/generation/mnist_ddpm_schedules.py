@@ -22,6 +22,7 @@ within the error.
 from collections.abc import Iterator
 from functools import partial
 
+from analysis.generators import SampleQuality
 from experiments.config import override
 from experiments.extractors import LENET
 from experiments.generation import mnist_ddpm
@@ -29,9 +30,8 @@ from experiments.table import Arm, Table
 from models.layers import group_norm
 from ops.diffusion_schedules import cosine_betas, linear_betas
 from train.experiment import Experiment
-from train.final_metrics import SampleQuality
 
-SMOKE = mnist_ddpm.SMOKE | {"task.final": (SampleQuality(extractor=LENET, samples=32),)}
+SMOKE = mnist_ddpm.SMOKE | {"measurements": (SampleQuality(extractor=LENET, samples=32),)}
 
 SCHEDULES = {"linear": linear_betas, "cosine": cosine_betas}
 TARGETS = ("epsilon", "x0", "v")
@@ -57,7 +57,9 @@ def config() -> Experiment:
         "task.model.width": 8,
         "task.model.norm": partial(group_norm, groups=4),
         "task.sampling.guidance": 1.0,
-        "task.final": (SampleQuality(extractor=LENET, source="tfds:mnist", samples=1000),),
+        "measurements": (
+            SampleQuality(LENET, samples=1000, reference="first", source="tfds:mnist"),
+        ),
         "task.process.betas": linear_betas,
         "task.target": "epsilon",
         "loop.duration": "800 steps",

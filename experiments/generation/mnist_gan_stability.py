@@ -21,6 +21,7 @@ generator and lower rates for both save none.
 
 from collections.abc import Iterator
 
+from analysis.generators import SampleQuality
 from experiments.config import override
 from experiments.extractors import LENET
 from experiments.generation import mnist_dcgan_losses
@@ -28,10 +29,9 @@ from experiments.table import Arm, Table
 from losses.adversarial import r1_penalty
 from models.generative.gan import glorot
 from train.experiment import Experiment
-from train.final_metrics import SampleQuality
 
 SMOKE = mnist_dcgan_losses.SMOKE | {
-    "task.final": (SampleQuality(extractor=LENET, samples=32, diverged_above=250.0),)
+    "measurements": (SampleQuality(extractor=LENET, samples=32, diverged_above=250.0),)
 }
 
 TABLE = Table(
@@ -53,7 +53,7 @@ TABLE = Table(
 def config() -> Experiment:
     """No norm in the discriminator, a learning rate of 0.001, and Adam's own momentum."""
     quality = SampleQuality(
-        extractor=LENET, source="tfds:mnist", samples=2000, diverged_above=250.0
+        LENET, samples=2000, reference="first", source="tfds:mnist", diverged_above=250.0
     )
     changes = {
         "task.generator.width": 16,
@@ -61,7 +61,7 @@ def config() -> Experiment:
         "task.discriminator.norm": None,
         "task.optimizer.learning_rate": 1e-3,
         "task.optimizer.method.b1": 0.9,
-        "task.final": (quality,),
+        "measurements": (quality,),
         "optimizer.learning_rate": 1e-3,
         "optimizer.method.b1": 0.9,
         "loop.duration": "1000 steps",

@@ -46,10 +46,11 @@ TABLE = Table(
 
 def config() -> Experiment:
     """The weights of `mnist_ddpm`, 20 steps, without guidance."""
-    return override(mnist_ddpm_samplers.config(), {"task.sampling": Sampling()})
+    return override(mnist_ddpm_samplers.config(), {"measurements.0.sampling": Sampling()})
 
 
 def sweep() -> Iterator[Arm]:
     """The scale is all that changes."""
     for scale in SCALES:
-        yield Arm(f"{scale:g}", {"task.sampling.guidance": scale}, seeded=("task.final.0.seed",))
+        changes = {"measurements.0.sampling.guidance": scale}
+        yield Arm(f"{scale:g}", changes, seeded=("measurements.0.measurement.seed",))

@@ -19,6 +19,7 @@ halves may be of one digit or of another.
 
 from collections.abc import Iterator
 
+from analysis.diffusion import Inpainting, SampledBy
 from experiments.config import override
 from experiments.extractors import LENET
 from experiments.generation import mnist_ddpm_samplers
@@ -26,14 +27,15 @@ from experiments.table import Arm, Table
 from ops.diffusion_samplers import Ancestral
 from ops.diffusion_sampling import Sampling
 from train.experiment import Experiment
-from train.final_diffusion import Inpainting
 
 SMOKE = mnist_ddpm_samplers.SMOKE | {
-    "task.final": (Inpainting(extractor=LENET, images=8, batch=8),),
-    "task.sampling.steps": 2,
+    "measurements": (
+        SampledBy(Sampling(Ancestral(), steps=2), Inpainting(LENET, images=8, batch=8)),
+    ),
 }
 
 TIMES = (1, 2, 4)
+SEEDED = ("measurements.0.measurement.seed",)
 
 TABLE = Table(
     title="Lower halves of digits, filled in with resampling or with more steps",
@@ -53,8 +55,9 @@ TABLE = Table(
 def config() -> Experiment:
     """Replacement alone."""
     changes = {
-        "task.sampling": Sampling(Ancestral(), steps=25),
-        "task.final": (Inpainting(extractor=LENET, images=256),),
+        "measurements": (
+            SampledBy(Sampling(Ancestral(), steps=25), Inpainting(LENET, images=256)),
+        ),
         "data.eval_splits": {"test": "test"},
     }
     return override(mnist_ddpm_samplers.config(), changes)
@@ -63,8 +66,8 @@ def config() -> Experiment:
 def sweep() -> Iterator[Arm]:
     """More steps, or each of 25 steps more often."""
     for n in TIMES:
-        steps = {"task.sampling.steps": 25 * n}
-        yield Arm(f"steps@{25 * n}", steps, seeded=("task.final.0.seed",))
+        steps = {"measurements.0.sampling.steps": 25 * n}
+        yield Arm(f"steps@{25 * n}", steps, seeded=SEEDED)
     for n in TIMES[1:]:
-        again = {"task.final.0.resamplings": n}
-        yield Arm(f"resampled@{25 * n}", again, seeded=("task.final.0.seed",))
+        again = {"measurements.0.measurement.resamplings": n}
+        yield Arm(f"resampled@{25 * n}", again, seeded=SEEDED)

@@ -19,11 +19,11 @@ draws on the first 2,000 test images.
 
 from collections.abc import Iterator
 
+from analysis.likelihoods import ImportanceNLL
 from experiments.config import override
 from experiments.generation import mnist_vae
 from experiments.table import Arm, Table
 from train.experiment import Experiment
-from train.final_metrics import ImportanceNLL
 
 SMOKE = mnist_vae.SMOKE
 
@@ -57,7 +57,7 @@ TABLE = Table(
 def config() -> Experiment:
     """One draw; more of them are all that the arms change."""
     changes = {
-        "task.final": (ImportanceNLL(samples=1000, images=2000),),
+        "measurements": (ImportanceNLL(samples=1000, images=2000),),
         "task.warmup_steps": 0,
         "data.batch": 50,
         "optimizer.learning_rate": 1e-3,

@@ -18,6 +18,8 @@ draws is alike (recall 0.001), where the two others have a recall of 0.73 and 0.
 
 from typing import Any
 
+from analysis.diffusion import SampledBy
+from analysis.generators import SampleQuality
 from experiments.config import override
 from experiments.extractors import LENET
 from experiments.generation import mnist_ddpm
@@ -29,10 +31,8 @@ from ops.diffusion_sampling import Sampling
 from ops.langevin import AnnealedLangevin, PredictorCorrector
 from ops.sde import VarianceExploding
 from train.experiment import Experiment
-from train.final_diffusion import SampledBy
-from train.final_metrics import SampleQuality
 
-QUALITY = SampleQuality(extractor=LENET, source="tfds:mnist", samples=512)
+QUALITY = SampleQuality(LENET, samples=512, reference="first", source="tfds:mnist")
 WAYS = {
     # 12 levels of 4 steps, half as long as the noise each time, so that x can follow.
     "langevin": Sampling(AnnealedLangevin(step_size=0.8, corrections=4), steps=12),
@@ -43,14 +43,14 @@ WAYS = {
 
 def by_all(quality: SampleQuality) -> tuple[SampledBy, ...]:
     """What is measured of the samples of each way."""
-    return tuple(SampledBy(name, sampling, quality) for name, sampling in WAYS.items())
+    return tuple(SampledBy(sampling, quality, name) for name, sampling in WAYS.items())
 
 
 SMOKE = {
     name.replace("task.model.", "task.model.network."): value
     for name, value in mnist_ddpm.SMOKE.items()
     if name != "task.process.steps"
-} | {"task.final": by_all(SampleQuality(extractor=LENET, samples=32))}
+} | {"measurements": by_all(SampleQuality(extractor=LENET, samples=32))}
 
 TABLE = Table(
     title="Samplers of one network of scores, MNIST, 1,600 steps",
@@ -82,7 +82,7 @@ def config() -> Experiment:
         "task.target": "score",
         "task.weighting": epsilon_weight,
         "task.sampling": WAYS["flow"],
-        "task.final": by_all(QUALITY),
+        "measurements": by_all(QUALITY),
         "loop.duration": "1600 steps",
         "loop.evaluate_every": "800 steps",
         "loop.checkpoint_every": "400 steps",

@@ -14,19 +14,19 @@ two cores with other runs beside it. The tenth of the passes is paid with 1.1 na
 
 from functools import partial
 
+from analysis.likelihoods import ImportanceNLL
 from data.binarize import binarized, random_binarize
 from data.sources import digits
 from experiments.table import Table
 from models.generative.vae import VAE
 from train.experiment import Data, Experiment, Loop
-from train.final_metrics import ImportanceNLL
 from train.optim import Optimizer, adamw, cosine
 from train.tasks.variational import Variational
 
 SMOKE = {
     "task.model.image": (8, 8, 1),
     "task.warmup_steps": 0,
-    "task.final": (ImportanceNLL(samples=20, at_once=10),),
+    "measurements": (ImportanceNLL(samples=20, at_once=10),),
     "data.source": partial(binarized, source=digits, splits=("test",)),
     "data.batch": 16,
     "data.eval_batch": 32,
@@ -51,7 +51,7 @@ TABLE = Table(
 def config() -> Experiment:
     """300 passes of Adam, the learning rate falling to 0; the KL rises to its weight in 20."""
     return Experiment(
-        task=Variational(model=VAE(), warmup_steps=12_000, final=(ImportanceNLL(),)),
+        task=Variational(model=VAE(), warmup_steps=12_000),
         data=Data(
             source=partial(binarized, source="tfds:mnist", splits=("test",)),
             batch=100,
@@ -65,4 +65,5 @@ def config() -> Experiment:
             checkpoint_every="20 epochs",
             steps_per_dispatch=20,
         ),
+        measurements=(ImportanceNLL(),),
     )

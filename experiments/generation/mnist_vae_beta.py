@@ -25,6 +25,7 @@ Small: 6,000 steps of 100 images (10 passes).
 from collections.abc import Iterator
 from functools import partial
 
+from analysis.generators import SampleQuality
 from data.binarize import binarized
 from data.sources import synthetic
 from experiments.config import override
@@ -32,14 +33,13 @@ from experiments.extractors import LENET
 from experiments.generation import mnist_vae
 from experiments.table import Arm, Table
 from train.experiment import Experiment
-from train.final_metrics import SampleQuality
 
 BETAS = (0.25, 0.5, 1.0, 2.0, 4.0)
 LATENTS = (2, 10, 50)
 
 SMOKE = mnist_vae.SMOKE | {
     "task.model.image": (28, 28, 1),
-    "task.final": (SampleQuality(extractor=LENET, samples=32),),
+    "measurements": (SampleQuality(extractor=LENET, samples=32),),
     "data.source": partial(
         binarized, source=partial(synthetic, n=64, size=28, channels=1), splits=("test",)
     ),
@@ -71,7 +71,9 @@ TABLE = Table(
 def config() -> Experiment:
     """Beta 1, ten latents."""
     changes = {
-        "task.final": (SampleQuality(extractor=LENET, samples=5_000, source="tfds:mnist"),),
+        "measurements": (
+            SampleQuality(LENET, samples=5_000, reference="first", source="tfds:mnist"),
+        ),
         "task.model.latents": (10,),
         "task.warmup_steps": 0,
         "optimizer.learning_rate": 1e-3,

@@ -20,8 +20,8 @@ the two cores of an AMD EPYC, with other work beside it.
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
+from analysis.probes import Probe
 from data.augment import color_distortion
 from data.geometry import random_crop, random_flip, random_resized_crop
 from data.sources import shrunk, synthetic
@@ -32,26 +32,24 @@ from models.classification.linear import Linear
 from models.classification.resnet import BasicBlock, ResNet
 from models.representation.simclr import ProjectionHead, SimCLR
 from train.experiment import Data, Experiment, Loop
-from train.final_probe import Probe
 from train.optim import Optimizer, adamw, cosine
 from train.tasks.classify import Classify
 from train.tasks.contrast import Contrast
-from train.tasks.task import Final
 
 CROP = partial(random_resized_crop, scale=(0.2, 1.0))
 COLOR = partial(color_distortion, strength=0.5)
 # Appendix B.9: no blur on small images, and colours of half the strength.
 VIEWS = (CROP, random_flip, COLOR)
 WIDTH, SMALL = 32, 16
-FINAL = (Probe(sgd_epochs=30),)
+PROBE = Probe(sgd_epochs=30)
 
 SMOKE = {
     "data.source.source": partial(synthetic, n=64),
     "data.batch": 16,
     "data.eval_batch": 32,
     "task.model.backbone.width": 8,
-    "task.final.0.neighbours": 5,
-    "task.final.0.validation": 0.25,
+    "measurements.0.neighbours": 5,
+    "measurements.0.validation": 0.25,
     "loop.duration": "2 steps",
 }
 SMOKE_IN_SMALL = {**SMOKE, "task.views": (random_flip,), "data.train_split": "train"}
@@ -88,7 +86,6 @@ def config() -> Experiment:
             model=SimCLR(backbone=classifier(WIDTH).without_head(), head=ProjectionHead()),
             views=VIEWS,
             loss_function=partial(nt_xent_loss, temperature=0.5),
-            final=FINAL,
         ),
         data=Data(source=partial(shrunk, source="tfds:cifar10", factor=2), batch=128),
         optimizer=Optimizer(
@@ -105,6 +102,7 @@ def config() -> Experiment:
             checkpoint_every="500 steps",
             previews=10,
         ),
+        measurements=(PROBE,),
     )
 
 
@@ -112,7 +110,7 @@ def in_small() -> Experiment:
     """For ablations: half the width, and a fifth of the training images."""
     changes = {
         "task.model.backbone": classifier(SMALL).without_head(),
-        "task.final": (Probe(),),
+        "measurements": (Probe(),),
         "data.train_split": "train[:10000]",
         "loop.duration": "1000 steps",
         "loop.evaluate_every": "1000 steps",
@@ -120,26 +118,26 @@ def in_small() -> Experiment:
     return override(config(), changes)
 
 
-def references(width: int, final: tuple[Final, ...]) -> Iterator[Arm]:
+def references(width: int) -> Iterator[Arm]:
     """What every table of frozen features is read against: random weights, and labels.
 
-    The untrained network sees 100 batches, which give its norms their statistics.
+    The features of the untrained network are those after 100 batches, which give its norms their
+    statistics; of its embeddings (alignment and the like) the norms are as they begin.
 
     Args:
         width: of the backbone.
-        final: what is measured.
     """
-    yield Arm("random", {"optimizer.learning_rate": 0.0, "loop.duration": "100 steps"})
+    untrained = {"loop.duration": "0 steps", "measurements.0.statistics_batches": 100}
+    yield Arm("random", untrained)
     augment = (partial(random_crop, padding=2), random_flip)
-    supervised = Classify(model=classifier(width), final=final)
+    supervised = Classify(model=classifier(width))
     yield Arm("supervised", {"task": supervised, "data.augment": augment})
 
 
 def sweep() -> Iterator[Arm]:
     """Random, raw, supervised and self-supervised features."""
-    random, supervised = references(WIDTH, FINAL)
+    random, supervised = references(WIDTH)
     yield random
-    pixels: dict[str, Any] = {"task": Classify(model=Linear(), final=FINAL)}
-    yield Arm("pixels", {**random.overrides, "loop.duration": "1 steps", **pixels})
+    yield Arm("pixels", {"loop.duration": "0 steps", "task": Classify(model=Linear())})
     yield supervised
     yield Arm("simclr")

@@ -30,7 +30,6 @@ from experiments.representation.cifar10_simclr import (
 )
 from experiments.table import Arm, Table
 from train.experiment import Experiment
-from train.final_probe import Probe
 
 ARMS = {
     "flip": (random_flip,),
@@ -59,6 +58,6 @@ def config() -> Experiment:
 
 def sweep() -> Iterator[Arm]:
     """The two references, single augmentations and composed ones."""
-    yield from references(SMALL, (Probe(),))
+    yield from references(SMALL)
     for name, views in ARMS.items():
         yield Arm(name, {"task.views": views})

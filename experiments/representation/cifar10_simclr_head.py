@@ -18,6 +18,7 @@ probes learn too, and 1,000 steps (12.8 epochs). Two minutes a run on one core.
 
 from collections.abc import Iterator
 
+from analysis.probes import Probe
 from experiments.config import override
 from experiments.representation.cifar10_simclr import (
     SMALL,
@@ -28,10 +29,8 @@ from experiments.representation.cifar10_simclr import (
 from experiments.table import Arm, Table
 from models.representation.simclr import ProjectionHead
 from train.experiment import Experiment
-from train.final_probe import Probe
 
 HEADS = {"none": 0, "linear": 1, "mlp": 2, "mlp of 3": 3}
-FINAL = (Probe(layers=("features", "head")),)
 
 SMOKE = SMOKE_IN_SMALL
 
@@ -52,11 +51,11 @@ TABLE = Table(
 
 def config() -> Experiment:
     """The paper's head of two layers."""
-    return override(in_small(), {"task.final": FINAL})
+    return override(in_small(), {"measurements": (Probe(layers=("features", "head")),)})
 
 
 def sweep() -> Iterator[Arm]:
     """The two references, and heads of no, one, two and three layers."""
-    yield from references(SMALL, FINAL)
+    yield from references(SMALL)
     for name, layers in HEADS.items():
         yield Arm(name, {"task.model.head": ProjectionHead(layers=layers)})

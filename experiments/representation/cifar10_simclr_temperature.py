@@ -31,7 +31,6 @@ from experiments.representation.cifar10_simclr import (
 from experiments.table import Arm, Table
 from losses.contrastive import nt_xent_loss
 from train.experiment import Experiment
-from train.final_probe import Probe
 
 IMAGES = 128_000
 """That every arm sees, one view or two."""
@@ -60,7 +59,7 @@ def config() -> Experiment:
 
 def sweep() -> Iterator[Arm]:
     """The two references, and temperatures by batches."""
-    yield from references(SMALL, (Probe(),))
+    yield from references(SMALL)
     for name, (tau, batch) in ARMS.items():
         changes = {
             "task.loss_function": partial(nt_xent_loss, temperature=tau),

@@ -24,8 +24,8 @@ from models.classification.resnet import BasicBlock, ResNet
 from models.generative.autoencoder import Autoencoder, DenseDecoder, DenseEncoder
 from models.representation.simclr import ProjectionHead, SimCLR
 from train.experiment import Data, Experiment, Loop
-from train.final_probe import Probe
-from train.sampling import untracked
+from analysis.probes import Probe
+from analysis.sampling import untracked
 from train.tasks.autoencode import Autoencode
 from train.tasks.classify import Classify
 from train.tasks.contrast import Contrast

@@ -26,7 +26,7 @@ from train.checkpoint import Checkpoints
 from train.experiment import Data, Experiment, Loop
 from train.loop import fit
 from train.optim import Optimizer, adamw, constant, cosine, sgd
-from train.sampling import sample_images
+from analysis.sampling import sample_images
 from train.state import stream
 from train.tasks.adversarial import Adversarial
 from train.tasks.players import told_apart

@@ -24,9 +24,9 @@ from ops.sde import VarianceExploding, VariancePreserving
 from tests.train.conftest import assert_trees_equal
 from tests.train.test_step import assert_same_run, run
 from train.experiment import Data, Experiment, Loop
-from train.final_diffusion import Inpainting, SampledBy, VariationalBound
+from analysis.diffusion import Inpainting, SampledBy, VariationalBound
 from train.optim import Optimizer, adamw
-from train.sampling import sample_images, untracked
+from analysis.sampling import sample_images, untracked
 from train.tasks.diffuse import Diffuse
 from train.tasks.task import Generative, SettingError
 from train.weights import Weights, WeightsError, save_weights

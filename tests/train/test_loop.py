@@ -21,7 +21,8 @@ from tests.train.test_step import lay_out
 from train.checkpoint import Checkpoints
 from train.experiment import Experiment
 from train.logging import JsonLines, NonFiniteError, read_lines
-from train.loop import evaluate, fit, last_evaluation
+from train.evaluation import evaluate
+from train.loop import fit, last_evaluation
 from train.optim import sgd
 from train.state import State
 

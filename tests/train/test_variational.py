@@ -24,7 +24,7 @@ from tests.train.test_step import assert_same_run, run
 from train.experiment import Data, Experiment, Loop
 from train.loop import fit
 from train.optim import Optimizer, adamw
-from train.sampling import sample_images
+from analysis.sampling import sample_images
 from train.sharding import Parallel, make_mesh, replicated
 from train.tasks.task import Concluding, Generative, SettingError
 from train.tasks.variational import Variational

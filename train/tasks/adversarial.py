@@ -42,7 +42,6 @@ from train.tasks.players import (
 from train.tasks.task import (
     Aux,
     Batch,
-    Final,
     Look,
     Panels,
     Player,
@@ -79,7 +78,6 @@ class Adversarial:
             in the generator's loss (Salimans et al., 2016, arXiv:1606.03498).
         observer: a classifier that reads the made images at each evaluation, so that classes which
             are not made any more are noticed.
-        final: what is measured once training has ended; see ``train.final_metrics``.
         axis_name: mapped axis that features are matched over; only ``pmap`` needs it.
     """
 
@@ -95,7 +93,6 @@ class Adversarial:
     clip: float | None = None
     feature_matching: float = 0.0
     observer: Extractor | None = None
-    final: tuple[Final, ...] = ()
     axis_name: str | None = None
 
     @property

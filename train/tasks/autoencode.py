@@ -18,7 +18,6 @@ from train.tasks.latent_pictures import latent_pictures, reconstructions
 from train.tasks.task import (
     Aux,
     Batch,
-    Final,
     Look,
     Panels,
     check_decoder,
@@ -42,13 +41,11 @@ class Autoencode:
             the squared error and a constant.
         corrupt: ``(key, batch) -> batch``, one of ``data.augment``: what the encoder sees while the
             clean image is the target (Vincent et al., 2008, doi:10.1145/1390156.1390294).
-        final: what is measured once training has ended; see ``train.final_metrics``.
     """
 
     model: nn.Module
     likelihood: Likelihood = field(default_factory=lambda: Gaussian(std=1.0))
     corrupt: Corrupt | None = None
-    final: tuple[Final, ...] = ()
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError for images that the likelihood is not for; greys pass as binary."""

@@ -23,7 +23,6 @@ from metrics.state import Mean, Metric
 from train.tasks.task import (
     Aux,
     Batch,
-    Final,
     Look,
     Preview,
     check_outputs,
@@ -44,7 +43,6 @@ class Classify:
             classes, as for the head and the tail of a long-tailed set.
         weights: of a backbone to begin with, such as one that was trained without labels; the rest
             of the model begins at random.
-        final: what is measured once training has ended; see ``train.final_metrics``.
     """
 
     model: nn.Module
@@ -52,7 +50,6 @@ class Classify:
     l2: float = 0.0
     groups: tuple[tuple[str, tuple[int, ...]], ...] = ()
     weights: Weights | None = field(default=None, metadata={"later": True})
-    final: tuple[Final, ...] = field(default=(), metadata={"later": True})
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError unless the model has one output a class."""

@@ -17,11 +17,10 @@ from data.augment import Augmentation, apply
 from losses.contrastive import nt_xent_loss
 from metrics.representation import alignment, spread, uniformity
 from metrics.state import Mean, Metric
-from train.features import around_head
+from train.heads import around_head
 from train.tasks.task import (
     Aux,
     Batch,
-    Final,
     Look,
     Panels,
     SettingError,
@@ -54,7 +53,6 @@ class Contrast:
         labelled: whether the loss takes the labels too, after the embeddings, as
             ``supervised_contrastive_loss``.
         axis_name: the mapped axis that negatives are gathered over; only pmap sets it.
-        final: what is measured once training has ended, such as ``train.final_probe.Probe``.
     """
 
     model: nn.Module
@@ -63,7 +61,6 @@ class Contrast:
     loss_function: Callable[..., Float[Array, "views batch"]] = NT_XENT
     labelled: bool = False
     axis_name: str | None = None
-    final: tuple[Final, ...] = ()
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError for fewer than two views, and for images outside of [0, 1]."""

@@ -49,7 +49,6 @@ from train.tasks.players import signed, unsigned
 from train.tasks.task import (
     Aux,
     Batch,
-    Final,
     Look,
     Panels,
     SettingError,
@@ -81,7 +80,6 @@ class Diffuse:
             it can be guided; nothing for a network without classes.
         sampling: how images are made, in previews and in the end.
         weights: to begin with, of the same network; None begins at random.
-        final: what is measured once training has ended; see ``train.final_metrics``.
     """
 
     model: nn.Module
@@ -93,7 +91,6 @@ class Diffuse:
     label_dropout: float = 0.1
     sampling: Sampling = field(default_factory=Sampling)
     weights: Weights | None = None
-    final: tuple[Final, ...] = ()
 
     @property
     def num_classes(self) -> int | None:

@@ -20,7 +20,6 @@ from train.tasks.latent_pictures import reconstructions
 from train.tasks.task import (
     Aux,
     Batch,
-    Final,
     Look,
     Panels,
     SettingError,
@@ -41,13 +40,11 @@ class Quantize:
         commitment: weight of the term that keeps the encoder near the codes.
         variance: of the pixels of the data; the squared error is divided by it, so that the weights
             of the terms mean the same on other data.
-        final: what is measured once training has ended; see ``train.final_metrics``.
     """
 
     model: nn.Module
     commitment: float = 0.25
     variance: float = 1.0
-    final: tuple[Final, ...] = ()
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError for a variance or weight that cannot be, or images beyond [0, 1]."""

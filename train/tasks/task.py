@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from data.augment import Batch
-from data.examples import Examples
 from losses.likelihoods import Likelihood
 from metrics.state import Metric
 from train.optim import Optimizer
@@ -281,30 +280,6 @@ class Track(Protocol):
 
 Prepare = Callable[[Batch], Batch]
 """From a batch as a source gives it to what the model sees outside training."""
-
-Final = Callable[[Any, PyTree, PyTree, Mapping[str, Examples], Prepare, Track], Mapping[str, float]]
-"""``(task, params, mutable, sets, prepare, track) -> {"split/metric": number}``: what is too dear
-to be measured on the way. ``sets`` are the training set as ``"train"``, and those that are
-evaluated by name; see ``train.final_metrics``."""
-
-
-@runtime_checkable
-class Foreseeing(Protocol):
-    """A measurement that tells before training what would keep it from being made after it."""
-
-    def check(self, task: Any, sets: Mapping[str, Examples]) -> None:
-        """Raises what the measurement would, such as SettingError."""
-        ...
-
-
-@runtime_checkable
-class Concluding(Protocol):
-    """A task of which more is measured once training has ended."""
-
-    @property
-    def final(self) -> tuple[Final, ...]:
-        """What is measured."""
-        ...
 
 
 @runtime_checkable

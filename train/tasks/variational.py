@@ -33,7 +33,6 @@ from train.tasks.latent_pictures import (
 from train.tasks.task import (
     Aux,
     Batch,
-    Final,
     Look,
     Panels,
     SettingError,
@@ -61,7 +60,6 @@ class Variational:
         beta: weight of the rate in the ELBO (Higgins et al., 2017).
         warmup_steps: steps over which beta rises from 0.
         free_nats: nats of each latent dimension that the ELBO does not charge for.
-        final: what is measured once training has ended.
     """
 
     model: nn.Module
@@ -72,7 +70,6 @@ class Variational:
     beta: float = 1.0
     warmup_steps: int = 0
     free_nats: float = 0.0
-    final: tuple[Final, ...] = ()
 
     @property
     def num_classes(self) -> int | None:

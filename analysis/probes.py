@@ -1,4 +1,4 @@
-"""What frozen features are worth, measured once training has ended; see ``train.final_metrics``."""
+"""What frozen features are worth to a classifier."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from analysis.features import (
+    LAYERS,
+    Layer,
+    check_features,
+    extract_features,
+    untrained_variables,
+    with_statistics,
+)
+from analysis.linear_probe import linear_probe, sgd_probe
+from analysis.sets import drawn_places, split_of
 from data.examples import Examples, labels, materialize
 from data.selection import select
 from metrics.representation import knn_accuracy, spread
-from train.features import LAYERS, Layer, check_features, extract_features
-from train.final_metrics import split_of
-from train.linear_probe import linear_probe, sgd_probe
 from train.tasks.task import Prepare, SettingError, Track
+
+UNTRAINED_BATCHES = 100  # that give the norms of the untrained network their statistics
 
 
 @dataclass(frozen=True)
@@ -31,15 +40,19 @@ class Probe:
     are seen whole and prepared as in evaluation.
 
     Attributes:
-        layers: which features; see ``train.features``.
+        layers: which features; see ``analysis.features``.
         penalties: candidates for l2.
         validation: share of the training images that chooses among them.
         neighbours: k of the nearest neighbours, 0 for none.
         sgd_epochs: of the probe by SGD, 0 for none; the paper's are 90.
         images: of the training split, drawn at random; None takes all.
+        statistics_batches: batches of 128 training images that give the norms of the network their
+            statistics first, for one that was not trained; 0 takes those that it has.
+        untrained: whether to probe the same network with random weights too, its norms with the
+            statistics of 100 batches; names of its numbers begin with ``untrained_``.
         train_split: that teaches the probes.
         split: that is classified.
-        seed: of what is drawn and set aside, and of the order of SGD.
+        seed: of what is drawn and set aside, of the order of SGD, and of random weights.
     """
 
     layers: tuple[Layer, ...] = ("features",)
@@ -48,6 +61,8 @@ class Probe:
     neighbours: int = 200
     sgd_epochs: int = 0
     images: int | None = None
+    statistics_batches: int = 0
+    untrained: bool = False
     train_split: str = "train"
     split: str = "test"
     seed: int = 0
@@ -97,26 +112,33 @@ class Probe:
             self.train_split: materialize(select(train, self._drawn(train))),
             self.split: materialize(split_of(sets, self.split)),
         }
-        extracted = extract_features(task, params, mutable, arrays, prepare, track)
         truth = {name: np.asarray(x["label"]) for name, x in arrays.items()}
+        networks = {"": (params, mutable, self.statistics_batches)}
+        if self.untrained:
+            image = np.shape(train.records[0]["image"])
+            random = untrained_variables(task, image, prepare, self.seed)
+            networks["untrained_"] = (*random, UNTRAINED_BATCHES)
         found: dict[str, float] = {}
-        for layer in track(self.layers, "probes"):
-            end = "" if layer == "features" else f"_{layer}"
-            numbers = self._probed(
-                extracted[self.train_split][layer],
-                truth[self.train_split],
-                extracted[self.split][layer],
-                truth[self.split],
-            )
-            found |= {f"{self.split}/{name}{end}": value for name, value in numbers.items()}
+        for front, (params, mutable, batches) in networks.items():
+            options = {"batches": batches, "seed": self.seed}
+            seen = with_statistics(task, params, mutable, train, prepare, track, **options)
+            extracted = extract_features(task, params, seen, arrays, prepare, track)
+            for layer in track(self.layers, "probes"):
+                end = "" if layer == "features" else f"_{layer}"
+                numbers = self._probed(
+                    extracted[self.train_split][layer],
+                    truth[self.train_split],
+                    extracted[self.split][layer],
+                    truth[self.split],
+                )
+                found |= {f"{self.split}/{front}{n}{end}": x for n, x in numbers.items()}
         return found
 
     def _drawn(self, examples: Examples) -> np.ndarray:
         """Where the images that teach the probe are: folders are in the order of their classes."""
-        count = len(examples.records)
-        if self.images is None or self.images >= count:
-            return np.arange(count)
-        return np.sort(np.random.default_rng(self.seed).permutation(count)[: self.images])
+        total = len(examples.records)
+        count = total if self.images is None else self.images
+        return drawn_places(count, total, seed=self.seed)
 
     def _probed(
         self, bank: np.ndarray, classes: np.ndarray, queries: np.ndarray, truth: np.ndarray

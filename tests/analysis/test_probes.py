@@ -17,10 +17,10 @@ from data.examples import Arrays, DataError, Examples
 from data.selection import select
 from models.classification.linear import Linear
 from models.representation.simclr import SimCLR
-from train.features import around_head, extract_features
-from train.final_probe import Probe
-from train.linear_probe import linear_probe, sgd_probe
-from train.sampling import untracked
+from train.heads import around_head, extract_features
+from analysis.probes import Probe
+from analysis.linear_probe import linear_probe, sgd_probe
+from analysis.sampling import untracked
 from train.tasks.task import SettingError
 
 

@@ -13,8 +13,10 @@ from data.examples import Arrays, DataError, Examples
 from experiments.extractors import LENET
 from losses.likelihoods import Bernoulli, Gaussian
 from train.extractor import Extractor
-from train.final_metrics import ImportanceNLL, LatentClassifier, SampleQuality
-from train.sampling import untracked
+from analysis.generators import SampleQuality
+from analysis.latents import LatentClassifier
+from analysis.likelihoods import ImportanceNLL
+from analysis.sampling import untracked
 from train.tasks.task import SettingError
 
 PIXELS = 6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -12,7 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from train.batches import over_batches
+from analysis.batches import over_batches
+from data.examples import Examples
+from data.pipeline import train_batches
+from train.heads import around_head
+from train.program import jit_here
+from train.sharding import beside
+from train.state import stream
 from train.tasks.task import Batch, Prepare, SettingError, Track
 
 Layer = Literal["features", "head"]
@@ -21,37 +27,7 @@ out of it: logits, or the embedding that a contrastive loss sees."""
 
 LAYERS: tuple[Layer, ...] = ("features", "head")
 BATCH = 512  # images in one call of the network
-
-
-def around_head(
-    model: nn.Module, variables: PyTree, images: Array, **options: Any
-) -> tuple[Array, Any]:
-    """What goes into the layer called ``head`` [images, features], and what the network gives.
-
-    Args:
-        model: ``model(images, train=False)``, with a layer ``head`` at its end, as in ``models``.
-        variables: of it.
-        images: as it sees them.
-        **options: of ``apply``.
-
-    Raises:
-        SettingError: if there is no such layer, or it takes something else than vectors.
-    """
-    seen = []
-
-    def watch(method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        if context.module.path == ("head",) and context.method_name == "__call__":
-            seen.append(args[0])
-        return method(*args, **kwargs)
-
-    with nn.intercept_methods(watch):
-        output = model.apply(variables, images, train=False, **options)
-    if len(seen) != 1 or seen[0].ndim != 2:
-        raise SettingError(
-            f"{type(model).__name__} has no layer called head that takes one vector an image: its "
-            "features cannot be told from what it makes of them; take a classifier or SimCLR"
-        )
-    return seen[0], output
+STATISTICS_BATCH = 128  # images in one of the batches that norms take their statistics from
 
 
 def check_features(task: Any, image: tuple[int, ...]) -> None:
@@ -143,6 +119,70 @@ def extract_features(
             )
         found[name] = dict(zip(LAYERS, layers, strict=True))
     return found
+
+
+def untrained_variables(
+    task: Any, image: tuple[int, ...], prepare: Prepare, seed: int
+) -> tuple[PyTree, PyTree]:
+    """Random parameters of a task's network, as a run with this seed begins with, and the rest.
+
+    Args:
+        task: with a ``model``.
+        image: height, width and channels.
+        prepare: from a batch to what the model sees.
+        seed: of the parameters.
+    """
+    model = _model(task)
+
+    @jit_here
+    def init(key: Array, images: Array) -> Any:
+        seen = prepare({"image": images})["image"]
+        return model.init(stream(key, 0, "init"), seen, train=False)
+
+    variables = dict(init(jax.random.key(seed), jnp.zeros((1, *image), jnp.uint8)))
+    return variables.pop("params"), variables
+
+
+def with_statistics(
+    task: Any,
+    params: PyTree,
+    mutable: PyTree,
+    examples: Examples,
+    prepare: Prepare,
+    track: Track,
+    *,
+    batches: int,
+    seed: int,
+) -> PyTree:
+    """The mutable variables after some batches of training images: norms then have statistics.
+
+    A network that was not trained has none of its own. Nothing else changes.
+
+    Args:
+        task: with a ``model``.
+        params: of the model.
+        mutable: its other variables, to begin with.
+        examples: the training set.
+        prepare: from a batch to what the model sees.
+        track: shows how far it has come.
+        batches: how many, of 128 images each, as they are in evaluation.
+        seed: of their order.
+    """
+    model = _model(task)
+    if not mutable or not batches:
+        return mutable
+
+    @jit_here
+    def see(params: PyTree, mutable: PyTree, images: Array, key: Array) -> Any:
+        seen = prepare({"image": images})["image"]
+        variables, rngs = {"params": params, **mutable}, {"dropout": key}
+        return model.apply(variables, seen, train=True, rngs=rngs, mutable=list(mutable))[1]
+
+    drawn = iter(train_batches(examples, batch=STATISTICS_BATCH, seed=seed))
+    for index in track(range(batches), "statistics of norms"):
+        images = beside(params, next(drawn)["image"])
+        mutable = dict(see(params, mutable, images, jax.random.key(index)))
+    return mutable
 
 
 def _model(task: Any) -> nn.Module:

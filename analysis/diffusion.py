@@ -1,4 +1,4 @@
-"""What is measured of diffusion models once training has ended; see ``train.final_metrics``."""
+"""What is measured of diffusion models: a likelihood, other samplers, and how they fill in."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from analysis.batches import over_batches
+from analysis.sets import first_examples, split_of
 from data.examples import Examples
 from losses.variational import bits_per_dim
 from ops.diffusion_sampling import Sampling
-from train.batches import over_batches
 from train.extractor import Extractor
-from train.final_metrics import first_examples, split_of
+from train.measurements import Measurement, check_measurements
 from train.tasks.diffuse import Diffuse
-from train.tasks.task import Batch, Final, Foreseeing, Prepare, SettingError, Track
+from train.tasks.task import Batch, Prepare, SettingError, Track
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class VariationalBound:
     split: str = "test"
 
     def check(self, task: Diffuse, sets: Mapping[str, Examples]) -> None:
-        """Raises SettingError if there is no such split, or no bound of this process."""
+        """Raises SettingError for another task, no such split, or no bound of this process."""
+        _check_diffuses(self, task)
         split_of(sets, self.split)
         task.bound_times(self.steps)
 
@@ -77,26 +79,27 @@ class VariationalBound:
 
 @dataclass(frozen=True)
 class SampledBy:
-    """Another measurement, of samples that are made in another way: its names begin with ``name``.
+    """Another measurement, of samples that are made in another way than the task says.
 
     So that one network is measured in several ways.
 
     Attributes:
-        name: ``test/fd_lenet`` becomes ``test/<name>_fd_lenet``.
         sampling: in place of the task's own.
-        final: what is measured.
+        measurement: what is measured.
+        name: in front of its names: ``test/fd_lenet`` becomes ``test/<name>_fd_lenet``; an empty
+            one changes none.
     """
 
-    name: str
     sampling: Sampling
-    final: Final
+    measurement: Measurement
+    name: str = ""
 
     def check(self, task: Diffuse, sets: Mapping[str, Examples]) -> None:
         """Raises SettingError for a way that the model does not allow, and as the measurement."""
+        _check_diffuses(self, task)
         other = replace(task, sampling=self.sampling)
         other.check_sampling()
-        if isinstance(self.final, Foreseeing):
-            self.final.check(other, sets)
+        check_measurements([self.measurement], other, sets)
 
     def __call__(
         self,
@@ -109,9 +112,10 @@ class SampledBy:
     ) -> dict[str, float]:
         """The numbers by their new names."""
         other = replace(task, sampling=self.sampling)
-        found = self.final(other, params, mutable, sets, prepare, track)
+        found = self.measurement(other, params, mutable, sets, prepare, track)
+        front = f"{self.name}_" if self.name else ""
         split_and_name = ((*key.split("/"), value) for key, value in found.items())
-        return {f"{split}/{self.name}_{name}": value for split, name, value in split_and_name}
+        return {f"{split}/{front}{name}": value for split, name, value in split_and_name}
 
 
 @dataclass(frozen=True)
@@ -139,10 +143,14 @@ class Inpainting:
     seed: int = 0
 
     def check(self, task: Diffuse, sets: Mapping[str, Examples]) -> None:
-        """Raises SettingError for no such split, other images than the classifier's, or a sampler.
+        """Compares the task and its images to the classifier.
 
-        The sampler must be one that can take steps back.
+        Raises:
+            SettingError: for another task, a sampler that cannot take steps back, no such split, or
+                other images than the classifier's.
+            WeightsError: if the classifier cannot be read.
         """
+        _check_diffuses(self, task)
         task.check_inpainting(self.resamplings)
         *_, image = self.extractor.open()
         found = np.shape(split_of(sets, self.split).records[0]["image"])
@@ -190,3 +198,11 @@ class Inpainting:
             f"{self.split}/inpainted_mse": float(np.mean(np.square(made[below] - truth[below]))),
             f"{self.split}/known_accuracy": accuracy(truth),
         }
+
+
+def _check_diffuses(measurement: Measurement, task: object) -> None:
+    if not isinstance(task, Diffuse):
+        raise SettingError(
+            f"{type(measurement).__name__} is of diffusion models, not of {type(task).__name__}: "
+            "leave it out"
+        )

@@ -1,0 +1,116 @@
+"""How good the images are that a model makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import PyTree
+
+from analysis.sampling import sample_images
+from analysis.sets import drawn_places, first_examples, split_of
+from data.examples import Examples, materialize
+from data.selection import select
+from data.sources import open_source
+from metrics.generative import generator_metrics
+from train.extractor import Extractor
+from train.tasks.task import Generative, Prepare, SettingError, Track
+
+
+@dataclass(frozen=True)
+class SampleQuality:
+    """How near samples are to real images in the features of a network.
+
+    ``fd_<net>``, ``kd_<net>``, ``is_<net>``, precision, recall, density and coverage of as many
+    samples as real images (see ``metrics.generative``), and the same as ``floor_…`` of images of
+    ``floor_split`` in their place: what a perfect generator would reach. A
+    conditional model is asked for all classes in turn, and ``sample_accuracy`` is the share of
+    samples in which the network sees the class that was asked for.
+
+    Attributes:
+        extractor: the network.
+        samples: number of samples; real images are as many, or all there are.
+        reference: which real images, where there are more: ``"drawn"`` at random, always the same,
+            or the ``"first"`` of a set whose order is random, as that of MNIST.
+        source: of the real images, as for ``data.source``; None takes those of the run.
+        split: that samples are compared to.
+        floor_split: that gives the floor.
+        diverged_above: the Fréchet distance above which a run counts as ``diverged``, 1 or 0, which
+            is the share of them in a table; None leaves that out.
+        seed: of the samples.
+    """
+
+    extractor: Extractor
+    samples: int = 10_000
+    reference: Literal["drawn", "first"] = "drawn"
+    source: str | Callable[[str], Examples] | None = None
+    split: str = "test"
+    floor_split: str = "train"
+    diverged_above: float | None = None
+    seed: int = 0
+
+    def check(self, task: Generative, sets: Mapping[str, Examples]) -> None:
+        """Looks at what will be read.
+
+        Raises:
+            SettingError: if the task makes no images, there is no such split, or the network is for
+                other images.
+            WeightsError: if the network cannot be read.
+        """
+        if not isinstance(task, Generative):
+            raise SettingError(
+                f"SampleQuality is of models that make images, and {type(task).__name__} makes "
+                "none: leave it out"
+            )
+        *_, image = self.extractor.open()
+        read = [(split, self._open(sets, split)) for split in (self.split, self.floor_split)]
+        # Those that are made are as large as those that are trained on.
+        for split, examples in (*read, *sets.items()):
+            found = np.shape(examples.records[0]["image"])
+            if found != image:
+                raise SettingError(
+                    f"SampleQuality: the extractor {self.extractor.name} is for images "
+                    f"{list(image)}, and those of {split!r} are {list(found)}: leave it out "
+                    "(measurements=()), or give it an extractor of such images (opsin export)"
+                )
+
+    def __call__(
+        self,
+        task: Generative,
+        params: PyTree,
+        mutable: PyTree,
+        sets: Mapping[str, Examples],
+        prepare: Prepare,
+        track: Track,
+    ) -> dict[str, float]:
+        """Raises WeightsError if the network cannot be read, or is for other images."""
+        extract = self.extractor.load()
+        classes = task.num_classes
+        asked = None if classes is None else np.arange(self.samples) % classes
+        real, _ = extract(self._images(sets, self.split))
+        other, other_probabilities = extract(self._images(sets, self.floor_split))
+        images = sample_images(
+            task, params, mutable, self.samples, seed=self.seed, labels=asked, track=track
+        )
+        made, probabilities = extract(images)
+        name = self.extractor.name
+        found = generator_metrics(name, real, made, probabilities)
+        floors = generator_metrics(name, real, other, other_probabilities)
+        found |= {f"floor_{metric}": value for metric, value in floors.items()}
+        if asked is not None:
+            found["sample_accuracy"] = float(np.mean(probabilities.argmax(axis=-1) == asked))
+        if self.diverged_above is not None:
+            found["diverged"] = float(found[f"fd_{name}"] > self.diverged_above)
+        return {f"{self.split}/{metric}": value for metric, value in found.items()}
+
+    def _open(self, sets: Mapping[str, Examples], split: str) -> Examples:
+        return split_of(sets, split) if self.source is None else open_source(self.source, split)
+
+    def _images(self, sets: Mapping[str, Examples], split: str) -> np.ndarray:
+        examples = self._open(sets, split)
+        if self.reference == "first":
+            return first_examples(examples, self.samples)["image"]
+        drawn = drawn_places(self.samples, len(examples.records))
+        return materialize(select(examples, drawn))["image"]

@@ -1,0 +1,117 @@
+"""What the latents of an autoencoder are worth to a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from analysis.batches import over_batches
+from analysis.linear_probe import linear_probe
+from analysis.sets import split_of
+from data.examples import Examples, labels, materialize
+from data.selection import per_class
+from train.tasks.task import Batch, Prepare, SettingError, Track
+
+
+class LatentEncoder(Protocol):
+    """A task that gives each image a vector."""
+
+    def latents(
+        self, params: PyTree, mutable: PyTree, batch: Batch
+    ) -> Float[Array, "batch latent"]:
+        """One vector an image."""
+        ...
+
+
+@dataclass(frozen=True)
+class LatentClassifier:
+    """Accuracy of a logistic regression on latents, and on pixels, that few labels teach.
+
+    ``latent_accuracy_<n>`` and ``pixel_accuracy_<n>`` for n labelled images of each class: the
+    mean over ``repeats`` draws of them. Both classifiers see standardised inputs, and choose the
+    weight of their L2 penalty by cross-validation on the labelled images alone.
+
+    Attributes:
+        labels_per_class: numbers of labelled images.
+        repeats: draws of the labelled images.
+        train_split: that they are drawn from.
+        split: that is classified.
+    """
+
+    labels_per_class: tuple[int, ...] = (5, 10, 50)
+    repeats: int = 5
+    train_split: str = "train"
+    split: str = "test"
+
+    def check(self, task: LatentEncoder, sets: Mapping[str, Examples]) -> None:
+        """Looks at the labels.
+
+        Raises:
+            SettingError: if the task gives no vectors, there is no such split, or the model itself
+                is told the class.
+            DataError: if a class has fewer images than are asked for, or there are no classes.
+        """
+        if not hasattr(task, "latents"):
+            raise SettingError(
+                f"LatentClassifier is of models with latents, such as an autoencoder, and "
+                f"{type(task).__name__} has none: leave it out"
+            )
+        if getattr(task, "num_classes", None) is not None:
+            raise SettingError(
+                "LatentClassifier: the model is told the class, and its latents would tell it "
+                "again: set task.model.num_classes=None"
+            )
+        split_of(sets, self.split)
+        per_class(labels(split_of(sets, self.train_split)), n=max(self.labels_per_class))
+
+    def __call__(
+        self,
+        task: LatentEncoder,
+        params: PyTree,
+        mutable: PyTree,
+        sets: Mapping[str, Examples],
+        prepare: Prepare,
+        track: Track,
+    ) -> dict[str, float]:
+        """The mean accuracies over the draws."""
+
+        def encode(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:
+            del indices
+            return task.latents(params, mutable, prepare(batch))
+
+        inputs: dict[str, dict[str, np.ndarray]] = {}
+        for split in (self.train_split, self.split):
+            arrays = materialize(split_of(sets, split))
+            count = len(arrays["image"])
+            inputs[split] = {
+                "latent": over_batches(
+                    encode,
+                    (params, mutable),
+                    arrays,
+                    batch=min(count, 500),
+                    track=track,
+                    what=f"latents of {split}",
+                ),
+                "pixel": arrays["image"].reshape(count, -1) / 255,
+            }
+        truth = {split: labels(split_of(sets, split)) for split in inputs}
+        found: dict[str, list[float]] = {}
+        draws = [(n, seed) for n in self.labels_per_class for seed in range(self.repeats)]
+        for n, seed in track(draws, "classifiers of latents and pixels"):
+            kept = per_class(truth[self.train_split], n=n, seed=seed)
+            inverse = (1e-3, 1e-2, 1e-1, 1.0) if n > 1 else (1.0,)
+            for kind in ("latent", "pixel"):
+                accuracy, _ = linear_probe(
+                    inputs[self.train_split][kind][kept],
+                    truth[self.train_split][kept],
+                    inputs[self.split][kind],
+                    truth[self.split],
+                    penalties=[1 / (c * len(kept)) for c in inverse],
+                    splits=min(5, n),
+                )
+                found.setdefault(f"{self.split}/{kind}_accuracy_{n}", []).append(accuracy)
+        return {name: float(np.mean(values)) for name, values in found.items()}

@@ -1,0 +1,119 @@
+"""How likely a model finds images that it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree
+
+from analysis.batches import over_batches
+from analysis.sets import first_examples, split_of
+from data.examples import Examples
+from losses.likelihoods import Likelihood
+from losses.variational import bits_per_dim
+from train.tasks.task import Batch, Prepare, SettingError, Track
+
+
+@runtime_checkable
+class LatentVariableTask(Protocol):
+    """A task whose latent draws estimate the likelihood of an image."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes that the model is told; None if it is not."""
+        ...
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Of an image given its latents."""
+        ...
+
+    def log_weights(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""], samples: int
+    ) -> Float[Array, "samples batch"]:
+        """log p(x, z) − log q(z | x) of so many draws z."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImportanceNLL:
+    """−log p(x) by importance samples: ``nll``, nats, and of bytes ``nll_bits_per_dim``.
+
+    Burda et al., 2016, arXiv:1509.00519, section 5: the bound of 5,000 samples, close to the
+    likelihood itself. An image draws from its own key, which its place in the set gives it.
+
+    Attributes:
+        samples: draws for each image; a multiple of ``at_once``.
+        at_once: draws that are in memory together.
+        images: the first of the split; None takes all.
+        batch: images that are in memory together.
+        split: of the data.
+    """
+
+    samples: int = 5000
+    at_once: int = 250
+    images: int | None = None
+    batch: int = 32
+    split: str = "test"
+
+    def check(self, task: LatentVariableTask, sets: Mapping[str, Examples]) -> None:
+        """Raises SettingError for another task, samples that do not divide, or no such split."""
+        if not isinstance(task, LatentVariableTask):
+            raise SettingError(
+                f"ImportanceNLL is of models with latent variables, such as a VAE, and "
+                f"{type(task).__name__} has none: leave it out"
+            )
+        if self.at_once < 1 or self.samples < 1 or self.samples % self.at_once:
+            raise SettingError(
+                f"ImportanceNLL: samples={self.samples} is no multiple of at_once={self.at_once}"
+            )
+        split_of(sets, self.split)
+
+    def __call__(
+        self,
+        task: LatentVariableTask,
+        params: PyTree,
+        mutable: PyTree,
+        sets: Mapping[str, Examples],
+        prepare: Prepare,
+        track: Track,
+    ) -> dict[str, float]:
+        """The estimate; of a conditional model it is that of log p(x | class), and called so."""
+        arrays = first_examples(split_of(sets, self.split), self.images)
+
+        def likelihoods(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:
+            def one(image: Batch, index: Array) -> Array:
+                single = jax.tree.map(lambda x: x[None], image)
+                key = jax.random.fold_in(jax.random.key(0), index)
+
+                def add(total: Array, part: Array) -> tuple[Array, None]:
+                    drawn = jax.random.fold_in(key, part)
+                    weights = task.log_weights(params, mutable, single, drawn, self.at_once)
+                    return jnp.logaddexp(total, jax.nn.logsumexp(weights)), None
+
+                parts = jnp.arange(self.samples // self.at_once)
+                total, _ = jax.lax.scan(add, jnp.float32(-jnp.inf), parts)
+                return total - jnp.log(self.samples)
+
+            return jax.vmap(one)(prepare(batch), indices)
+
+        found = over_batches(
+            likelihoods,
+            (params, mutable),
+            arrays,
+            batch=self.batch,
+            track=track,
+            what=f"likelihood, {self.samples} draws",
+        )
+        nll = -np.mean(found, dtype=np.float64)
+        bits = bits_per_dim(jnp.asarray(nll), arrays["image"][0].size)
+        name = f"{self.split}/{'nll' if task.num_classes is None else 'nll_given_class'}"
+        numbers = {name: float(nll), f"{name}_draws": float(self.samples)}
+        if task.likelihood.support != "real":  # a density says nothing of the bytes
+            numbers[f"{name}_bits_per_dim"] = float(bits)
+        return numbers
