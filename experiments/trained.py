@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 from jaxtyping import PyTree
 
-from experiments.config import ConfigError, override, rebuild, resolve
+from experiments.config import ConfigError, rebuild, resolve
 from experiments.runs import RunError
 from train.checkpoint import Checkpoints
 from train.experiment import Experiment
@@ -79,9 +79,6 @@ def open_run(run: Path, weights: Literal["ema", "raw"] | None = None) -> Trained
         epoch = Fraction(described["examples"], experiment.data.batch)
         # On one device: what is asked of a finished run is not worth sharing.
         alone = replace(experiment, parallel=Parallel(data=1))
-        if getattr(alone.task, "weights", None) is not None:
-            # Training began with them; they are in the checkpoint, wherever their file is by now.
-            alone = override(alone, {"task.weights": None})
         program = build(alone, batch, epoch, lambda store, item: item)
         state, _ = checkpoints.restore(program.state, saved)
     if weights == "ema" and not state.ema:

@@ -23,7 +23,7 @@ from data.selection import select
 from data.sources import open_source
 from metrics.classification import ConfusionMatrix
 from metrics.latent import ClassUsage, CodeUsage
-from metrics.state import Metric, compute_all, to_host
+from metrics.state import Metric, compute_all, merge_all
 from train import figures
 from train.accounting import measured_work, median_rates
 from train.checkpoint import Checkpoints
@@ -52,6 +52,7 @@ from train.tasks.task import (
     Prepare,
     Watching,
 )
+from train.weights import start_from
 
 # The disk is full, over quota or read-only; or the file is too large, or not ours.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES)
@@ -140,7 +141,8 @@ def fit(
     with Checkpoints(directory / "checkpoints") as checkpoints:
         window = None
         if checkpoints.latest() is None:
-            state = program.init()
+            images = experiment.preprocessing(feed.batch["image"].shape[1:])
+            state = start_from(experiment.weights, program.init(), images)
         else:
             state, metadata = checkpoints.restore(program.state, config)
             feed.seek(metadata["position"])
@@ -250,8 +252,8 @@ def evaluate(
 ) -> dict[str, dict[str, Metric]]:
     """Metric states over a whole set: ``split`` → states, and ``split_ema`` for the moving average.
 
-    States are added on the host in 64 bits, so that neither padding nor batch size shows in them:
-    the batch is rounded up to what the devices can share.
+    States are merged on the host, sums in 64 bits, so that neither padding nor batch size shows in
+    them: the batch is rounded up to what the devices can share.
     """
     shards = batch_shards(program.mesh)
     batch = -(-batch // shards) * shards
@@ -264,8 +266,8 @@ def evaluate(
         for name, (params, mutable) in variables.items():
             states = program.evaluate(params, mutable, device, np.int32(index))
             # Added up one batch late: the device is busy meanwhile, and holds no more than two.
-            pending[name] = [_merged(pending[name]), states] if index else [states]
-    return {name: _merged(states) for name, states in pending.items()}
+            pending[name] = [merge_all(pending[name]), states] if index else [states]
+    return {name: merge_all(states) for name, states in pending.items()}
 
 
 def _variables(state: State) -> dict[str, tuple[PyTree, PyTree]]:
@@ -327,12 +329,6 @@ def _look(sets: Mapping[str, Examples], data: Data) -> dict[str, Batch]:
         else prepared(batch, data=data)
         for name, batch in few.items()
     }
-
-
-def _merged(states: list[dict[str, Metric]]) -> dict[str, Metric]:
-    """Sums states on the host."""
-    on_host = [{name: to_host(metric) for name, metric in state.items()} for state in states]
-    return jax.tree.map(lambda *leaves: sum(leaves), *on_host)
 
 
 def _numbers(evaluated: dict[str, dict[str, Metric]]) -> dict[str, float]:

@@ -34,7 +34,7 @@ from train.final_metrics import SampleQuality
 
 SMOKE = mnist_ddpm.SMOKE | {
     "task.final": (SampleQuality(extractor=LENET, samples=32),),
-    "task.weights": None,
+    "weights": None,
     "data.eval_splits": {"test": "test"},
 }
 
@@ -84,7 +84,7 @@ TABLE = Table(
 def config() -> Experiment:
     """The weights of `mnist_ddpm`; one step at a learning rate of 0 leaves them as they are."""
     changes = {
-        "task.weights": MNIST_DDPM,
+        "weights": MNIST_DDPM,
         "task.sampling": Sampling(Ancestral(), steps=10),
         "task.final": (SampleQuality(extractor=LENET, source="tfds:mnist", samples=512),),
         "optimizer.learning_rate": 0.0,
