@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from experiments.runs import RunError
@@ -21,16 +22,13 @@ def export(run: Path, path: Path) -> str:
         WeightsError: if the file cannot be written.
     """
     trained = open_run(run)
-    data = trained.experiment.data
     if not (run / "DONE").exists():
         raise RunError(f"{run} is not trained to its end: run it again, it goes on")
     summary = json.loads((run / "summary.json").read_text())
     accuracies = {name: x for name, x in summary.items() if name.endswith("/accuracy")}
     described = {
         "network": path.stem,
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "image": list(trained.image),
+        **asdict(trained.experiment.preprocessing(trained.image)),
         "classes": len(trained.class_names),
         "origin": {"run": run.name, "step": trained.step} | accuracies,
     }

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 from jaxtyping import PyTree
 
-from experiments.config import ConfigError, override, rebuild, resolve
+from experiments.config import ConfigError, rebuild, resolve
 from experiments.runs import RunError
 from train.checkpoint import Checkpoints
 from train.experiment import Experiment
@@ -94,9 +94,6 @@ def reopen(run: Path) -> Reopened:
         epoch = Fraction(described["examples"], experiment.data.batch)
         # On one device: what is asked of a finished run is not worth sharing.
         alone = replace(experiment, parallel=Parallel(data=1))
-        if getattr(alone.task, "weights", None) is not None:
-            # Training began with them; they are in the checkpoint, wherever their file is by now.
-            alone = override(alone, {"task.weights": None})
         program = build(alone, batch, epoch, lambda store, item: item)
         state, _ = checkpoints.restore(program.state, saved)
     return Reopened(experiment, program, state, described)

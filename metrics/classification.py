@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Integer
 
-from metrics.state import Mean, Metric, Sum, valid_or_all
+from metrics.state import Collected, Mean, Metric, Rows, Sum, valid_or_all
 
 
 def accuracy(
@@ -177,6 +177,109 @@ def calibration(
         correct=jnp.zeros(bins, jnp.int32).at[place].add((right & valid).astype(jnp.int32)),
         count=jnp.zeros(bins, jnp.int32).at[place].add(valid.astype(jnp.int32)),
     )
+
+
+@flax.struct.dataclass
+class Ranking(Collected):
+    """How each example ranks for each class: see `ranking`."""
+
+    scores: Rows  # [examples, classes], float32
+    labels: Rows  # [examples], int32
+
+    def compute(self) -> dict[str, float]:
+        """`auroc` and `average_precision`: of class 1 if there are two, else means over classes.
+
+        A class with no example has no part in either mean, one with no other example none in that
+        of `auroc`; NaN if no class is left.
+        """
+        scores, labels = np.asarray(self.scores), np.asarray(self.labels)
+        classes = [1] if scores.shape[-1] == 2 else range(scores.shape[-1])
+        measures = {"auroc": auroc, "average_precision": average_precision}
+        numbers = {}
+        for name, measure in measures.items():
+            values = np.array([measure(scores[:, c], labels == c) for c in classes])
+            defined = values[~np.isnan(values)]
+            numbers[name] = float(np.mean(defined)) if len(defined) else float("nan")
+        return numbers
+
+
+def ranking(
+    logits: Float[Array, "batch classes"],
+    labels: Integer[Array, " batch"],
+    valid: Bool[Array, " batch"] | None = None,
+) -> Ranking:
+    """Scores of each class against the rest, for the areas under curves; not for training.
+
+    The score is log p / (1 − p), which is in the order of the probability p and does not become the
+    same number for all examples that the network is sure of, as p = 1 does.
+
+    Raises:
+        ValueError: shapes that do not fit, or fewer than two classes.
+    """
+    _check_labels(logits, labels)
+    if logits.shape[-1] < 2:
+        raise ValueError(f"logits {logits.shape} rank nothing: two classes at least")
+    logits = logits.astype(jnp.float32)
+    own = jax.nn.one_hot(logits.argmax(axis=-1), logits.shape[-1], dtype=bool)
+    rest = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=-1, keepdims=True)
+    log_p = jax.nn.log_softmax(logits)
+    # Only the largest probability may be near 1, where the logarithm of 1 − p needs the others.
+    log_rest = jnp.log1p(-jnp.exp(jnp.where(own, -jnp.inf, log_p)))
+    return Ranking(
+        valid=valid_or_all(valid, labels.shape),
+        scores=jnp.where(own, logits - rest, log_p - log_rest),
+        labels=labels.astype(jnp.int32),
+    )
+
+
+def auroc(scores: Float[np.ndarray, " examples"], positive: Bool[np.ndarray, " examples"]) -> float:
+    """Area under the ROC curve: the share of pairs that are in order, where a tie counts half.
+
+    The U of Mann and Whitney over the number of pairs (Hanley & McNeil, 1982). NaN if one side has
+    no example, or a score is NaN.
+
+    >>> auroc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
+    0.875
+    """
+    hits, misses = _by_score(scores, positive)
+    pairs = hits.sum() * misses.sum()
+    if not pairs:
+        return float("nan")
+    below = np.cumsum(misses[::-1])[::-1] - misses  # misses with a lower score
+    return float((hits * (2 * below + misses)).sum() / (2 * pairs))
+
+
+def average_precision(
+    scores: Float[np.ndarray, " examples"], positive: Bool[np.ndarray, " examples"]
+) -> float:
+    """Mean over the positive examples of the precision down to their score, ties included.
+
+    Σ (R_n − R_{n−1}) P_n over the distinct scores, without interpolation (as scikit-learn; that of
+    PASCAL VOC interpolates). NaN if there is no positive example, or a score is NaN.
+
+    >>> average_precision(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
+    0.8333333333333333
+    """
+    hits, misses = _by_score(scores, positive)
+    if not hits.sum():
+        return float("nan")
+    precision = np.cumsum(hits) / np.cumsum(hits + misses)
+    return float((hits * precision).sum() / hits.sum())
+
+
+def _by_score(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many are positive and how many are not of each distinct score, from the highest on.
+
+    Nothing if a score is NaN.
+    """
+    scores, positive = np.asarray(scores), np.asarray(positive, bool)
+    if scores.ndim != 1 or scores.shape != positive.shape:
+        raise ValueError(f"scores {scores.shape} do not fit positive {positive.shape}: [examples]")
+    if np.isnan(scores).any():
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    distinct, place = np.unique(scores, return_inverse=True)
+    counts = np.bincount(2 * place + positive, minlength=2 * len(distinct)).reshape(-1, 2)[::-1]
+    return counts[:, 1], counts[:, 0]
 
 
 def _correct(logits: Array, labels: Array, k: int) -> Array:

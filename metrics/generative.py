@@ -9,10 +9,13 @@ images in place of the made ones gives the best that a generator can reach.
 from collections.abc import Iterator
 from typing import Any
 
+import flax.struct
 import numpy as np
 from jaxtyping import Float
 from scipy.spatial.distance import cdist
 from scipy.special import rel_entr
+
+from metrics.state import Collected, Rows
 
 Features = Float[np.ndarray, "samples features"]
 
@@ -75,6 +78,25 @@ def frechet_distance(real: Features, made: Features) -> float:
     apart = np.sum((means[0] - means[1]) ** 2)
     spread = np.sum(roots[0] ** 2) + np.sum(roots[1] ** 2) - 2 * np.sum(singular)
     return float(apart + max(spread, 0.0))  # rounding may leave it below
+
+
+@flax.struct.dataclass
+class FrechetDistance(Collected):
+    """Features of real images, and of what was made of or beside each of them.
+
+    They are kept, not summed to a mean and Σ x xᵀ: from that sum the root of a covariance of fewer
+    samples than features comes out with half of the digits.
+    """
+
+    real: Rows  # [examples, features]
+    made: Rows  # [examples, features]
+
+    def compute(self) -> dict[str, float]:
+        """`frechet_distance`; NaN of fewer than two examples, or if a feature is not finite."""
+        pair = np.asarray(self.real), np.asarray(self.made)
+        if len(pair[0]) < 2 or not all(np.isfinite(features).all() for features in pair):
+            return {"": float("nan")}
+        return {"": frechet_distance(*pair)}
 
 
 def kernel_distance(real: Features, made: Features, *, chunk: int = 256) -> float:

@@ -4,10 +4,15 @@ Because every leaf is a sum over examples, batches, devices and processes merge 
 addition under `jit`, `jax.lax.psum` under `pmap`. Counts are integers, so they come out the same on
 any number of devices. On the device they are int32: bring the state of each batch to the host
 (`to_host`: int64 and float64) and merge it there.
+
+What is no sum, such as an area under a curve, keeps its examples: `Collected`. Training, where
+states are summed over microbatches and steps, takes sums only (`check_sums`); evaluation takes
+both.
 """
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import TypeVar
 
 import flax.struct
@@ -17,7 +22,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Num
 
 Sum = jax.Array | np.ndarray | np.number  # of examples: on the device, later on the host
+Rows = jax.Array | np.ndarray  # one row an example: on the device, later on the host
 AnyMetric = TypeVar("AnyMetric", bound="Metric")
+AnyCollected = TypeVar("AnyCollected", bound="Collected")
 
 
 @flax.struct.dataclass
@@ -27,6 +34,15 @@ class Metric:
     def merge(self: AnyMetric, other: AnyMetric) -> AnyMetric:
         """Leaf-wise sum: the state of both sets of examples together."""
         return jax.tree.map(operator.add, self, other)
+
+    def to_host(self: AnyMetric) -> AnyMetric:
+        """See the function `to_host`."""
+
+        def widen(leaf: np.ndarray) -> np.ndarray:
+            integer = np.issubdtype(leaf.dtype, np.integer)
+            return np.asarray(leaf, np.int64 if integer else np.float64)
+
+        return jax.tree.map(widen, jax.device_get(self))
 
     def compute(self) -> dict[str, float]:
         """The numbers, on the host: `{"": value}`, or several by name, `{"f1_macro": value, …}`."""
@@ -59,13 +75,54 @@ class Mean(Metric):
         return {"": float(self.total) / count if count else float("nan")}
 
 
+@flax.struct.dataclass
+class Collected(Metric):
+    """Arrays with one row an example, for numbers that are no sums.
+
+    A subclass names more arrays. On the device a state holds one batch, padding included; on the
+    host the valid rows of all batches, in their order. It must fit into the host's memory.
+    """
+
+    valid: Rows  # [examples], bool
+
+    def merge(self: AnyMetric, other: AnyMetric) -> AnyMetric:
+        """The rows of both, of states on the host."""
+        return jax.tree.map(lambda *rows: np.concatenate(rows), self, other)
+
+    def to_host(self: AnyCollected) -> AnyCollected:
+        """The valid rows, in NumPy, with their types."""
+        rows = jax.device_get(self)
+        return jax.tree.map(lambda leaf: leaf[rows.valid], rows)
+
+
 def to_host(metric: AnyMetric) -> AnyMetric:
-    """The same state in NumPy, int64 and float64: exact sums over a whole evaluation set."""
+    """The same state in NumPy, fit to be merged with others exactly.
 
-    def widen(leaf: np.ndarray) -> np.ndarray:
-        return np.asarray(leaf, np.int64 if np.issubdtype(leaf.dtype, np.integer) else np.float64)
+    Sums become int64 and float64, collected examples lose their padding.
+    """
+    return metric.to_host()
 
-    return jax.tree.map(widen, jax.device_get(metric))
+
+def merge_all(states: Sequence[Mapping[str, AnyMetric]]) -> dict[str, AnyMetric]:
+    """One state a name from several of the same names, such as those of the batches of a set.
+
+    On the host: what is on a device is brought there first.
+    """
+    on_host = [{name: to_host(metric) for name, metric in state.items()} for state in states]
+    return {
+        name: reduce(lambda one, other: one.merge(other), (state[name] for state in on_host))
+        for name in on_host[0]
+    }
+
+
+def check_sums(metrics: Mapping[str, Metric]) -> None:
+    """Raises ValueError unless all states are sums, as training needs them."""
+    for name, metric in metrics.items():
+        if isinstance(metric, Collected):
+            raise ValueError(
+                f"the metric {name!r} collects examples, and training adds states up: return it "
+                "from evaluate, not from the loss"
+            )
 
 
 def compute_all(metrics: Mapping[str, Metric]) -> dict[str, float]:

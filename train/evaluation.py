@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 from jaxtyping import PyTree
 
 from data import pipeline
 from data.examples import Examples
-from metrics.state import Metric, compute_all, to_host
+from metrics.state import Metric, compute_all, merge_all
 from train.program import Program
 from train.sharding import batch_shards, global_batch, process_share
 from train.state import State
@@ -23,8 +22,8 @@ def evaluate(
 ) -> dict[str, dict[str, Metric]]:
     """Metric states over a whole set: ``split`` → states, and ``split_ema`` for the moving average.
 
-    States are added on the host in 64 bits, so that neither padding nor batch size shows in them:
-    the batch is rounded up to what the devices can share.
+    States are merged on the host, sums in 64 bits, so that neither padding nor batch size shows in
+    them: the batch is rounded up to what the devices can share.
     """
     shards = batch_shards(program.mesh)
     batch = -(-batch // shards) * shards
@@ -37,8 +36,8 @@ def evaluate(
         for name, (params, mutable) in variables.items():
             states = program.evaluate(params, mutable, device, np.int32(index))
             # Added up one batch late: the device is busy meanwhile, and holds no more than two.
-            pending[name] = [_merged(pending[name]), states] if index else [states]
-    return {name: _merged(states) for name, states in pending.items()}
+            pending[name] = [merge_all(pending[name]), states] if index else [states]
+    return {name: merge_all(states) for name, states in pending.items()}
 
 
 def variables_of(state: State) -> dict[str, tuple[PyTree, PyTree]]:
@@ -52,12 +51,6 @@ def variables_of(state: State) -> dict[str, tuple[PyTree, PyTree]]:
 def chosen(state: State) -> tuple[str, tuple[PyTree, PyTree]]:
     """The variables that `opsin predict` and `sample` take: the average, if there is one."""
     return list(variables_of(state).items())[-1]
-
-
-def _merged(states: list[dict[str, Metric]]) -> dict[str, Metric]:
-    """Sums states on the host."""
-    on_host = [{name: to_host(metric) for name, metric in state.items()} for state in states]
-    return jax.tree.map(lambda *leaves: sum(leaves), *on_host)
 
 
 def numbers_of(evaluated: dict[str, dict[str, Metric]]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from train.measurements import Measurement
 from train.optim import Optimizer
 from train.sharding import Parallel
 from train.tasks.task import Batch, Task
+from train.weights import Preprocessing, Weights
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Experiment:
 
     Attributes:
         task: what is learned, with its model and loss.
+        weights: that the network begins with, of one file or several, instead of random ones.
         data: what it is learned from.
         optimizer: how gradients become updates.
         loop: how long, and what happens on the way.
@@ -88,9 +90,15 @@ class Experiment:
     """
 
     task: Task
+    weights: Weights | tuple[Weights, ...] | None = None
     data: Data = field(default_factory=Data)
     optimizer: Optimizer = field(default_factory=Optimizer)
     loop: Loop = field(default_factory=Loop)
     parallel: Parallel = field(default_factory=Parallel)
     seed: int = 0
     measurements: tuple[Measurement, ...] = field(default=(), metadata={"identity": False})
+
+    def preprocessing(self, image: tuple[int, ...]) -> Preprocessing:
+        """How images of this height, width and channels reach the network, after augmentation."""
+        span = getattr(self.task, "input_range", (0.0, 1.0))
+        return Preprocessing(self.data.mean, self.data.std, image, span)

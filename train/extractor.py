@@ -101,7 +101,8 @@ class Extractor:
                 f"{self.path} holds {described['network']!r}, not {self.name!r}: give its path and "
                 "model"
             )
-        image, mean, std = tuple(described["image"]), described["mean"], described["std"]
+        seen = weights.preprocessing(described)
+        image, (mean, std) = seen.image, seen.scale()
         images = jax.ShapeDtypeStruct((1, *image), jnp.float32)
         variables = weights.load(self.model.init, jax.random.key(0), images)
 

@@ -49,6 +49,7 @@ from train.tasks.task import (
     Item,
     Watching,
 )
+from train.weights import start_from
 
 # The disk is full, over quota or read-only; or the file is too large, or not ours.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES)
@@ -140,7 +141,8 @@ def fit(
             clock.lap("peak")
         trained_since = time.monotonic()
         if saved is None:
-            state = program.init()
+            images = experiment.preprocessing(feed.batch["image"].shape[1:])
+            state = start_from(experiment.weights, program.init(), images)
         else:
             state, metadata = checkpoints.restore(program.state, config)
             feed.seek(metadata["position"])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key, PyTree
 
-from metrics.state import Mean, Metric
+from metrics.state import Mean, Metric, check_sums
 from train.optim import Optimizer, Schedule
 from train.sharding import Layout
 from train.state import (
@@ -131,6 +131,7 @@ def make_step(
                 params = join_frozen(trained, fixed)
                 with layout.activations(batch):
                     value, aux = trainer.player.loss(params, mutable, batch, key, taken)
+                check_sums(aux.metrics)
                 weight = jnp.asarray(aux.weight, jnp.float32)
                 if axis_name is not None:
                     # Before the gradient: batch norm takes it from one device's loss to all images.

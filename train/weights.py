@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from safetensors.numpy import save
 
 from train.logging import replace_bytes
 from train.paths import flatten, unflatten
+from train.state import State
 
 HEADER = "extractor"
 ROOT = Path(__file__).parent.parent
@@ -62,19 +65,52 @@ def fingerprint(variables: PyTree) -> str:
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """How an image in [0, 1] reaches a network: ``(image - mean) / std``, then onto ``range``.
+
+    Attributes:
+        mean: of each channel, or one for all.
+        std: of each channel, or one for all.
+        image: height, width and channels.
+        range: what 0 and 1 become in the last step: (-1, 1) where a task maps its images there.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image: tuple[int, ...]
+    range: tuple[float, float] = (0.0, 1.0)
+
+    def scale(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The mean and the std that do the same in one step."""
+        low, high = self.range
+        std = np.divide(self.std, high - low)
+        return tuple(np.subtract(self.mean, low * std).tolist()), tuple(std.tolist())
+
+
+@dataclass(frozen=True)
 class Weights:
-    """A file of ``save_weights``.
+    """A file of ``save_weights``, or a part of it, that a network begins with.
 
     Attributes:
         path: a relative one is below the root of this project, wherever it is run from.
         sha256: of the file, so that a run says which weights it began with; None takes any.
+        part: what is taken of the file: a path of modules, such as ``"backbone"`` or
+            ``"generator"``; ``""`` is all of it, with its head.
+        into: the path in the network that it is for; None is ``part``.
     """
 
     path: str
     sha256: str | None = None
+    part: str = ""
+    into: str | None = None
+
+    @property
+    def target(self) -> str:
+        """The path in the network."""
+        return self.part if self.into is None else self.into
 
     def load(self, init: Callable[..., PyTree], *arguments: Any) -> PyTree:
-        """The variables, if they are those that ``init`` gives, in all but their values.
+        """All variables of the file, if they are those that ``init`` gives but for their values.
 
         Args:
             init: the initialiser of a network.
@@ -88,38 +124,8 @@ class Weights:
             expected = flatten(jax.eval_shape(init, *arguments))
         except ValueError as error:
             raise WeightsError(f"{self.path} is of another network: {error}") from error
-        self._compare(arrays, expected)
+        self._compare(arrays, expected, "")
         return unflatten(arrays)
-
-    def load_part(self, variables: PyTree, part: str) -> PyTree:
-        """Variables with those of one part, such as the backbone, taken from the file.
-
-        Args:
-            variables: ``{collection: {part: …}}`` of another network with that part.
-            part: its name; what the file has besides is left out.
-
-        Raises:
-            WeightsError: as ``read``, or if a part is missing, or differs in more than values.
-        """
-
-        def of_part(leaves: Mapping[str, Any]) -> dict[str, Any]:
-            return {name: leaf for name, leaf in leaves.items() if name.split("/")[1:2] == [part]}
-
-        whole = flatten(variables)
-        arrays = of_part(self.read()[0])
-        if not arrays:
-            raise WeightsError(f"{self.path} has no part called {part!r}: give another file")
-        self._compare(arrays, of_part(whole))
-        return unflatten(whole | arrays)
-
-    def _compare(self, arrays: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-        for name in sorted(arrays.keys() | expected.keys()):
-            there, here = (_kind(leaves.get(name)) for leaves in (arrays, expected))
-            if there != here:
-                raise WeightsError(
-                    f"{self.path} is of another network: {name} is {there} there and {here} in "
-                    "this one; give the model that was saved"
-                )
 
     def read(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The arrays by path, and what they were saved with.
@@ -128,31 +134,233 @@ class Weights:
             WeightsError: if the file is missing, damaged, no safetensors file, or not the one with
                 this sha256.
         """
+        with self._opened() as (file, described):
+            return {name: file.get_tensor(name) for name in file.keys()}, described  # noqa: SIM118
+
+    def replace_in(self, state: State, run: Preprocessing) -> State:
+        """A state with its part of the parameters, other variables and averages from the file.
+
+        Each array is read when its turn comes and goes straight to where the one that it replaces
+        lives: no device holds more than its slice, and no program has it as a constant.
+
+        Args:
+            state: before the first step, laid out on its devices.
+            run: how images reach the network in this run.
+
+        Raises:
+            WeightsError: as ``read``, or if an array is missing, left over or of another shape or
+                type, or the network of the file saw images on another scale.
+        """
+        variables = flatten({"params": state.params, **state.mutable})
+        with self._opened() as (file, described):
+            sources = self._sources(file, described, variables, run)
+
+            def read() -> dict[str, jax.Array]:
+                return {
+                    name: _placed(file.get_tensor(source), variables[name])
+                    for name, source in sources.items()
+                }
+
+            new = _replaced(state.params, state.mutable, read())
+            # Read again, for donated buffers must not be shared.
+            ema = None if state.ema is None else _replaced(**state.ema, leaves=read())
+        return replace(state, **new, ema=ema)
+
+    def _sources(
+        self,
+        file: Any,
+        described: Mapping[str, Any],
+        variables: Mapping[str, Any],
+        run: Preprocessing,
+    ) -> dict[str, str]:
+        """Name in the network → name in the file of all that is taken, once everything fits."""
+        theirs = self.preprocessing(described, run.range)
+        expected = {name: leaf for name, leaf in variables.items() if _within(name, self.target)}
+        everything = list(file.keys())
+        sources = {
+            _moved(name, self.part, self.target): name
+            for name in everything
+            if _within(name, self.part)
+        }
+        if not sources:
+            self._refuse_part("the file", self.part, everything, "weights.part")
+        if not expected:
+            self._refuse_part("the network", self.target, variables, "weights.into")
+        found = {name: _spec(file, source) for name, source in sources.items()}
+        seen = f"; it saw images {list(theirs.image)}, here they are {list(run.image)}"
+        self._compare(found, expected, seen if theirs.image != run.image else "")
+        self._check_scale(theirs, run)
+        return sources
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """The open file, once it is known to be the right one, and its header."""
         path = ROOT / self.path
         again = f"make it of a finished run with `opsin export RUN {path}`"
         if not path.is_file():
             raise WeightsError(f"there is no {path}: {again}")
         try:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if self.sha256 is not None:
+                self._check_digest(path)
             with safe_open(path, framework="numpy") as file:
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                header = (file.metadata() or {}).get(HEADER, "null")
+                described = json.loads((file.metadata() or {}).get(HEADER, "null"))
+                if described is None:
+                    raise WeightsError(f"{path} does not say what network it holds: {again}")
+                yield file, described
         except OSError as error:
             raise WeightsError(f"cannot read {path}: {error.strerror}") from error
         except SafetensorError as error:
             raise WeightsError(
                 f"{path} is damaged, or no safetensors file ({error}): {again}"
             ) from error
-        if self.sha256 not in (None, found):
+
+    def _check_digest(self, path: Path) -> None:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != self.sha256:
             raise WeightsError(
                 f"{path} has sha256 {found}, not {self.sha256}: these are other weights, by which "
                 "results do not compare; restore that file, or set sha256 to go by this one"
             )
-        described = json.loads(header)
-        if described is None:
-            raise WeightsError(f"{path} does not say what network it holds: {again}")
-        return arrays, described
+
+    def _compare(self, found: Mapping[str, Any], expected: Mapping[str, Any], about: str) -> None:
+        """Raises WeightsError for the first name that only one has, or both in another kind."""
+        kinds = [
+            (name, _kind(found.get(name)), _kind(expected.get(name)))
+            for name in sorted(found.keys() | expected.keys())
+        ]
+        wrong = [kind for kind in kinds if kind[1] != kind[2]]
+        if not wrong:
+            return
+        name, there, here = wrong[0]
+        more = f", and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
+        raise WeightsError(
+            f"{self.path} is of another network: {name} is {there} there and {here} in this "
+            f"one{more}{about}; give the model that was saved, or take a part that fits"
+        )
+
+    def _refuse_part(self, where: str, part: str, names: Iterable[str], option: str) -> None:
+        parts = ", ".join(sorted({name.split("/")[1] for name in names}))
+        raise WeightsError(
+            f"{self.path}: {where} has no part called {part!r}: set {option} to one of {parts}, "
+            "or to a part of those"
+        )
+
+    def preprocessing(
+        self, described: Mapping[str, Any], range: tuple[float, float] = (0.0, 1.0)
+    ) -> Preprocessing:
+        """How images reached the network of a file with this header.
+
+        Args:
+            described: the header, see ``read``.
+            range: of files that do not say it.
+
+        Raises:
+            WeightsError: if the header does not say the mean, the std or the size of images.
+        """
+        try:
+            mean, std, image = (tuple(described[name]) for name in ("mean", "std", "image"))
+        except KeyError as error:
+            raise WeightsError(
+                f"{self.path} does not say the {error.args[0]} of its images: make it again with "
+                "`opsin export`"
+            ) from error
+        return Preprocessing(mean, std, image, tuple(described.get("range", range)))
+
+    def _check_scale(self, theirs: Preprocessing, run: Preprocessing) -> None:
+        """Raises WeightsError if images come on another scale than the network was trained on."""
+        (mean, std), own = theirs.scale(), run.scale()
+        if _alike(mean, own[0]) and _alike(std, own[1]):
+            return
+        low, high = run.range
+        mean, std = (
+            tuple(float(f"{x:.6g}") for x in values)
+            for values in (np.add(mean, low * np.asarray(std)), np.multiply(std, high - low))
+        )
+        raise WeightsError(
+            f"{self.path} was trained on images of another scale than data.mean={run.mean} and "
+            f"data.std={run.std} give: set data.mean={_written(mean)} data.std={_written(std)}"
+        )
+
+
+def start_from(
+    weights: Weights | tuple[Weights, ...] | None, state: State, run: Preprocessing
+) -> State:
+    """A state before the first step that begins with weights of files instead of random ones.
+
+    The state of the optimiser stays: the moments of every method of ``train.optim`` begin at zero.
+    One that keeps a copy of the first parameters would keep that of the random ones.
+
+    Args:
+        weights: of one file or several, or None, which changes nothing.
+        state: laid out on its devices.
+        run: how images reach the network in this run.
+
+    Raises:
+        WeightsError: as ``Weights.replace_in``, or if two files are for one part.
+    """
+    chosen = weights if isinstance(weights, tuple) else () if weights is None else (weights,)
+    for one, other in combinations(chosen, 2):
+        if any(_below(a.target, b.target) for a, b in ((one, other), (other, one))):
+            raise WeightsError(
+                f"{one.path} and {other.path} are both for {other.target or 'all'!r}: set "
+                "weights.0.into and weights.1.into to parts of their own"
+            )
+    for one in chosen:
+        state = one.replace_in(state, run)
+    return state
+
+
+def _below(path: str, part: str) -> bool:
+    return part in ("", path) or path.startswith(f"{part}/")
+
+
+def _within(name: str, part: str) -> bool:
+    """Whether a variable, ``collection/path``, belongs to a part of the network."""
+    return _below(name.partition("/")[2], part)
+
+
+def _moved(name: str, part: str, target: str) -> str:
+    """The name of a variable of a part, where that is called ``target``."""
+    collection, _, path = name.partition("/")
+    rest = path.removeprefix(part).lstrip("/")
+    return "/".join(filter(None, (collection, target, rest)))
+
+
+def _spec(file: Any, name: str) -> jax.ShapeDtypeStruct:
+    """Shape and type of an array, without reading it."""
+    part = file.get_slice(name)
+    shape = tuple(part.get_shape())
+    none = part[0:0] if shape else file.get_tensor(name)
+    return jax.ShapeDtypeStruct(shape, none.dtype)
+
+
+def _placed(array: np.ndarray, like: jax.Array) -> jax.Array:
+    """An array of the host as another one lives on the devices: each process gives its slices."""
+    return jax.make_array_from_callback(
+        array.shape, like.sharding, lambda index: np.asarray(array[index])
+    )
+
+
+def _replaced(params: PyTree, mutable: PyTree, leaves: Mapping[str, Any]) -> dict[str, PyTree]:
+    """``params`` and ``mutable`` with new leaves, by name, in place of their own."""
+
+    def leaf(path: Any, present: Any) -> Any:
+        return leaves.get(jax.tree_util.keystr(path, simple=True, separator="/"), present)
+
+    variables = jax.tree_util.tree_map_with_path(leaf, {"params": params, **mutable})
+    return {"params": variables.pop("params"), "mutable": variables}
+
+
+def _alike(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether numbers of channels are the same; a single one is that of all channels."""
+    short, long = sorted((one, other), key=len)
+    return len(short) in (1, len(long)) and np.allclose(short, long, rtol=1e-6, atol=1e-9)
+
+
+def _written(values: tuple[float, ...]) -> str:
+    """As an override is typed: without spaces."""
+    return f"({','.join(map(str, values))},)"
 
 
 def _arrays(variables: PyTree) -> dict[str, np.ndarray]:

@@ -37,7 +37,7 @@ SMOKE = mnist_ddpm.SMOKE | {
     "measurements": (
         SampledBy(Sampling(Ancestral(), steps=2), SampleQuality(extractor=LENET, samples=32)),
     ),
-    "task.weights": None,
+    "weights": None,
     "data.eval_splits": {"test": "test"},
     "loop.duration": "0 steps",
 }
@@ -89,7 +89,7 @@ def config() -> Experiment:
     """The weights of `mnist_ddpm`, which are measured and not trained."""
     quality = SampleQuality(LENET, samples=512, reference="first", source="tfds:mnist")
     changes = {
-        "task.weights": MNIST_DDPM,
+        "weights": MNIST_DDPM,
         "measurements": (SampledBy(Sampling(Ancestral(), steps=10), quality),),
         "data.eval_splits": {},  # what is measured brings its own images
         "loop.duration": "0 steps",

@@ -52,7 +52,8 @@ TABLE = Table(
 def config() -> Experiment:
     """From SimCLR's weights, on one label in a hundred."""
     return Experiment(
-        task=Classify(model=classifier(WIDTH), weights=CIFAR10_SIMCLR),
+        task=Classify(model=classifier(WIDTH)),
+        weights=CIFAR10_SIMCLR,
         data=Data(
             source=partial(shrunk, source="tfds:cifar10", factor=2),
             select=partial(per_class, n=LABELS["1 %"][0]),
@@ -80,7 +81,7 @@ def sweep() -> Iterator[Arm]:
     for share, (count, steps) in LABELS.items():
         for name, weights in WEIGHTS.items():
             changes = {
-                "task.weights": weights,
+                "weights": weights,
                 "data.select": partial(per_class, n=count),
                 "loop.duration": f"{steps} steps",
             }

@@ -95,13 +95,16 @@ def test_the_config_is_complete_and_the_table_fits_its_arms(name):
 
 
 def test_committed_weights_are_those_of_the_network_that_goes_on_from_them():
-    task = mnist_ddpm_samplers.config().task
+    experiment = mnist_ddpm_samplers.config()
+    assert experiment.weights == MNIST_DDPM
     images = {"image": np.zeros((1, 28, 28, 1), np.float32), "label": np.zeros(1, np.int32)}
-    variables = task.init(jax.random.key(0), images)  # raises for those of another network
     saved, described = MNIST_DDPM.read()
+    # Raises for those of another network.
+    variables = MNIST_DDPM.load(experiment.task.init, jax.random.key(0), images)
     assert flatten(variables).keys() == saved.keys()
-    assert all((flatten(variables)[name] == values).all() for name, values in saved.items())
     assert described["network"] == "mnist_ddpm"
+    seen = experiment.preprocessing((28, 28, 1))
+    assert MNIST_DDPM.preprocessing(described, seen.range) == seen
 
 
 @pytest.mark.parametrize("name", NAMES)

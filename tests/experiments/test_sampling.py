@@ -16,6 +16,7 @@ from experiments.extractors import LENET
 from experiments.prediction import load
 from experiments.runs import Options, RunError, execute
 from experiments.sampling import SAMPLERS, Asked, inpaint, sample
+from experiments.trained import open_run
 from losses.likelihoods import Gaussian
 from models.classification.lenet import LeNet5
 from models.generative.autoencoder import DenseDecoder, DenseEncoder
@@ -30,7 +31,7 @@ from train.tasks.classify import Classify
 from train.tasks.diffuse import Diffuse
 from train.tasks.task import SettingError
 from train.tasks.variational import Variational
-from train.weights import WeightsError
+from train.weights import Weights, WeightsError
 
 PIXELS = Path("digits_lenet_batch.png")  # is not read
 
@@ -228,6 +229,9 @@ def test_a_classifier_becomes_an_extractor(classifier, plain, tmp_path):
     pixels = digits("test").records.arrays["image"][:7]  # pyright: ignore
     features, probabilities = extractor.load()(pixels)
     assert features.shape == (7, 84)
+    weights = Weights(str(path), sha256)
+    seen = open_run(classifier).experiment.preprocessing((28, 28, 1))
+    assert weights.preprocessing(weights.read()[1]) == seen
     expected = load(classifier).probabilities(pixels)  # the moving average, in both
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
     (classifier / "DONE").rename(classifier / "UNDONE")

@@ -13,13 +13,17 @@ from sklearn import metrics as sklearn_metrics
 
 from metrics.classification import (
     ConfusionMatrix,
+    Ranking,
     accuracy,
+    auroc,
+    average_precision,
     calibration,
     confusion_matrix,
     negative_log_likelihood,
+    ranking,
     top_k_accuracy,
 )
-from metrics.state import Metric, compute_all, to_host
+from metrics.state import Metric, compute_all, merge_all, to_host
 
 CLASSES = 6
 BATCH = 8
@@ -261,3 +265,119 @@ def test_other_shapes_that_do_not_fit_raise():
     for metric in (accuracy, negative_log_likelihood, calibration):
         with pytest.raises(ValueError, match="one entry per example"):
             jax.eval_shape(metric, logits, labels, np.ones((4, 1), bool))
+
+
+# Areas under curves, which are no sums.
+
+# Few distinct scores: ties are the rule.
+scored = st.lists(st.tuples(st.integers(-2, 2), st.booleans()), min_size=1, max_size=40)
+
+
+@given(scored)
+def test_areas_are_those_of_scikit_learn_ties_included(pairs):
+    scores = np.array([score / 4 for score, _ in pairs], np.float32)
+    positive = np.array([sign for _, sign in pairs])
+    if not positive.any():
+        assert np.isnan(average_precision(scores, positive))
+    else:
+        expected = sklearn_metrics.average_precision_score(positive, scores)
+        np.testing.assert_allclose(average_precision(scores, positive), expected, rtol=1e-12)
+    if positive.all() or not positive.any():
+        assert np.isnan(auroc(scores, positive))
+    else:
+        expected = sklearn_metrics.roc_auc_score(positive, scores)
+        np.testing.assert_allclose(auroc(scores, positive), expected, rtol=1e-12)
+
+
+def test_areas_of_an_order_have_their_closed_forms():
+    scores, positive = np.arange(6.0), np.array([0, 1, 0, 1, 1, 0], bool)
+    # Down from the highest: miss, hit, hit, miss, hit, miss.
+    assert auroc(scores, positive) == 1 - (3 + 1) / 9
+    assert average_precision(scores, positive) == pytest.approx((1 / 2 + 2 / 3 + 3 / 5) / 3)
+    assert auroc(np.zeros(6), positive) == 0.5
+    assert average_precision(np.zeros(6), positive) == 0.5  # the share of positives
+    broken = np.array([np.nan, *scores[1:]])
+    assert np.isnan([auroc(broken, positive), average_precision(broken, positive)]).all()
+    with pytest.raises(ValueError, match="do not fit"):
+        auroc(scores, positive[1:])
+
+
+compiled_ranking = jax.jit(lambda *arrays: {"ranking": ranking(*arrays)})
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10), st.lists(st.integers(0, BATCH), max_size=6))
+def test_a_ranking_does_not_depend_on_batches_or_padding(seed, padding):
+    """Rows that are padded are NaN: one that counted would show."""
+    rng = np.random.default_rng(seed)
+    logits = np.round(rng.normal(size=(30, CLASSES)) * 2).astype(np.float32)
+    labels = rng.integers(0, CLASSES, 30).astype(np.int32)
+    parts, start, batch = [], 0, 0
+    while start < len(labels):
+        empty = padding[batch] if batch < len(padding) else 0
+        rows = slice(start, start + BATCH - empty)
+        taken = len(labels[rows])
+        some = np.full((BATCH, CLASSES), np.nan, np.float32)
+        true, valid = np.full(BATCH, 255, np.int32), np.zeros(BATCH, bool)
+        some[:taken], true[:taken], valid[:taken] = logits[rows], labels[rows], True
+        parts.append(compiled_ranking(some, true, valid))
+        start, batch = start + taken, batch + 1
+    state = merge_all(parts)["ranking"]
+    assert state.valid.all()
+    np.testing.assert_array_equal(state.labels, labels)
+    options = {"multi_class": "ovr", "labels": range(CLASSES)}
+    numbers = state.compute()
+    one_hot = labels[:, None] == np.arange(CLASSES)
+    expected = [sklearn_metrics.roc_auc_score(one_hot[:, c], state.scores[:, c]) for c in range(6)]
+    assert numbers["auroc"] == pytest.approx(np.mean(expected), rel=1e-12)
+    expected = sklearn_metrics.average_precision_score(one_hot, state.scores, average="macro")
+    assert numbers["average_precision"] == pytest.approx(expected, rel=1e-12)
+    p = np.exp(logits.astype(np.float64))
+    p /= p.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(state.scores, np.log(p / (1 - p)), rtol=1e-4, atol=1e-5)
+    by_probability = sklearn_metrics.roc_auc_score(labels, p, average="macro", **options)
+    assert numbers["auroc"] == pytest.approx(by_probability, abs=5e-3)  # rounding makes other ties
+
+
+def test_of_two_classes_the_second_is_the_positive_one():
+    rng = np.random.default_rng(3)
+    logits, labels = rng.normal(size=(200, 2)).astype(np.float32), rng.integers(0, 2, 200)
+    numbers = to_host(ranking(jnp.asarray(logits), jnp.asarray(labels))).compute()
+    apart = logits[:, 1] - logits[:, 0]
+    assert numbers["auroc"] == pytest.approx(sklearn_metrics.roc_auc_score(labels, apart))
+    expected = sklearn_metrics.average_precision_score(labels, apart)
+    assert numbers["average_precision"] == pytest.approx(expected)
+
+
+def test_the_sure_are_told_apart_and_classes_that_are_not_there_left_out():
+    logits = jnp.array([[0.0, 40.0, 0.0], [0.0, 50.0, 0.0], [0.0, 60.0, 0.0], [9.0, 0.0, 0.0]])
+    state = to_host(ranking(logits, jnp.array([0, 1, 1, 0])))
+    assert state.scores[0, 1] < state.scores[1, 1] < state.scores[2, 1]  # p is 1 in all of them
+    assert state.compute()["auroc"] == 1.0  # of classes 0 and 1: nothing is of class 2
+    alone = to_host(ranking(logits, jnp.array([1, 1, 1, 1]))).compute()
+    assert np.isnan(alone["auroc"])
+    assert alone["average_precision"] == 1.0
+    with pytest.raises(ValueError, match="two classes at least"):
+        ranking(jnp.zeros((3, 1)), jnp.zeros(3, int))
+
+
+def test_a_ranking_on_eight_devices_is_that_on_one():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(16, CLASSES)).astype(np.float32)
+    labels, valid = rng.integers(0, CLASSES, 16), np.arange(16) < 13
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    shared = jax.jit(ranking, out_shardings=whole)(*jax.device_put((logits, labels, valid), rows))
+    one = ranking(jnp.asarray(logits[:13]), jnp.asarray(labels[:13]))
+    assert to_host(shared).compute() == pytest.approx(to_host(one).compute(), rel=1e-12)
+    np.testing.assert_array_equal(to_host(shared).labels, labels[:13])
+
+
+def test_a_ranking_of_nothing_is_nan_and_neutral():
+    none = to_host(ranking(jnp.zeros((2, 3)), jnp.zeros(2, int), jnp.zeros(2, bool)))
+    some = Ranking(
+        valid=np.ones(2, bool), scores=np.eye(2, dtype=np.float32), labels=np.array([1, 0])
+    )
+    assert np.isnan(list(none.compute().values())).all()
+    two = to_host(ranking(jnp.zeros((2, 2)), jnp.zeros(2, int), jnp.zeros(2, bool)))
+    assert two.merge(some).compute() == some.compute() == {"auroc": 0.0, "average_precision": 0.5}

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from metrics.classification import ConfusionMatrix
-from metrics.state import Mean, Metric, compute_all, to_host
+from metrics.state import (
+    Collected,
+    Mean,
+    Metric,
+    check_sums,
+    compute_all,
+    merge_all,
+    to_host,
+)
 
 
 def mean(total, count):
@@ -99,3 +107,23 @@ def test_mask_of_another_shape_raises():
 def test_base_metric_has_no_numbers():
     with pytest.raises(NotImplementedError):
         Metric().compute()
+
+
+def test_sums_are_added_and_examples_strung_together():
+    """What evaluation does, whichever kind a metric is."""
+    batches = [
+        {"mean": mean(1.0, 2), "rows": Collected(valid=jnp.array([True, False]))},
+        {"mean": mean(0.5, 3), "rows": Collected(valid=jnp.array([True, True]))},
+    ]
+    merged = merge_all(batches)
+    assert merged["mean"].compute() == {"": 1.5 / 5}
+    assert merged["rows"].valid.tolist() == [True, True, True]
+    # One batch late, as the loop does it: what is merged is merged again.
+    assert merge_all([merged, batches[1]])["rows"].valid.tolist() == [True] * 5
+    assert merge_all([merged, batches[1]])["mean"].compute() == {"": 2.0 / 8}
+
+
+def test_training_takes_sums_only():
+    check_sums({"loss": mean(1.0, 2)})
+    with pytest.raises(ValueError, match="'rows' collects examples, and training adds states up"):
+        check_sums({"loss": mean(1.0, 2), "rows": Collected(valid=jnp.ones(2, bool))})

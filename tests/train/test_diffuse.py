@@ -21,7 +21,6 @@ from ops.diffusion_samplers import Ancestral, DpmSolver2M, Heun
 from ops.diffusion_sampling import Sampling
 from ops.diffusion_schedules import Discrete, cosine_betas
 from ops.sde import VarianceExploding, VariancePreserving
-from tests.train.conftest import assert_trees_equal
 from tests.train.test_step import assert_same_run, run
 from train.experiment import Data, Experiment, Loop
 from analysis.diffusion import Inpainting, SampledBy, VariationalBound
@@ -29,7 +28,6 @@ from train.optim import Optimizer, adamw
 from analysis.sampling import sample_images, untracked
 from train.tasks.diffuse import Diffuse
 from train.tasks.task import Generative, SettingError
-from train.weights import Weights, WeightsError, save_weights
 
 IMAGE = (4, 4, 1)
 
@@ -205,21 +203,6 @@ def test_the_bound_of_noise_that_is_known():
     assert (
         np.asarray(task.bound({"unused": jnp.zeros(1)}, {}, brighter, keys, None)) > total + 1
     ).all()
-
-
-def test_it_goes_on_from_weights_and_a_rate_of_zero_keeps_them(trained, tmp_path):
-    task, params = trained
-    path = tmp_path / "weights.safetensors"
-    sha256 = save_weights(path, {"params": params}, {"network": "tiny"})
-    task = replace(task, weights=Weights(str(path), sha256))
-    batch = batch_of()
-    assert_trees_equal(task.init(jax.random.key(9), batch)["params"], params)
-    experiment = override(replace(made(), task=task), {"optimizer.learning_rate": 0.0})
-    states, _ = run(override(experiment, {"parallel.data": 1}), 1)
-    assert_trees_equal(states[-1].params, params)
-    other = replace(task, model=TinyDenoiser(num_classes=2, outputs=2))
-    with pytest.raises(WeightsError, match="another network"):
-        other.init(jax.random.key(9), batch)
 
 
 def test_the_bound_falls_with_training(trained):

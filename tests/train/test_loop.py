@@ -11,11 +11,19 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    confusion_matrix,
+    log_loss,
+    roc_auc_score,
+)
 
 from data.examples import Examples
 from data.sources import synthetic
 from experiments.config import override, resolve
+from metrics.classification import ranking
+from metrics.state import Collected
 from tests.train.conftest import assert_trees_equal, make_tiny
 from tests.train.test_step import lay_out
 from train.checkpoint import Checkpoints
@@ -25,6 +33,8 @@ from train.evaluation import evaluate
 from train.loop import fit, last_evaluation
 from train.optim import sgd
 from train.state import State
+from train.tasks.classify import Classify
+from train.tasks.task import SettingError
 
 TIMES = ("train/images_per_second", "train/model_flops_per_second", "train/utilization")
 
@@ -153,7 +163,9 @@ def test_each_program_is_compiled_once(experiment: Experiment, tmp_path: Path):
 def test_evaluation_is_that_of_numpy_on_sizes_that_do_not_divide(layout, batch: int):
     """37 images in padded batches, on one device and on eight, against scikit-learn."""
     source = partial(synthetic, n=37, size=8, channels=1, classes=4)
-    experiment = override(make_tiny(), {**layout, "data.source": source, "loop.ema_decay": None})
+    changes = {"data.source": source, "loop.ema_decay": None}
+    changes |= {"task.more_metrics": {"ranking": ranking}}
+    experiment = override(make_tiny(), {**layout, **changes})
     program = lay_out(experiment)[1]
     state, examples = program.init(), source("test")
     states = evaluate(program, state, examples, batch, "test")["test"]
@@ -172,6 +184,34 @@ def test_evaluation_is_that_of_numpy_on_sizes_that_do_not_divide(layout, batch: 
         states["confusion"].counts, confusion_matrix(labels, predictions, labels=range(4))
     )
     assert states["confusion"].counts.sum() == 37
+    collected = states["ranking"]
+    np.testing.assert_array_equal(collected.labels, labels)  # every example once, in order
+    assert collected.compute()["auroc"] == pytest.approx(
+        roc_auc_score(labels, probabilities, multi_class="ovr"), rel=1e-9
+    )
+    assert collected.compute()["average_precision"] == pytest.approx(
+        average_precision_score(labels[:, None] == range(4), probabilities), rel=1e-9
+    )
+
+
+class Collecting(Classify):
+    """Returns examples from its loss, where states are summed."""
+
+    def loss(self, params, mutable, batch, key, step):
+        value, aux = super().loss(params, mutable, batch, key, step)
+        metrics = aux.metrics | {"rows": Collected(valid=batch["label"] > 0)}
+        return value, replace(aux, metrics=metrics)
+
+
+@pytest.mark.parametrize("strategy", ["jit", "pmap"])
+def test_a_loss_that_collects_examples_is_refused(strategy):
+    experiment = override(make_tiny(), {"parallel.data": 1, "loop.strategy": strategy})
+    experiment = replace(experiment, task=Collecting(model=experiment.task.model))
+    feed, program = lay_out(experiment)
+    store = feed.store(program.mesh)
+    items = feed.abstract_items(1, program.mesh)
+    with pytest.raises(SettingError, match="the metric 'rows' collects examples, and training"):
+        program.flops(store, items)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_step_and_checkpoint(

@@ -1,66 +1,331 @@
-"""A classifier that begins with the backbone of another network."""
+"""Weights of files enter a state after its initialisation: all or a part, strictly, sharded."""
 
+import json
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from safetensors.numpy import save_file
 
+from experiments.config import override, resolve
 from models.classification.resnet import BasicBlock, ResNet
-from models.representation.simclr import ProjectionHead, SimCLR
-from train.paths import flatten
+from models.segmentation.fcn import FCN
+from tests.train.conftest import Tiny, assert_trees_equal, make_tiny
+from tests.train.test_step import lay_out
+from train import optim
+from train.checkpoint import Checkpoints
+from train.experiment import Data, Experiment
+from train.loop import fit
+from train.paths import flatten, unflatten
+from train.sharding import Parallel, make_mesh, replicated
+from train.state import State
 from train.tasks.classify import Classify
-from train.weights import Weights, WeightsError, fingerprint, save_weights
+from train.tasks.diffuse import Diffuse
+from train.weights import (
+    HEADER,
+    Preprocessing,
+    Weights,
+    WeightsError,
+    fingerprint,
+    save_weights,
+    start_from,
+)
 
 NETWORK = ResNet(stage_sizes=(1,), block=BasicBlock, width=4, stem="cifar", num_classes=3)
-BATCH = {"image": jnp.zeros((1, 8, 8, 3)), "label": jnp.zeros(1, jnp.int32)}
-DESCRIBED = {"network": "simclr"}
+IMAGES = Preprocessing((0.5,), (0.25,), (8, 8, 3))
+SCALE = {"mean": [0.5], "std": [0.25], "image": [8, 8, 3]}
+EIGHT = {"parallel": Parallel(data=2, fsdp=4, min_shard_size=16)}
 
 
-def begun(seed: int, weights: Weights | None) -> dict:
-    """The variables of a classifier before training, by path."""
-    init = jax.jit(Classify(model=NETWORK, weights=weights).init)
-    return flatten(init(jax.random.key(seed), BATCH))
+def drawn(model: nn.Module, seed: int):
+    """Variables of a network, drawn in NumPy: nothing is compiled."""
+    rng = np.random.default_rng(seed)
+    images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
+
+
+def state_of(variables, *, ema: bool = False) -> State:
+    variables = jax.device_put(dict(variables), replicated(make_mesh(Parallel(data=1))))
+    params = variables.pop("params")
+    average = jax.tree.map(jnp.copy, {"params": params, "mutable": variables})
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        mutable=variables,
+        opt_state=(),
+        ema=average if ema else None,
+        key=jax.random.key(0),
+    )
+
+
+def names_of(state: State) -> dict[str, np.ndarray]:
+    return flatten(jax.device_get({"params": state.params, **state.mutable}))
+
+
+def saved(path: Path, variables, **described) -> Weights:
+    sha256 = save_weights(path, variables, {"network": "x", **SCALE, **described})
+    return Weights(str(path), sha256)
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    model = SimCLR(NETWORK.without_head(), ProjectionHead(output=5))
-    variables = jax.jit(model.init)(jax.random.key(7), BATCH["image"])
-    # Statistics that no initialisation has.
-    variables = jax.tree.map(lambda x: x + 0.25, variables)
-    path = tmp_path_factory.mktemp("weights") / "simclr.safetensors"
-    sha256 = save_weights(path, variables, DESCRIBED)
-    return Weights(str(path), sha256), flatten(variables)
+def variables():
+    """Of a classifier, as a file holds them."""
+    return drawn(NETWORK, 7)
 
 
-def test_the_backbone_and_its_statistics_are_those_of_the_file_and_the_head_is_random(saved):
-    weights, variables = saved
-    one, other, anew = begun(0, weights), begun(1, weights), begun(0, None)
-    assert one.keys() == anew.keys()
-    backbone = {name for name in one if name.split("/")[1] == "backbone"}
+@pytest.fixture(scope="module")
+def whole(variables, tmp_path_factory) -> Weights:
+    return saved(tmp_path_factory.mktemp("weights") / "whole.safetensors", variables)
+
+
+def one_line(caught) -> None:
+    assert "\n" not in str(caught.value)
+
+
+# What goes where.
+
+
+def test_all_of_a_file_replaces_all_variables_and_their_average(whole, variables):
+    random = state_of(drawn(NETWORK, 1), ema=True)
+    state = start_from(whole, random, IMAGES)
+    assert_trees_equal({"params": state.params, **state.mutable}, variables)
+    assert_trees_equal(state.ema, {"params": state.params, "mutable": state.mutable})
+    pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves((state.params, state.mutable))]
+    averages = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.ema)]
+    assert not set(pointers) & set(averages)  # a step donates both
+    assert start_from(None, random, IMAGES) is random
+
+
+def test_a_part_is_replaced_with_its_statistics_and_the_rest_is_not(whole, variables):
+    random = drawn(NETWORK.clone(num_classes=5), 1)  # with a head of another size
+    state = start_from(replace(whole, part="backbone"), state_of(random, ema=True), IMAGES)
+    found, before, file = names_of(state), flatten(random), flatten(variables)
+    backbone = {name for name in found if name.split("/")[1] == "backbone"}
     assert {name.split("/")[0] for name in backbone} == {"params", "batch_stats"}
-    for name in backbone:
-        np.testing.assert_array_equal(one[name], variables[name])
-        np.testing.assert_array_equal(other[name], variables[name])
-    heads = one.keys() - backbone
-    assert heads == {"params/head/kernel", "params/head/bias"}
-    np.testing.assert_array_equal(one["params/head/kernel"], anew["params/head/kernel"])
-    assert (one["params/head/kernel"] != other["params/head/kernel"]).any()
+    assert found.keys() - backbone == {"params/head/kernel", "params/head/bias"}
+    for name, value in found.items():
+        assert (value == (file if name in backbone else before)[name]).all()
+    assert_trees_equal(state.ema, {"params": state.params, "mutable": state.mutable})
 
 
-def test_another_backbone_is_told(saved, tmp_path):
-    weights, _ = saved
-    with pytest.raises(WeightsError, match=r"is of another network: .* give the model that was"):
-        replace(Classify(NETWORK.clone(width=8)), weights=weights).init(jax.random.key(0), BATCH)
-    deeper = NETWORK.clone(stage_sizes=(2,))  # more than the file has
-    with pytest.raises(WeightsError, match=r"block2.* is absent there"):
-        Classify(deeper, weights=weights).init(jax.random.key(0), BATCH)
-    headed = {"params": {"head": {"kernel": jnp.ones((2, 2))}}}
-    save_weights(tmp_path / "head.safetensors", headed, DESCRIBED)
-    with pytest.raises(WeightsError, match="has no part called 'backbone'"):
-        begun(0, Weights(str(tmp_path / "head.safetensors")))
+def test_the_backbone_of_a_classifier_serves_a_segmenter(whole, variables):
+    segmenter = FCN(num_classes=2, backbone=NETWORK.without_head(), width=4)
+    state = start_from(replace(whole, part="backbone"), state_of(drawn(segmenter, 1)), IMAGES)
+    found, file = names_of(state), flatten(variables)
+    backbone = {name for name in file if name.split("/")[1] == "backbone"}
+    assert backbone < found.keys()
+    assert all((found[name] == file[name]).all() for name in backbone)
+
+
+def test_a_part_may_go_to_another_place_and_several_files_into_one_network(whole, variables):
+    """As of tasks with several players: each collection has an entry for each."""
+    both = {
+        name: {"critic": values, "encoder": {"body": values}}
+        for name, values in drawn(NETWORK, 1).items()
+    }
+    weights = (
+        replace(whole, into="critic"),
+        replace(whole, part="backbone", into="encoder/body/backbone"),
+    )
+    found = names_of(start_from(weights, state_of(both), IMAGES))
+    for name, value in flatten(variables).items():
+        collection, _, path = name.partition("/")
+        assert (found[f"{collection}/critic/{path}"] == value).all()
+        same = (found[f"{collection}/encoder/body/{path}"] == value).all()
+        assert same == path.startswith("backbone/")
+    clash = (weights[0], replace(whole, part="head", into="critic/head"))
+    with pytest.raises(WeightsError, match=r"are both for 'critic/head': set weights\.0\.") as e:
+        start_from(clash, state_of(both), IMAGES)
+    one_line(e)
+
+
+# What does not fit.
+
+
+@pytest.mark.parametrize(
+    ("part", "model", "message"),
+    [
+        ("", NETWORK.clone(num_classes=5), r"params/head/bias is float32\[3\] there and float32\[5"
+         r"\] in this one, and 1 more differ; give the model that was saved, or take a part"),
+        ("backbone", NETWORK.clone(stage_sizes=(2,)), r"batch_stats/backbone/stage1_block2/norm1/"
+         r"mean is absent there and float32\[4\] in this one, and \d+ more differ"),
+        ("backbone", NETWORK.clone(norm=None), "unused"),
+        ("spine", NETWORK, "the file has no part called 'spine': set weights.part to one of"
+         " backbone, head"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_left_over_or_of_another_shape_is_one_line(whole, part, model, message):
+    if message == "unused":  # left over: a network without statistics
+        random = {"params": drawn(NETWORK, 1)["params"]}
+        message = r"batch_stats/backbone/\S+ is float32\[4\] there and absent in this one"
+    else:
+        random = drawn(model, 1)
+    with pytest.raises(WeightsError, match=message) as caught:
+        start_from(replace(whole, part=part), state_of(random), IMAGES)
+    one_line(caught)
+
+
+def test_other_types_and_places_that_are_not_there_are_refused(whole, variables):
+    halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables)
+    with pytest.raises(WeightsError, match=r"is float32\[4\] there and bfloat16\[4\] in this"):
+        start_from(replace(whole, part="backbone"), state_of(halves), IMAGES)
+    with pytest.raises(WeightsError, match=r"the network has no part called 'neck': set weights\."):
+        start_from(replace(whole, into="neck"), state_of(variables), IMAGES)
+
+
+def test_other_shapes_come_with_the_sizes_of_images_where_these_differ(whole):
+    random = state_of(drawn(NETWORK.clone(width=8), 1))
+    larger = replace(IMAGES, image=(16, 16, 3))
+    with pytest.raises(WeightsError, match=r"it saw images \[8, 8, 3\], here they are \[16, 16"):
+        start_from(whole, random, larger)
+    with pytest.raises(WeightsError) as caught:
+        start_from(whole, random, IMAGES)
+    assert "it saw" not in str(caught.value)
+
+
+# The scale of images.
+
+
+def test_images_on_another_scale_are_refused_and_the_line_says_what_to_set(
+    whole, variables, tmp_path
+):
+    state = state_of(variables)
+    start_from(whole, state, replace(IMAGES, mean=(0.5, 0.5, 0.5)))  # one for all channels
+    start_from(whole, state, replace(IMAGES, image=(16, 16, 3)))  # of no account to a convolution
+    with pytest.raises(
+        WeightsError, match=r"set data\.mean=\(0\.5,\) data\.std=\(0\.25,\)$"
+    ) as caught:
+        start_from(whole, state, Preprocessing((0.0,), (1.0,), (8, 8, 3)))
+    one_line(caught)
+    # From [−1, 1], as generators see images, it is a mean and a std of one half.
+    signed = saved(tmp_path / "signed", variables, mean=[0.0], std=[1.0], range=[-1.0, 1.0])
+    start_from(signed, state, Preprocessing((0.5,), (0.5,), (8, 8, 3)))
+    start_from(signed, state, Preprocessing((0.0,), (1.0,), (8, 8, 3), (-1.0, 1.0)))
+    with pytest.raises(WeightsError, match=r"set data\.mean=\(0\.5,\) data\.std=\(0\.5,\)$"):
+        start_from(signed, state, Preprocessing((0.0,), (1.0,), (8, 8, 3)))
+    path = tmp_path / "silent"
+    save_weights(path, variables, {"mean": [0.5]})
+    with pytest.raises(WeightsError, match="does not say the std of its images"):
+        start_from(Weights(str(path)), state, IMAGES)
+
+
+@pytest.mark.parametrize("span", [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)])
+def test_the_scale_of_a_preprocessing_does_both_of_its_steps_at_once(span):
+    pixels = np.linspace(0, 1, 12).reshape(4, 3)
+    seen = Preprocessing((0.1, 0.2, 0.3), (0.5, 0.6, 0.7), (8, 8, 3), span)
+    mean, std = seen.scale()
+    twice = (pixels - seen.mean) / seen.std * (span[1] - span[0]) + span[0]
+    np.testing.assert_allclose((pixels - mean) / std, twice, rtol=1e-12)
+
+
+def test_a_task_that_maps_images_itself_says_so():
+    data = Data(mean=(0.5,))
+    assert Experiment(Classify(NETWORK), data=data).preprocessing((8, 8, 3)) == Preprocessing(
+        (0.5,), (1.0,), (8, 8, 3), (0.0, 1.0)
+    )
+    assert Experiment(Diffuse(NETWORK)).preprocessing((8, 8, 1)).range == (-1.0, 1.0)
+
+
+# In a run.
+
+
+def tiny_file(path: Path) -> tuple[Weights, dict]:
+    variables = jax.tree.map(
+        lambda x: np.asarray(x) + np.float32(0.25),
+        Tiny().init(jax.random.key(5), jnp.zeros((1, 8, 8, 1))),
+    )
+    described = {"mean": [0.0], "std": [1.0], "image": [8, 8, 1]}
+    return saved(path, variables, **described), variables
+
+
+def test_weights_lie_as_the_state_does_and_train_as_if_they_had_been_drawn(tmp_path):
+    weights, variables = tiny_file(tmp_path / "tiny.safetensors")
+    experiment = override(make_tiny(), EIGHT)
+    feed, program = lay_out(experiment)
+    seen = experiment.preprocessing((8, 8, 1))
+    state = start_from(weights, program.init(), seen)
+    assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(
+        lambda x: x.sharding, program.state
+    )
+    kernel = state.params["hidden"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (32, 16)  # a quarter
+    assert_trees_equal({"params": state.params, **state.mutable}, variables)
+    # The same state in buffers of its own.
+    random = program.init()
+    params, mutable = variables["params"], {"batch_stats": variables["batch_stats"]}
+    values = replace(random, params=params, mutable=mutable)
+    values = replace(values, ema={"params": params, "mutable": mutable})
+    other = jax.tree.map(
+        lambda value, like: jax.device_put(jnp.copy(value), like.sharding), values, random
+    )
+    store = feed.store(program.mesh)
+    dispatch = program.compile(store, feed.abstract_items(1, program.mesh))
+    for _ in range(2):  # donates the first state
+        items = feed.take(1, 1, program.mesh)
+        state, _ = dispatch(state, store, items, np.int32(1))
+        other, _ = dispatch(other, store, items, np.int32(1))
+    assert_trees_equal(state, other)
+
+
+def test_no_program_holds_an_array_of_the_file(tmp_path):
+    """The text of the program is that of a run that begins at random."""
+    weights, _ = tiny_file(tmp_path / "tiny.safetensors")
+    one = override(make_tiny(), {"parallel.data": 1})
+
+    def text(experiment: Experiment) -> str:
+        init = lay_out(experiment)[1].init
+        assert isinstance(init, partial)
+        return init.func.lower(*init.args).as_text()
+
+    began = text(replace(one, weights=weights))
+    assert began == text(one)
+    constants = [line for line in began.splitlines() if "stablehlo.constant" in line]
+    assert max(map(len, constants)) < 500  # a kernel of 2,048 numbers, written out, has more
+
+
+@pytest.mark.parametrize("method", [optim.sgd, optim.adamw, optim.lion, optim.lamb, optim.lars])
+def test_the_state_of_an_optimizer_begins_alike_whatever_the_parameters_are(method):
+    """So it may be made before the weights come."""
+    transform, _ = optim.Optimizer(method, clip_norm=1.0, weight_decay=0.1).build(10, 5, 16)
+    states = [transform.init(drawn(NETWORK, seed)["params"]) for seed in (0, 1)]
+    assert_trees_equal(*states)
+    assert len(jax.tree.leaves(states[0])) > 2
+    anchored = optax.contrib.schedule_free(optax.sgd(0.1), 0.1)  # one of which it is not true
+    pair = [anchored.init(drawn(NETWORK, seed)["params"]) for seed in (0, 1)]
+    with pytest.raises(AssertionError):
+        assert_trees_equal(*pair)
+
+
+def test_a_run_begins_with_its_weights_and_goes_on_without_their_file(tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    weights, variables = tiny_file(path)
+    changes = {
+        "optimizer.learning_rate": 0.0,
+        "loop.duration": "2 steps",
+        "data.eval_splits": {},
+        "parallel.data": 1,
+    }
+    experiment = replace(override(make_tiny(), changes), weights=weights)
+    config, directory = resolve(experiment), tmp_path / "run"
+
+    def train(stop: bool):
+        return fit(experiment, directory, config=config, progress=False, stop=lambda: stop)
+
+    assert train(stop=True).step == 1
+    path.unlink()
+    assert train(stop=False).finished  # from its checkpoint
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        state, _ = checkpoints.restore(lay_out(experiment)[1].state, config)
+    assert_trees_equal(state.params, variables["params"])
+    with pytest.raises(WeightsError, match="there is no"):
+        fit(experiment, tmp_path / "anew", config=config, progress=False)
 
 
 def test_fingerprints_tell_variables_apart():
@@ -72,3 +337,11 @@ def test_fingerprints_tell_variables_apart():
         {"params": {"a": tree["params"]["a"], "c": tree["params"]["b"]}},
     )
     assert len({fingerprint(x) for x in (tree, *others)}) == 4
+
+
+def test_scalars_have_their_place_too(tmp_path):
+    described = json.dumps({"network": "x", **SCALE})
+    save_file({"params/a/scale": np.array(3.0, np.float32)}, tmp_path / "f", {HEADER: described})
+    random = state_of(unflatten({"params/a/scale": np.zeros((), np.float32)}))
+    state = start_from(Weights(str(tmp_path / "f")), random, IMAGES)
+    assert float(state.params["a"]["scale"]) == 3

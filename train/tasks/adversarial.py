@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -29,6 +29,7 @@ from train.tasks.latent_pictures import arithmetic, interpolation, square
 from train.tasks.players import (
     DISCRIMINATOR,
     GENERATOR,
+    SIGNED,
     apply_network,
     by_image,
     by_player,
@@ -80,6 +81,8 @@ class Adversarial:
             are not made any more are noticed.
         axis_name: mapped axis that features are matched over; only ``pmap`` needs it.
     """
+
+    input_range: ClassVar[tuple[float, float]] = SIGNED
 
     generator: nn.Module
     discriminator: nn.Module

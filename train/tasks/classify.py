@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -28,7 +28,6 @@ from train.tasks.task import (
     check_outputs,
     require_entry,
 )
-from train.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -39,17 +38,19 @@ class Classify:
         model: ``model(images, train=…) -> logits [batch, classes]``.
         loss_function: ``(logits, labels) -> [batch]``; labels are integers, or soft after mixup.
         l2: weight of ½‖kernels‖² in the loss (decay by the optimiser is the usual way).
+        more_metrics: what else is evaluated, by name: ``(logits, labels, valid) -> state``, such as
+            ``metrics.classification.ranking`` for AUROC and average precision.
         groups: ``(name, classes)`` pairs; ``accuracy_<name>`` is that over the images of these
             classes, as for the head and the tail of a long-tailed set.
-        weights: of a backbone to begin with, such as one that was trained without labels; the rest
-            of the model begins at random.
     """
 
     model: nn.Module
     loss_function: Callable[..., Float[Array, " batch"]] = cross_entropy_loss
     l2: float = 0.0
     groups: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    weights: Weights | None = field(default=None, metadata={"later": True})
+    more_metrics: Mapping[str, Callable[..., Metric]] = field(
+        default_factory=dict, metadata={"identity": False}
+    )
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError unless the model has one output a class."""
@@ -60,13 +61,9 @@ class Classify:
 
         Raises:
             SettingError: if the data have no labels.
-            WeightsError: if there are ``weights`` that cannot be read, or are of another backbone.
         """
         require_entry(batch, "label", 'such as "digits" or "folder:PATH"')
-        variables = self.model.init(key, batch["image"], train=False)
-        if self.weights is None:
-            return variables
-        return self.weights.load_part(variables, "backbone")
+        return self.model.init(key, batch["image"], train=False)
 
     def loss(
         self,
@@ -114,6 +111,8 @@ class Classify:
         for name, members in self.groups:
             inside = valid & jnp.isin(labels, jnp.asarray(members))
             metrics[f"accuracy_{name}"] = accuracy(logits, labels, inside)
+        for name, metric in self.more_metrics.items():
+            metrics[name] = metric(logits, labels, valid)
         return metrics
 
     def preview(

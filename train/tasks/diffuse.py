@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax
@@ -45,7 +45,7 @@ from ops.diffusion_schedules import Discrete
 from ops.inpainting import Inpaint
 from ops.sde import VarianceExploding
 from train.tasks.latent_pictures import square
-from train.tasks.players import signed, unsigned
+from train.tasks.players import SIGNED, signed, unsigned
 from train.tasks.task import (
     Aux,
     Batch,
@@ -56,7 +56,6 @@ from train.tasks.task import (
     check_range,
     require_entry,
 )
-from train.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,9 @@ class Diffuse:
         label_dropout: share of the images whose class is kept from the network in training, so that
             it can be guided; nothing for a network without classes.
         sampling: how images are made, in previews and in the end.
-        weights: to begin with, of the same network; None begins at random.
     """
+
+    input_range: ClassVar[tuple[float, float]] = SIGNED
 
     model: nn.Module
     image: tuple[int, int, int] = (32, 32, 3)
@@ -90,7 +90,6 @@ class Diffuse:
     learned_variance: bool = False
     label_dropout: float = 0.1
     sampling: Sampling = field(default_factory=Sampling)
-    weights: Weights | None = None
 
     @property
     def num_classes(self) -> int | None:
@@ -173,7 +172,6 @@ class Diffuse:
         Raises:
             SettingError: if the images have another shape than ``image``, the network other outputs
                 than are predicted, or the data no labels for a network that takes them.
-            WeightsError: if there are ``weights`` that cannot be read, or are of another network.
         """
         if self.num_classes is not None:
             require_entry(batch, "label", 'such as "digits" or "folder:PATH"')
@@ -185,8 +183,6 @@ class Diffuse:
             )
         noise = jnp.ones(len(images))
         prediction, variables = self.model.init_with_output(key, images, noise, labels)
-        if self.weights is not None:
-            variables = self.weights.load(lambda: variables)
         wanted = images.shape[-1] * (2 if self.learned_variance else 1)
         if prediction.shape[-1] != wanted:
             raise SettingError(

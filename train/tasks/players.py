@@ -18,6 +18,10 @@ SATURATED = 0.99
 GENERATOR, DISCRIMINATOR = "generator", "discriminator"
 
 
+SIGNED = (-1.0, 1.0)
+"""The range of images that networks of these tasks take (``Experiment.preprocessing``)."""
+
+
 def signed(images: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """From [0, 1] to [−1, 1]."""
     return 2 * images - 1

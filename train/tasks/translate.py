@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,7 @@ from train.optim import Optimizer, adamw, constant
 from train.tasks.players import (
     DISCRIMINATOR,
     GENERATOR,
+    SIGNED,
     apply_network,
     by_player,
     check_whole_batch,
@@ -55,6 +56,8 @@ class Translate:
         l1: weight of the absolute error, a mean over pixels in [−1, 1]; the paper has 100.
         adversarial: weight of what the discriminator says; 0 leaves the error alone.
     """
+
+    input_range: ClassVar[tuple[float, float]] = SIGNED
 
     generator: nn.Module
     discriminator: nn.Module
