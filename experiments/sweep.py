@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.config import ConfigError, identity, override
+from experiments.config import ConfigError, override
+from experiments.identity import identity
 from experiments.table import Arm
 from train.experiment import Experiment
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import jax
 from jaxtyping import PyTree
 
-from experiments.config import ConfigError, override, rebuild, resolve
+from experiments.config import ConfigError, override, rebuild
+from experiments.identity import essence_of_resolved
 from experiments.runs import RunError
 from train.checkpoint import Checkpoints
 from train.experiment import Experiment
@@ -50,8 +51,9 @@ def open_run(run: Path, weights: Literal["ema", "raw"] | None = None) -> Trained
         weights: the moving average, or what was trained; None takes the average if there is one.
 
     Raises:
-        RunError: if this is no run, this code would not make it, or it kept no moving average.
-        CheckpointError: if it has no checkpoint that can be read.
+        RunError: if this is no run, this code cannot make its experiment, or it kept no moving
+            average.
+        CheckpointError: if it has no checkpoint that can be read, or one of another config.
     """
     try:
         saved = json.loads((run / "config.json").read_text())
@@ -60,13 +62,12 @@ def open_run(run: Path, weights: Literal["ema", "raw"] | None = None) -> Trained
             f"{run} is no directory of a run (config.json: {error}): give runs/NAME/ID, which "
             "`opsin run` prints last"
         ) from error
-    other = f"{run} was trained by other code"
     try:
         experiment = rebuild(saved)
     except ConfigError as error:
-        raise RunError(f"{other}: {error}; check out the commit in its env.json") from error
-    if resolve(experiment) != saved:
-        raise RunError(f"{other}: its config has other fields; check out the commit in env.json")
+        raise RunError(
+            f"{run} was trained by other code: {error}; check out the commit in its env.json"
+        ) from error
     with Checkpoints(run / "checkpoints", create=False) as checkpoints:
         metadata = checkpoints.metadata()
         if "data" not in metadata:
@@ -83,7 +84,7 @@ def open_run(run: Path, weights: Literal["ema", "raw"] | None = None) -> Trained
             # Training began with them; they are in the checkpoint, wherever their file is by now.
             alone = override(alone, {"task.weights": None})
         program = build(alone, batch, epoch, lambda store, item: item)
-        state, _ = checkpoints.restore(program.state, saved)
+        state, _ = checkpoints.restore(program.state, saved, essence_of_resolved)
     if weights == "ema" and not state.ema:
         raise RunError(
             f"{run} kept no moving average of its weights: leave out --weights, or train with "

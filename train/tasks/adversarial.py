@@ -94,8 +94,8 @@ class Adversarial:
     penalty_weight: float = 0.0
     clip: float | None = None
     feature_matching: float = 0.0
-    observer: Extractor | None = None
-    final: tuple[Final, ...] = ()
+    observer: Extractor | None = field(default=None, metadata={"identity": False})
+    final: tuple[Final, ...] = field(default=(), metadata={"identity": False})
     axis_name: str | None = None
 
     @property

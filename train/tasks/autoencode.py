@@ -48,7 +48,7 @@ class Autoencode:
     model: nn.Module
     likelihood: Likelihood = field(default_factory=lambda: Gaussian(std=1.0))
     corrupt: Corrupt | None = None
-    final: tuple[Final, ...] = ()
+    final: tuple[Final, ...] = field(default=(), metadata={"identity": False})
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError for images that the likelihood is not for; greys pass as binary."""

@@ -50,9 +50,11 @@ class Classify:
     model: nn.Module
     loss_function: Callable[..., Float[Array, " batch"]] = cross_entropy_loss
     l2: float = 0.0
-    groups: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    weights: Weights | None = field(default=None, metadata={"later": True})
-    final: tuple[Final, ...] = field(default=(), metadata={"later": True})
+    groups: tuple[tuple[str, tuple[int, ...]], ...] = field(
+        default=(), metadata={"identity": False}
+    )
+    weights: Weights | None = None
+    final: tuple[Final, ...] = field(default=(), metadata={"identity": False})
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError unless the model has one output a class."""

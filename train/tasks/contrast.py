@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
 
@@ -63,7 +63,7 @@ class Contrast:
     loss_function: Callable[..., Float[Array, "views batch"]] = NT_XENT
     labelled: bool = False
     axis_name: str | None = None
-    final: tuple[Final, ...] = ()
+    final: tuple[Final, ...] = field(default=(), metadata={"identity": False})
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError for fewer than two views, and for images outside of [0, 1]."""

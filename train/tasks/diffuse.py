@@ -91,9 +91,9 @@ class Diffuse:
     weighting: Weighting | None = None
     learned_variance: bool = False
     label_dropout: float = 0.1
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = field(default_factory=Sampling, metadata={"identity": False})
     weights: Weights | None = None
-    final: tuple[Final, ...] = ()
+    final: tuple[Final, ...] = field(default=(), metadata={"identity": False})
 
     @property
     def num_classes(self) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import flax.linen as nn
@@ -47,7 +47,7 @@ class Quantize:
     model: nn.Module
     commitment: float = 0.25
     variance: float = 1.0
-    final: tuple[Final, ...] = ()
+    final: tuple[Final, ...] = field(default=(), metadata={"identity": False})
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError for a variance or weight that cannot be, or images beyond [0, 1]."""

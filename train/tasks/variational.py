@@ -72,7 +72,7 @@ class Variational:
     beta: float = 1.0
     warmup_steps: int = 0
     free_nats: float = 0.0
-    final: tuple[Final, ...] = ()
+    final: tuple[Final, ...] = field(default=(), metadata={"identity": False})
 
     @property
     def num_classes(self) -> int | None:
