@@ -172,7 +172,7 @@ def children(node: Any, hint: Any = Any) -> dict[str, tuple[Any, Any]]:
         return {str(i): (value, hints.element_hint(hint, i)) for i, value in enumerate(node)}
     if isinstance(node, partial):
         options = {
-            name: (parameter.default, hints.evaluate(node.func, parameter.annotation))
+            name: (parameter.default, hints.evaluated(node.func, parameter.annotation))
             for name, parameter in hints.parameters(node.func).items()
             if name in node.keywords or parameter.kind is inspect.Parameter.KEYWORD_ONLY
             if not _is_linens_own(node.func, name)
@@ -190,7 +190,7 @@ def children(node: Any, hint: Any = Any) -> dict[str, tuple[Any, Any]]:
         }
     if isinstance(node, types.FunctionType):
         return {
-            name: (parameter.default, hints.evaluate(node, parameter.annotation))
+            name: (parameter.default, hints.evaluated(node, parameter.annotation))
             for name, parameter in hints.parameters(node).items()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY
         }
@@ -236,7 +236,7 @@ def _checked(value: Any, hint: Any, path: str, present: Any) -> Any:
     if not hints.fits(fitted, hint):
         default = "it has no" if present is _REQUIRED else f"it is {_shown(present)} by"
         raise ConfigError(
-            f"{path} takes {hints.described(hint)}, not {_shown(value)}; {default} default"
+            f"{path} takes {hints.in_words(hint)}, not {_shown(value)}; {default} default"
         )
     return fitted
 

@@ -64,15 +64,15 @@ def _bearable(value: Any, hint: Any) -> bool:
         return True
 
 
-def described(hint: Any) -> str:
+def in_words(hint: Any) -> str:
     """A hint as people read it."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Callable:
         return "a function"
     if origin in (Union, types.UnionType):
-        return " | ".join(map(described, arguments))
+        return " | ".join(map(in_words, arguments))
     if isinstance(origin, type):
-        return f"{origin.__name__}[{', '.join(map(described, arguments))}]"
+        return f"{origin.__name__}[{', '.join(map(in_words, arguments))}]"
     if hint is Ellipsis:
         return "..."
     if hint is types.NoneType:
@@ -90,11 +90,11 @@ def field_hint(owner: type, name: str) -> Any:
     for base in owner.__mro__:
         annotations = inspect.get_annotations(base)
         if name in annotations:
-            return evaluate(base, annotations[name])
+            return evaluated(base, annotations[name])
     return Any
 
 
-def evaluate(owner: Any, annotation: Any) -> Any:
+def evaluated(owner: Any, annotation: Any) -> Any:
     """A hint from its source text; what only type checkers can see becomes Any."""
     if annotation is inspect.Parameter.empty:
         return Any

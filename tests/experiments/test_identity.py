@@ -193,10 +193,10 @@ def moved(tmp_path, monkeypatch):
     then = resolve(before), identity(before)
     first.unlink()
     second.write_text(LATER)
-    monkeypatch.delitem(sys.modules, "room_of_identity.first")
+    del sys.modules["room_of_identity.first"]
     yield *then, tree("room_of_identity.deep.second")
     for name in [name for name in sys.modules if name.startswith("room_of_identity")]:
-        monkeypatch.delitem(sys.modules, name)
+        del sys.modules[name]
 
 
 def test_a_move_and_a_new_option_leave_the_id(moved):
@@ -213,6 +213,7 @@ def test_a_config_of_then_is_rebuilt_after_the_move(moved):
     assert again["one"] == tree["one"]
     assert again["kind"] is tree["kind"]
     assert again["loss"](3.0) == 6.0
+    assert essence(again) == essence(tree)
     assert identity(again) == before
     with pytest.raises(ConfigError, match=r"Moving: it takes no 'height' any more"):
         rebuild({"type": "room_of_identity.first:Moving", "height": 3})

@@ -38,10 +38,10 @@ def test_an_arm_may_seed_more_than_the_run():
 
 
 def test_overrides_are_for_every_arm_and_win_over_its_own():
-    arms = [Arm("wide", {"data.batch": 256}), Arm("deep", {"data.batch": 64, "loop.previews": 0})]
+    arms = [Arm("wide", {"data.batch": 256}), Arm("deep", {"data.batch": 64, "loop.accumulate": 2})]
     planned = expand(BASE, arms, 1, {"optimizer.learning_rate": 0.5, "data.batch": 32})
     assert [run.experiment.data.batch for run in planned] == [32, 32]
-    assert [run.experiment.loop.previews for run in planned] == [25, 0]
+    assert [run.experiment.loop.accumulate for run in planned] == [1, 2]
     assert {run.experiment.optimizer.learning_rate for run in planned} == {0.5}
 
 
