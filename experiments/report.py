@@ -273,6 +273,8 @@ def _markdown(rows: Sequence[Row], report: Report) -> str:
         parts.append(markdown_table(_details(rows, report)))
     if gaps := _gaps(rows, report):
         parts.append("Incomplete:\n\n" + "\n".join(gaps))
+    if mixed := [row for row in rows if row.commits]:
+        parts.append("Trained by the code of several commits:\n\n" + "\n".join(map(_mixed, mixed)))
     parts.append(f"![{table.title}]({report.name}.png)")
     parts.append(
         f"```\nopsin sweep {report.name} --seeds {table.seeds}\nopsin report {report.name}\n```"
@@ -308,6 +310,12 @@ def _gaps(rows: Sequence[Row], report: Report) -> list[str]:
         if reasons:
             lines.append(f"- `{arm}`: {'; '.join(reasons)}")
     return lines
+
+
+def _mixed(row: Row) -> str:
+    """A line for a run that went on by other code than it began with."""
+    after = " and then ".join(f"`{commit[:10]}`" for commit in row.commits or ())
+    return f"- `{row.arm}`, seed {row.seed}: {after}"
 
 
 def _origins(rows: Sequence[Row]) -> list[str]:

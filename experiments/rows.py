@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments import evaluations
+from experiments.starts import commits, starts_of, that_count
 from experiments.table import ReportError
 
 
@@ -18,12 +19,13 @@ class Row:
     Attributes:
         arm: the arm of the sweep; "default" for a run without one.
         seed: the run's seed.
-        id: the name of its folder, which is the hash of its resolved config.
+        id: the name of its folder, which is the hash of what changes its trained numbers.
         measurement: the id of what was measured of it, which arms that only measure differ by; the
             ids of several are joined by "+". None if nothing was.
         status: how it ended.
-        commit: the commit that it ran on, or "unknown".
-        dirty: whether files differed from that commit.
+        commit: the commit that it ran on, the last of several, or "unknown".
+        commits: all of them in order, where it went on by other code; None for one alone.
+        dirty: whether files differed from that commit, or one of them.
         devices: the kind of each device.
         hardware: the machine.
         versions: library -> version, Python among them.
@@ -45,6 +47,7 @@ class Row:
     metrics: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
     measurement: str | None = None
+    commits: Sequence[str] | None = None
 
 
 def collect(
@@ -134,7 +137,10 @@ def _status(folder: Path) -> Literal["done", "failed"] | None:
 
 def _read_run(folder: Path, arm: str, seed: int, measurement: str | None) -> Row | None:
     keys = ("commit", "dirty", "devices", "hardware", "versions", "python")
-    env = _read(folder / "env.json", *keys)
+    env_file = folder / "env.json"
+    every = [_with(env_file, start, *keys) for start in starts_of(_json(env_file))]
+    starts = that_count(every)
+    env, ran_on = starts[-1], commits(starts)
     failed = _status(folder) == "failed"
     summary = {} if failed else _read_summary(folder / "summary.json")
     seconds = summary.pop("seconds", None)
@@ -154,7 +160,8 @@ def _read_run(folder: Path, arm: str, seed: int, measurement: str | None) -> Row
         measurement=measurement,
         status="failed" if failed else "done",
         commit=env["commit"] or "unknown",
-        dirty=bool(env["dirty"]),
+        commits=ran_on if len(ran_on) > 1 else None,
+        dirty=any(start["dirty"] for start in starts),
         devices=env["devices"],
         hardware=env["hardware"],
         versions={"python": env["python"], **env["versions"]},
@@ -166,12 +173,20 @@ def _read_run(folder: Path, arm: str, seed: int, measurement: str | None) -> Row
 
 def _read(path: Path, *keys: str) -> dict[str, Any]:
     """The JSON object in `path`, which must have `keys`."""
+    return _with(path, _json(path), *keys)
+
+
+def _json(path: Path) -> Any:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ReportError(
             f"{path} cannot be read ({error}): remove {path.parent} and repeat the run"
         ) from error
+
+
+def _with(path: Path, content: Any, *keys: str) -> dict[str, Any]:
+    """An object of `path`, if it has these keys."""
     lacking = [key for key in keys if not isinstance(content, dict) or key not in content]
     if lacking:
         raise ReportError(

@@ -20,11 +20,15 @@ import jax
 from filelock import FileLock, Timeout
 
 from experiments import evaluations
-from experiments.config import identity, resolve
+from experiments.config import resolve
+from experiments.identity import essence, essence_of_resolved, identity
+from experiments.starts import other_code, read_starts
+from train.checkpoint import saved_step
 from train.experiment import Experiment
-from train.logging import TensorBoard, WeightsAndBiases, Writer, replace_text
+from train.logging import JsonLines, TensorBoard, WeightsAndBiases, Writer, replace_text
 from train.loop import fit
 from train.measurements import Measurement
+from train.paths import json_leaves
 from train.processes import ProcessError, check_same, is_first, of_first
 from train.profiling import Steps
 
@@ -79,7 +83,7 @@ class Outcome:
 
 
 def directory_of(name: str, experiment: Experiment, workdir: Path) -> Path:
-    """``workdir/name/id``, the id being the hash of the resolved experiment."""
+    """``workdir/name/id``, the id being the hash of what changes a trained number."""
     return workdir / name / identity(experiment)
 
 
@@ -91,8 +95,8 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
 
     Raises:
         ProcessError: processes were started differently, or do not see the same directory.
-        RunError: the directory cannot be written, another run is live in it, or a finished run is
-            to be profiled.
+        RunError: the directory cannot be written, another run is live in it, or it holds a finished
+            run that is to be profiled, or had other defaults.
         Exception: whatever training raises; it is also written to ``FAILED``.
     """
     directory = directory_of(name, experiment, options.workdir)
@@ -115,19 +119,22 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                     f"{directory} is trained, no step is left to profile: train it in another "
                     "place with --workdir, or rm -r it first"
                 )
+            _check_trained(directory, experiment, say=options.progress and writes)
             todo = tuple(x for x in todo if not of_first(_is_measured(directory, x)))
             if not todo:
                 return _finished(directory, experiment, trained_before=True)
         if writes:
             (directory / "FAILED").unlink(missing_ok=True)
+        if writes and not trained:
             _write_json(directory / "config.json", config)
-            _write_json(directory / "env.json", environment())
+            _record_start(directory, say=options.progress)
         try:
             with _stop_signal() as stopped:
                 result = fit(
                     replace(experiment, measurements=todo),
                     directory,
-                    config={name: x for name, x in config.items() if name != "measurements"},
+                    config=config,
+                    essence=essence_of_resolved,
                     stop=lambda: bool(stopped),
                     writers=_writers(name, directory, config, options) if writes else (),
                     progress=options.progress,
@@ -183,7 +190,42 @@ def _finished(
     return Outcome(directory, True, metrics, steps, trained_before, signal)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _check_trained(directory: Path, experiment: Experiment, *, say: bool) -> None:
+    """Raises RunError for a finished run that had other defaults; tells of other code."""
+    train_again = f"rm -r {directory} to train it again"
+    try:
+        saved = json.loads((directory / "config.json").read_text())
+        there = json_leaves(essence_of_resolved(saved))
+    except (OSError, ValueError) as error:  # ConfigError among them
+        raise RunError(f"{directory} was trained by other code ({error}): {train_again}") from error
+    here = json_leaves(essence(experiment))
+    if other := sorted(x for x in there.keys() | here.keys() if there.get(x) != here.get(x)):
+        was, now = (json_leaves(x).get(other[0], "absent") for x in (saved, resolve(experiment)))
+        raise RunError(
+            f"{directory} was trained when {other[0]} was {was}, and it is {now} by default now: "
+            f"{train_again}"
+        )
+    note = other_code(read_starts(directory / "env.json"), environment()) if say else None
+    if note:
+        print(note, file=sys.stderr)
+
+
+def _record_start(directory: Path, *, say: bool) -> None:
+    """Adds this start to ``env.json``; a run that goes on by other code says so."""
+    step = saved_step(directory / "checkpoints") or 0
+    now, before = environment() | {"step": step}, read_starts(directory / "env.json")
+    note = other_code(before, now) if step else None
+    _write_json(directory / "env.json", [*before, now])
+    if note is None:
+        return
+    lines = JsonLines(directory / "metrics.jsonl", step)
+    lines.note(step, note)
+    lines.close()
+    if say:
+        print(note, file=sys.stderr)
+
+
+def _write_json(path: Path, content: Any) -> None:
     replace_text(path, json.dumps(content, indent=2) + "\n")
 
 

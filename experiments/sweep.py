@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments import evaluations
-from experiments.config import ConfigError, identity, override
+from experiments.config import ConfigError, override
+from experiments.identity import identity
 from experiments.table import Arm
 from train.experiment import Experiment
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import jax
 from jaxtyping import PyTree
 
-from experiments.config import ConfigError, rebuild, resolve
+from experiments.config import ConfigError, rebuild
+from experiments.identity import essence_of_resolved
 from experiments.runs import RunError
 from train.checkpoint import Checkpoints
 from train.experiment import Experiment
@@ -64,8 +65,8 @@ def reopen(run: Path) -> Reopened:
     """Opens the newest checkpoint of a run's directory.
 
     Raises:
-        RunError: if this is no run, or this code would not make it.
-        CheckpointError: if it has no checkpoint that can be read.
+        RunError: if this is no run, or this code cannot make its experiment.
+        CheckpointError: if it has no checkpoint that can be read, or one of another config.
     """
     try:
         saved = json.loads((run / "config.json").read_text())
@@ -74,14 +75,12 @@ def reopen(run: Path) -> Reopened:
             f"{run} is no directory of a run (config.json: {error}): give runs/NAME/ID, which "
             "`opsin run` prints last"
         ) from error
-    other = f"{run} was trained by other code"
     try:
         experiment = rebuild(saved)
     except ConfigError as error:
-        raise RunError(f"{other}: {error}; check out the commit in its env.json") from error
-    if resolve(experiment) != saved:
-        raise RunError(f"{other}: its config has other fields; check out the commit in env.json")
-    saved.pop("measurements")
+        raise RunError(
+            f"{run} was trained by other code: {error}; check out the commit in its env.json"
+        ) from error
     with Checkpoints(run / "checkpoints", create=False) as checkpoints:
         metadata = checkpoints.metadata()
         if "data" not in metadata:
@@ -95,7 +94,7 @@ def reopen(run: Path) -> Reopened:
         # On one device: what is asked of a finished run is not worth sharing.
         alone = replace(experiment, parallel=Parallel(data=1))
         program = build(alone, batch, epoch, lambda store, item: item)
-        state, _ = checkpoints.restore(program.state, saved)
+        state, _ = checkpoints.restore(program.state, saved, essence_of_resolved)
     return Reopened(experiment, program, state, described)
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from experiments import catalogue
 from experiments.cli import COMMANDS as COMMANDS_OF_THE_HOUSE
-from experiments.config import identity, override, parse_all
+from experiments.config import override, parse_all
+from experiments.identity import identity
 
 HOUSE = Path(__file__).parents[1]
 ROOM = re.compile(r"^\| `(\w+)/` \|.*\| ([^|]+) \|$", re.MULTILINE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -120,12 +121,18 @@ class Checkpoints:
         except Exception as error:
             raise self._damaged(self.directory / str(step), error) from error
 
-    def restore(self, state: State, config: dict[str, Any]) -> tuple[State, dict[str, Any]]:
+    def restore(
+        self,
+        state: State,
+        config: dict[str, Any],
+        essence: Callable[[dict[str, Any]], Any] = lambda config: config,
+    ) -> tuple[State, dict[str, Any]]:
         """The newest checkpoint, on the devices of now.
 
         Args:
             state: abstract state, ``jax.ShapeDtypeStruct`` leaves with their shardings.
             config: resolved config of this run, compared to the one that was saved.
+            essence: what of a config must be the same; all of it if not given.
 
         Returns:
             The state and the metadata it was saved with.
@@ -136,7 +143,10 @@ class Checkpoints:
         metadata = self.metadata()
         step = self._manager.latest_step()
         path = self.directory / str(step)
-        self._check(path, "config", json_leaves(metadata.get("config", {})), json_leaves(config))
+        saved = metadata.get("config", {})
+        there, here = (json_leaves(essence(each)) for each in (saved, config))
+        # What differs is shown with the values of defaults, which an essence leaves out.
+        self._check(path, "config", there, here, (json_leaves(saved), json_leaves(config)))
         self._check(path, "model", metadata.get("shapes", {}), _shapes(state))
         try:
             restored = self._manager.restore(
@@ -149,9 +159,20 @@ class Checkpoints:
             raise self._damaged(path, error) from error
         return restored, metadata
 
-    def _check(self, path: Path, what: str, saved: dict[str, Any], here: dict[str, Any]) -> None:
+    def _check(
+        self,
+        path: Path,
+        what: str,
+        saved: dict[str, Any],
+        here: dict[str, Any],
+        shown: tuple[dict[str, Any], dict[str, Any]] = ({}, {}),
+    ) -> None:
+        """Raises CheckpointError if two differ; ``shown`` has their values, where it has them."""
+        there_and_here = saved | shown[0], here | shown[1]
         different = [
-            f"{name} is {saved.get(name, 'absent')} there and {here.get(name, 'absent')} here"
+            "{} is {} there and {} here".format(
+                name, *(x.get(name, "absent") for x in there_and_here)
+            )
             for name in sorted(saved.keys() | here.keys())
             if saved.get(name) != here.get(name)
         ]
@@ -171,12 +192,18 @@ class Checkpoints:
 
     def save_error(self, error: Exception) -> SaveError:
         """What to raise when something of the run could not be written."""
-        steps = [int(p.name) for p in self.directory.iterdir() if p.name.isdigit()]
-        good = f"the last good one is step {max(steps)}" if steps else "there is no earlier one"
+        step = saved_step(self.directory)
+        good = "there is no earlier one" if step is None else f"the last good one is step {step}"
         return SaveError(
             f"cannot write to {self.directory.parent} ({_one_line(error)}): {good}; "
             "make room and run the same command again"
         )
+
+
+def saved_step(directory: Path) -> int | None:
+    """The newest step that is saved in a directory of checkpoints, by the names in it."""
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    return max((int(name) for name in names if name.isdigit()), default=None)
 
 
 def _one_line(error: Exception) -> str:

@@ -1,4 +1,9 @@
-"""What a run is: a frozen tree of real objects that the loop takes and nothing else adds to."""
+"""What a run is: a frozen tree of real objects that the loop takes and nothing else adds to.
+
+Fields with the metadata ``{"identity": False}`` change no trained number: measurements, how often
+something is logged or saved, where arrays lie. They are no part of a run's id, and may differ when
+a run goes on.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +41,16 @@ class Data:
 
     source: str | Callable[[str], Examples] = "digits"
     train_split: str = "train"
-    eval_splits: Mapping[str, str] = field(default_factory=lambda: {"test": "test"})
+    eval_splits: Mapping[str, str] = field(
+        default_factory=lambda: {"test": "test"}, metadata={"identity": False}
+    )
     select: Callable[..., np.ndarray] | None = None
     batch: int = 128
-    eval_batch: int = 500
+    eval_batch: int = field(default=500, metadata={"identity": False})
     augment: tuple[Callable[..., Batch], ...] = ()
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    resident_megabytes: int = 1024
+    resident_megabytes: int = field(default=1024, metadata={"identity": False})
 
 
 @dataclass(frozen=True)
@@ -63,19 +70,19 @@ class Loop:
     """
 
     duration: str = "10 epochs"
-    log_every: str = "10 steps"
-    evaluate_every: str = "1 epoch"
-    checkpoint_every: str = "1 epoch"
-    steps_per_dispatch: int = 1
+    log_every: str = field(default="10 steps", metadata={"identity": False})
+    evaluate_every: str = field(default="1 epoch", metadata={"identity": False})
+    checkpoint_every: str = field(default="1 epoch", metadata={"identity": False})
+    steps_per_dispatch: int = field(default=1, metadata={"identity": False})
     accumulate: int = 1
     ema_decay: float | None = None
     strategy: Literal["jit", "pmap"] = "jit"
-    previews: int = 25
+    previews: int = field(default=25, metadata={"identity": False})
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One run, completely: its resolved form is hashed into the run's id.
+    """One run, completely: what changes its trained numbers is hashed into the run's id.
 
     Attributes:
         task: what is learned, with its model and loss.
@@ -94,7 +101,7 @@ class Experiment:
     data: Data = field(default_factory=Data)
     optimizer: Optimizer = field(default_factory=Optimizer)
     loop: Loop = field(default_factory=Loop)
-    parallel: Parallel = field(default_factory=Parallel)
+    parallel: Parallel = field(default_factory=Parallel, metadata={"identity": False})
     seed: int = 0
     measurements: tuple[Measurement, ...] = field(default=(), metadata={"identity": False})
 

@@ -79,6 +79,7 @@ def fit(
     directory: Path,
     *,
     config: dict[str, Any],
+    essence: Callable[[dict[str, Any]], Any] = lambda config: config,
     stop: Callable[[], bool] = lambda: False,
     writers: Sequence[Writer] = (),
     progress: bool = True,
@@ -95,6 +96,7 @@ def fit(
         directory: of the run; checkpoints, ``metrics.jsonl``, ``speed.json`` and pictures go
             there.
         config: the resolved experiment, kept in the checkpoints and compared on restoring.
+        essence: what of a config must be the same to go on; all of it if not given.
         stop: asked after each dispatch; when True in any process, the state is saved and ``fit``
             returns in all.
         writers: more places for the metrics.
@@ -144,7 +146,7 @@ def fit(
             images = experiment.preprocessing(feed.batch["image"].shape[1:])
             state = start_from(experiment.weights, program.init(), images)
         else:
-            state, metadata = checkpoints.restore(program.state, config)
+            state, metadata = checkpoints.restore(program.state, config, essence)
             feed.seek(metadata["position"])
             window = metadata["window"]
             trained_since -= metadata["seconds"]

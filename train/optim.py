@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -146,7 +146,7 @@ class Optimizer:
 
     method: Method = adamw
     learning_rate: float = 1e-3
-    reference_batch: int | None = field(default=None, metadata={"later": True})
+    reference_batch: int | None = None
     schedule: Callable[..., Schedule] = cosine
     warmup: str = "0 steps"
     weight_decay: float = 0.0

@@ -20,10 +20,10 @@ def unflatten(flat: Mapping[str, Any]) -> PyTree:
 
 
 def json_leaves(tree: Any, path: str = "") -> dict[str, Any]:
-    """Leaves of nested JSON by dotted path."""
-    if isinstance(tree, dict):
+    """Leaves of nested JSON by dotted path; what is empty is a leaf."""
+    if isinstance(tree, dict) and (tree or not path):
         items = tree.items()
-    elif isinstance(tree, list):
+    elif isinstance(tree, list) and tree:
         items = ((str(index), value) for index, value in enumerate(tree))
     else:
         return {path: tree}

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -63,7 +63,7 @@ class Parallel:
 
     data: int = -1
     fsdp: int = 1
-    tensor: int = field(default=1, metadata={"later": True})
+    tensor: int = 1
     min_shard_size: int = 2**14
 
 

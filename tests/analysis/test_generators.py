@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from analysis.generators import SampleQuality
+from analysis.latents import LatentClassifier
+from analysis.likelihoods import ImportanceNLL
+from analysis.sampling import untracked
 from data.augment import scale
 from data.examples import Arrays, DataError, Examples
 from experiments.extractors import LENET
 from losses.likelihoods import Bernoulli, Gaussian
 from train.extractor import Extractor
-from analysis.generators import SampleQuality
-from analysis.latents import LatentClassifier
-from analysis.likelihoods import ImportanceNLL
-from analysis.sampling import untracked
 from train.tasks.task import SettingError
 
 PIXELS = 6

@@ -12,15 +12,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.preprocessing import StandardScaler
 
+from analysis.linear_probe import linear_probe, sgd_probe
+from analysis.probes import Probe
+from analysis.sampling import untracked
 from data.augment import normalize, scale
 from data.examples import Arrays, DataError, Examples
 from data.selection import select
 from models.classification.linear import Linear
 from models.representation.simclr import SimCLR
 from train.heads import around_head, extract_features
-from analysis.probes import Probe
-from analysis.linear_probe import linear_probe, sgd_probe
-from analysis.sampling import untracked
 from train.tasks.task import SettingError
 
 

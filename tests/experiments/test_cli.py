@@ -21,7 +21,8 @@ from PIL import Image
 import experiments.runs
 from data.sources import synthetic
 from experiments import catalogue, cli
-from experiments.config import identity, override
+from experiments.config import override
+from experiments.identity import identity
 from experiments.runs import directory_of
 from experiments.table import Arm
 from models.classification.lenet import LeNet5

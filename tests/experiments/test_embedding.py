@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from analysis.probes import Probe
+from analysis.sampling import untracked
 from data.augment import normalize, scale
 from data.geometry import random_flip
 from data.selection import per_class
@@ -24,8 +26,6 @@ from models.classification.resnet import BasicBlock, ResNet
 from models.generative.autoencoder import Autoencoder, DenseDecoder, DenseEncoder
 from models.representation.simclr import ProjectionHead, SimCLR
 from train.experiment import Data, Experiment, Loop
-from analysis.probes import Probe
-from analysis.sampling import untracked
 from train.tasks.autoencode import Autoencode
 from train.tasks.classify import Classify
 from train.tasks.contrast import Contrast

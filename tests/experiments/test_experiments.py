@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from experiments import catalogue, cli
-from experiments.config import identity, override, parse_all, resolve
+from experiments.config import override, parse_all, resolve
 from experiments.extractors import MNIST_DDPM
 from experiments.generation import mnist_ddpm_samplers
+from experiments.identity import identity
 from experiments.rows import read_rows
 from experiments.runs import Options, execute
 from experiments.sweep import expand
@@ -125,8 +126,10 @@ def test_smoke_runs_to_its_end(name, tmp_path, monkeypatch, capfd):
     assert not (directory / "FAILED").exists()
     assert read("config.json") == resolve(experiment)
     assert read("arm.json") == {"experiment": name, "arm": "arm", "seed": 3}
-    assert read("env.json").keys() == {
+    (start,) = read("env.json")
+    assert start.keys() == {
         "commit", "dirty", "versions", "python", "devices", "processes", "hardware", "command",
+        "step",
     }  # fmt: skip
     summary = read("summary.json")
     assert summary == outcome.metrics

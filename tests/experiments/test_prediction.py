@@ -192,9 +192,14 @@ def test_what_is_no_run_is_one_line(classified, tmp_path):
     changed = tmp_path / "changed"
     shutil.copytree(classified, changed)
     config = json.loads((changed / "config.json").read_text())
-    del config["task"]["l2"]
+    del config["task"]["l2"]  # as if the field had come later
+    config["optimizer"]["method"]["call"] = "train.optimizers:adamw"  # and this had moved
+    config["loop"]["checkpoint_every"] = "7 steps"
     (changed / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RunError, match="other fields"):
+    assert resolve(load(changed).experiment)["task"] == resolve(load(classified).experiment)["task"]
+    config["task"]["l2"] = 0.5
+    (changed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"task\.l2 is 0\.0 there and 0\.5 here"):
         load(changed)
     config["task"]["type"] = "train.tasks.classify:Klassify"
     (changed / "config.json").write_text(json.dumps(config))

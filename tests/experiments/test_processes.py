@@ -179,7 +179,7 @@ def test_two_processes_are_one_and_a_killed_one_stops_both_and_they_go_on_bit_fo
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     assert first[1].splitlines()[-1] == str(company.directory)
     assert second[1].replace("[Gloo]", "").count("opsin") == 0  # one speaks for both
-    assert json.loads((company.directory / "env.json").read_text())["processes"] == 2
+    assert json.loads((company.directory / "env.json").read_text())[-1]["processes"] == 2
     assert (company.directory / "DONE").exists()
     resumed = final_state(company.directory, experiment, config)
 

@@ -59,6 +59,16 @@ def failed(arm, seed, error="TrainError: train/loss is nan at step 12"):
     return row(arm, seed, status="failed", seconds=None, metrics={}, error=error)
 
 
+def test_rows_of_several_commits_are_marked(tmp_path):
+    mixed = row("focal-2", 0, commits=["f" * 40, COMMIT])
+    write([row("focal-1", 0), mixed], FOCAL, tmp_path)
+    text = (tmp_path / "focal.md").read_text()
+    line = "- `focal-2`, seed 0: `ffffffffff` and then `0123456789`"
+    assert f"Trained by the code of several commits:\n\n{line}\n" in text
+    write([row("focal-1", 0)], FOCAL, tmp_path)
+    assert "several commits" not in (tmp_path / "focal.md").read_text()
+
+
 @pytest.fixture
 def rows():
     """Arm focal-2 has one failed and one missing seed; arm focal-5 was not run."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments import catalogue
-from experiments.config import identity
+from experiments.identity import identity
 from experiments.rows import read_rows
 from experiments.sweep import expand
 

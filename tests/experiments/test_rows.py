@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.rows import collect
+from experiments.rows import collect, read_rows, write_rows
 from experiments.table import ReportError
 
 ARMS = ("focal-2", "focal-1")  # the order of the sweep, not of the alphabet
@@ -67,6 +67,24 @@ def test_a_run_outside_a_repository_has_an_unknown_commit(tmp_path):
     assert (only.commit, only.dirty) == ("unknown", False)
 
 
+def test_a_run_of_several_commits_names_them(tmp_path):
+    folder = tmp_path / "focal" / "aa"
+    write_run(folder)
+    start = json.loads((folder / "env.json").read_text())
+    (alone,) = collect(tmp_path / "focal", ARMS, is_aa)  # one start, as it was once kept
+    assert (alone.commit, alone.commits) == ("abc1234", None)
+    starts = [{**start, "step": 0, "dirty": False}, {**start, "step": 5, "commit": "def"}]
+    (folder / "env.json").write_text(json.dumps(starts))
+    (both,) = collect(tmp_path / "focal", ARMS, is_aa)
+    assert (both.commit, both.commits, both.dirty) == ("def", ["abc1234", "def"], True)
+    write_rows(tmp_path / "rows.jsonl", [alone, both])
+    assert read_rows(tmp_path / "rows.jsonl") == [alone, both]
+    assert ["commits" in line for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == [
+        False,
+        True,
+    ]
+
+
 def test_the_error_of_a_traceback_is_its_last_line(tmp_path):
     trace = 'Traceback (most recent call last):\n  File "loop.py", line 3\nValueError: boom\n'
     write_run(tmp_path / "focal" / "aa", end="FAILED", error=trace)
@@ -104,6 +122,8 @@ def test_no_runs_names_the_command(tmp_path, unfinished):
         ("summary.json", '{"seconds": 1, "test/accuracy": "0.9"}', "'0.9', which is no number"),
         ("summary.json", "[]", "summary.json has no seconds"),
         ("env.json", "{}", "env.json has no commit, dirty"),
+        ("env.json", '[{"commit": "abc"}, {}]', "env.json has no dirty"),
+        ("env.json", "[]", "env.json has no commit, dirty"),
         ("arm.json", '{"arm": "focal-1"}', "arm.json has no seed"),
         ("env.json", None, "env.json cannot be read"),
     ],

@@ -219,7 +219,7 @@ def first_start(tmp_path_factory) -> tuple[Path, Path, dict[str, int]]:
 
 def test_eight_devices_are_faked_and_used(first_start):
     _, directory, _ = first_start
-    environment = json.loads((directory / "env.json").read_text())
+    (environment,) = json.loads((directory / "env.json").read_text())
     assert environment["devices"] == ["cpu:cpu"] * 8
     assert (directory / "DONE").exists()
 

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import catalogue
-from experiments.config import ConfigError, identity, override
+from experiments.config import ConfigError, override
+from experiments.identity import identity
 from experiments.sweep import arm_of, expand, share
 from experiments.table import Arm
 from models.classification.lenet import LeNet5
@@ -30,17 +31,17 @@ def test_every_arm_meets_every_seed_and_seeds_turn_slowest():
 
 
 def test_an_arm_may_seed_more_than_the_run():
-    arms = [Arm("plain"), Arm("narrow", {"data.batch": 64}, seeded=("data.eval_batch",))]
+    arms = [Arm("plain"), Arm("narrow", {"data.batch": 64}, seeded=("loop.accumulate",))]
     planned = expand(BASE, arms, 3)[4:]
-    assert [run.experiment.data.eval_batch for run in planned] == [BASE.data.eval_batch, 2]
+    assert [run.experiment.loop.accumulate for run in planned] == [1, 2]
     assert arm_of(planned[1].experiment, BASE, arms) == "narrow"
 
 
 def test_overrides_are_for_every_arm_and_win_over_its_own():
-    arms = [Arm("wide", {"data.batch": 256}), Arm("deep", {"data.batch": 64, "loop.previews": 0})]
+    arms = [Arm("wide", {"data.batch": 256}), Arm("deep", {"data.batch": 64, "loop.accumulate": 2})]
     planned = expand(BASE, arms, 1, {"optimizer.learning_rate": 0.5, "data.batch": 32})
     assert [run.experiment.data.batch for run in planned] == [32, 32]
-    assert [run.experiment.loop.previews for run in planned] == [25, 0]
+    assert [run.experiment.loop.accumulate for run in planned] == [1, 2]
     assert {run.experiment.optimizer.learning_rate for run in planned} == {0.5}
 
 
@@ -54,6 +55,8 @@ def test_overrides_are_for_every_arm_and_win_over_its_own():
             "b with seed 0 and a with seed 0 are one and the same run",
         ),
         ([Arm("a"), Arm("b", {"data.batch": 128})], {}, "b with seed 0 and a with seed 0"),
+        # What is only measured makes no run of its own.
+        ([Arm("a"), Arm("b", {"data.eval_splits": {}})], {}, "b with seed 0 and a with seed 0"),
         # An override that levels the arms.
         (ARMS[:2], {"data.batch": 64}, "wide with seed 0 and plain with seed 0"),
         ([Arm("a")], {"seed": 5}, "a with seed 1 and a with seed 0"),

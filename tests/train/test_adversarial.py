@@ -13,6 +13,7 @@ import optax
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from analysis.sampling import sample_images
 from data.examples import Arrays, Examples
 from experiments.config import override
 from experiments.extractors import LENET
@@ -26,7 +27,6 @@ from train.checkpoint import Checkpoints
 from train.experiment import Data, Experiment, Loop
 from train.loop import fit
 from train.optim import Optimizer, adamw, constant, cosine, sgd
-from analysis.sampling import sample_images
 from train.state import stream
 from train.tasks.adversarial import Adversarial
 from train.tasks.players import told_apart

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from scipy import special
 
+from analysis.diffusion import Inpainting, SampledBy, VariationalBound
+from analysis.sampling import sample_images, untracked
 from data.augment import row_keys, scale
 from data.examples import Arrays, Examples
 from experiments.config import override
@@ -23,9 +25,7 @@ from ops.diffusion_schedules import Discrete, cosine_betas
 from ops.sde import VarianceExploding, VariancePreserving
 from tests.train.test_step import assert_same_run, run
 from train.experiment import Data, Experiment, Loop
-from analysis.diffusion import Inpainting, SampledBy, VariationalBound
 from train.optim import Optimizer, adamw
-from analysis.sampling import sample_images, untracked
 from train.tasks.diffuse import Diffuse
 from train.tasks.task import Generative, SettingError
 

@@ -4,19 +4,23 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from experiments.config import override, resolve
+from experiments.identity import essence_of_resolved
 from tests.train.conftest import assert_trees_close, assert_trees_equal, make_tiny
 from tests.train.test_loop import last_state, lines
+from train.checkpoint import CheckpointError
 from train.experiment import Experiment
-from train.loop import fit
+from train.loop import Result, fit
 
 HOUSE = Path(__file__).parents[2]
 STEPS, KILLS = 120, 20
-# All devices hold slices, whatever their number: the config, and with it the run, stays the same.
+# All devices hold slices, whatever their number.
 CHANGES = {
     "parallel.data": 1,
     "parallel.fsdp": -1,
@@ -56,6 +60,37 @@ def train(directory: Path, devices: int, kill_after: int) -> int:
     )
     assert done.returncode in (0, -9), done.stderr
     return done.returncode
+
+
+def test_another_layout_and_other_cadences_go_on_with_the_run(tmp_path: Path):
+    """Slices over two devices, then over four: the same numbers up to the order of sums."""
+    layout = {"parallel.data": 1, "parallel.fsdp": 2, "parallel.min_shard_size": 8}
+    experiment = override(make_tiny(), layout)
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    fit(experiment, whole, config=resolve(experiment), progress=False)
+    asked = iter([False, False, True])
+
+    def go_on(stop: Callable[[], bool] = lambda: False, **changes: Any) -> Result:
+        now = override(experiment, changes)
+        config = resolve(now)
+        return fit(
+            now, moved, config=config, essence=essence_of_resolved, stop=stop, progress=False
+        )
+
+    assert not go_on(lambda: next(asked)).finished
+    changes = {"loop.checkpoint_every": "2 steps", "loop.steps_per_dispatch": 2}
+    with pytest.raises(CheckpointError, match=r"optimizer.learning_rate is 0.1 there and 0.2 here"):
+        go_on(**{**changes, "optimizer.learning_rate": 0.2})
+    with pytest.raises(CheckpointError, match=r"loop.accumulate is 1 there and 2 here"):
+        go_on(**{"loop.accumulate": 2})
+    changes |= {"parallel.data": 2, "parallel.fsdp": 4}
+    assert go_on(**changes).finished
+    state, position = last_state(moved, override(experiment, changes))
+    expected, expected_position = last_state(whole, experiment)
+    assert int(state.step) == 6
+    assert position == expected_position
+    for part in ("params", "mutable", "opt_state", "ema"):
+        assert_trees_close(getattr(state, part), getattr(expected, part), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow

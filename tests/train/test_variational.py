@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from analysis.sampling import sample_images
 from data.binarize import binarized, dequantize, random_binarize
 from data.sources import digits, synthetic
 from experiments.config import override
@@ -24,7 +25,6 @@ from tests.train.test_step import assert_same_run, run
 from train.experiment import Data, Experiment, Loop
 from train.loop import fit
 from train.optim import Optimizer, adamw
-from analysis.sampling import sample_images
 from train.sharding import Parallel, make_mesh, replicated
 from train.tasks.task import Concluding, Generative, SettingError
 from train.tasks.variational import Variational

@@ -95,7 +95,7 @@ class Adversarial:
     penalty_weight: float = 0.0
     clip: float | None = None
     feature_matching: float = 0.0
-    observer: Extractor | None = None
+    observer: Extractor | None = field(default=None, metadata={"identity": False})
     axis_name: str | None = None
 
     @property

@@ -47,9 +47,11 @@ class Classify:
     model: nn.Module
     loss_function: Callable[..., Float[Array, " batch"]] = cross_entropy_loss
     l2: float = 0.0
-    groups: tuple[tuple[str, tuple[int, ...]], ...] = ()
     more_metrics: Mapping[str, Callable[..., Metric]] = field(
         default_factory=dict, metadata={"identity": False}
+    )
+    groups: tuple[tuple[str, tuple[int, ...]], ...] = field(
+        default=(), metadata={"identity": False}
     )
 
     def check(self, class_names: Sequence[str], look: Look) -> None:

@@ -89,7 +89,7 @@ class Diffuse:
     weighting: Weighting | None = None
     learned_variance: bool = False
     label_dropout: float = 0.1
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = field(default_factory=Sampling, metadata={"identity": False})
 
     @property
     def num_classes(self) -> int | None:

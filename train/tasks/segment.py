@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import flax.linen as nn
@@ -56,8 +56,8 @@ class Segment:
     auxiliary_weight: float = 0.4
     margin: int = 0
     mirror: int = 0
-    boundary_tolerance: float | None = None
-    rand: bool = False
+    boundary_tolerance: float | None = field(default=None, metadata={"identity": False})
+    rand: bool = field(default=False, metadata={"identity": False})
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError unless the model has one output a class, or one for two classes."""

@@ -1,0 +1,107 @@
+"""What fits a type hint, and how a hint reads."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Union, get_args, get_origin
+
+
+def fitted(value: Any, hint: Any) -> Any:
+    """The value with lists as tuples and integers as floats, where the hint asks for them."""
+    if isinstance(value, list) and not _bearable(value, hint):
+        value = tuple(value)
+    if isinstance(value, tuple):
+        return tuple(fitted(item, element_hint(hint, i)) for i, item in enumerate(value))
+    if isinstance(value, Mapping):
+        return {key: fitted(item, element_hint(hint)) for key, item in value.items()}
+    if type(value) is int and not _bearable(value, hint) and _bearable(float(value), hint):
+        return float(value)
+    return value
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type that a hint asks for, and so are those inside it."""
+    if isinstance(value, tuple) and not all(
+        fits(item, element_hint(hint, index)) for index, item in enumerate(value)
+    ):
+        return False
+    # To Python, a bool is an int; to a person, it is a slip.
+    members = _members(hint)
+    stray_bool = isinstance(value, bool) and int in members and bool not in members
+    return not stray_bool and _bearable(value, hint)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def element_hint(hint: Any, index: int = 0) -> Any:
+    """V of ``Mapping[K, V]``, X of ``tuple[X, ...]``, the one in its place of ``tuple[X, Y]``."""
+    for member in _members(hint):
+        origin, arguments = get_origin(member), get_args(member)
+        if not isinstance(origin, type) or not arguments:
+            continue
+        if issubclass(origin, Mapping):
+            return arguments[1]
+        if origin is tuple and arguments[-1] is not Ellipsis:
+            return arguments[index] if index < len(arguments) else Any
+        if issubclass(origin, Sequence):
+            return arguments[0]
+    return Any
+
+
+def _bearable(value: Any, hint: Any) -> bool:
+    # Here, for it takes longer to import than all else that a misspelt override needs but jax.
+    from beartype.door import is_bearable
+    from beartype.roar import BeartypeException
+
+    try:
+        return is_bearable(value, hint)
+    except BeartypeException:  # a hint that only type checkers can read
+        return True
+
+
+def in_words(hint: Any) -> str:
+    """A hint as people read it."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Callable:
+        return "a function"
+    if origin in (Union, types.UnionType):
+        return " | ".join(map(in_words, arguments))
+    if isinstance(origin, type):
+        return f"{origin.__name__}[{', '.join(map(in_words, arguments))}]"
+    if hint is Ellipsis:
+        return "..."
+    if hint is types.NoneType:
+        return "None"
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Name → parameter of a function or class."""
+    return inspect.signature(function).parameters
+
+
+def field_hint(owner: type, name: str) -> Any:
+    """The hint of a field, which a base class may have."""
+    for base in owner.__mro__:
+        annotations = inspect.get_annotations(base)
+        if name in annotations:
+            return evaluated(base, annotations[name])
+    return Any
+
+
+def evaluated(owner: Any, annotation: Any) -> Any:
+    """A hint from its source text; what only type checkers can see becomes Any."""
+    if annotation is inspect.Parameter.empty:
+        return Any
+    if not isinstance(annotation, str):
+        return annotation
+    scope = vars(sys.modules[owner.__module__])
+    try:
+        return eval(annotation, dict(scope))
+    except (NameError, AttributeError, TypeError):
+        return Any

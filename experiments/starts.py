@@ -1,0 +1,57 @@
+"""The starts of a run, all of which ``env.json`` keeps: the code, machine and step of each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Start = Mapping[str, Any]
+
+
+def read_starts(path: Path) -> list[Start]:
+    """What is in ``env.json``; none if there is no such file.
+
+    Raises:
+        ValueError: if it is no JSON.
+    """
+    if not path.exists():
+        return []
+    return starts_of(json.loads(path.read_text(encoding="utf-8")))
+
+
+def starts_of(content: Any) -> list[Start]:
+    """The starts in the content of ``env.json``, which once held the last one alone."""
+    starts: list[Start] = content if isinstance(content, list) and content else [content]
+    return starts
+
+
+def that_count(starts: Sequence[Start]) -> Sequence[Start]:
+    """The starts that a run's numbers come from: what was before its last step 0 is lost."""
+    beginnings = [index for index, start in enumerate(starts) if not start.get("step")]
+    return starts[beginnings[-1] :] if beginnings else starts
+
+
+def commits(starts: Sequence[Start]) -> list[str]:
+    """The commits that a run's numbers come from, in order, each once."""
+    return list(dict.fromkeys(start["commit"] or "unknown" for start in that_count(starts)))
+
+
+def other_code(starts: Sequence[Start], now: Start) -> str | None:
+    """One line if the last of the starts was by other code than that of now; None if it was not.
+
+    Uncommitted changes may be others each time.
+    """
+    if not starts or (starts[-1]["commit"] is None and now["commit"] is None):
+        return None
+    before, here = starts[-1], now
+    if before["commit"] == here["commit"] and not (before["dirty"] or here["dirty"]):
+        return None
+    return f"trained at {_described(before)}; this is {_described(here)}"
+
+
+def _described(start: Start) -> str:
+    commit = start["commit"]
+    changed = " with uncommitted changes" if start["dirty"] else ""
+    return f"commit {commit[:10]}{changed}" if commit else "an unknown commit"
