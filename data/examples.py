@@ -68,6 +68,9 @@ Source = Callable[[str], Examples]
 SPLITS = ("train", "test")
 """The splits of a set that is made or embedded."""
 
+PIXEL_MAPS = ("mask", "weight")
+"""What has a value for each pixel of the image [height, width], and is moved as the image is."""
+
 
 def require_split(name: str, split: str) -> None:
     """Raises DataError for a split that is not one of `SPLITS`."""
