@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shlex
@@ -110,7 +111,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                     f"{directory} is trained, no step is left to profile: train it in another "
                     "place with --workdir, or rm -r it first"
                 )
-            metrics = json.loads((directory / "summary.json").read_text())
+            metrics = read_summary(directory / "summary.json")
             steps = int(metrics["steps"])
             return Outcome(directory, True, metrics, steps, trained_before=True)
         if writes:
@@ -142,7 +143,18 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    replace_text(path, json.dumps(content, indent=2) + "\n")
+    """JSON knows no NaN: a number that is not finite is null."""
+    known = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in content.items()
+    }
+    replace_text(path, json.dumps(known, indent=2) + "\n")
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """``summary.json`` as it was measured: null is a number that was not finite."""
+    content = json.loads(path.read_text())
+    return {name: math.nan if value is None else value for name, value in content.items()}
 
 
 def environment() -> dict[str, Any]:

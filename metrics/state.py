@@ -6,6 +6,7 @@ any number of devices. On the device they are int32: bring the state of each bat
 (`to_host`: int64 and float64) and merge it there.
 """
 
+import math
 import operator
 from collections.abc import Mapping
 from typing import TypeVar
@@ -15,6 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Num
+
+MOST = 2**31 - 1
+"""Entries that a state of one batch can count."""
 
 Sum = jax.Array | np.ndarray | np.number  # of examples: on the device, later on the host
 AnyMetric = TypeVar("AnyMetric", bound="Metric")
@@ -87,14 +91,24 @@ def compute_all(metrics: Mapping[str, Metric]) -> dict[str, float]:
     return numbers
 
 
+def check_countable(shape: tuple[int, ...]) -> None:
+    """Raises ValueError for entries of a batch whose int32 count would wrap around."""
+    if math.prod(shape) > MOST:
+        raise ValueError(
+            f"{math.prod(shape)} entries {list(shape)} in one batch are more than int32 counts, "
+            f"{MOST}: set a smaller data.eval_batch (data.batch in training)"
+        )
+
+
 def valid_or_all(
     valid: Bool[Array, "*batch"] | None, shape: tuple[int, ...]
 ) -> Bool[Array, "*batch"]:
     """The mask of entries that count: all of them if None.
 
     Raises:
-        ValueError: a mask of another shape.
+        ValueError: a mask of another shape, or more entries than int32 can count.
     """
+    check_countable(shape)
     if valid is None:
         return jnp.ones(shape, bool)
     if valid.shape != shape:

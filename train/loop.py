@@ -18,7 +18,14 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from data import pipeline
-from data.examples import Examples, fits_in_memory, labels, materialize, stack
+from data.examples import (
+    Examples,
+    check_same_data,
+    fits_in_memory,
+    labels,
+    materialize,
+    stack,
+)
 from data.selection import select
 from data.sources import open_source
 from metrics.classification import ConfusionMatrix
@@ -143,6 +150,7 @@ def fit(
             state = program.init()
         else:
             state, metadata = checkpoints.restore(program.state, config)
+            check_same_data(metadata.get("data", {}), described)
             feed.seek(metadata["position"])
             window = metadata["window"]
             trained_since -= metadata["seconds"]

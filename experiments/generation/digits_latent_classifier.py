@@ -42,6 +42,7 @@ FINAL = (LatentClassifier(),)
 SMOKE = {
     "task.final": (LatentClassifier(repeats=1),),
     "loop.duration": "2 steps",
+    "optimizer.warmup": "0 steps",
 }
 
 TABLE = Table(

@@ -261,3 +261,13 @@ def test_other_shapes_that_do_not_fit_raise():
     for metric in (accuracy, negative_log_likelihood, calibration):
         with pytest.raises(ValueError, match="one entry per example"):
             jax.eval_shape(metric, logits, labels, np.ones((4, 1), bool))
+
+
+@pytest.mark.parametrize("label", [-1, -3, 3, 255])
+def test_the_likelihood_of_a_label_that_is_no_class_is_not_a_number(label):
+    """An index below 0 would count from the end."""
+    logits = jnp.array([[0.0, 0.0, 5.0], [0.0, 0.0, 5.0]])
+    labels = jnp.array([label, 2])
+    assert np.isnan(negative_log_likelihood(logits, labels).compute()[""])
+    valid = negative_log_likelihood(logits, labels, jnp.array([False, True]))
+    np.testing.assert_allclose(valid.compute()[""], np.log1p(2 * np.exp(-5)), rtol=1e-4)
