@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Int
@@ -67,6 +67,41 @@ Source = Callable[[str], Examples]
 
 SPLITS = ("train", "test")
 """The splits of a set that is made or embedded."""
+
+PIXEL_MAPS = ("mask", "weight")
+"""What has a value for each pixel of the image [height, width], and is moved as the image is."""
+
+
+def check_same_data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Compares what was recorded about the training data to what they are now.
+
+    Args:
+      saved: as JSON: `class_names`, `examples` (how many) and `arrays` (name → shape and type).
+      now: the same of the data that were opened; what was not saved is not compared.
+
+    Raises:
+      DataError: if they differ: says in what first.
+    """
+    for name, what in (("class_names", "classes"), ("examples", "examples"), ("arrays", "arrays")):
+        there, here = saved.get(name, now[name]), now[name]
+        if there == here:
+            continue
+        if isinstance(there, list) and len(there) == len(here):
+            (there, here), what = _first_difference(there, here), "a class called"
+        raise DataError(
+            f"the checkpoint was trained on {what} {_short(there)}, and the data have "
+            f"{_short(here)}: give the data that it was trained on, or move the run away to start "
+            "from the beginning"
+        )
+
+
+def _first_difference(there: list[Any], here: list[Any]) -> tuple[Any, Any]:
+    return next(pair for pair in zip(there, here, strict=True) if pair[0] != pair[1])
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def require_split(name: str, split: str) -> None:

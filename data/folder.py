@@ -1,7 +1,9 @@
 """A folder of images, one sub-folder a class."""
 
 import hashlib
+import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,11 +33,11 @@ def folder(
     20 %, the others in "train": adding images does not move others to the other side. A folder
     without sub-folders is a set without classes, for generators; it is split in the same way.
 
-    Images may lie deeper inside a class folder. Hidden files are ignored, any other file must be an
-    image that Pillow reads. It is turned upright (EXIF), its transparency is dropped, and its
-    largest centred square is resized (bilinear, antialiased). A split of at most
-    `limit_bytes` after that is read at once, so that a bad file is found at the start; a larger
-    one is read image by image.
+    Images may lie deeper inside a class folder, and behind links. Hidden files are ignored, a link
+    to nowhere is left out with a warning, any other file must be an image that Pillow reads. It is
+    turned upright (EXIF), its transparency is dropped, and its largest centred square is resized
+    (bilinear, antialiased). A split of at most `limit_bytes` after that is read at once, so that a
+    bad file is found at the start; a larger one is read image by image.
 
     Args:
       path: the folder.
@@ -55,9 +57,10 @@ def folder(
     if not root.is_dir():
         raise DataError(f"no folder {root}; give the folder whose sub-folders are the classes")
     # A folder "train" with files but no folders of its own is a class (of vehicles, say).
-    has_splits = bool(_subfolders(root / "train"))
+    training = _subfolders(root / "train")
+    has_splits = bool(training)
     directory = root / split if has_splits else root
-    names = _subfolders(root / "train" if has_splits else root)
+    names = training or _subfolders(root)
     available = _subfolders(root) if has_splits else ["train", "test"]
     if len(names) == 1:
         raise DataError(
@@ -65,7 +68,8 @@ def folder(
         )
     if split not in available:
         raise DataError(f'{root} has no split "{split}"; it has {", ".join(available)}')
-    if extra := sorted(set(_subfolders(directory)) - set(names)):
+    others = _subfolders(directory) if has_splits and split != "train" else []
+    if extra := sorted(set(others) - set(names)):
         raise DataError(f"{directory / extra[0]} is not a class of {root / 'train'}; rename it")
     if names:
         every = [(x, label) for label, n in enumerate(names) for x in _class_files(directory / n)]
@@ -87,7 +91,7 @@ def folder(
     classes = np.array(label, np.int32) if names else None
     read_labels = None if classes is None else lambda: classes
     records = _Images(paths, classes, size, channels)
-    examples = Examples(records, tuple(names), read_labels, resized=True)
+    examples = Examples(records, tuple(map(_readable, names)), read_labels, resized=True)
     if fits_in_memory(examples, limit_bytes):
         return replace(examples, records=Arrays(materialize(examples)), read_labels=None)
     return examples
@@ -113,26 +117,66 @@ class _Images:
 
 def is_test(relative: Path) -> bool:
     """Whether a file of a set without split folders is for testing: every fifth, by its name."""
-    return int(hashlib.sha256(relative.as_posix().encode()).hexdigest(), 16) % 5 == 0
+    return int(hashlib.sha256(os.fsencode(relative.as_posix())).hexdigest(), 16) % 5 == 0
 
 
 def visible_files(directory: Path) -> list[Path]:
-    """The files in a folder, however deep, in order; not hidden ones, nor what desktops leave."""
-    if not directory.is_dir():
-        return []
-    return sorted(
-        file
-        for file in directory.rglob("*")
-        if file.is_file()
-        and file.name not in _LEFT_BY_DESKTOPS
-        and not any(part.startswith(".") for part in file.relative_to(directory).parts)
-    )
+    """The files in a folder, however deep, in order; not hidden ones, nor what desktops leave.
+
+    Linked files and folders belong to it. What is neither a file nor a folder, such as a link to
+    nowhere, and a link back to a folder above it, are left out with a warning.
+
+    Raises:
+        DataError: a folder that cannot be read.
+    """
+    return sorted(_walk(directory, ())) if directory.is_dir() else []
+
+
+def _walk(directory: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    here = directory.resolve()
+    above = (*above, here, *here.parents)
+    for entry in _visible(directory):
+        if entry.is_dir():
+            if entry.resolve() in above:
+                _leave_out(entry, "links back to a folder above it")
+            else:
+                yield from _walk(entry, above)
+        elif entry.name not in _LEFT_BY_DESKTOPS:
+            yield entry
+
+
+def _visible(directory: Path) -> Iterator[Path]:
+    """Folders and files that are not hidden; a warning of all else."""
+    try:
+        entries = list(directory.iterdir())
+    except OSError as error:
+        raise DataError(
+            f"cannot read the folder {directory} ({error.strerror}): allow it, or move it away"
+        ) from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir() or entry.is_file():
+            yield entry
+        elif entry.is_symlink():
+            _leave_out(entry, f"is a link to {os.readlink(entry)}, which is not there")
+        else:
+            _leave_out(entry, "is neither a file nor a folder")
+
+
+def _leave_out(entry: Path, why: str) -> None:
+    logging.getLogger(__name__).warning("left out %s: it %s", entry, why)
 
 
 def _subfolders(directory: Path) -> list[str]:
     if not directory.is_dir():
         return []
-    return sorted(p.name for p in directory.iterdir() if p.is_dir() and p.name[0] != ".")
+    return sorted(entry.name for entry in _visible(directory) if entry.is_dir())
+
+
+def _readable(name: str) -> str:
+    """A name as text: bytes that are no UTF-8 are written out, as in "caf\\xe9"."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _class_files(directory: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from data.examples import Arrays, DataError, Examples, fits_in_memory, materialize
 from data.folder import is_test, visible_files
-from data.images import MODES, read_image, require_one_page
+from data.images import MODES, raw_mode, read_image, require_one_page
 from data.masks import IGNORE, CheckedMasks
 
 
@@ -201,7 +201,7 @@ def _read_mask(path: Path) -> tuple[Image.Image, int]:
     try:
         with Image.open(path) as mask:
             require_one_page(mask)
-            if any(depth in str(mask.tile) for depth in ("L;2", "L;4")):
+            if raw_mode(mask).startswith(("L;2", "L;4")):
                 raise ValueError("Pillow stretches grey of 2 or 4 bits to 0 to 255; save 8 bits")
             upright, turn = ImageOps.exif_transpose(mask), _turn(mask)
     except Exception as error:  # Pillow's decoders raise many kinds

@@ -1,6 +1,6 @@
 """Narrowing a training split: which examples to keep, as pure functions of the labels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int
@@ -84,10 +84,10 @@ def select(examples: Examples, indices: Int[np.ndarray, " kept"]) -> Examples:
             f"has {count} examples; select by the labels of the same split"
         )
     read = examples.read_labels
-    return Examples(
-        Subset(examples.records, indices),
-        examples.class_names,
-        None if read is None else lambda: read()[indices],
+    return replace(
+        examples,
+        records=Subset(examples.records, indices),
+        read_labels=None if read is None else lambda: read()[indices],
     )
 
 

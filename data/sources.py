@@ -2,10 +2,12 @@
 
 import difflib
 import inspect
+from dataclasses import replace
 
 import numpy as np
 
 from data.examples import (
+    PIXEL_MAPS,
     SPLITS,
     Arrays,
     DataError,
@@ -168,6 +170,9 @@ def blank(count: int, *, image: tuple[int, int, int]) -> Examples:
 def shrunk(split: str, *, source: str | Source, factor: int) -> Examples:
     """A set with its images made smaller: each pixel is the mean of `factor` × `factor` of them.
 
+    Masks, and weights of their pixels, are made smaller too, by taking the nearest pixel: that
+    below and right of the middle where `factor` is even.
+
     Args:
       split: of the source.
       source: what to shrink, as for `open_source`.
@@ -183,4 +188,6 @@ def shrunk(split: str, *, source: str | Source, factor: int) -> Examples:
         raise DataError(f"factor={factor} does not divide images of {height}x{width} pixels")
     shape = (count, height // factor, factor, width // factor, factor, channels)
     image = np.round(arrays["image"].reshape(shape).mean(axis=(2, 4))).astype(np.uint8)
-    return Examples(Arrays(arrays | {"image": image}), examples.class_names)
+    middle = slice(factor // 2, None, factor)
+    maps = {name: arrays[name][:, middle, middle] for name in PIXEL_MAPS if name in arrays}
+    return replace(examples, records=Arrays(arrays | maps | {"image": image}))

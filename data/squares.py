@@ -1,12 +1,12 @@
 """Photographs of any size as squares of one size, decoded and cut out on the host."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from data.examples import DataError, Examples, Records, Source
+from data.examples import PIXEL_MAPS, DataError, Examples, Records, Source
 from data.sources import open_source
 
 
@@ -16,6 +16,7 @@ def squared(
     """The largest central square of each image, resized to `size` pixels a side.
 
     That is to bring the shorter side to `size` and to crop the centre; bilinear and antialiased.
+    Of masks, and weights of their pixels, the same square is taken, each pixel from the nearest.
     The training split keeps these squares for random crops on the device. Of other splits the
     centre of `held_out` pixels is cut out, which is the usual way to test ("resize 256, crop 224").
 
@@ -32,12 +33,7 @@ def squared(
         raise DataError(f"size={size} and held_out={held_out}: take 0 < held_out <= size")
     cropped = size if held_out is None or split.startswith("train") else held_out
     examples = open_source(source, split)
-    return Examples(
-        _Squares(examples.records, size, cropped),
-        examples.class_names,
-        examples.read_labels,
-        resized=True,
-    )
+    return replace(examples, records=_Squares(examples.records, size, cropped), resized=True)
 
 
 def square(
@@ -45,8 +41,7 @@ def square(
 ) -> UInt8[np.ndarray, "cropped cropped channels"]:
     """The central `cropped` pixels of an image whose shorter side is brought to `size`."""
     height, width, channels = image.shape
-    side = min(height, width) * cropped / size
-    left, top = (width - side) / 2, (height - side) / 2
+    left, top, side = _central(height, width, size, cropped)
     pixels = Image.fromarray(image[..., 0] if channels == 1 else image)
     box = (left, top, left + side, top + side)
     # Box means down to twice the size come first: a third of the time, for a photograph.
@@ -54,6 +49,23 @@ def square(
         (cropped, cropped), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0
     )
     return np.asarray(resized).reshape(cropped, cropped, channels)
+
+
+def nearest_square(
+    values: Shaped[np.ndarray, "height width"], size: int, cropped: int
+) -> Shaped[np.ndarray, "cropped cropped"]:
+    """The pixels of a mask that lie nearest to those of `square`, of the image below it."""
+    height, width = values.shape
+    left, top, side = _central(height, width, size, cropped)
+    centres = (np.arange(cropped) + 0.5) * side / cropped
+    rows, columns = ((start + centres).astype(int) for start in (top, left))
+    return values[rows[:, None], columns]
+
+
+def _central(height: int, width: int, size: int, cropped: int) -> tuple[float, float, float]:
+    """Left, top and side of the part that ends up in the central `cropped` of `size` pixels."""
+    side = min(height, width) * cropped / size
+    return (width - side) / 2, (height - side) / 2, side
 
 
 @dataclass(frozen=True)
@@ -67,4 +79,10 @@ class _Squares:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         example = self.records[index]
-        return {**example, "image": square(example["image"], self.size, self.cropped)}
+        maps = {
+            name: nearest_square(example[name], self.size, self.cropped)
+            for name in PIXEL_MAPS
+            if name in example
+        }
+        image = square(example["image"], self.size, self.cropped)
+        return {**example, **maps, "image": image}

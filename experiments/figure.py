@@ -34,6 +34,8 @@ def draw(
     import matplotlib.style
     from matplotlib.figure import Figure
 
+    from train.figures import as_written
+
     table = report.table
     curves = table.lines is not None
     along = {x for _, x in (table.lines or {}).values()}  # a metric has no panel over itself
@@ -42,7 +44,7 @@ def draw(
     height = 3.8 if curves else 1.4 + 0.4 * len(report.arms)
     with matplotlib.style.context("default"):  # whatever the user's own matplotlibrc says
         figure = Figure(figsize=(1.8 + 3.4 * panels, height), layout="constrained")
-        figure.suptitle(f"{table.title}\n{note}", fontsize=10, wrap=True)
+        figure.suptitle(as_written(f"{table.title}\n{note}"), fontsize=10, wrap=True)
         axes = figure.subplots(1, panels, sharey=not curves, squeeze=False)[0]
         for axis, (metric, form) in zip(axes, drawn.items(), strict=True):
             scale = 100 if form.endswith("%") else 1
@@ -59,7 +61,7 @@ def draw(
                     axis.set_yscale("log")
                     axis.yaxis.set_major_formatter("{x:g}")
             else:
-                _draw_arms(axis, report, shown, labels)
+                _draw_arms(axis, report, shown, [as_written(label) for label in labels])
                 axis.set_xlabel(table.header(metric))
         # The default metadata names the matplotlib version.
         figure.savefig(path, format="png", dpi=150, metadata={"Software": None})

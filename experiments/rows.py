@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -100,10 +101,11 @@ def in_order(rows: Iterable[Row], arms: Sequence[str]) -> list[Row]:
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Writes one JSON object a line; floats keep every digit."""
+    """Writes one JSON object a line; floats keep every digit, one that is not finite is null."""
     lines = []
     for row in rows:
-        record = {**asdict(row), "metrics": dict(sorted(row.metrics.items()))}
+        metrics = {n: x if math.isfinite(x) else None for n, x in sorted(row.metrics.items())}
+        record = {**asdict(row), "metrics": metrics}
         record["versions"] = dict(sorted(row.versions.items()))
         lines.append(json.dumps({k: v for k, v in record.items() if v is not None}) + "\n")
     path.write_text("".join(lines), encoding="utf-8", newline="\n")
@@ -120,8 +122,10 @@ def read_rows(path: Path) -> list[Row]:
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            rows.append(Row(**json.loads(line)))
-        except (ValueError, TypeError) as error:
+            record = json.loads(line)
+            record["metrics"] = _numbers(record["metrics"])
+            rows.append(Row(**record))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ReportError(
                 f"{path}, line {number} is no row ({error}): write the file again with "
                 f"opsin report {path.stem}"
@@ -197,6 +201,7 @@ def _with(path: Path, content: Any, *keys: str) -> dict[str, Any]:
 
 def _read_summary(path: Path) -> dict[str, float]:
     summary = _read(path, "seconds")
+    summary = _numbers(summary)
     for name, value in summary.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ReportError(
@@ -204,6 +209,11 @@ def _read_summary(path: Path) -> dict[str, float]:
                 "repeat the run"
             )
     return summary
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows no NaN: null was a number that is not finite."""
+    return {name: math.nan if value is None else value for name, value in metrics.items()}
 
 
 def _error_line(text: str) -> str:

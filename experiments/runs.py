@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shlex
@@ -160,7 +161,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                 commit=environment()["commit"],
             )
         if not trained:
-            _write_json(directory / "summary.json", result.metrics)
+            write_summary(directory / "summary.json", result.metrics)
             replace_text(directory / "DONE", "")
         return _finished(directory, experiment, trained_before=trained, signal=came)
 
@@ -175,14 +176,14 @@ def state_of(directory: Path, experiment: Experiment) -> str:
 
 def _is_measured(directory: Path, measurement: Measurement) -> bool:
     """Whether a finished run has the numbers of a measurement, of its last step."""
-    steps = json.loads((directory / "summary.json").read_text())["steps"]
+    steps = read_summary(directory / "summary.json")["steps"]
     return evaluations.read(directory, identity(measurement), steps) is not None
 
 
 def _finished(
     directory: Path, experiment: Experiment, *, trained_before: bool, signal: int | None = None
 ) -> Outcome:
-    metrics = json.loads((directory / "summary.json").read_text())
+    metrics = read_summary(directory / "summary.json")
     steps = int(metrics["steps"])
     for measurement in experiment.measurements:
         found = evaluations.read(directory, identity(measurement), steps)
@@ -226,7 +227,22 @@ def _record_start(directory: Path, *, say: bool) -> None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    replace_text(path, json.dumps(content, indent=2) + "\n")
+    replace_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_summary(path: Path, metrics: dict[str, Any]) -> None:
+    """Writes ``summary.json``; JSON knows no NaN: a number that is not finite is null."""
+    known = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in metrics.items()
+    }
+    _write_json(path, known)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """``summary.json`` as it was measured: null is a number that was not finite."""
+    content = json.loads(path.read_text())
+    return {name: math.nan if value is None else value for name, value in content.items()}
 
 
 def environment() -> dict[str, Any]:

@@ -76,7 +76,7 @@ def focal_loss(
     sigmoid of RetinaNet see `sigmoid_focal_loss`.
 
     Args:
-        logits: unnormalised log-probabilities.
+        logits: unnormalised log-probabilities; −inf takes a class out.
         labels: classes as integers, or one distribution over the classes per entry.
         gamma: focusing exponent, any real number ≥ 0.
         alpha: α_k ≥ 0, one per class; 1 if None.
@@ -99,6 +99,8 @@ def focal_loss(
     # For gamma < 1 the power has an infinite slope at p = 1. The floor lies where float32 ends:
     # log_p is rounded to 0 there, and with it the loss.
     rest = jnp.maximum(-jnp.expm1(log_p), jnp.finfo(jnp.float32).eps)
+    # 0 · log 0 is 0: a class that is taken out by −inf costs nothing where it is not the label.
+    log_p = jnp.where(targets == 0.0, 0.0, log_p)
     return jnp.where(keep, -jnp.sum(targets * rest**gamma * log_p, axis=-1), 0.0)
 
 

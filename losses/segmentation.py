@@ -29,6 +29,8 @@ from jaxtyping import Array, Bool, Float, Integer
 from losses.reduction import weighted_mean
 from ops.distance import distance_transform
 
+_LEAST = 1e-12  # pixels, or a share of them, below which a region counts as empty
+
 
 def tversky_loss(
     logits: Float[Array, "batch *pixels classes"],
@@ -44,13 +46,14 @@ def tversky_loss(
 
     TP = Σ p t, FP = Σ p (1 − t) and FN = Σ (1 − p) t over the pixels of an image. α weighs false
     positives and β false negatives, as in Salehi et al., 2017, arXiv:1706.05721, eq. 3; others
-    swap them. β above α asks for recall.
+    swap them. β above α asks for recall: (0, 1) is 1 − recall, (1, 0) is 1 − precision, which is
+    not defined, and 0 here, once no pixel is predicted any more.
 
     Args:
         logits: see the module, as for `labels`, `classes` and `where`.
         labels: integers.
         alpha: α ≥ 0.
-        beta: β > 0.
+        beta: β ≥ 0; not both are 0.
         smooth: s ≥ 0 in pixels, added to TP. Above 0 absent classes count, at α FP / (α FP + s).
         classes: those that are averaged.
         where: the pixels that count.
@@ -137,7 +140,7 @@ def focal_tversky_loss(
         logits: see the module, as for `labels`, `classes` and `where`.
         labels: integers.
         alpha: α ≥ 0, of false positives.
-        beta: β > 0, of false negatives.
+        beta: β ≥ 0, of false negatives; not both are 0.
         gamma: γ > 0; 1 is `tversky_loss`.
         smooth: as for `tversky_loss`.
         classes: those that are averaged.
@@ -312,8 +315,10 @@ def _tversky_losses(
     where: Array | None,
 ) -> tuple[Array, Array]:
     """Of each image and class, and which of them count."""
-    if alpha < 0.0 or beta <= 0.0:
-        raise ValueError(f"alpha must be at least 0 and beta above 0, not {alpha} and {beta}")
+    if min(alpha, beta) < 0.0 or alpha == beta == 0.0:
+        raise ValueError(
+            f"alpha and beta must be at least 0, and one above it, not {alpha} and {beta}"
+        )
     p, t, _ = class_probabilities(logits, labels, classes, where)
     errors = alpha * _over_pixels(p * (1.0 - t)) + beta * _over_pixels((1.0 - p) * t)
     return _ratios(errors, _over_pixels(p * t), _over_pixels(t), smooth)
@@ -327,4 +332,6 @@ def _ratios(errors: Array, overlap: Array, volume: Array, smooth: float) -> tupl
     if smooth < 0.0:
         raise ValueError(f"smooth must be at least 0, not {smooth}")
     counted = (volume != 0.0) | (smooth > 0.0)  # NaN counts
-    return errors / jnp.where(counted, overlap + errors + smooth, 1.0), counted
+    below = jnp.where(counted, overlap + errors + smooth, 1.0)
+    # Only with β = 0 can it vanish, where nothing is predicted: the loss and its gradient do too.
+    return errors / jnp.maximum(below, _LEAST), counted

@@ -52,14 +52,16 @@ def negative_log_likelihood(
     labels: Integer[Array, "*batch"],
     valid: Bool[Array, "*batch"] | None = None,
 ) -> Mean:
-    """Mean of −log p_y in nats, without smoothing or weights.
+    """Mean of −log p_y in nats, without smoothing or weights; NaN if a label is no class.
 
     Raises:
         ValueError: shapes that do not fit.
     """
     _check_labels(logits, labels)
     logits = logits.astype(jnp.float32)
-    return Mean.from_values(optax.softmax_cross_entropy_with_integer_labels(logits, labels), valid)
+    values = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    known = (labels >= 0) & (labels < logits.shape[-1])  # an index below 0 would count from the end
+    return Mean.from_values(jnp.where(known, values, jnp.nan), valid)
 
 
 @flax.struct.dataclass

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from scipy.special import entr
 
-from metrics.state import Metric, Sum, valid_or_all
+from metrics.state import Metric, Sum, check_countable, valid_or_all
 
 ACTIVE = 0.01
 """Variance over the examples above which a latent dimension counts as active."""
@@ -100,8 +100,9 @@ def code_usage(
         valid: examples that count, with all their places.
 
     Raises:
-        ValueError: a mask that is not [batch].
+        ValueError: a mask that is not [batch], or more places than int32 can count.
     """
+    check_countable(indices.shape)
     valid = valid_or_all(valid, indices.shape[:1])
     places = jnp.zeros(codes, jnp.int32).at[indices]
     weights = valid.reshape(-1, *[1] * (indices.ndim - 1)).astype(jnp.int32)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 from scipy.special import entr
 
-from metrics.state import Mean, Metric, Sum, valid_or_all
+from metrics.state import Mean, Metric, Sum, check_countable, valid_or_all
 from ops.vectors import unit_length
 
 
@@ -67,9 +67,10 @@ def uniformity(
         valid: images that count.
 
     Raises:
-        ValueError: a mask of another shape.
+        ValueError: a mask of another shape, or more pairs.
     """
     valid = valid_or_all(valid, embeddings.shape[:1])
+    check_countable((len(embeddings) * (len(embeddings) - 1) // 2,))
     points = unit_length(embeddings)
     lengths = jnp.sum(jnp.square(points), axis=1)  # 1, or 0 of a zero vector
     products = jnp.matmul(points, points.T, precision="highest")

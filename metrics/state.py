@@ -10,6 +10,7 @@ states are summed over microbatches and steps, takes sums only (`check_sums`); e
 both.
 """
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -20,6 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Num
+
+MOST = 2**31 - 1
+"""Entries that a state of one batch can count."""
 
 Sum = jax.Array | np.ndarray | np.number  # of examples: on the device, later on the host
 Rows = jax.Array | np.ndarray  # one row an example: on the device, later on the host
@@ -144,14 +148,24 @@ def compute_all(metrics: Mapping[str, Metric]) -> dict[str, float]:
     return numbers
 
 
+def check_countable(shape: tuple[int, ...]) -> None:
+    """Raises ValueError for entries of a batch whose int32 count would wrap around."""
+    if math.prod(shape) > MOST:
+        raise ValueError(
+            f"{math.prod(shape)} entries {list(shape)} in one batch are more than int32 counts, "
+            f"{MOST}: set a smaller data.eval_batch (data.batch in training)"
+        )
+
+
 def valid_or_all(
     valid: Bool[Array, "*batch"] | None, shape: tuple[int, ...]
 ) -> Bool[Array, "*batch"]:
     """The mask of entries that count: all of them if None.
 
     Raises:
-        ValueError: a mask of another shape.
+        ValueError: a mask of another shape, or more entries than int32 can count.
     """
+    check_countable(shape)
     if valid is None:
         return jnp.ones(shape, bool)
     if valid.shape != shape:

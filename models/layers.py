@@ -189,9 +189,9 @@ def max_pool(
 ) -> Float[Array, "batch rows columns channels"]:
     """The largest value in each window, as ``nn.max_pool``.
 
-    Windows that lie side by side have a gradient of their own: XLA's, of a general pooling,
-    scatters, which is slow on a CPU. Where several pixels of such a window are largest, as the
-    zeros of a ReLU are, they share the gradient equally: the first does not take it all.
+    Of several largest pixels of a window, as the zeros of a ReLU are, the first takes the whole
+    gradient, row by row, as in XLA and PyTorch. Windows that lie side by side have a form of their
+    own for it: XLA's, of a general pooling, scatters, which is slow on a CPU.
     """
     sides = x.shape[1:3]
     tiled = (
@@ -217,14 +217,16 @@ def _tile_max_jvp(
     (x,), (tangent,) = primals, tangents
     largest = _tile_max(x, rows, columns)
     # What is not below the largest, so that a NaN, which nothing is equal to, has a gradient too.
-    count = reduce(jnp.add, [~(y < largest) * 1.0 for y in _pixels(x, rows, columns)])
+    order = [
+        jnp.where(y < largest, rows * columns, index)
+        for index, y in enumerate(_pixels(x, rows, columns))
+    ]
+    first = reduce(jnp.minimum, order)[:, :, None, :, None]
     batch, height, width, channels = x.shape
     # Tiles as axes of their own: the transpose of slices pads, which is slow.
     tiles = (batch, height // rows, rows, width // columns, columns, channels)
-    weight = (1 / count).astype(x.dtype)
-    highest, weight = (y[:, :, None, :, None] for y in (largest, weight))
-    weights = jnp.where(x.reshape(tiles) < highest, 0, weight)
-    return largest, jnp.sum(weights * tangent.reshape(tiles), axis=(2, 4))
+    places = jnp.arange(rows * columns).reshape(rows, 1, columns, 1)
+    return largest, jnp.sum(jnp.where(places == first, tangent.reshape(tiles), 0), axis=(2, 4))
 
 
 def _pixels(x: Array, rows: int, columns: int) -> list[Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial, reduce
@@ -16,9 +17,10 @@ from ops.convolution_geometry import Geometry, Part, padded
 # The tile is how many rows of the result one set of products makes; each sees so many of the image.
 TAPS, TILE = 3, 4
 SEEN = TILE + TAPS - 1
-# Where polynomials are sampled, beside infinity: ±c and ±1/c, the form of Alam et al. (2022,
-# doi:10.1145/3524069). They round half as coarsely as Lavin and Gray's 0, ±1, ±2 do.
-POINTS = (0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
+# Where polynomials are sampled, beside 0 and infinity, with their squares: ±c and ±1/c, the form of
+# Alam et al. (2022, doi:10.1145/3524069). They round half as coarsely as Lavin and Gray's do.
+ROOT = math.sqrt(2.0)
+POINTS = ((ROOT / 2, 0.5), (-ROOT / 2, 0.5), (ROOT, 2.0), (-ROOT, 2.0))
 
 
 def minimal_filtering() -> dict[Part, np.ndarray]:
@@ -29,18 +31,27 @@ def minimal_filtering() -> dict[Part, np.ndarray]:
     Cook's product of two polynomials, transposed: K and Rᵀ take their coefficients to values at the
     points, Iᵀ takes the products of those values to the coefficients of the product.
 
+    The polynomial of all points is M = x (x² − ½) (x² − 2) = x⁵ − 5/2 x³ + x. A row of I holds the
+    coefficients of M / (x − p), and K is divided by M'(p) = 5p⁴ − 15/2 p² + 1. They are written
+    out: a library multiplies polynomials with rounding, and by the host's own instructions. A zero
+    must be one exactly and on every host, for it is left out of the program.
+
     Returns:
-      "image" [6, 6], "kernel" [6, 3] and "result" [4, 6].
+        ``"image"`` [6, 6], ``"kernel"`` [6, 3] and ``"result"`` [4, 6].
     """
-    image, kernel, result = (np.zeros(s) for s in ((SEEN, SEEN), (SEEN, TAPS), (TILE, SEEN)))
-    for index, point in enumerate(POINTS):
-        others = [other for other in POINTS if other != point]
-        image[index, :-1] = np.polynomial.polynomial.polyfromroots(others)
-        kernel[index] = point ** np.arange(TAPS) / np.prod(np.subtract(point, others))
-        result[:, index] = point ** np.arange(TILE)
-    image[-1] = np.polynomial.polynomial.polyfromroots(POINTS)
-    kernel[-1, -1] = result[-1, -1] = 1
-    return {"image": image, "kernel": kernel, "result": result}
+    image: list[list[float]] = [[1, 0, -2.5, 0, 1, 0]]
+    kernel: list[list[float]] = [[1, 0, 0]]
+    result: list[list[float]] = [[1, 0, 0, 0]]
+    for point, square in POINTS:
+        slope = 5 * square * square - 7.5 * square + 1
+        image.append([0, -point / square, -1 / square, point, 1, 0])
+        kernel.append([1 / slope, point / slope, square / slope])
+        result.append([1, point, square, point * square])
+    # At infinity: the highest coefficients.
+    image.append([0, 1, 0, -2.5, 0, 1])
+    kernel.append([0, 0, 1])
+    result.append([0, 0, 0, 1])
+    return {"image": np.array(image), "kernel": np.array(kernel), "result": np.array(result).T}
 
 
 def saved(rows: int) -> float:

@@ -81,6 +81,7 @@ def test_streamed_cifar_trains_as_the_resident_one(tmp_path: Path):
                 "data.eval_splits": {"test": "test[:500]"},
                 "data.resident_megabytes": megabytes,
                 "loop.duration": "3 steps",
+                "optimizer.warmup": "0 steps",
                 "loop.log_every": "1 step",
                 "data.batch": 16,
             },

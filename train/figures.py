@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -54,12 +55,12 @@ def training_curve(metrics: Path) -> Figure:
     row = figure.subplots(1, max(len(panels), 1), squeeze=False)[0]
     for axes, (drawn, kinds, logarithmic) in zip(row, panels, strict=False):
         colours = itertools.cycle(palette.LINES)
+        handles = []
         for name in drawn:
             points = [(x["step"], x[name]) for x in lines if x.get(name) is not None]
             evaluated = not name.startswith("train/")
-            axes.plot(
+            handles += axes.plot(
                 *zip(*points, strict=True),
-                label=name,
                 color=next(colours),
                 marker="o" if evaluated else None,
                 linewidth=1.8 if evaluated else 1.0,
@@ -68,7 +69,7 @@ def training_curve(metrics: Path) -> Figure:
         axes.set_xlabel("step")
         axes.set_ylabel(" / ".join(kind for kind in kinds if any(n.endswith(kind) for n in drawn)))
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        _legend(axes, handles, drawn, frameon=False)
         if logarithmic and all(min(line.get_ydata()) > 0 for line in axes.lines):
             axes.set_yscale("log")  # a density can be above 1, and its loss below 0
     return figure
@@ -89,10 +90,10 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    class_names = class_names or [str(index) for index in range(classes)]
+    names = [as_written(name) for name in class_names] or list(map(str, range(classes)))
     if classes <= 25:
-        axes.set_xticks(range(classes), class_names, rotation=45, ha="right")
-        axes.set_yticks(range(classes), class_names)
+        axes.set_xticks(range(classes), names, rotation=45, ha="right")
+        axes.set_yticks(range(classes), names)
         for row, column in np.ndindex(classes, classes):
             if counts[row, column]:
                 colour = "white" if share[row, column] > 0.5 else "black"
@@ -102,7 +103,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
                 )  # fmt: skip
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(title)
+    axes.set_title(as_written(title))
     return figure
 
 
@@ -123,26 +124,27 @@ def scatter(
     figure = Figure(figsize=(5.2 * len(maps) + 1.6, 5.2), dpi=120, layout="constrained")
     row = figure.subplots(1, len(maps), squeeze=False)[0]
     classes = np.zeros(len(next(iter(maps.values()))), int) if labels is None else labels
+    found, handles = np.unique(classes), []
     for axes, (name, points) in zip(row, maps.items(), strict=True):
-        for index, label in enumerate(np.unique(classes)):
+        handles = [
             axes.scatter(
                 *points[classes == label].T,
                 s=9,
                 alpha=0.7,
                 linewidths=0,
                 color=palette.AREAS[index % len(palette.AREAS)],
-                label=class_names[label] if label < len(class_names) else str(label),
             )
-        axes.set_title(name)
+            for index, label in enumerate(found)
+        ]
+        axes.set_title(as_written(name))
         axes.set_xticks([])
         axes.set_yticks([])
     if labels is not None:
-        handles, names = row[-1].get_legend_handles_labels()
+        names = [class_names[x] if x < len(class_names) else str(x) for x in found]
         # More classes than fit beside the maps are told by their place alone.
-        figure.legend(
-            handles[:25], names[:25], loc="outside right center", frameon=False, markerscale=2
-        )
-    figure.suptitle(title)
+        place: Any = {"loc": "outside right center", "frameon": False, "markerscale": 2}
+        _legend(figure, handles[:25], names[:25], **place)
+    figure.suptitle(as_written(title))
     return figure
 
 
@@ -178,7 +180,7 @@ def image_grid(
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(1.35 * columns, 1.55 * rows + 0.4), dpi=110, layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(as_written(title))
     for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
         if index >= count:
@@ -190,7 +192,7 @@ def image_grid(
         if predictions is not None and predictions[index] != labels[index]:
             caption += f" → {class_caption(predictions[index], class_names)}"
             colour = palette.RED
-        axes.set_title(caption, fontsize=7, color=colour)
+        axes.set_title(as_written(caption), fontsize=7, color=colour)
     return figure
 
 
@@ -217,11 +219,12 @@ def panels(
         dpi=110,
         layout="constrained",
     )
-    figure.suptitle(title)
+    figure.suptitle(as_written(title))
     axes = figure.subplots()
     axes.imshow(page, interpolation="nearest")
-    axes.set_xticks([(width + 1) * (i + 0.5) for i in range(len(columns))], columns, fontsize=8)
-    axes.set_yticks([(height + 1) * (i + 0.5) for i in range(len(rows))], rows, fontsize=8)
+    above, beside = ([as_written(name) for name in names] for names in (columns, rows))
+    axes.set_xticks([(width + 1) * (i + 0.5) for i in range(len(columns))], above, fontsize=8)
+    axes.set_yticks([(height + 1) * (i + 0.5) for i in range(len(rows))], beside, fontsize=8)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -259,7 +262,7 @@ def usage(counts: np.ndarray, what: str, title: str) -> Figure:
     axes.axhline(1 / len(share), color="0.5", linewidth=1, linestyle="--", label="all alike")
     axes.set_xlabel(f"{what} ({np.count_nonzero(counts)} of {len(counts)} used)")
     axes.set_ylabel("share of positions")
-    axes.set_title(title)
+    axes.set_title(as_written(title))
     axes.legend(frameon=False)
     return figure
 
@@ -289,7 +292,7 @@ def mask_grid(
     names = ["image", mask_title, *(() if predictions is None else ("predicted", "error"))]
     height = 2.6 * images.shape[1] / images.shape[2]
     figure = Figure(figsize=(2.6 * len(names), height * count + 0.9), dpi=110, layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(as_written(title))
     for index, row in enumerate(figure.subplots(count, len(names), squeeze=False)):
         image, mask = images[index], masks[index]
         pictures = [_rgb(image), blended(image, mask)]
@@ -300,15 +303,32 @@ def mask_grid(
             axes.imshow(picture)
             axes.set_axis_off()
             if index == 0:
-                axes.set_title(name, fontsize=8)
+                axes.set_title(as_written(name), fontsize=8)
     shown = masks[:count] if predictions is None else [masks[:count], predictions[:count]]
     found = [int(c) for c in np.unique(shown) if c != IGNORE]
     entries = list(enumerate(class_names)) or [(c, str(c)) for c in found]
-    patches = [Patch(color=tuple(class_colours(c)), label=n) for c, n in entries]
+    patches = [Patch(color=tuple(class_colours(c))) for c, _ in entries]
+    names = [name for _, name in entries]
     if predictions is not None:
-        patches.append(Patch(color=palette.RED, label="error"))
-    figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=7, frameon=False)
+        patches.append(Patch(color=palette.RED))
+        names.append("error")
+    place: Any = {"loc": "outside lower center", "ncols": 6, "fontsize": 7, "frameon": False}
+    _legend(figure, patches, names, **place)
     return figure
+
+
+def as_written(text: str) -> str:
+    """Text that Matplotlib draws as it is: between dollars it would read formulas."""
+    return text.replace("$", r"\$")
+
+
+def _legend(
+    of: Axes | Figure, handles: Sequence[Any], names: Sequence[str], **options: Any
+) -> None:
+    """A legend with all names: Matplotlib leaves out those that begin with "_"."""
+    legend = of.legend(handles, [""] * len(handles), **options)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(as_written(name))
 
 
 def class_colours(classes: np.ndarray | int) -> np.ndarray:

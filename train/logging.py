@@ -266,7 +266,8 @@ def _check_finite(metrics: Mapping[str, Metric], steps_before: int) -> None:
         value = float(metrics[name].total[index])  # pyright: ignore[reportAttributeAccessIssue]
         raise NonFiniteError(
             f"train/{name} is {value} at step {steps_before + index + 1}: lower "
-            "optimizer.learning_rate, set optimizer.clip_norm, or look for labels out of range"
+            "optimizer.learning_rate, set optimizer.clip_norm, or look for labels, masks or images "
+            "that the task is not for (out of range, greys that are to be binary)"
         )
 
 

@@ -18,7 +18,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from data import pipeline
-from data.examples import Examples, fits_in_memory, labels, materialize, stack
+from data.examples import (
+    Examples,
+    check_same_data,
+    fits_in_memory,
+    labels,
+    materialize,
+    stack,
+)
 from data.selection import select
 from data.sources import open_source
 from metrics.classification import ConfusionMatrix
@@ -147,6 +154,7 @@ def fit(
             state = start_from(experiment.weights, program.init(), images)
         else:
             state, metadata = checkpoints.restore(program.state, config, essence)
+            check_same_data(metadata.get("data", {}), described)
             feed.seek(metadata["position"])
             window = metadata["window"]
             trained_since -= metadata["seconds"]

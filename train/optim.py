@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from train.durations import in_steps
+from train.durations import DurationError, in_steps
 from train.paths import flatten, unflatten
 
 Schedule = Callable[[Any], Any]
@@ -134,7 +134,7 @@ class Optimizer:
             more as it is larger (Goyal et al., 2017, arXiv:1706.02677, section 2.1). None: the rate
             is that of any batch.
         schedule: ``(peak, steps, warmup) -> step -> learning rate``.
-        warmup: a duration, e.g. ``"5 epochs"``, of linear warm-up from zero.
+        warmup: a duration, e.g. ``"5 epochs"``, of linear warm-up from zero; at most the run's.
         weight_decay: strength of the decay.
         no_decay: paths (regular expressions) that are not decayed. Only kernels are at all: not
             biases, scales of norms, positions or tokens, whatever their number of axes.
@@ -158,8 +158,18 @@ class Optimizer:
     def build(
         self, steps: int, steps_per_epoch: Fraction, batch: int
     ) -> tuple[optax.GradientTransformation, Schedule]:
-        """The transformation of gradients and its schedule, for ``steps`` steps of such batches."""
+        """The transformation of gradients and its schedule, for ``steps`` steps of such batches.
+
+        Raises:
+            DurationError: the warm-up is longer than the run.
+        """
         warmup = in_steps(self.warmup, steps_per_epoch)
+        if warmup > steps and self.learning_rate:
+            raise DurationError(
+                f"optimizer.warmup={self.warmup!r} is {warmup} steps, and the run has {steps}, in "
+                "which the rate would not reach its value: make the warm-up shorter, such as "
+                'optimizer.warmup="0 steps", or the run longer'
+            )
         peak = self.learning_rate * (batch / self.reference_batch if self.reference_batch else 1)
         schedule = self.schedule(peak, steps, warmup)
         parts = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]

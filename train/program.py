@@ -25,7 +25,7 @@ from train.optim import Optimizer
 from train.paths import flatten
 from train.pmap import AXIS, make_pmap_dispatch
 from train.sharding import Layout, check_batch, make_mesh, replicated
-from train.state import State
+from train.state import State, split_frozen
 from train.step import Metrics, Trainer, init_state, make_dispatch, make_step
 from train.tasks.task import (
     Batch,
@@ -113,7 +113,7 @@ def build(
     check_batch(data.batch, mesh, loop.accumulate * turns, what)
     steps = in_steps(loop.duration, steps_per_epoch)  # none where a run is only measured
     if steps and isinstance(task, Particular):
-        task.check_loop(accumulate=loop.accumulate, pmap=pmap, steps=steps)
+        task.check_loop(accumulate=loop.accumulate, pmap=pmap, steps=steps, epoch=steps_per_epoch)
     trainers = [
         _trainer(
             player,
@@ -139,6 +139,8 @@ def build(
         key = jax.random.key(experiment.seed)
         shapes = jax.eval_shape(init, key)
     for trainer in trainers:
+        own = split_frozen(trainer.own(shapes.params), trainer.optimizer.freeze)[0]
+        _check_precision(flatten(own))
         _check_found(trainer.optimizer, list(flatten(trainer.own(shapes.params))))
     layout = Layout(mesh, experiment.parallel.min_shard_size)
     shardings = layout.state(shapes)
@@ -190,7 +192,7 @@ def build(
     @partial(jax.jit, out_shardings=everywhere, compiler_options=options)
     def evaluate(params: PyTree, mutable: PyTree, batch: Batch, index: Array) -> Metrics:
         key = jax.random.fold_in(jax.random.key(0), index)  # the same draws every time
-        with layout.activations(batch):
+        with _traced("the evaluation"), layout.activations(batch):
             return task.evaluate(params, mutable, prepare(batch), key)
 
     @partial(jax.jit, compiler_options=options)
@@ -292,6 +294,20 @@ def _check_found(optimizer: Optimizer, paths: list[str]) -> None:
             near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)[0]
             raise SettingError(
                 f"optimizer.{field}: no parameter has {pattern!r} in its path; there is {near!r}"
+            )
+
+
+def _check_precision(trained: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    """Raises SettingError for parameters in which updates would be lost by rounding.
+
+    In bfloat16 1 − 1e-4 is 1: moments and averages in it would stand still too.
+    """
+    for path, leaf in trained.items():
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32:
+            raise SettingError(
+                f"the parameter {path!r} is {leaf.dtype}, in which updates are lost by rounding: "
+                "leave param_dtype as it is, float32, and compute in bfloat16 by "
+                "task.model.dtype=jax.numpy:bfloat16"
             )
 
 

@@ -55,7 +55,8 @@ def ema_update(ema: PyTree, value: PyTree, decay: Array | float) -> PyTree:
     def update(average: Array, new: Array) -> Array:
         if not jnp.issubdtype(new.dtype, jnp.floating):
             return new
-        return average + (1 - decay) * (new - average)
+        # In its own type: what is frozen may be kept in half precision, and does not move.
+        return (average + (1 - decay) * (new - average)).astype(average.dtype)
 
     return jax.tree.map(update, ema, value)
 

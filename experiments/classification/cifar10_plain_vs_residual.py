@@ -40,6 +40,7 @@ SMOKE = {
     "data.batch": 16,
     "data.eval_batch": 32,
     "loop.duration": "2 steps",
+    "optimizer.warmup": "0 steps",
 }
 
 TABLE = Table(

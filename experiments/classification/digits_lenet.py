@@ -15,7 +15,12 @@ from train.experiment import Data, Experiment, Loop
 from train.optim import Optimizer, adamw, cosine
 from train.tasks.classify import Classify
 
-SMOKE = {"loop.duration": "2 steps", "data.batch": 16, "data.eval_batch": 120}
+SMOKE = {
+    "loop.duration": "2 steps",
+    "optimizer.warmup": "0 steps",
+    "data.batch": 16,
+    "data.eval_batch": 120,
+}
 
 TABLE = Table(
     title="LeNet-5 on scikit-learn's digits",

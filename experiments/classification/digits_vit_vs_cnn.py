@@ -31,7 +31,12 @@ from train.tasks.classify import Classify
 SIZES = (20, 50, 200, 1000)
 MODELS = ("cnn", "vit")
 
-SMOKE = {"data.batch": 16, "data.eval_batch": 120, "loop.duration": "2 steps"}
+SMOKE = {
+    "data.batch": 16,
+    "data.eval_batch": 120,
+    "loop.duration": "2 steps",
+    "optimizer.warmup": "0 steps",
+}
 
 TABLE = Table(
     title="ViT and CNN on few digits",

@@ -4,8 +4,10 @@ He et al., 2022, "Masked autoencoders", arXiv:2111.06377, Table 11 (training a V
 4,096 images a step, AdamW of 1.6e-3 and b2 = 0.95, decay 0.3, 20 epochs of warm-up and a cosine,
 RandAugment, mixup of 0.8, CutMix of 1, smoothed labels, moving average of 0.9999; 82.6 % (their
 Table 3). Left out: stochastic depth, which the model does not have, and the noise on RandAugment's
-magnitude. Mixup and CutMix are applied one after the other, not by turns. Compute is bfloat16,
-depth is a scan, and parameters are in slices (`parallel.fsdp`).
+magnitude. Mixup and CutMix are applied one after the other, not by turns. Positions are sines and
+cosines of their frequencies 10000^(-4k / width), those of the row before those of the column, where
+their code has them after. Compute is bfloat16, depth is a scan, and parameters are in slices
+(`parallel.fsdp`).
 
 Not run: there is no accelerator here. `results/plans` says what 256 chips would take.
 

@@ -39,6 +39,7 @@ SMOKE: dict[str, Any] = {
     "data.batch": 8,
     "data.eval_batch": 16,
     "loop.duration": "2 steps",
+    "optimizer.warmup": "0 steps",
 }
 
 

@@ -42,6 +42,7 @@ CLASSIFIER = LatentClassifier()
 SMOKE = {
     "measurements": (LatentClassifier(repeats=1),),
     "loop.duration": "2 steps",
+    "optimizer.warmup": "0 steps",
 }
 
 TABLE = Table(

@@ -46,6 +46,7 @@ SMOKE: dict[str, Any] = {
     "data.batch": 16,
     "data.eval_batch": 32,
     "loop.duration": "2 steps",
+    "optimizer.warmup": "0 steps",
 }
 
 TABLE = Table(

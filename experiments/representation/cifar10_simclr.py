@@ -51,6 +51,7 @@ SMOKE = {
     "measurements.0.neighbours": 5,
     "measurements.0.validation": 0.25,
     "loop.duration": "2 steps",
+    "optimizer.warmup": "0 steps",
 }
 SMOKE_IN_SMALL = {**SMOKE, "task.views": (random_flip,), "data.train_split": "train"}
 

@@ -45,6 +45,7 @@ SMOKE = {
     "data.batch": 4,
     "data.eval_batch": 4,
     "loop.duration": "2 steps",
+    "optimizer.warmup": "0 steps",
 }
 
 TABLE = Table(

@@ -36,6 +36,7 @@ SMOKE = {
     "data.augment.0.size": 24,
     "data.eval_batch": 2,
     "loop.duration": "2 steps",
+    "optimizer.warmup": "0 steps",
 }
 
 TABLE = Table(

@@ -20,7 +20,7 @@ def sincos_positions(rows: int, columns: int, width: int) -> Float[Array, "{rows
 
     Position (y, x) is [sin(w y), cos(w y), sin(w x), cos(w x)] with the width / 4 frequencies
     w_k = 10000^(-4k / width): the sines of Vaswani et al., 2017, arXiv:1706.03762, section 3.5,
-    for each axis. Float32, row by row.
+    for each axis. Float32, row by row. Those of Beyer et al. are `beyer_positions`.
 
     Raises:
       ValueError: if four does not divide `width`.
@@ -28,9 +28,32 @@ def sincos_positions(rows: int, columns: int, width: int) -> Float[Array, "{rows
     if width % 4:
         raise ValueError(f"sin-cos positions need a width that 4 divides; got {width}")
     frequencies = 10_000.0 ** (-4 * jnp.arange(width // 4) / width)
+    y, x = _angles(rows, columns, frequencies)
+    return jnp.concatenate([jnp.sin(y), jnp.cos(y), jnp.sin(x), jnp.cos(x)], axis=1)
+
+
+def beyer_positions(rows: int, columns: int, width: int) -> Float[Array, "{rows*columns} {width}"]:
+    """Fixed two-dimensional positions of Beyer, Zhai and Kolesnikov, 2022, arXiv:2205.01580.
+
+    Position (y, x) is [sin(w x), cos(w x), sin(w y), cos(w y)] with w_k = 10000^(-k / (K - 1)),
+    k < K = width / 4, as `posemb_sincos_2d` in the code of the paper: the last frequency is 1e-4.
+    Float32, row by row.
+
+    Raises:
+      ValueError: if four does not divide `width`, or it is below 8.
+    """
+    if width % 4 or width < 8:
+        raise ValueError(f"these positions need a width of 8 or more that 4 divides; got {width}")
+    frequencies = 10_000.0 ** (-jnp.arange(width // 4) / (width // 4 - 1))
+    y, x = _angles(rows, columns, frequencies)
+    return jnp.concatenate([jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=1)
+
+
+def _angles(rows: int, columns: int, frequencies: Array) -> tuple[Array, Array]:
+    """Of the row and of the column of each position, [rows * columns, frequencies]."""
     y = jnp.repeat(jnp.arange(rows), columns)[:, None] * frequencies
     x = jnp.tile(jnp.arange(columns), rows)[:, None] * frequencies
-    return jnp.concatenate([jnp.sin(y), jnp.cos(y), jnp.sin(x), jnp.cos(x)], axis=1)
+    return y, x
 
 
 class EncoderBlock(nn.Module):
@@ -128,7 +151,8 @@ class ViTOptions(nn.Module):
       heads: attention heads; must divide `width`.
       patch: side of a square patch in pixels; must divide height and width of the images.
       pool: "cls" adds a class token and classifies from it; "gap" averages the patches.
-      positions: "learned", for one image size, or fixed "sincos" (the class token then has none).
+      positions: "learned", for one image size, or fixed: "sincos" as of MoCo v3, or "beyer" (see
+        `sincos_positions` and `beyer_positions`; the class token then has none).
       dropout: probability, in training only.
     """
 
@@ -138,7 +162,7 @@ class ViTOptions(nn.Module):
     heads: int
     patch: int = 16
     pool: Literal["cls", "gap"] = "cls"
-    positions: Literal["learned", "sincos"] = "learned"
+    positions: Literal["learned", "sincos", "beyer"] = "learned"
     dropout: float = 0.0
     scan: bool = True
     remat: bool = False
@@ -179,8 +203,10 @@ class ViTBackbone(ViTOptions):
             )
         if self.pool not in ("cls", "gap"):
             raise ValueError(f'pool is "cls" or "gap"; got {self.pool!r}')
-        if self.positions not in ("learned", "sincos"):
-            raise ValueError(f'positions are "learned" or "sincos"; got {self.positions!r}')
+        if self.positions not in ("learned", "sincos", "beyer"):
+            raise ValueError(
+                f'positions are "learned", "sincos" or "beyer"; got {self.positions!r}'
+            )
         batch, rows, columns = x.shape[0], x.shape[1] // self.patch, x.shape[2] // self.patch
         x = x.reshape(batch, rows, self.patch, columns, self.patch, x.shape[3])
         # The strided convolution of the paper as one matrix product; the kernel has its shape.
@@ -201,7 +227,8 @@ class ViTBackbone(ViTOptions):
             init = nn.initializers.normal(0.02)
             positions = self.param("positions", init, x.shape[1:], self.param_dtype)
         else:
-            positions = sincos_positions(rows, columns, self.width)
+            fixed = beyer_positions if self.positions == "beyer" else sincos_positions
+            positions = fixed(rows, columns, self.width)
             positions = jnp.pad(positions, ((x.shape[1] - rows * columns, 0), (0, 0)))
         x = x + positions.astype(self.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -1,3 +1,4 @@
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,7 @@ from data.examples import (
     Arrays,
     DataError,
     Examples,
+    check_same_data,
     fits_in_memory,
     labels,
     materialize,
@@ -76,3 +78,33 @@ def test_labels_uses_the_fast_way_if_there_is_one():
 def test_labels_says_that_there_are_none():
     with pytest.raises(DataError, match='no "label"'):
         labels(Examples(Arrays({"image": np.zeros((2, 1, 1, 1), np.uint8)})))
+
+
+RECORDED = {
+    "class_names": ["apple", "banana"],
+    "examples": 40,
+    "arrays": {"image": [[8, 8, 3], "uint8"], "label": [[], "int32"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"class_names": ["banana", "red_apple"]},
+            "a class called 'apple', and the data have 'banana'",
+        ),
+        ({"class_names": ["apple", "banana", "cat"]}, "classes .* have .'apple', 'banana', 'cat'."),
+        ({"examples": 41}, "examples 40, and the data have 41"),
+        (
+            {"arrays": {"image": [[9, 8, 3], "uint8"], "label": [[], "int32"]}},
+            "arrays .*8, 8.*9, 8",
+        ),
+    ],
+)
+def test_data_that_are_not_those_that_were_recorded_are_told(changes, told):
+    check_same_data(json.loads(json.dumps(RECORDED)), RECORDED)
+    check_same_data({}, RECORDED)  # of a checkpoint from before they were recorded
+    with pytest.raises(DataError, match=told) as caught:
+        check_same_data(RECORDED, RECORDED | changes)
+    assert "\n" not in str(caught.value)

@@ -1,11 +1,14 @@
+import os
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from data.examples import DataError, labels, materialize
 from data.folder import folder
+from data.images import read_image
 from data.pipeline import train_batches
 
 _CLASSES = ("ant", "bee")
@@ -229,3 +232,99 @@ def test_a_missing_folder_and_wrong_options_are_refused(tmp_path):
     for options in ({"channels": 2}, {"size": 0}):
         with pytest.raises(DataError, match="use 1 or 3 and at least one pixel"):
             folder(tmp_path, "train", **options)
+
+
+def test_links_are_followed_and_what_leads_nowhere_is_told(tmp_path, caplog):
+    root, elsewhere = tmp_path / "set", tmp_path / "elsewhere"
+    _fill(root / "train", count=3)
+    _fill(elsewhere, classes=("more",), count=5)
+    ant = root / "train" / "ant"
+    (ant / "linked").symlink_to(elsewhere / "more")
+    (ant / "000_linked.png").symlink_to(elsewhere / "more" / "000.png")
+    assert len(labels(folder(root, "train"))) == 3 + 5 + 1 + 3
+    assert not caplog.messages  # a link to elsewhere is no cause for one
+    (ant / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (ant / "round").symlink_to(root / "train")
+    (root / "train" / "cat").symlink_to(tmp_path / "no_cat")
+    os.mkfifo(ant / "pipe")
+    again = folder(root, "train")
+    assert (len(again.records), again.class_names) == (12, _CLASSES)
+    told = "\n".join(caplog.messages)
+    assert len(caplog.messages) == 4
+    for place, why in {
+        ant / "gone.png": f"is a link to {tmp_path / 'nowhere.png'}, which is not there",
+        ant / "round": "links back to a folder above it",
+        root / "train" / "cat": "which is not there",
+        ant / "pipe": "neither a file nor a folder",
+    }.items():
+        assert f"left out {place}: it" in told
+        assert why in told
+
+
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
+    _fill(tmp_path / "train", count=2)
+    shut, real = tmp_path / "train" / "ant" / "shut", Path.iterdir
+    shut.mkdir()
+
+    def iterdir(path):
+        if path == shut:
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)  # root may read everything
+    with pytest.raises(DataError, match=f"cannot read the folder {shut} .Permission denied.: "):
+        folder(tmp_path, "train")
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    for index in range(10):
+        _save(tmp_path / name / f"{name}{index}.png", index)
+        _save(tmp_path / "bar" / f"{index}.png", index)
+    train, test = (folder(tmp_path, split) for split in ("train", "test"))
+    assert len(train.records) + len(test.records) == 20
+    assert train.class_names == ("bar", "caf\\xe9")
+    train.class_names[1].encode()  # text that can be printed and drawn
+
+
+@pytest.mark.parametrize("height", [16, 160, 161])
+@pytest.mark.parametrize("suffix", ["png", "tiff", "bmp", "ppm"])
+def test_sides_with_a_sixteen_are_no_depth(tmp_path, height, suffix):
+    file = tmp_path / f"16.{suffix}"
+    _save(file, 7, (height, 216, 3))
+    image = read_image(file, 3)
+    assert (image.size, image.getpixel((0, 0))) == ((216, height), (7, 7, 7))
+
+
+def test_colours_of_sixteen_bits_are_still_refused(tmp_path):
+    # A PNG of 1x1 pixel with 16 bits a channel: Pillow does not write one.
+    def chunk(kind, content):
+        check = zlib.crc32(kind + content).to_bytes(4)
+        return len(content).to_bytes(4) + kind + content + check
+
+    header = chunk(b"IHDR", (1).to_bytes(4) * 2 + bytes([16, 2, 0, 0, 0]))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(7)))
+    (tmp_path / "deep.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
+    )
+    with pytest.raises(DataError, match="more than 8 bits a channel"):
+        read_image(tmp_path / "deep.png", 3)
+
+
+def _pages(file, first, *others, **options):
+    first, *others = (Image.fromarray(np.full((8, 8, 3), x, np.uint8)) for x in (first, *others))
+    first.save(file, save_all=True, append_images=others, **options)
+
+
+def test_previews_are_no_pages(tmp_path):
+    _pages(tmp_path / "camera.jpg", 200, 10, format="MPO")
+    assert read_image(tmp_path / "camera.jpg", 1).getpixel((0, 0)) == 200
+    _pages(tmp_path / "pages.tiff", 200, 10)
+    with pytest.raises(DataError, match="2 pages"):
+        read_image(tmp_path / "pages.tiff", 1)
+    large, small = (Image.new("L", (side, side), side) for side in (64, 8))
+    with TiffImagePlugin.AppendingTiffWriter(str(tmp_path / "pyramid.tiff"), True) as file:
+        large.save(file, format="TIFF")
+        file.newFrame()
+        small.save(file, format="TIFF", tiffinfo={254: 1})
+    assert read_image(tmp_path / "pyramid.tiff", 1).size == (64, 64)

@@ -101,3 +101,10 @@ def test_select_keeps_the_fast_way_to_labels():
 def test_select_refuses_what_is_not_there(indices, message):
     with pytest.raises(DataError, match=message):
         select(_examples(), np.array(indices, np.int64))
+
+
+def test_select_keeps_all_else_that_is_known():
+    of = Examples(Arrays({"label": np.arange(4)}), ("a", "b"), lambda: np.arange(4), resized=True)
+    some = select(of, np.array([3, 1]))
+    assert (some.class_names, some.resized) == (of.class_names, True)
+    np.testing.assert_array_equal(labels(some), [3, 1])

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from data.examples import Arrays, DataError, Examples, materialize
-from data.sources import digits, open_source, synthetic
+from data.examples import Arrays, DataError, Examples, labels, materialize
+from data.sources import digits, open_source, shrunk, synthetic
 
 
 def test_digits_are_scikit_learns_each_once():
@@ -105,3 +105,17 @@ def test_importing_sources_imports_nothing_slow():
     code = f"import sys, data.sources; print({slow} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"
+
+
+def test_shrinking_moves_masks_too_and_keeps_what_is_known():
+    image = np.arange(6 * 9, dtype=np.uint8).reshape(1, 6, 9, 1)
+    arrays = {"image": image, "mask": image[..., 0], "weight": image[..., 0] / 2}
+    of = Examples(Arrays(arrays), ("a", "b"), lambda: np.array([1]), resized=True)
+    small = shrunk("test", source=lambda _: of, factor=3)
+    found = small.records[0]
+    # The mean of a block of a ramp is its middle, which is also its nearest pixel.
+    np.testing.assert_array_equal(found["image"][..., 0], [[10, 13, 16], [37, 40, 43]])
+    np.testing.assert_array_equal(found["mask"], found["image"][..., 0])
+    np.testing.assert_array_equal(found["weight"], found["mask"] / 2)
+    assert (small.class_names, small.resized) == (of.class_names, True)
+    np.testing.assert_array_equal(labels(small), [1])

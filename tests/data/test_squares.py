@@ -84,3 +84,21 @@ def test_blank_examples_have_the_shapes_and_take_no_memory():
     assert (record["image"].shape, record["image"].dtype) == ((256, 256, 3), np.uint8)
     assert (record["label"].shape, record["label"].dtype) == ((), np.int32)
     assert record["image"].nbytes == 256 * 256 * 3  # as large as any, for those who ask
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (40, 80), (90, 30)])
+@pytest.mark.parametrize("sizes", [(32, 32), (32, 24), (64, 64), (100, 90)])
+def test_masks_and_weights_move_with_their_image(shape, sizes):
+    """Of an image whose red says its column, each label says the column that it was taken from."""
+    image = ramp(*shape)
+    example = {"image": image, "mask": image[..., 0], "weight": image[..., 1].astype(np.float32)}
+    source = Examples(Arrays({name: array[None] for name, array in example.items()}), ("a", "b"))
+    size, cropped = sizes
+    found = squared("test", source=lambda _: source, size=size, held_out=cropped).records[0]
+    assert found["mask"].shape == found["weight"].shape == (cropped, cropped)
+    assert (found["mask"].dtype, found["weight"].dtype) == (np.uint8, np.float32)
+    inner = slice(2, -2)  # antialiasing meets the border of what was cut
+    for name, channel in (("mask", 0), ("weight", 1)):
+        off = found[name].astype(float) - found["image"][..., channel]
+        assert np.abs(off[inner, inner]).max() <= 0.5 * max(1, min(shape) / size) + 1
+    assert set(np.unique(found["mask"])) <= set(np.unique(image[..., 0]))  # none is made up

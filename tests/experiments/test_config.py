@@ -464,6 +464,7 @@ def different(value: Any) -> list[Any]:
                 ("features", "head"),
                 ("cls", "gap"),
                 ("learned", "sincos"),
+                ("sincos", "beyer"),
             )
             others = [b if value == a else a for a, b in pairs if value in (a, b)]
             return others or [value + "x"]

@@ -187,6 +187,7 @@ def test_an_ablation_from_sweep_to_report(tmp_path, monkeypatch, capsys):
     smaller = [
         "task.model=small_model_of_a_test:linear", "data.source=synthetic", "data.batch=16",
         "data.eval_batch=512", "loop.duration=2 steps", "loop.previews=0",
+        "optimizer.warmup=0 steps",
     ]  # fmt: skip
 
     module = catalogue.find(name)

@@ -34,6 +34,7 @@ STEPS = 80
 # that rounding does not grow.
 OVERRIDES = [
     *("data.batch=16", "data.eval_batch=37", "data.augment=()", "optimizer.learning_rate=1e-4"),
+    "optimizer.warmup=40 steps",
     *("loop.log_every=1 step", "loop.previews=4", f"loop.duration={STEPS} steps"),
     *(f"loop.evaluate_every={STEPS} steps", "loop.checkpoint_every=10 steps", "seed=3"),
 ]

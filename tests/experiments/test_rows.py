@@ -1,10 +1,13 @@
 """From run folders to rows: what ended, what failed and what is broken."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 
 from experiments.rows import collect, read_rows, write_rows
+from experiments.runs import read_summary, write_summary
 from experiments.table import ReportError
 
 ARMS = ("focal-2", "focal-1")  # the order of the sweep, not of the alphabet
@@ -139,3 +142,25 @@ def test_a_broken_file_is_named(tmp_path, file, content, message):
         collect(tmp_path / "focal", ARMS, is_aa)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_metric_that_is_no_number_is_null_in_json_and_not_a_number_to_readers(tmp_path):
+    """From the summary of a run to the rows of a report, all of it JSON as the standard has it."""
+
+    def refuse(constant):
+        raise ValueError(f"{constant} is no JSON")
+
+    measured = {"seconds": 2.0, "test/nll": math.nan, "test/best": math.inf, "test/accuracy": 0.5}
+    folder = tmp_path / "runs" / "aa"
+    write_run(folder)
+    write_summary(folder / "summary.json", measured)
+    written = (folder / "summary.json").read_text()
+    assert json.loads(written, parse_constant=refuse)["test/nll"] is None
+    assert np.isnan(read_summary(folder / "summary.json")["test/nll"])
+    (row,) = collect(tmp_path / "runs", ["focal-1"], is_aa)
+    assert np.isnan(row.metrics["test/nll"])
+    write_rows(tmp_path / "rows.jsonl", [row])
+    json.loads((tmp_path / "rows.jsonl").read_text(), parse_constant=refuse)
+    (again,) = read_rows(tmp_path / "rows.jsonl")
+    assert again.metrics["test/accuracy"] == 0.5
+    assert np.isnan([again.metrics["test/nll"], again.metrics["test/best"]]).all()

@@ -340,3 +340,15 @@ def test_weighted_mean_of_torch(logits, labels):
 def test_bad_input_raises(loss, labels, options, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(functools.partial(loss, **options), np.zeros((4, 5)), labels)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss_of_a_class_that_is_taken_out_is_that_of_the_others(gamma):
+    def loss(logits):
+        return focal_loss(logits, jnp.array([0]), gamma=gamma)[0]
+
+    value, gradient = jax.value_and_grad(loss)(jnp.array([[1.0, 2.0, -jnp.inf]]))
+    expected, theirs = jax.value_and_grad(loss)(jnp.array([[1.0, 2.0]]))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(value, {0.0: 1.3133, 0.5: 1.1229, 2.0: 0.7019}[gamma], atol=1e-4)
+    np.testing.assert_allclose(gradient, [[*theirs[0], 0.0]], rtol=1e-6)

@@ -193,6 +193,19 @@ def test_alpha_weighs_false_positives_and_beta_false_negatives():
     np.testing.assert_allclose(actual[:, 1], beta / (1 + beta), rtol=1e-6)
 
 
+def test_weights_of_zero_are_precision_and_recall():
+    truth, prediction = jnp.array([[[1, 1, 1, 0, 0]]]), hard([[[1, 1, 0, 1, 1]]])
+    actual = values([tversky(1.0, 0.0), tversky(0.0, 1.0)], prediction, truth)
+    np.testing.assert_allclose(actual[:, 0], [1 - 2 / 4, 1 - 2 / 3], rtol=1e-6)
+    # Hardly anything is predicted, and at last nothing: there is no precision, and no slope.
+    for scale, expected in ((1.0, 2 / 5), (20.0, 2 / 5), (40.0, 0.0), (1e3, 0.0)):
+        logits = jnp.full((1, 1, 5, 1), -scale)
+        value, gradient = jax.value_and_grad(lambda x: tversky(1.0, 0.0)(x, truth)[0])(logits)
+        assert np.isfinite(gradient).all(), scale
+        np.testing.assert_allclose(value, expected, atol=1e-4)
+    np.testing.assert_allclose(tversky(0.0, 1.0)(logits, truth), 1)
+
+
 def test_over_both_of_two_classes_alpha_and_beta_cannot_be_told_apart():
     """FP of one class is FN of the other: with equal TP, exchanging α and β changes nothing."""
     truth = jnp.array([[[0, 0, 1, 1, 1]]])
@@ -502,8 +515,9 @@ def test_combined_loss_is_the_weighted_sum(logits, labels):
 @pytest.mark.parametrize(
     ("loss", "options", "message"),
     [
-        (tversky_loss, {"alpha": -0.1, "beta": 0.5}, "alpha must be at least 0 and beta above 0"),
-        (tversky_loss, {"alpha": 0.5, "beta": 0.0}, "alpha must be at least 0 and beta above 0"),
+        (tversky_loss, {"alpha": -0.1, "beta": 0.5}, "alpha and beta must be at least 0, and one"),
+        (tversky_loss, {"alpha": 0.5, "beta": -0.1}, "alpha and beta must be at least 0, and one"),
+        (tversky_loss, {"alpha": 0.0, "beta": 0.0}, "alpha and beta must be at least 0, and one"),
         (tversky(0.5, 0.5), {"smooth": -1.0}, "smooth"),
         (tversky(0.5, 0.5), {"classes": ()}, "each once"),
         (tversky(0.5, 0.5), {"classes": (0, 4)}, "some of the 4"),

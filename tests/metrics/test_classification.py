@@ -381,3 +381,13 @@ def test_a_ranking_of_nothing_is_nan_and_neutral():
     assert np.isnan(list(none.compute().values())).all()
     two = to_host(ranking(jnp.zeros((2, 2)), jnp.zeros(2, int), jnp.zeros(2, bool)))
     assert two.merge(some).compute() == some.compute() == {"auroc": 0.0, "average_precision": 0.5}
+
+
+@pytest.mark.parametrize("label", [-1, -3, 3, 255])
+def test_the_likelihood_of_a_label_that_is_no_class_is_not_a_number(label):
+    """An index below 0 would count from the end."""
+    logits = jnp.array([[0.0, 0.0, 5.0], [0.0, 0.0, 5.0]])
+    labels = jnp.array([label, 2])
+    assert np.isnan(negative_log_likelihood(logits, labels).compute()[""])
+    valid = negative_log_likelihood(logits, labels, jnp.array([False, True]))
+    np.testing.assert_allclose(valid.compute()[""], np.log1p(2 * np.exp(-5)), rtol=1e-4)

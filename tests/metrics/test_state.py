@@ -1,9 +1,14 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from metrics.classification import ConfusionMatrix
+from metrics.latent import code_usage
+from metrics.representation import uniformity
+from metrics.segmentation import segmentation_matrix
 from metrics.state import (
     Collected,
     Mean,
@@ -127,3 +132,27 @@ def test_training_takes_sums_only():
     check_sums({"loss": mean(1.0, 2)})
     with pytest.raises(ValueError, match="'rows' collects examples, and training adds states up"):
         check_sums({"loss": mean(1.0, 2), "rows": Collected(valid=jnp.ones(2, bool))})
+
+
+def shape_of(metric, *shapes):
+    """Traced alone: such arrays fit into no memory."""
+    return jax.eval_shape(metric, *(jax.ShapeDtypeStruct(s, t) for s, t in shapes))
+
+
+@pytest.mark.parametrize(
+    ("metric", "fits", "too_many"),
+    [
+        (Mean.from_values, [((2**31 - 1,), bool)], [((2**31,), bool)]),
+        (
+            segmentation_matrix,
+            [((1023, 2048, 1024, 2), np.float32), ((1023, 2048, 1024), np.uint8)],
+            [((1100, 2048, 1024, 2), np.float32), ((1100, 2048, 1024), np.uint8)],
+        ),
+        (partial(code_usage, codes=8), [((2**20, 2047), int)], [((2**20, 2048), int)]),
+        (uniformity, [((65_536, 2), np.float32)], [((65_537, 2), np.float32)]),
+    ],
+)
+def test_more_entries_than_a_count_holds_are_refused_by_their_shape(metric, fits, too_many):
+    shape_of(metric, *fits)
+    with pytest.raises(ValueError, match=r"in one batch are more than int32 counts.*eval_batch"):
+        shape_of(metric, *too_many)

@@ -16,6 +16,7 @@ from models.classification.vit import (
     ViTL,
     ViTS,
     ViTTi,
+    beyer_positions,
     sincos_positions,
 )
 from train.accounting import model_flops
@@ -119,6 +120,32 @@ def test_sincos_closed_form():
         sincos_positions(3, 4, 18)
 
 
+def test_beyers_positions_are_those_of_the_papers_code():
+    """``posemb_sincos_2d`` of big_vision, in NumPy: x first, and one frequency fewer below."""
+    rows, columns, width = 3, 4, 16
+    y, x = np.mgrid[:rows, :columns]
+    omega = 1.0 / 10_000.0 ** (np.arange(width // 4) / (width // 4 - 1))
+    y, x = (np.einsum("m,d->md", z.flatten(), omega) for z in (y, x))
+    expected = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
+    np.testing.assert_allclose(beyer_positions(rows, columns, width), expected, atol=1e-6)
+    for wrong in (4, 18):
+        with pytest.raises(ValueError, match=f"8 or more that 4 divides; got {wrong}"):
+            beyer_positions(rows, columns, wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "positions"), [("sincos", sincos_positions), ("beyer", beyer_positions)]
+)
+def test_fixed_positions_are_added_to_the_patches(images, name, positions):
+    model = tiny(depth=0, scan=False, pool="gap", positions=name).without_head()
+    variables = model.init(jax.random.key(0), images, method="tokens")
+    blank = jax.tree.map(jnp.zeros_like, variables["params"])
+    norm = variables["params"]["encoder"]["norm"]
+    blank = {"params": blank | {"encoder": {"norm": norm}}}
+    expected = layer_norm(np.asarray(positions(2, 3, 8)), norm)
+    np.testing.assert_allclose(model.apply(blank, images, method="tokens")[0], expected, atol=1e-5)
+
+
 def test_without_positions_patches_are_a_set(images, randomise):
     model = tiny(pool="gap")
     variables = randomise(model, images)
@@ -209,7 +236,7 @@ def test_bad_options_are_named(images):
         tiny().init(key, images[0])
     with pytest.raises(ValueError, match='"cls" or "gap"; got \'mean\''):
         tiny(pool="mean").init(key, images)
-    with pytest.raises(ValueError, match='"learned" or "sincos"; got \'rotary\''):
+    with pytest.raises(ValueError, match='"learned", "sincos" or "beyer"; got \'rotary\''):
         tiny(positions="rotary").init(key, images)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -451,7 +452,7 @@ def test_a_slope_at_one_image_and_the_norm_of_a_batch_are_refused_together():
 
 @pytest.mark.parametrize("option", [{"losses": RELATIVISTIC}, {"feature_matching": 1.0}])
 def test_means_of_a_batch_are_not_those_of_its_parts(option):
-    how = {"pmap": False, "steps": 10}
+    how = {"pmap": False, "steps": 10, "epoch": Fraction(4)}
     made(**option).task.check_loop(accumulate=1, **how)  # pyright: ignore
     made().task.check_loop(accumulate=2, **how)  # pyright: ignore
     with pytest.raises(SettingError, match=r"loop\.accumulate=1"):

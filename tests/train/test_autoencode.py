@@ -1,6 +1,7 @@
 """Autoencoders with plain and with quantised codes, as tasks."""
 
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -153,7 +154,22 @@ def test_images_beyond_the_range_are_told(task):
 
 
 def test_a_codebook_of_averages_is_not_taught_by_parts_of_a_batch():
-    how = {"accumulate": 2, "pmap": False, "steps": 10}
+    how = {"accumulate": 2, "pmap": False, "steps": 10, "epoch": Fraction(4)}
     Quantize(model=VQ.clone(update="gradient")).check_loop(**how)
     with pytest.raises(SettingError, match=r"loop\.accumulate=1 or task\.model\.update=gradient"):
         Quantize(model=VQ).check_loop(**how)
+
+
+@pytest.mark.parametrize(
+    "task", [Autoencode(MODEL, Bernoulli()), Autoencode(MODEL), Quantize(model=VQ)]
+)
+def test_images_out_of_range_that_no_check_saw_have_a_loss_that_is_no_number(task):
+    batch = batch_of()
+    variables = task.init(jax.random.key(0), batch)
+    params = variables.pop("params")
+
+    def loss(images):
+        return task.loss(params, variables, batch | {"image": images}, jax.random.key(1), 0)[0]
+
+    assert np.isfinite(loss(jnp.clip(batch["image"], 0.2, 0.7)))  # greys will do
+    assert np.isnan(loss(batch["image"].at[-1, 0, 0, 0].set(1.5)))

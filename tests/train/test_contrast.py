@@ -1,6 +1,7 @@
 """Contrastive learning as a task: its views, its loss over devices, and what it tells of."""
 
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 
 import flax.linen as nn
@@ -174,9 +175,11 @@ def test_what_cannot_be_is_told():
     signed = {"train": {"image": batch_of()["image"] - 0.5}}
     with pytest.raises(SettingError, match=r"data\.mean=\(0\.0,\) data\.std=\(1\.0,\)"):
         TASK.check((), lambda: signed)
-    TASK.check_loop(accumulate=1, pmap=True, steps=1)
+    TASK.check_loop(accumulate=1, pmap=True, steps=1, epoch=Fraction(1))
     with pytest.raises(SettingError, match=r"loop\.accumulate=2 would leave the negatives"):
-        TASK.check_loop(accumulate=2, pmap=False, steps=1)
+        TASK.check_loop(accumulate=2, pmap=False, steps=1, epoch=Fraction(1))
+    with pytest.raises(SettingError, match=r"data\.batch is 1\.6 times the training set"):
+        TASK.check_loop(accumulate=1, pmap=False, steps=1, epoch=Fraction(40, 64))
     params, mutable = variables_of()
     with pytest.raises(SettingError, match=r"set data\.batch=2 or more"):
         TASK.loss(params, mutable, batch_of(1), jax.random.key(0), 0)
@@ -190,3 +193,12 @@ class Maps(nn.Module):
     @nn.compact
     def __call__(self, x, *, train=False):
         return nn.Conv(3, (1, 1), name="head")(x)
+
+
+def test_an_image_out_of_range_that_no_check_saw_has_a_loss_that_is_no_number():
+    params, mutable = variables_of()
+    batch = batch_of()
+    wrong = batch | {"image": batch["image"].at[-1, 0, 0, 0].set(-0.5)}
+    for images, finite in ((batch, True), (wrong, False)):
+        value, _ = TASK.loss(params, mutable, images, jax.random.key(0), 0)
+        assert np.isfinite(value) == finite

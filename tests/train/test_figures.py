@@ -1,7 +1,12 @@
 """Pictures of masks, of images in rows, and curves: what is shown, and what says so."""
 
+import json
+
 import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 
 from data.masks import IGNORE
 from train import figures, palette
@@ -107,3 +112,41 @@ def test_a_curve_has_a_panel_for_what_a_run_logs(tmp_path):
     with log.open("a") as file:
         file.write('{"step": 3, "train/loss": -1.0}\n')
     assert figures.training_curve(log).axes[0].get_yscale() == "linear"
+
+
+NAMES = ("cost_$1_$2", "_background_", "a$b", "plain")
+
+
+def shown_texts(figure):
+    """All texts as they come out of Matplotlib, which reads formulas between two dollars."""
+    FigureCanvasAgg(figure).draw()
+    texts = [text for text in figure.findobj(Text) if text.get_text()]
+    drawn = [text._preprocess_math(text.get_text()) for text in texts]
+    assert not any(formula for _, formula in drawn), drawn
+    return {written for written, _ in drawn}
+
+
+@pytest.mark.parametrize("kind", ["matrix", "images", "masks", "maps", "panels"])
+def test_names_are_drawn_as_they_are_written(kind):
+    labels, title = np.arange(4), "$split$, step 1"
+    masks = np.broadcast_to(np.arange(4)[:, None, None], (4, 2, 2))
+    draw = {
+        "matrix": lambda: figures.confusion_matrix(np.eye(4, dtype=int), NAMES, title),
+        "images": lambda: figures.image_grid(
+            np.zeros((4, 2, 2, 1)), labels=labels, class_names=NAMES, title=title
+        ),
+        "masks": lambda: figures.preview(preview(masks, masks), NAMES, title),
+        "maps": lambda: figures.scatter({"pca": np.eye(4)[:, :2]}, labels, NAMES, title),
+        "panels": lambda: figures.panels(np.zeros((4, 1, 2, 2, 1)), rows=NAMES, title=title),
+    }
+    texts = shown_texts(draw[kind]())
+    assert {*NAMES, title} <= texts
+
+
+def test_a_curve_of_a_split_is_named_whatever_it_is_called(tmp_path):
+    lines = [{"step": s, "_held/loss": 1.0 + s, "a$b$/loss": 2.0 + s} for s in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    figure = figures.training_curve(tmp_path / "metrics.jsonl")
+    (legend,) = (axes.get_legend() for axes in figure.axes)
+    assert [text.get_text() for text in legend.get_texts()] == ["_held/loss", r"a\$b\$/loss"]
+    FigureCanvasAgg(figure).draw()

@@ -19,7 +19,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from data.examples import Examples
+from data.examples import DataError, Examples
 from data.sources import synthetic
 from experiments.config import override, resolve
 from metrics.classification import ranking
@@ -294,3 +294,22 @@ def test_json_lines_hold_null_for_what_json_cannot(tmp_path: Path):
         "test/nll": None,
         "test/accuracy": 0.5,
     }
+
+
+def test_a_run_does_not_go_on_with_other_data(experiment, tmp_path):
+    """Classes that were renamed are in another order, and labels mean something else."""
+
+    def fruit(split, *, first):
+        return replace(
+            synthetic(split, n=40, size=8, channels=1, classes=4), class_names=(first, *"bcd")
+        )
+
+    def again(first, stop):
+        data = replace(experiment.data, source=partial(fruit, first=first))
+        changed = override(replace(experiment, data=data), {"loop.previews": 0})
+        return fit(changed, tmp_path, config={}, stop=lambda: stop, progress=False)
+
+    assert not again("apple", stop=True).finished
+    with pytest.raises(DataError, match="a class called 'apple', and the data have 'red_apple'"):
+        again("red_apple", stop=False)
+    assert again("apple", stop=True).step == 2

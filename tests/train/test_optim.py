@@ -14,6 +14,7 @@ from models.classification.vit import ViT
 from train.durations import DurationError, in_steps
 from train.optim import Optimizer, adamw, constant, cosine, lamb, lars, lion, sgd, staircase
 from train.paths import flatten
+from train.state import ema_update
 
 PARAMS = {
     "layer": {"kernel": jnp.full((3, 4), 2.0), "bias": jnp.full((4,), 2.0)},
@@ -162,3 +163,23 @@ def test_the_learning_rate_grows_with_the_batch_that_it_is_not_for():
         assert schedule(5) == pytest.approx(rate)
     _, schedule = replace(optimizer, reference_batch=None).build(10, Fraction(1), 4096)
     assert schedule(5) == 0.3
+
+
+def test_a_warmup_that_the_run_does_not_reach_the_end_of_is_told():
+    for warmup in ("20 epochs", "101 steps"):
+        with pytest.raises(
+            DurationError, match=rf"{warmup}.* is \d+ steps, and the run has 100"
+        ) as told:
+            Optimizer(warmup=warmup, schedule=cosine).build(100, Fraction(10), 128)
+        assert "\n" not in str(told.value)
+    _, schedule = Optimizer(warmup="10 epochs", schedule=constant).build(100, Fraction(10), 128)
+    assert schedule(100) == pytest.approx(1e-3)  # at the very end
+    Optimizer(learning_rate=0.0, warmup="2 epochs").build(1, Fraction(10), 128)  # nothing to reach
+
+
+def test_averages_keep_their_type():
+    """Half precision times a float32 decay would be float32, and another state than before."""
+    halves = {"x": jnp.ones(3, jnp.bfloat16)}
+    again = ema_update(halves, halves, jnp.float32(0.9))
+    assert again["x"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(again["x"], halves["x"])

@@ -13,9 +13,9 @@ import pytest
 from data.examples import Arrays, Examples
 from data.masks import IGNORE
 from experiments.config import override
-from losses.classification import cross_entropy_loss
-from losses.lovasz import lovasz_hinge_loss
-from losses.segmentation import dice_loss
+from losses.classification import cross_entropy_loss, focal_loss
+from losses.lovasz import lovasz_hinge_loss, lovasz_softmax_loss
+from losses.segmentation import boundary_loss, combined_loss, dice_loss, tversky_loss
 from metrics.state import compute_all
 from models.layers import Conv, Norm, batch_norm, group_norm
 from models.segmentation.unet import UNet, valid_margin
@@ -207,6 +207,36 @@ def test_one_logit_is_that_of_class_one_against_class_zero(batch):
     assert metrics["accuracy"] == pytest.approx(right[counted].mean(), rel=1e-6)
     with pytest.raises(SettingError, match="num_classes=3"):
         task.check(tuple("abc"), dict)
+
+
+@pytest.mark.parametrize(
+    ("loss", "takes"),
+    [
+        (lovasz_hinge_loss, True),
+        (dice_loss, True),
+        (partial(tversky_loss, alpha=0.3, beta=0.7), True),
+        (boundary_loss, True),
+        (partial(combined_loss, terms=((1.0, dice_loss), (0.5, boundary_loss))), True),
+        (cross_entropy_loss, False),
+        (partial(cross_entropy_loss, class_weights=(1.0, 2.0)), False),
+        (partial(cross_entropy_loss, smoothing=0.1), False),
+        (focal_loss, False),
+        (partial(dice_loss, classes=(1,)), False),
+        (lovasz_softmax_loss, False),
+        (lambda logits, labels, where: jnp.mean(logits, axis=(1, 2, 3)), False),
+    ],
+)
+def test_one_logit_with_a_loss_of_classes_is_refused_before_the_start(loss, takes):
+    task = Segment(TinySegmenter(num_classes=1), loss_function=loss)
+    if takes:
+        task.check(("background", "foreground"), dict)
+        return
+    with pytest.raises(
+        SettingError, match=r"takes one logit a class: set task\.model\.num_classes=2"
+    ):
+        task.check(("background", "foreground"), dict)
+    with pytest.raises(SettingError, match="takes one logit a class"):
+        task.check((), dict)  # whatever the classes are called
 
 
 def test_logits_of_another_size_than_said_are_refused(batch):

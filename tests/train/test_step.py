@@ -4,6 +4,7 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -236,3 +237,22 @@ def test_nothing_moves_between_host_and_device_within_a_step(tiny_one_device, le
         with pytest.raises(Exception, match=r"[Dd]isallowed"):
             dispatch(state, store, jax.device_get(items), count)  # the guard would notice
     assert int(state.step) == length
+
+
+def test_parameters_in_which_updates_are_lost_are_refused(tiny):
+    """1 − 1e-4 is 1 in bfloat16. What is frozen may be so: nothing is added to it."""
+    half = override(tiny, {"task.model": Half()})
+    with pytest.raises(SettingError, match=r"'head/kernel' is bfloat16.*task\.model\.dtype="):
+        lay_out(half)
+    lay_out(override(half, {"optimizer.freeze": ("^head",)}))
+
+
+class Half(nn.Module):
+    """A trained layer in float32 before a head in bfloat16."""
+
+    num_classes: int = 4
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        x = nn.Dense(4, name="first")(x.reshape(len(x), -1))
+        return nn.Dense(self.num_classes, param_dtype=jnp.bfloat16, name="head")(x)

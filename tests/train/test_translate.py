@@ -1,6 +1,7 @@
 """Translation between images and masks: which is made of which, and what is measured of it."""
 
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from data.examples import Arrays, Examples
+from data.masks import IGNORE
 from experiments.config import override
 from losses.adversarial import RELATIVISTIC
 from metrics.state import compute_all
@@ -96,10 +98,10 @@ def test_the_loss_of_the_discriminator_is_half_that_of_true_and_made_pairs(param
 def test_a_discriminator_that_has_won_is_told_and_parts_of_a_batch_are_refused():
     assert len(TASK.watch({"test/discriminator_auc": 0.999, "test/l1": 0.1})) == 1
     assert TASK.watch({"test/discriminator_auc": 0.9}) == []
-    TASK.check_loop(accumulate=2, pmap=False, steps=1)
+    TASK.check_loop(accumulate=2, pmap=False, steps=1, epoch=Fraction(4))
     relative = replace(TASK, losses=RELATIVISTIC)
     with pytest.raises(SettingError, match=r"loop\.accumulate=1"):
-        relative.check_loop(accumulate=2, pmap=False, steps=1)
+        relative.check_loop(accumulate=2, pmap=False, steps=1, epoch=Fraction(4))
 
 
 def test_a_made_mask_is_measured_as_a_segmentation(params):
@@ -140,9 +142,11 @@ def test_what_cannot_be_translated_is_told():
     wrong = replace(TASK, generator=TASK.generator.clone(num_classes=3))
     with pytest.raises(SettingError, match=r"set task\.generator\.num_classes=1"):
         wrong.init(jax.random.key(0), batch_of())
-    ignored = {"image": np.zeros(1), "mask": np.array([[[0, 255]]])}
-    with pytest.raises(SettingError, match="values up to 255, and those that are translated are 0"):
-        TASK.check((), lambda: {"train": ignored})
+    masks: Any = {"image": np.zeros(1), "mask": np.array([[[0, 1, 255]]])}
+    TASK.check((), lambda: {"train": masks})
+    masks["mask"][0, 0, 1] = 2
+    with pytest.raises(SettingError, match="labels other than 0, 1 and 255, which is ignored"):
+        TASK.check((), lambda: {"train": masks})
     with pytest.raises(SettingError, match="reach from -1 to 1"):
         TASK.check((), lambda: {"train": {"image": np.array([-1.0, 1.0])}})
 
@@ -170,3 +174,81 @@ def test_without_a_say_the_discriminator_does_not_play(params):
     value, aux = task.generator_loss(params, {}, batch_of(), jax.random.key(0), 0)
     assert aux.metrics.keys() == {"l1"}
     assert float(value) == pytest.approx(20 * compute_all(aux.metrics)["l1"], rel=1e-6)
+
+
+DIRECTIONS = pytest.mark.parametrize("direction", ["mask to image", "image to mask"])
+
+
+def losses_of(task: Translate, params: Any, batch: dict[str, Any]) -> Any:
+    """Values, gradients and metrics of both players, and what is evaluated."""
+    key = jax.random.key(3)
+    played = [
+        jax.value_and_grad(loss, has_aux=True)(params, {}, batch, key, 0)
+        for loss in (task.generator_loss, task.discriminator_loss)
+    ]
+    return [
+        ((value, compute_all(aux.metrics)), gradient) for (value, aux), gradient in played
+    ], compute_all(task.evaluate(params, {}, batch, key))
+
+
+@DIRECTIONS
+def test_ignored_pixels_are_worth_nothing_wherever_they_are(params, direction):
+    """Not even a NaN below them counts; those of a made mask are neither right nor wrong."""
+    task, batch = replace(TASK, direction=direction), batch_of()
+    ignored = np.random.default_rng(0).random((4, 16, 16)) < 0.3
+    ignored[2] = True  # an image of which nothing counts
+    batch["mask"] = jnp.where(ignored, IGNORE, batch["mask"])
+    played, evaluated = losses_of(task, params, batch)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((played, evaluated)))
+    assert 0 <= evaluated["l1"] <= 1
+    if direction == "mask to image":  # the image below is not known to any of them
+        below = batch | {"image": jnp.where(ignored[..., None], 0.123, batch["image"])}
+        again = losses_of(task, params, below)
+        assert_trees_close(again, (played, evaluated), rtol=1e-6, atol=1e-7)
+    else:
+        image = 2 * batch["image"] - 1
+        made = np.tanh(TASK.generator.apply({"params": params["generator"]}, image))[..., 0]
+        counted = ~ignored[:2]  # the third is all ignored, the fourth is padding
+        errors = np.abs(made[:2] - (2.0 * np.asarray(batch_of()["mask"])[:2] - 1)) / 2
+        by_image = [error[seen].mean() for error, seen in zip(errors, counted, strict=True)]
+        assert evaluated["l1"] == pytest.approx(np.mean(by_image), rel=1e-5)
+        right = (made[:2] > 0) == np.asarray(batch_of()["mask"])[:2]
+        assert evaluated["accuracy"] == pytest.approx(right[counted].mean(), rel=1e-6)
+
+
+@DIRECTIONS
+def test_no_pair_can_be_told_by_its_ignored_pixels(params, direction):
+    """What a generator makes there has no gradient, and the truth is as its own."""
+    task, batch = replace(TASK, direction=direction), batch_of()
+    batch["mask"] = batch["mask"].at[:, :, :8].set(IGNORE)
+    made, _ = task._make(params, {}, *(task._pair(batch)[i] for i in (0, 2)), jax.random.key(0))
+    target = task._pair(batch)[1]
+    assert not np.asarray(made)[:, :, :8].any()
+    assert not np.asarray(target)[:, :, :8].any()
+    assert np.asarray(made)[:, :, 8:].all()
+
+
+@pytest.mark.parametrize("label", [2, 254])
+def test_a_mask_of_another_class_is_not_a_number_in_any_example(params, label):
+    batch = batch_of()
+    batch["mask"] = batch["mask"].at[3, 0, 0].set(label)
+    for loss in (TASK.generator_loss, TASK.discriminator_loss):
+        assert np.isnan(loss(params, {}, batch, jax.random.key(0), 0)[0])
+
+
+def test_masks_with_ignored_pixels_after_those_that_are_looked_at_are_learned(tmp_path):
+    """The 17th mask on has some: the error stays one of values in [0, 1]."""
+
+    def partly(split: str) -> Examples:
+        arrays = dict(halves(split, n=40).records.arrays)  # pyright: ignore
+        arrays["mask"] = arrays["mask"].copy()
+        arrays["mask"][20:, :4] = IGNORE
+        return Examples(Arrays(arrays), ("dark", "bright"))
+
+    experiment = Experiment(
+        task=replace(TASK, direction="image to mask"),
+        data=Data(source=partly, batch=8, eval_batch=8),
+        loop=Loop(duration="5 steps", evaluate_every="5 steps", previews=0),
+    )
+    result = fit(override(experiment, {"parallel.data": 1}), tmp_path, config={}, progress=False)
+    assert 0 <= result.metrics["test/l1"] <= 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ from train.experiment import Data, Experiment, Loop
 from train.loop import fit
 from train.optim import Optimizer, adamw
 from train.sharding import Parallel, make_mesh, replicated
-from train.tasks.task import Concluding, Generative, SettingError
+from train.tasks.task import Concluding, Generative, SettingError, supported
 from train.tasks.variational import Variational
 
 IMAGE = (8, 8, 1)
@@ -151,7 +152,7 @@ def test_an_exact_posterior_of_two_levels_has_no_rate():
     ],
 )
 def test_loops_that_train_something_else_are_told(task, loop, message):
-    how = {"accumulate": 1, "pmap": False, "steps": 100}
+    how = {"accumulate": 1, "pmap": False, "steps": 100, "epoch": Fraction(4)}
     Variational(model=small()).check_loop(**how | loop)  # the same loop is one for a plain ELBO
     with pytest.raises(SettingError, match=message):
         Variational(model=small(), **task).check_loop(**how | loop)
@@ -343,3 +344,29 @@ def test_a_run_looks_at_its_own_images(experiment, likelihood, augment, tmp_path
 def test_a_decoder_of_the_wrong_width_is_told():
     with pytest.raises(SettingError, match=r"set task\.model\.outputs=2"):
         Variational(model=small(), likelihood=Gaussian()).init(KEY, batch_of())
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "fit", "unfit"),
+    [
+        (Bernoulli(), [0.0, 1.0], [0.5, 1.5, -1.0]),
+        (DiscretizedLogistic(), [0.0, 77 / 255, 1.0], [0.3, 1.5, -1.0]),
+        (Gaussian(), [0.0, 0.3, 1.0, 1 + 1e-6], [1.5, -1.0, np.nan]),
+    ],
+)
+def test_an_image_that_no_check_saw_has_a_loss_that_is_no_number(likelihood, fit, unfit):
+    for value in fit:
+        assert supported(likelihood, jnp.array(value)) == np.float32(value)
+    for value in unfit:
+        assert np.isnan(supported(likelihood, jnp.array(value))), value
+    outputs = likelihood.outputs(1)
+    task = Variational(model=small().clone(outputs=outputs), likelihood=likelihood)
+    batch = batch_of()
+    images = jnp.zeros_like(batch["image"]).at[..., 0].set(fit[1])
+    variables = task.init(KEY, batch)
+
+    def loss(images):
+        return task.loss(variables["params"], {}, batch | {"image": images}, KEY, 0)[0]
+
+    assert np.isfinite(loss(images))
+    assert np.isnan(loss(images.at[-1, 0, 0, 0].set(unfit[0])))

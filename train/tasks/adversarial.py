@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
 from typing import Any, ClassVar
 
@@ -147,7 +148,7 @@ class Adversarial:
                     f"{list(self._image)}: take another, or None"
                 )
 
-    def check_loop(self, *, accumulate: int, pmap: bool, steps: int) -> None:
+    def check_loop(self, *, accumulate: int, pmap: bool, steps: int, epoch: Fraction) -> None:
         """Raises SettingError for losses that compare means of a batch, if it comes in parts."""
         check_whole_batch(self.losses.relative or bool(self.feature_matching), accumulate)
 

@@ -22,6 +22,7 @@ from train.tasks.task import (
     Panels,
     check_decoder,
     check_support,
+    supported,
 )
 
 Corrupt = Callable[[Key[Array, ""], Batch], Batch]
@@ -78,7 +79,7 @@ class Autoencode:
             rngs={"dropout": dropout},
             mutable=list(mutable),
         )
-        distortion = -self.likelihood.log_prob(cast(Array, outputs), batch["image"])
+        distortion = -self.likelihood.log_prob(cast(Array, outputs), self._target(batch))
         return jnp.mean(distortion), Aux(mutable, {"loss": Mean.from_values(distortion)})
 
     def evaluate(
@@ -86,7 +87,7 @@ class Autoencode:
     ) -> dict[str, Metric]:
         """Distortion in nats, and the squared error of a pixel, from what is seen in training."""
         outputs = self._outputs(params, mutable, self._seen(key, batch))
-        distortion = -self.likelihood.log_prob(outputs, batch["image"])
+        distortion = -self.likelihood.log_prob(outputs, self._target(batch))
         errors = jnp.square(self.likelihood.mean(outputs) - batch["image"])
         return {
             "distortion": Mean.from_values(distortion, batch["valid"]),
@@ -117,6 +118,9 @@ class Autoencode:
         """The codes of clean images."""
         variables: Any = {"params": params, **mutable}
         return cast(Array, self.model.apply(variables, batch["image"], method="encode"))
+
+    def _target(self, batch: Batch) -> Array:
+        return supported(self.likelihood, batch["image"], greys=True)
 
     def _seen(self, key: Array, batch: Batch) -> Array:
         return batch["image"] if self.corrupt is None else self.corrupt(key, batch)["image"]

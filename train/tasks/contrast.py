@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from typing import cast
 
@@ -25,6 +26,7 @@ from train.tasks.task import (
     Panels,
     SettingError,
     check_range,
+    in_range,
     require_entry,
 )
 
@@ -42,7 +44,9 @@ class Contrast:
     """Learns to tell which views are of one image.
 
     Chen et al., 2020, arXiv:2002.05709. Views are drawn on the device, from images in [0, 1] that
-    are not normalised; all other images of the global batch are negatives.
+    are not normalised; all other images of the global batch are negatives. A batch that runs across
+    the end of an epoch may hold a few images twice: k (b − k) / n on average, k of its b images
+    being from the old epoch of n.
 
     Attributes:
         model: ``model(images, train=…) -> embeddings [batch, output]``, as ``SimCLR``.
@@ -69,8 +73,16 @@ class Contrast:
         for split, batch in look().items():
             check_range(np.asarray(batch["image"]), split)
 
-    def check_loop(self, *, accumulate: int, pmap: bool, steps: int) -> None:
-        """Raises SettingError for a batch in parts, which would hide negatives from one another."""
+    def check_loop(self, *, accumulate: int, pmap: bool, steps: int, epoch: Fraction) -> None:
+        """Raises SettingError for a batch in parts, or one that holds an image several times.
+
+        Parts would hide negatives from one another, and a copy of an image is no negative of it.
+        """
+        if epoch < 1:
+            raise SettingError(
+                f"data.batch is {float(1 / epoch):.3g} times the training set, and the task takes "
+                "its rows for different images: set a data.batch of at most their number"
+            )
         if accumulate > 1:
             raise SettingError(
                 f"loop.accumulate={accumulate} would leave the negatives of other parts out: set "
@@ -122,7 +134,9 @@ class Contrast:
         by_view = vectors.reshape(images, self.count, -1).swapaxes(0, 1)
         labels = (batch["label"],) if self.labelled else ()
         values = self.loss_function(by_view, *labels, axis_name=self.axis_name)
-        loss = jnp.mean(values, axis=0)
+        # Views may be clipped: what was out of range is known by the images alone.
+        fit = jnp.isfinite(in_range(batch["image"])).all(axis=(1, 2, 3))
+        loss = jnp.where(fit, jnp.mean(values, axis=0), jnp.nan)
         return jnp.mean(loss), Aux(mutable, {"loss": Mean.from_values(loss)})
 
     def evaluate(

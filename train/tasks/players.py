@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from metrics.state import Mean
-from train.tasks.task import SettingError
+from train.tasks.task import SettingError, in_range
 
 SATURATED = 0.99
 """Share of pairs that a discriminator tells apart, above which it has won."""
@@ -23,8 +23,8 @@ SIGNED = (-1.0, 1.0)
 
 
 def signed(images: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """From [0, 1] to [−1, 1]."""
-    return 2 * images - 1
+    """From [0, 1] to [−1, 1]; NaN outside, as of images that ``check_range`` has not seen."""
+    return 2 * in_range(images) - 1
 
 
 def unsigned(images: Float[Array, "*batch"]) -> Float[Array, "*batch"]:

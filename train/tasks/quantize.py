@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +26,7 @@ from train.tasks.task import (
     SettingError,
     check_decoder,
     check_range,
+    in_range,
 )
 
 
@@ -53,7 +55,7 @@ class Quantize:
         for split, batch in look().items():
             check_range(np.asarray(batch["image"]), split)
 
-    def check_loop(self, *, accumulate: int, pmap: bool, steps: int) -> None:
+    def check_loop(self, *, accumulate: int, pmap: bool, steps: int, epoch: Fraction) -> None:
         """Raises SettingError for a batch in parts, each of which would age the codebook."""
         if accumulate > 1 and self._averages:
             raise SettingError(
@@ -143,4 +145,4 @@ def _mse(
     outputs: Float[Array, "batch height width channels"],
     images: Float[Array, "batch height width channels"],
 ) -> Float[Array, " batch"]:
-    return jnp.mean(jnp.square(outputs - images), axis=(1, 2, 3))
+    return jnp.mean(jnp.square(outputs - in_range(images)), axis=(1, 2, 3))

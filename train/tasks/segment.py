@@ -37,7 +37,7 @@ class Segment:
 
     Attributes:
         model: ``model(images, train=…) -> logits [batch, height, width, classes]``; one logit is
-            that of class 1 against class 0, for losses that take it.
+            that of class 1 against class 0, for losses that take it (``check`` tries).
         loss_function: ``(logits, labels, where=…)`` gives ``[batch, height, width]``, averaged over
             the pixels that count, or ``[batch]``, averaged over the images with any.
         auxiliary_weight: of the loss of an auxiliary head, if the model has one and switches it on.
@@ -60,9 +60,19 @@ class Segment:
     rand: bool = field(default=False, metadata={"identity": False})
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
-        """Raises SettingError unless the model has one output a class, or one for two classes."""
-        if len(class_names) != 2 or getattr(self.model, "num_classes", None) != 1:
+        """Raises SettingError unless the model has one output a class, or one for two classes.
+
+        The one must be for a loss that takes it: a softmax over one class knows no class 1.
+        """
+        single = getattr(self.model, "num_classes", None) == 1
+        if len(class_names) != 2 or not single:
             check_outputs(self.model, class_names)
+        if single and not takes_one_logit(self.loss_function):
+            raise SettingError(
+                "task.model.num_classes=1, and task.loss_function takes one logit a class: set "
+                "task.model.num_classes=2, or a loss of one logit such as "
+                "losses.lovasz:lovasz_hinge_loss"
+            )
         if self.rand and len(class_names) not in (0, 2):
             raise SettingError(
                 f"task.rand is for membranes and cells, the data have {len(class_names)} classes: "
@@ -190,6 +200,17 @@ class Segment:
         elif "weight" in batch:
             losses *= centre_crop(batch["weight"], logits.shape[1:3])
         return weighted_mean(losses, counted), jnp.sum(counted, dtype=jnp.float32)
+
+
+def takes_one_logit(loss_function: Callable[..., Array]) -> bool:
+    """Whether a loss tells classes 0 and 1 by one logit: tried on two images of four pixels."""
+    labels = jnp.array([[[0, 0], [0, 1]], [[1, 1], [1, 0]]])
+    try:
+        losses = loss_function(jnp.ones((2, 2, 2, 1)), labels, where=jnp.ones((2, 2, 2), bool))
+    except ValueError:
+        return False
+    first, second = jnp.mean(losses.reshape(2, -1), axis=1)
+    return bool(jnp.isfinite(losses).all() and first != second)
 
 
 def _of_classes(logits: Array) -> Array:

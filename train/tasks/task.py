@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import flax.linen as nn
 import flax.struct
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
@@ -15,6 +17,9 @@ from data.augment import Batch
 from losses.likelihoods import Likelihood
 from metrics.state import Metric
 from train.optim import Optimizer
+
+ROUNDING = 1e-4
+"""What augmentations may round an image out of its range by; a wrong range is further off."""
 
 AnyTask = TypeVar("AnyTask")
 Item = TypeVar("Item")
@@ -122,6 +127,34 @@ def check_range(images: np.ndarray, split: str) -> None:
             f"images of {split!r} reach from {low:g} to {high:g}, and the task is of images in "
             "[0, 1]: set data.mean=(0.0,) data.std=(1.0,)"
         )
+
+
+def in_range(images: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The images, but NaN where they are clearly outside of [0, 1].
+
+    A check before training sees a few images of a set; this sees all. A loss of an image that it is
+    not for then stops the run, as that of a wrong label does.
+    """
+    return jnp.where((images >= -ROUNDING) & (images <= 1 + ROUNDING), images, jnp.nan)
+
+
+def supported(
+    likelihood: Likelihood, images: Float[Array, "*shape"], *, greys: bool = False
+) -> Float[Array, "*shape"]:
+    """The images, but NaN where they have no likelihood under such a model.
+
+    Args:
+        likelihood: of images in [0, 1].
+        images: as the model sees them.
+        greys: as of ``check_support``.
+    """
+    images = in_range(images)
+    if likelihood.support == "binary" and not greys:
+        return jnp.where((images == 0) | (images == 1), images, jnp.nan)
+    if likelihood.support == "bytes":
+        off = jnp.abs(images * 255 - jnp.round(images * 255))
+        return jnp.where(off <= 255 * ROUNDING, images, jnp.nan)
+    return images
 
 
 def check_support(
@@ -286,13 +319,14 @@ Prepare = Callable[[Batch], Batch]
 class Particular(Protocol):
     """A task that not every loop trains as it says."""
 
-    def check_loop(self, *, accumulate: int, pmap: bool, steps: int) -> None:
+    def check_loop(self, *, accumulate: int, pmap: bool, steps: int, epoch: Fraction) -> None:
         """Compares the task to how it is trained, before anything runs.
 
         Args:
             accumulate: parts of a batch whose gradients are added up.
             pmap: whether each device computes the loss of its part alone.
             steps: of the whole run.
+            epoch: training images over the batch.
 
         Raises:
             SettingError: if parts of a batch are not the batch, or the run is too short.

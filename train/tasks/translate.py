@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from data.masks import IGNORE
 from losses.adversarial import NON_SATURATING, AdversarialLoss
 from metrics.segmentation import segmentation_matrix
 from metrics.state import Mean, Metric
@@ -45,7 +47,8 @@ class Translate:
     """Learns to make one kind of image from another that lies on it pixel by pixel.
 
     Isola et al., 2017, arXiv:1611.07004: a discriminator sees the pair, and the generator is also
-    held to the true image by the mean absolute error. Masks of two classes are images of 0 and 1.
+    held to the true image by the mean absolute error. Masks of two classes are images of 0 and 1;
+    pixels labelled ``data.masks.IGNORE`` do not count.
 
     Attributes:
         generator: ``(images, train=…) -> outputs``, of as many channels as its target has.
@@ -80,14 +83,13 @@ class Translate:
             raise SettingError("task.l1 and task.adversarial are at least 0, and one is above it")
         for split, batch in look().items():
             check_range(np.asarray(batch["image"]), split)
-            if "mask" in batch and np.max(batch["mask"]) > 1:
+            if "mask" in batch and not np.isin(batch["mask"], (0, 1, IGNORE)).all():
                 raise SettingError(
-                    f"masks of {split!r} have values up to {int(np.max(batch['mask']))}, and those "
-                    "that are translated are 0 and 1: leave out augmentations that move pixels "
-                    "beyond the border, which are marked as not counting"
+                    f"masks of {split!r} have labels other than 0, 1 and {IGNORE}, which is "
+                    "ignored: choose a data.source with masks of two classes"
                 )
 
-    def check_loop(self, *, accumulate: int, pmap: bool, steps: int) -> None:
+    def check_loop(self, *, accumulate: int, pmap: bool, steps: int, epoch: Fraction) -> None:
         """Raises SettingError for losses that compare means of a batch, if it comes in parts."""
         check_whole_batch(self.losses.relative, accumulate)
 
@@ -98,7 +100,7 @@ class Translate:
             SettingError: if the data have no masks, or the generator makes other channels.
         """
         require_entry(batch, "mask", 'such as "tfds:isbi2012" or "masks:PATH"')
-        given, target = self._pair(batch)
+        given, target, _ = self._pair(batch)
         keys = jax.random.split(key)
         generator = self.generator.init(keys[0], given)
         made = jax.eval_shape(lambda: self.generator.apply(generator, given)).shape  # pyright: ignore
@@ -126,8 +128,8 @@ class Translate:
         step: Int[Array, ""] | int,
     ) -> tuple[Float[Array, ""], Aux]:
         """Its loss on true and on made pairs; half of it, as in the paper, section 3.3."""
-        given, target = self._pair(batch)
-        made, _ = self._make(params, mutable, given, key)
+        given, target, counted = self._pair(batch)
+        made, _ = self._make(params, mutable, given, counted, key)
         real, mutable = self._judge(params, mutable, target, given)
         fake, mutable = self._judge(params, mutable, jax.lax.stop_gradient(made), given)
         losses = 0.5 * self.losses.discriminator(real, fake)
@@ -146,10 +148,13 @@ class Translate:
         step: Int[Array, ""] | int,
     ) -> tuple[Float[Array, ""], Aux]:
         """What it hides from the discriminator, and its distance from the true image."""
-        given, target = self._pair(batch)
-        made, mutable = self._make(params, mutable, given, key)
-        errors = _absolute_error(made, target)
-        metrics: dict[str, Metric] = {"l1": Mean.from_values(0.5 * errors)}  # as in evaluation
+        given, target, counted = self._pair(batch)
+        made, mutable = self._make(params, mutable, given, counted, key)
+        errors = _absolute_error(made, target, counted)
+        seen = counted.any(axis=(1, 2, 3))
+        metrics: dict[str, Metric] = {
+            "l1": Mean.from_values(0.5 * errors, seen)
+        }  # as in evaluation
         total = self.l1 * errors
         if self.adversarial:
             fake, _ = self._judge(params, mutable, made, given)
@@ -169,17 +174,18 @@ class Translate:
         masks also what segmentation is measured by: one is read off at ½, and its two classes are
         those below and above.
         """
-        given, target = self._pair(batch)
-        made, _ = self._make(params, mutable, given, key, train=False)
-        valid = batch["valid"]
+        given, target, counted = self._pair(batch)
+        made, _ = self._make(params, mutable, given, counted, key, train=False)
+        valid = batch["valid"] & counted.any(axis=(1, 2, 3))
+        sharpness = _steepness(made, counted) / _steepness(target, counted)
         metrics: dict[str, Metric] = {
-            "l1": Mean.from_values(0.5 * _absolute_error(made, target), valid),
-            "sharpness": Mean.from_values(_steepness(made) / _steepness(target), valid),
+            "l1": Mean.from_values(0.5 * _absolute_error(made, target, counted), valid),
+            "sharpness": Mean.from_values(sharpness, valid),
         }
         if self.direction == "image to mask":
             logits = jnp.concatenate([-made, made], axis=-1)
-            counted = jnp.broadcast_to(valid[:, None, None], batch["mask"].shape)
-            metrics["confusion"] = segmentation_matrix(logits, batch["mask"], counted)
+            pixels = valid[:, None, None] & counted[..., 0]
+            metrics["confusion"] = segmentation_matrix(logits, batch["mask"], pixels)
         if self.adversarial:
             (real, _), (fake, _) = (self._judge(params, mutable, x, given) for x in (target, made))
             metrics["discriminator_auc"] = told_apart(real, fake, valid)
@@ -193,8 +199,8 @@ class Translate:
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
     ) -> dict[str, Panels]:
         """What was given, what was made of it, and what is true."""
-        given, target = self._pair(batch)
-        made, _ = self._make(params, mutable, given, key, train=False)
+        given, target, counted = self._pair(batch)
+        made, _ = self._make(params, mutable, given, counted, key, train=False)
         channels = max(given.shape[-1], target.shape[-1])
         rows = [
             jnp.broadcast_to(unsigned(x), (*x.shape[:-1], channels))[:6]
@@ -202,18 +208,33 @@ class Translate:
         ]
         return {"translations": Panels(jnp.stack(rows), rows=("given", "made", "true"))}
 
-    def _pair(self, batch: Batch) -> tuple[Array, Array]:
-        """What is given and what is to be made of it, in [−1, 1]."""
-        image, mask = signed(batch["image"]), signed(batch["mask"][..., None].astype(jnp.float32))
-        return (mask, image) if self.direction == "mask to image" else (image, mask)
+    def _pair(self, batch: Batch) -> tuple[Array, Array, Array]:
+        """What is given, what is to be made of it, in [−1, 1], and which pixels count.
+
+        A mask says nothing where it is ``IGNORE``: it is 0 there, between the two classes, and so
+        are the target and what is made, alike. No pair can be told by such pixels, and no gradient
+        comes from them. A mask of another class, as an image out of range, gives NaN.
+        """
+        counted = (batch["mask"] != IGNORE)[..., None]
+        image = signed(batch["image"])
+        mask = jnp.where(counted, signed(batch["mask"][..., None].astype(jnp.float32)), 0)
+        if self.direction == "image to mask":
+            return image, mask, counted
+        return mask, jnp.where(counted, image, 0), counted
 
     def _make(
-        self, params: PyTree, mutable: PyTree, given: Array, key: Array, train: bool = True
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        given: Array,
+        counted: Array,
+        key: Array,
+        train: bool = True,
     ) -> tuple[Array, PyTree]:
         outputs, _, mutable = apply_network(
             self.generator, GENERATOR, params, mutable, given, train=train, rngs={"dropout": key}
         )
-        return jnp.tanh(outputs), mutable
+        return jnp.where(counted, jnp.tanh(outputs), 0), mutable
 
     def _judge(
         self, params: PyTree, mutable: PyTree, x: Array, given: Array
@@ -227,12 +248,27 @@ class Translate:
 def _absolute_error(
     made: Float[Array, "batch height width channels"],
     target: Float[Array, "batch height width channels"],
+    counted: Bool[Array, "batch height width 1"],
 ) -> Float[Array, " batch"]:
-    return jnp.mean(jnp.abs(made - target), axis=(1, 2, 3))
+    """A mean over the pixels that count; 0 of none."""
+    return _mean(jnp.abs(made - target), counted)
 
 
-def _steepness(images: Float[Array, "batch height width channels"]) -> Float[Array, " batch"]:
-    """The mean absolute difference of neighbouring pixels; never 0."""
-    axes = (1, 2, 3)
-    down, right = (jnp.mean(jnp.abs(jnp.diff(images, axis=axis)), axis=axes) for axis in (1, 2))
+def _steepness(
+    images: Float[Array, "batch height width channels"],
+    counted: Bool[Array, "batch height width 1"],
+) -> Float[Array, " batch"]:
+    """The mean absolute difference of neighbouring pixels that both count; never 0."""
+    both = [counted[:, 1:] & counted[:, :-1], counted[:, :, 1:] & counted[:, :, :-1]]
+    down, right = (
+        _mean(jnp.abs(jnp.diff(images, axis=axis)), pairs)
+        for axis, pairs in zip((1, 2), both, strict=True)
+    )
     return jnp.maximum(down + right, 1e-6)
+
+
+def _mean(values: Array, counted: Array) -> Float[Array, " batch"]:
+    """Of each image, over all channels of the pixels that count."""
+    axes = (1, 2, 3)
+    total = jnp.sum(jnp.where(counted, values, 0), axis=axes)
+    return total / jnp.maximum(jnp.sum(counted, axis=axes) * values.shape[-1], 1)

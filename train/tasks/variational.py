@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, Literal, cast
 
 import flax.linen as nn
@@ -40,6 +41,7 @@ from train.tasks.task import (
     check_outputs,
     check_support,
     require_entry,
+    supported,
 )
 
 
@@ -100,7 +102,7 @@ class Variational:
         for split, batch in look().items():
             check_support(self.likelihood, np.asarray(batch["image"]), split)
 
-    def check_loop(self, *, accumulate: int, pmap: bool, steps: int) -> None:
+    def check_loop(self, *, accumulate: int, pmap: bool, steps: int, epoch: Fraction) -> None:
         """Raises SettingError for a loop that would make another objective of this one."""
         if self.free_nats and (accumulate > 1 or pmap):
             raise SettingError(
@@ -280,7 +282,7 @@ class Variational:
         train: bool = False,
     ) -> _Weighed:
         priors, outputs = model.decode(latents, labels=labels, train=train)
-        log_likelihood = self.likelihood.log_prob(outputs, images)
+        log_likelihood = self.likelihood.log_prob(outputs, supported(self.likelihood, images))
         levels = list(zip(latents, posteriors, priors, strict=True))
         ratios = [normal_log_ratio(z, q, p) for z, q, p in levels]
         # The closed form is of the top alone: below it the prior hangs on a draw from above, which
