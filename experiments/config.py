@@ -17,11 +17,13 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
+from errors import UserError
+
 Tree = TypeVar("Tree")
 _REQUIRED = inspect.Parameter.empty  # stands where an option has no default
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """An override that does not fit the experiment."""
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 from filelock import FileLock, Timeout
 
+from errors import UserError
 from experiments.config import identity, resolve
 from train.experiment import Experiment
 from train.logging import TensorBoard, WeightsAndBiases, Writer, replace_text
@@ -29,7 +30,7 @@ from train.profiling import Steps
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """A run directory that cannot be used."""
 
 

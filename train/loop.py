@@ -31,7 +31,6 @@ from train.durations import Every, in_steps
 from train.experiment import Data, Experiment
 from train.feed import Feed
 from train.logging import Console, JsonLines, MetricsLog, NonFiniteError, Writer, read_lines
-from train.memory import is_untuned, set_holes_aside
 from train.processes import Agreement, is_first
 from train.profiling import Profiler, Steps
 from train.program import Program, augmented, build, prepared
@@ -153,9 +152,6 @@ def fit(
         console = Console(program.steps, step, progress and writes)
         log = MetricsLog([*([lines] if lines else []), console, *writers], work, window)
         agreed = Agreement(program.mesh)
-        on_cpu = program.mesh.devices.flat[0].platform == "cpu"
-        settle = set_holes_aside if on_cpu and is_untuned() else lambda: 0
-        evaluated = False
         try:
             dispatch = program.compile(store, shapes)
             clock.lap("compilation")
@@ -167,11 +163,9 @@ def fit(
                 state, metrics = dispatch(state, store, items, np.int32(count))
                 step += count
                 profiler.after(step, state)
-                if clock.finish(state):
-                    settle()
-                    if writes:
-                        record_speed(directory / "speed.json", clock, work)
-                        console.say(clock.line())
+                if clock.finish(state) and writes:
+                    record_speed(directory / "speed.json", clock, work)
+                    console.say(clock.line())
                 stopping = agreed(stop())
                 evaluating, saving = evaluate_at(step), save_at(step) or stopping
                 log.push(step, count, metrics, flush=log_at.within(step, count))
@@ -186,9 +180,6 @@ def fit(
                         if lines:
                             lines.note(step, line)
                     _draw(program, state, source, states, directory, name, loop.previews)
-                if evaluating and not evaluated:  # which compiled it
-                    settle()
-                    evaluated = True
                 if saving:
                     now = {"position": feed.position(), "window": log.window()}
                     now["seconds"] = time.monotonic() - trained_since
