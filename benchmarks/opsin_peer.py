@@ -16,7 +16,6 @@ from train.accounting import model_flops
 from train.experiment import Experiment
 from train.feed import Feed
 from train.loop import open_training
-from train.memory import set_holes_aside
 from train.program import Program, build, compiler_options
 from train.tasks.task import players_of
 
@@ -61,7 +60,6 @@ def bare_steps(experiment: Experiment) -> Callable[[int], None]:
         jax.block_until_ready(state)
 
     run(length)
-    set_holes_aside()  # as a run does after its first step
     return run
 
 
@@ -78,8 +76,6 @@ def inference(
         jax.block_until_ready([forward(variables, inputs) for _ in range(steps)])
 
     run(1)
-    if options:  # likewise, after the first evaluation
-        set_holes_aside()
     return run
 
 

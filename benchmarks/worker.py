@@ -19,13 +19,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from errors import RunFailed
 from experiments.runtime import Runtime, set_up
 
 RIVALS = ("benchmarks.flax_peer", "benchmarks.torch_peer")
 """What runs as its own users start it, without the settings of ``experiments.runtime``."""
 
 
-class PeerError(RuntimeError):
+class PeerError(RunFailed):
     """A peer that cannot run what it is asked to."""
 
 

@@ -11,10 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int
 
+from errors import UserError
+
 _CHUNK = 256  # examples that a thread reads at a time: enough to hide what it costs to start
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A mistake in the data or in how they are asked for: one line, the cause and the way out."""
 
 

@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from errors import RunFailed, UserError
 from experiments import catalogue
 from experiments.arguments import make_parser
 from experiments.config import ConfigError, override, parse_all
-from experiments.mistakes import exit_code
 from experiments.runtime import Runtime, given, require, set_up
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         code = 1
     except Exception as error:
-        code = exit_code(error)
+        code = error.exit_code if isinstance(error, UserError | RunFailed) else None
         if code is None and not _among_others():
             raise
         if code is None or options.trace:
@@ -142,7 +142,7 @@ def _sweep(options: argparse.Namespace) -> int:
         try:
             outcome = execute(options.name, run.arm, run.experiment, _run_options(options))
         except Exception as error:  # one failed run must not lose the others
-            if exit_code(error) is None:
+            if not isinstance(error, UserError | RunFailed):
                 traceback.print_exc()
             print(f"  failed: {error}", file=sys.stderr)
             failed.append(run)

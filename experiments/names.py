@@ -10,12 +10,14 @@ import types
 from pathlib import Path
 from typing import Any
 
+from errors import UserError
+
 HOUSE = Path(__file__).parent.parent
 PARENT = __name__.split(".")[:-2]
 """The packages that all rooms of the house are in."""
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """An override that does not fit the experiment."""
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 from filelock import FileLock, Timeout
 
+from errors import UserError
 from experiments import evaluations
 from experiments.config import resolve
 from experiments.identity import essence, essence_of_resolved, identity
@@ -36,7 +37,7 @@ from train.profiling import Steps
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """A run directory that cannot be used."""
 
 

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from errors import UserError
 
-class ReportError(Exception):
+
+class ReportError(UserError):
     """A report that cannot be written as asked: one line that names the cause and the way out."""
 
 

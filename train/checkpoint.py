@@ -12,15 +12,16 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from errors import RunFailed, UserError
 from train.paths import json_leaves
 from train.state import State
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be read, or no place for one: the cause, and the way out."""
 
 
-class SaveError(RuntimeError):
+class SaveError(RunFailed):
     """A checkpoint that could not be written: which one is the last good one."""
 
 

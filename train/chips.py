@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from errors import UserError
+
 GIGA, TERA, GIB = 10**9, 10**12, 2**30
 
 Shape = tuple[int, ...]
 
 
-class TopologyError(ValueError):
+class TopologyError(UserError):
     """A topology that does not exist, or cannot be compiled for here."""
 
 

@@ -6,8 +6,10 @@ import math
 import re
 from fractions import Fraction
 
+from errors import UserError
 
-class DurationError(ValueError):
+
+class DurationError(UserError):
     """A duration that cannot be read."""
 
 

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from errors import RunFailed, UserError
 from metrics.state import Mean, Metric, compute_all, to_host
 from train.accounting import Work
 from train.tasks.task import Item
@@ -108,7 +109,7 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-class LoggingError(ValueError):
+class LoggingError(UserError):
     """A place for metrics that is not there."""
 
 
@@ -243,7 +244,7 @@ class MetricsLog:
         self.start_clock()
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(RunFailed):
     """A term of the loss that is infinite or not a number."""
 
 

@@ -40,7 +40,6 @@ from train.experiment import Data, Experiment
 from train.feed import Feed
 from train.logging import Console, JsonLines, MetricsLog, NonFiniteError, Writer, read_lines
 from train.measurements import Measured, check_measurements, measure
-from train.memory import is_untuned, set_holes_aside
 from train.processes import Agreement, is_first
 from train.profiling import Profiler, Steps
 from train.program import Program, augmented, build, prepared
@@ -165,9 +164,6 @@ def fit(
         console = Console(program.steps, step, progress and writes)
         log = MetricsLog([*([lines] if lines else []), console, *writers], work, window)
         agreed = Agreement(program.mesh)
-        on_cpu = program.mesh.devices.flat[0].platform == "cpu"
-        settle = set_holes_aside if on_cpu and is_untuned() else lambda: 0
-        evaluated = False
 
         def evaluate_all(state: State) -> None:
             for name, (source, arrays) in held_out.items():
@@ -200,11 +196,9 @@ def fit(
                 state, metrics = dispatch(state, store, items, np.int32(count))
                 step += count
                 profiler.after(step, state)
-                if clock.finish(state):
-                    settle()
-                    if writes:
-                        record_speed(directory / "speed.json", clock, work)
-                        console.say(clock.line())
+                if clock.finish(state) and writes:
+                    record_speed(directory / "speed.json", clock, work)
+                    console.say(clock.line())
                 stopping = agreed(stop())
                 evaluating, saving = evaluate_at(step), save_at(step) or stopping
                 log.push(step, count, metrics, flush=log_at.within(step, count))
@@ -212,9 +206,6 @@ def fit(
                     log.drain()
                 if evaluating:
                     evaluate_all(state)
-                if evaluating and not evaluated:  # which compiled it
-                    settle()
-                    evaluated = True
                 if saving:
                     save(state)
                 if evaluating or saving:

@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from errors import UserError
 from train.paths import json_leaves
 from train.sharding import AXES, replicated
 
@@ -33,7 +34,7 @@ HERE = b"opsin"  # the greeting of processes that were told where to meet, and t
 LETTER = 512  # bytes that process 0 tells the others where to find it with
 
 
-class ProcessError(ValueError):
+class ProcessError(UserError):
     """Processes of one run that do not find one another, or were started differently."""
 
 

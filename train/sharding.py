@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
+from errors import UserError
 from train.paths import flatten, unflatten
 from train.state import State
 
@@ -43,7 +44,7 @@ STACKED = r"(^|/)blocks/"
 """Paths of parameters that ``nn.scan`` stacks: their leading axis is that of the layers."""
 
 
-class DeviceError(ValueError):
+class DeviceError(UserError):
     """Devices, mesh and batch do not fit one another."""
 
 

@@ -1,4 +1,9 @@
-"""Bytes between a device's memory and its cores, read from the text of a compiled program."""
+"""Bytes between a device's memory and its cores, read from the text of a compiled program.
+
+Without loops and memory on the chip they are what ``cost_analysis`` of XLA says. That counts the
+body of a loop once, a slice of a stack of layers as the whole stack, and what stays on the chip: by
+it ViT-S/16 on v5e:16x16 moves 8.0 GB a step instead of 2.5, though its 12 layers count as one.
+"""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from errors import UserError
 from train.logging import replace_bytes
 from train.paths import flatten, unflatten
 from train.state import State
@@ -29,7 +30,7 @@ HEADER = "extractor"
 ROOT = Path(__file__).parent.parent
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """Weights that cannot be written, read or used: the cause, and the way out."""
 
 

@@ -250,6 +250,19 @@ def test_a_product_moves_its_factors_and_itself():
     assert bytes_accessed(program) == (64 * 128 + 128 * 32 + 64 * 32) * 4
 
 
+def test_without_a_loop_it_is_the_count_of_xla():
+    def network(w: Any, x: Any) -> Any:
+        for layer in range(w.shape[0]):
+            x = jnp.tanh(x @ w[layer])
+        return x.sum()
+
+    shapes = (2, 64, 64), (32, 64)
+    made = jax.jit(jax.grad(network)).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes))
+    program = made.compile()
+    analysis: Any = program.cost_analysis()
+    assert bytes_accessed(parse(program.as_text())) == analysis["bytes accessed"]
+
+
 def test_twice_the_layers_of_a_scan_move_twice_as_much():
     def moved(layers: int) -> int:
         def network(x: Any, w: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from data.augment import Batch
+from errors import UserError
 from losses.likelihoods import Likelihood
 from metrics.state import Metric
 from train.optim import Optimizer
@@ -94,7 +95,7 @@ Look = Callable[[], Mapping[str, Batch]]
 """Gives a few examples of each split as the model would see them, ``"train"`` augmented."""
 
 
-class SettingError(ValueError):
+class SettingError(UserError):
     """Settings of a run that do not fit one another."""
 
 
