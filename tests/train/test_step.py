@@ -242,7 +242,9 @@ def test_nothing_moves_between_host_and_device_within_a_step(tiny_one_device, le
 def test_parameters_in_which_updates_are_lost_are_refused(tiny):
     """1 − 1e-4 is 1 in bfloat16. What is frozen may be so: nothing is added to it."""
     half = override(tiny, {"task.model": Half()})
-    with pytest.raises(SettingError, match=r"'head/kernel' is bfloat16.*task\.model\.dtype="):
+    with pytest.raises(
+        SettingError, match=r"'head/(bias|kernel)' is bfloat16.*task\.model\.dtype="
+    ):
         lay_out(half)
     lay_out(override(half, {"optimizer.freeze": ("^head",)}))
 
