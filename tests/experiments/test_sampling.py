@@ -230,7 +230,7 @@ def test_a_classifier_becomes_an_extractor(classifier, plain, tmp_path):
     features, probabilities = extractor.load()(pixels)
     assert features.shape == (7, 84)
     weights = Weights(str(path), sha256)
-    seen = open_run(classifier).experiment.preprocessing((28, 28, 1))
+    seen = open_run(classifier).experiment.preprocessing((8, 8, 1))
     assert weights.preprocessing(weights.read()[1]) == seen
     expected = load(classifier).probabilities(pixels)  # the moving average, in both
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)

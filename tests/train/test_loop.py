@@ -164,7 +164,7 @@ def test_evaluation_is_that_of_numpy_on_sizes_that_do_not_divide(layout, batch: 
     """37 images in padded batches, on one device and on eight, against scikit-learn."""
     source = partial(synthetic, n=37, size=8, channels=1, classes=4)
     changes = {"data.source": source, "loop.ema_decay": None}
-    changes |= {"task.more_metrics": {"ranking": ranking}}
+    changes |= {"task.more_metrics": (ranking,)}
     experiment = override(make_tiny(), {**layout, **changes})
     program = lay_out(experiment)[1]
     state, examples = program.init(), source("test")

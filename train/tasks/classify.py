@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -38,8 +38,8 @@ class Classify:
         model: ``model(images, train=…) -> logits [batch, classes]``.
         loss_function: ``(logits, labels) -> [batch]``; labels are integers, or soft after mixup.
         l2: weight of ½‖kernels‖² in the loss (decay by the optimiser is the usual way).
-        more_metrics: what else is evaluated, by name: ``(logits, labels, valid) -> state``, such as
-            ``metrics.classification.ranking`` for AUROC and average precision.
+        more_metrics: what else is evaluated: functions ``(logits, labels, valid) -> state``, such
+            as ``metrics.classification.ranking`` for AUROC and average precision.
         groups: ``(name, classes)`` pairs; ``accuracy_<name>`` is that over the images of these
             classes, as for the head and the tail of a long-tailed set.
     """
@@ -47,8 +47,8 @@ class Classify:
     model: nn.Module
     loss_function: Callable[..., Float[Array, " batch"]] = cross_entropy_loss
     l2: float = 0.0
-    more_metrics: Mapping[str, Callable[..., Metric]] = field(
-        default_factory=dict, metadata={"identity": False}
+    more_metrics: tuple[Callable[..., Metric], ...] = field(
+        default=(), metadata={"identity": False}
     )
     groups: tuple[tuple[str, tuple[int, ...]], ...] = field(
         default=(), metadata={"identity": False}
@@ -113,7 +113,8 @@ class Classify:
         for name, members in self.groups:
             inside = valid & jnp.isin(labels, jnp.asarray(members))
             metrics[f"accuracy_{name}"] = accuracy(logits, labels, inside)
-        for name, metric in self.more_metrics.items():
+        for metric in self.more_metrics:
+            name = getattr(metric, "func", metric).__name__  # of a partial, that of its function
             metrics[name] = metric(logits, labels, valid)
         return metrics
 
