@@ -23,12 +23,13 @@ from experiments.config import resolve
 from experiments.runs import RunError
 from experiments.trained import Trained, open_run
 from train import figures
+from train.compiler import jit_here
 from train.features import Layer, check_features, extract_features
 from train.final_metrics import first_examples
 from train.final_probe import Probe
 from train.logging import replace_bytes
-from train.loop import open_training
-from train.program import jit_here, prepared
+from train.program import prepared
+from train.sets import open_training
 from train.state import stream
 from train.tasks.task import Track
 from train.weights import fingerprint

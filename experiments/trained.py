@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +14,9 @@ from experiments.config import ConfigError, override, rebuild, resolve
 from experiments.runs import RunError
 from train.checkpoint import Checkpoints
 from train.experiment import Experiment
+from train.feed import FeedSpec
 from train.program import build
-from train.sharding import Parallel
+from train.sharding import Parallel, make_mesh
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ def open_run(run: Path, weights: Literal["ema", "raw"] | None = None) -> Trained
             name: jax.ShapeDtypeStruct((experiment.data.batch, *shape), dtype)
             for name, (shape, dtype) in described["arrays"].items()
         }
-        epoch = Fraction(described["examples"], experiment.data.batch)
         # On one device: what is asked of a finished run is not worth sharing.
         alone = replace(experiment, parallel=Parallel(data=1))
         if getattr(alone.task, "weights", None) is not None:
             # Training began with them; they are in the checkpoint, wherever their file is by now.
             alone = override(alone, {"task.weights": None})
-        program = build(alone, batch, epoch, lambda store, item: item)
+        feed = FeedSpec(make_mesh(alone.parallel), batch, described["examples"])
+        program = build(alone, feed)
         state, _ = checkpoints.restore(program.state, saved)
     if weights == "ema" and not state.ema:
         raise RunError(

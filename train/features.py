@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from train.batches import over_batches
+from train.heads import around_head
 from train.tasks.task import Batch, Prepare, SettingError, Track
 
 Layer = Literal["features", "head"]
@@ -21,37 +22,6 @@ out of it: logits, or the embedding that a contrastive loss sees."""
 
 LAYERS: tuple[Layer, ...] = ("features", "head")
 BATCH = 512  # images in one call of the network
-
-
-def around_head(
-    model: nn.Module, variables: PyTree, images: Array, **options: Any
-) -> tuple[Array, Any]:
-    """What goes into the layer called ``head`` [images, features], and what the network gives.
-
-    Args:
-        model: ``model(images, train=False)``, with a layer ``head`` at its end, as in ``models``.
-        variables: of it.
-        images: as it sees them.
-        **options: of ``apply``.
-
-    Raises:
-        SettingError: if there is no such layer, or it takes something else than vectors.
-    """
-    seen = []
-
-    def watch(method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        if context.module.path == ("head",) and context.method_name == "__call__":
-            seen.append(args[0])
-        return method(*args, **kwargs)
-
-    with nn.intercept_methods(watch):
-        output = model.apply(variables, images, train=False, **options)
-    if len(seen) != 1 or seen[0].ndim != 2:
-        raise SettingError(
-            f"{type(model).__name__} has no layer called head that takes one vector an image: its "
-            "features cannot be told from what it makes of them; take a classifier or SimCLR"
-        )
-    return seen[0], output
 
 
 def check_features(task: Any, image: tuple[int, ...]) -> None:

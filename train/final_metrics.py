@@ -26,7 +26,8 @@ from train.batches import over_batches
 from train.extractor import Extractor
 from train.linear_probe import linear_probe
 from train.sampling import sample_images
-from train.tasks.task import Batch, Generative, Prepare, SettingError, Track
+from train.tasks.generative import Generative
+from train.tasks.task import Batch, Prepare, SettingError, Track
 
 
 class Weighing(Protocol):

@@ -27,8 +27,9 @@ from train.experiment import Data, Experiment, Loop
 from train.final_diffusion import Inpainting, SampledBy, VariationalBound
 from train.optim import Optimizer, adamw
 from train.sampling import sample_images, untracked
+from train.settings import SettingError
 from train.tasks.diffuse import Diffuse
-from train.tasks.task import Generative, SettingError
+from train.tasks.generative import Generative
 from train.weights import Weights, WeightsError, save_weights
 
 IMAGE = (4, 4, 1)

@@ -19,9 +19,10 @@ from experiments.config import override, resolve
 from tests.train.conftest import assert_trees_equal, make_tiny
 from tests.train.test_step import lay_out
 from train.checkpoint import Checkpoints
+from train.evaluate import evaluate
 from train.experiment import Experiment
-from train.logging import JsonLines, NonFiniteError, read_lines
-from train.loop import evaluate, fit, last_evaluation
+from train.logging import JsonLines, NonFiniteError, last_evaluation, read_lines
+from train.loop import fit
 from train.optim import sgd
 from train.state import State
 

@@ -26,7 +26,8 @@ from train.loop import fit
 from train.optim import Optimizer, adamw
 from train.sampling import sample_images
 from train.sharding import Parallel, make_mesh, replicated
-from train.tasks.task import Concluding, Generative, SettingError
+from train.tasks.generative import Generative
+from train.tasks.task import SettingError
 from train.tasks.variational import Variational
 
 IMAGE = (8, 8, 1)
@@ -246,7 +247,7 @@ def test_a_run_learns_measures_at_its_end_and_draws(experiment, tmp_path):
 def test_a_sample_depends_on_its_seed_and_place_alone():
     task = Variational(model=two_levels())
     assert isinstance(task, Generative)
-    assert isinstance(task, Concluding)
+    assert task.final
     params = task.init(jax.random.key(0), batch_of())["params"]
     many = sample_images(task, params, {}, 130, seed=1)
     everywhere = jax.device_put(params, replicated(make_mesh(Parallel(data=8))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -25,6 +25,10 @@ from metrics.latent import ClassUsage, code_usage
 from metrics.state import Mean, Metric
 from train.extractor import Extractor
 from train.optim import Optimizer, adamw, constant
+from train.pictures import Curve, Panels, Usage
+from train.settings import SettingError
+from train.tasks.checks import check_outputs, check_range, require_entry
+from train.tasks.generative import Generative
 from train.tasks.latent_pictures import arithmetic, interpolation, square
 from train.tasks.players import (
     DISCRIMINATOR,
@@ -44,12 +48,7 @@ from train.tasks.task import (
     Batch,
     Final,
     Look,
-    Panels,
     Player,
-    SettingError,
-    check_outputs,
-    check_range,
-    require_entry,
 )
 
 COLLAPSED = 0.6
@@ -57,7 +56,7 @@ COLLAPSED = 0.6
 
 
 @dataclass(frozen=True)
-class Adversarial:
+class Adversarial(Generative):
     """Learns to make images that a discriminator cannot tell from real ones.
 
     Goodfellow et al., 2014, arXiv:1406.2661. In each step the discriminator has its turns, each on
@@ -80,7 +79,6 @@ class Adversarial:
         observer: a classifier that reads the made images at each evaluation, so that classes which
             are not made any more are noticed.
         final: what is measured once training has ended; see ``train.final_metrics``.
-        axis_name: mapped axis that features are matched over; only ``pmap`` needs it.
     """
 
     generator: nn.Module
@@ -96,7 +94,12 @@ class Adversarial:
     feature_matching: float = 0.0
     observer: Extractor | None = None
     final: tuple[Final, ...] = ()
-    axis_name: str | None = None
+
+    curves: ClassVar = (
+        Curve(("discriminator_loss", "generator_loss")),
+        Curve(("discriminator_auc",)),
+        Curve(("class_perplexity",)),
+    )
 
     @property
     def num_classes(self) -> int | None:
@@ -238,7 +241,7 @@ class Adversarial:
         total = jnp.mean(losses)
         metrics: dict[str, Metric] = {"generator_loss": Mean.from_values(losses)}
         if self.feature_matching:
-            distance = feature_matching_loss(real_features, features, axis_name=self.axis_name)
+            distance = feature_matching_loss(real_features, features)
             metrics["feature_distance"] = Mean.from_values(distance[None])
             total += self.feature_matching * distance
         return total, Aux(mutable, metrics)
@@ -269,7 +272,7 @@ class Adversarial:
             metrics["classes"] = ClassUsage(counts)
         return metrics
 
-    def watch(self, numbers: Mapping[str, float]) -> list[str]:
+    def diagnose(self, numbers: Mapping[str, float]) -> list[str]:
         """What to tell of an evaluation: a discriminator that has won, modes that are lost."""
         return saturation(numbers) + [
             f"{name} is {value:.1f} of {self._observed}: the generator has collapsed to few "
@@ -306,6 +309,12 @@ class Adversarial:
             "interpolation": interpolation(on_shell, latents, of_two),
             "arithmetic": arithmetic(on_shell, ends, latents, of_three),
         }
+
+    def charts(self, states: Mapping[str, Any]) -> dict[str, Usage]:
+        """How often each class is made, if there is an observer."""
+        if self.observer is None:
+            return {}
+        return {"classes": Usage(np.asarray(states["classes"].counts), "class")}
 
     def sample(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,9 @@ from losses.adversarial import NON_SATURATING, AdversarialLoss
 from metrics.segmentation import segmentation_matrix
 from metrics.state import Mean, Metric
 from train.optim import Optimizer, adamw, constant
+from train.pictures import Confusion, Curve, Panels
+from train.settings import SettingError
+from train.tasks.checks import check_range, require_entry
 from train.tasks.players import (
     DISCRIMINATOR,
     GENERATOR,
@@ -31,16 +34,13 @@ from train.tasks.task import (
     Aux,
     Batch,
     Look,
-    Panels,
     Player,
-    SettingError,
-    check_range,
-    require_entry,
+    Task,
 )
 
 
 @dataclass(frozen=True)
-class Translate:
+class Translate(Task):
     """Learns to make one kind of image from another that lies on it pixel by pixel.
 
     Isola et al., 2017, arXiv:1611.07004: a discriminator sees the pair, and the generator is also
@@ -65,6 +65,13 @@ class Translate:
     )
     l1: float = 100.0
     adversarial: float = 1.0
+
+    curves: ClassVar = (
+        Curve(("accuracy", "miou")),
+        Curve(("discriminator_loss", "generator_loss")),
+        Curve(("discriminator_auc",)),
+        Curve(("l1",), logarithmic=True),
+    )
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError for weights that cannot be, images outside of [0, 1], other masks."""
@@ -182,7 +189,7 @@ class Translate:
             metrics["discriminator_auc"] = told_apart(real, fake, valid)
         return metrics
 
-    def watch(self, numbers: Mapping[str, float]) -> list[str]:
+    def diagnose(self, numbers: Mapping[str, float]) -> list[str]:
         """What to tell of an evaluation: a discriminator that has won."""
         return saturation(numbers)
 
@@ -198,6 +205,12 @@ class Translate:
             for x in (given, made, target)
         ]
         return {"translations": Panels(jnp.stack(rows), rows=("given", "made", "true"))}
+
+    def charts(self, states: Mapping[str, Any]) -> dict[str, Confusion]:
+        """The confusion matrix of masks that are made."""
+        if "confusion" not in states:
+            return {}
+        return {"confusion": Confusion(np.asarray(states["confusion"].counts))}
 
     def _pair(self, batch: Batch) -> tuple[Array, Array]:
         """What is given and what is to be made of it, in [−1, 1]."""

@@ -1,0 +1,42 @@
+"""The layer of a network called ``head``: what goes in, and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+from jaxtyping import Array, PyTree
+
+from train.settings import SettingError
+
+
+def around_head(
+    model: nn.Module, variables: PyTree, images: Array, **options: Any
+) -> tuple[Array, Any]:
+    """What goes into the layer called ``head`` [images, features], and what the network gives.
+
+    Args:
+        model: ``model(images, train=False)``, with a layer ``head`` at its end, as in ``models``.
+        variables: of it.
+        images: as it sees them.
+        **options: of ``apply``.
+
+    Raises:
+        SettingError: if there is no such layer, or it takes something else than vectors.
+    """
+    seen = []
+
+    def watch(method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        if context.module.path == ("head",) and context.method_name == "__call__":
+            seen.append(args[0])
+        return method(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        output = model.apply(variables, images, train=False, **options)
+    if len(seen) != 1 or seen[0].ndim != 2:
+        raise SettingError(
+            f"{type(model).__name__} has no layer called head that takes one vector an image: its "
+            "features cannot be told from what it makes of them; take a classifier or SimCLR"
+        )
+    return seen[0], output
