@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from data.pipeline import eval_batches
-from train.program import jit_here
-from train.sharding import beside
+from train.compiler import jit_here
+from train.placement import beside
 from train.tasks.task import Track
 
 

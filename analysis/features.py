@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, PyTree
 from analysis.batches import over_batches
 from data.examples import Examples
 from data.pipeline import train_batches
+from train.compiler import jit_here
 from train.heads import around_head
-from train.program import jit_here
-from train.sharding import beside
+from train.placement import beside
 from train.state import stream
 from train.tasks.task import Batch, Prepare, SettingError, Track
 

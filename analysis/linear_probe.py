@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from losses.classification import cross_entropy_loss
-from train.program import jit_here
+from train.compiler import jit_here
 
 Vectors = Float[np.ndarray, "images numbers"]
 Classes = Int[np.ndarray, " images"]

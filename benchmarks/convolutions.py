@@ -24,7 +24,7 @@ from benchmarks.race import add_options, take_turns
 from benchmarks.worker import Prepared, Worker
 from models.layers import convolve
 from train.accounting import matmul_peak
-from train.program import compiler_options
+from train.compiler import compiler_options
 
 
 @dataclass(frozen=True)

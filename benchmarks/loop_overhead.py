@@ -34,8 +34,9 @@ from benchmarks.race import Ratio
 from data.examples import DataError
 from experiments.config import resolve
 from train.experiment import Experiment
-from train.loop import fit, open_training
+from train.loop import fit
 from train.memory import keep_freed_memory
+from train.sets import open_training
 
 Measure = Callable[[int], float]
 """Seconds a step, over so many steps."""
@@ -87,12 +88,12 @@ def stalled(experiment: Experiment) -> Measure:
     def measure(steps: int) -> float:
         nonlocal state  # donated: each call gives up the one before
         idle = 0.0
-        items = feed.take(length, length, program.mesh)
+        items = feed.take(length, length)
         with ThreadPoolExecutor(max_workers=1) as watch:
             for _ in range(0, steps, length):
                 state, metrics = dispatch(state, store, items, np.int32(length))
                 end = watch.submit(ended, metrics)
-                items = feed.take(length, length, program.mesh)
+                items = feed.take(length, length)
                 idle += max(0.0, time.perf_counter() - end.result())
         return idle / steps
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Any
 
 import jax
@@ -13,11 +12,12 @@ from jaxtyping import Array, PyTree
 from benchmarks.cases import CASES, Case
 from benchmarks.worker import Prepared
 from train.accounting import model_flops
+from train.compiler import compiler_options
 from train.experiment import Experiment
 from train.feed import Feed
-from train.loop import open_training
-from train.program import Program, build, compiler_options
-from train.tasks.task import players_of
+from train.program import Program, build
+from train.sets import open_training
+from train.sharding import make_mesh
 
 
 def prepare(name: str, phase: str) -> Prepared:
@@ -39,18 +39,18 @@ def variables_of(case: Case) -> tuple[PyTree, dict[str, Any]]:
 
 def compiled(experiment: Experiment) -> tuple[Feed, Program, PyTree, Callable[..., Any]]:
     """What a run's steps are made of: the feed, the program, the store and the compiled step."""
-    data, length = experiment.data, experiment.loop.steps_per_dispatch
-    feed = Feed(open_training(experiment), data.batch, experiment.seed, data.resident_megabytes)
-    program = build(experiment, feed.batch, Fraction(feed.examples, data.batch), feed.fetch)
-    store = feed.store(program.mesh)
-    return feed, program, store, program.compile(store, feed.abstract_items(length, program.mesh))
+    data, mesh = experiment.data, make_mesh(experiment.parallel)
+    examples = open_training(experiment)
+    feed = Feed(mesh, examples, data.batch, experiment.seed, data.resident_megabytes)
+    program = build(experiment, feed.spec)
+    return feed, program, feed.store(), program.compile()
 
 
 def bare_steps(experiment: Experiment) -> Callable[[int], None]:
     """``run(steps)`` of a run's own program, in a plain Python loop on a batch that stays put."""
     length = experiment.loop.steps_per_dispatch
     feed, program, store, dispatch = compiled(experiment)
-    items = feed.take(length, length, program.mesh)
+    items = feed.take(length, length)
     state = program.init()
 
     def run(steps: int) -> None:
@@ -92,7 +92,7 @@ def flops(case: Case, phase: str) -> int:
     def forward(variables: PyTree, batch: dict[str, Array]) -> Any:
         return case.model.apply(variables, batch["image"], *case.told(), train=False)
 
-    (player,) = players_of(task)
+    (player,) = task.players()
 
     def gradient(variables: PyTree, batch: dict[str, Array]) -> Any:
         mutable = {name: value for name, value in variables.items() if name != "params"}

@@ -12,7 +12,8 @@ from experiments.config import ConfigError
 from train.experiment import Experiment
 from train.feed import Feed
 from train.figures import image_grid, mask_grid, save
-from train.loop import open_training
+from train.sets import open_training
+from train.sharding import Parallel, make_mesh
 from train.state import stream
 
 
@@ -31,9 +32,12 @@ def draw_batches(experiment: Experiment, batches: int, path: Path, *, images: in
     """
     data = experiment.data
     examples = open_training(experiment)
-    feed = Feed(examples, data.batch, experiment.seed, data.resident_megabytes)
+    mesh = make_mesh(Parallel(data=1))
+    feed = Feed(mesh, examples, data.batch, experiment.seed, data.resident_megabytes)
     key = jax.random.key(experiment.seed)
-    images = images // 6 if "mask" in feed.batch else images  # an image and its mask take a row
+    images = (
+        images // 6 if "mask" in feed.spec.batch else images
+    )  # an image and its mask take a row
     share = max(1, min(images // batches, data.batch))
     shown = []
     for step in range(batches):

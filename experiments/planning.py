@@ -18,8 +18,8 @@ from experiments.units import in_bytes, in_seconds, in_units
 from train.chips import Chip, Topology
 from train.experiment import Experiment
 from train.logging import replace_text
-from train.loop import open_training
 from train.plan import Plan, plan
+from train.sets import open_training
 from train.sharding import DeviceError
 from train.tasks.task import SettingError
 

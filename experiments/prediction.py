@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from experiments.runs import RunError
 from experiments.trained import open_run
 from ops.tiles import over_tiles
 from train import figures
-from train.program import jit_here, prepared
-from train.tasks.classify import Classify
-from train.tasks.segment import Segment
+from train.compiler import jit_here
+from train.pictures import Labels, Masks, Prediction
+from train.program import prepared
+from train.settings import SettingError
 
 LABELS = "labels.csv"
 TILES = 8  # of a large image, in one call of the network
@@ -32,7 +33,7 @@ class Predictor:
     """A run that can be asked about images.
 
     Attributes:
-        task: what it learned.
+        kind: of what it says of an image.
         class_names: one name a class.
         image: height, width and channels of what it was trained on.
         tile: height and width of what ``probabilities`` takes.
@@ -42,7 +43,7 @@ class Predictor:
             [batch, *result], with the moving average of the parameters if there is one.
     """
 
-    task: Classify | Segment
+    kind: type[Prediction]
     class_names: tuple[str, ...]
     image: tuple[int, int, int]
     tile: tuple[int, int]
@@ -60,32 +61,27 @@ def load(run: Path) -> Predictor:
     """
     trained = open_run(run)
     task, data = trained.experiment.task, trained.experiment.data
-    if not isinstance(task, Classify | Segment):
-        raise RunError(
-            f"{run}: predict is for classification and segmentation; images are "
-            "made by opsin sample"
-        )
-    mirror = 0
-    if isinstance(task, Segment):  # the border is that of the image, not of a tile
-        mirror, task = task.mirror, replace(task, mirror=0)
 
     @jit_here
-    def probabilities(params: Any, mutable: Any, images: jax.Array) -> jax.Array:
-        images = prepared({"image": images}, data=data)["image"]
-        return jax.nn.softmax(task.logits(params, mutable, images))
+    def ask(params: Any, mutable: Any, images: jax.Array) -> Prediction:
+        return task.predict(params, mutable, prepared({"image": images}, data=data)["image"])
 
     variables = trained.params, trained.mutable
     height, width, channels = trained.image
-    tile = (height + 2 * mirror, width + 2 * mirror)
+    tile = (height + 2 * task.context, width + 2 * task.context)
     images = jax.ShapeDtypeStruct((1, *tile, channels), np.uint8)
+    try:
+        answer = jax.eval_shape(ask, *variables, images)
+    except SettingError as error:
+        raise RunError(f"{run}: {error}") from error
     return Predictor(
-        task=task,
+        kind=type(answer),
         class_names=trained.class_names,
         image=trained.image,
         tile=tile,
-        result=jax.eval_shape(probabilities, *variables, images).shape[1:],
+        result=answer.probabilities.shape[1:],
         resized=trained.resized,
-        probabilities=lambda images: np.asarray(probabilities(*variables, images)),
+        probabilities=lambda images: np.asarray(ask(*variables, images).probabilities),
     )
 
 
@@ -117,8 +113,7 @@ def predict(predictor: Predictor, paths: Sequence[Path], output: Path) -> Iterat
     images = ((name, path, read_image(path, channels, deep=True)) for name, path in named)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        write = _segment if isinstance(predictor.task, Segment) else _classify
-        yield from write(predictor, images, output)
+        yield from WRITERS[predictor.kind](predictor, images, output)
     except OSError as error:
         raise RunError(
             f"cannot write to {output} ({error.strerror}): choose another place with --output"
@@ -173,6 +168,9 @@ def _segment(
             if counts[label]
         ]
         yield f"{path}  {', '.join(parts)}"
+
+
+WRITERS = {Labels: _classify, Masks: _segment}
 
 
 def segment(predictor: Predictor, image: Image.Image) -> UInt8[np.ndarray, "height width"]:

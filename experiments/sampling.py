@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,9 +24,9 @@ from experiments.trained import Trained, open_run
 from ops.diffusion_samplers import ANCESTRAL, DDIM, DPM_SOLVER, HEUN, Sampler
 from ops.langevin import LANGEVIN, PREDICTOR_CORRECTOR
 from train import figures
-from train.program import jit_here
-from train.tasks.diffuse import Diffuse
-from train.tasks.task import Generative
+from train.compiler import jit_here
+from train.settings import SettingError
+from train.tasks.generative import Generative
 
 FRAMES, SECONDS = 50, 4.0
 """Of an animation, at most."""
@@ -77,26 +77,20 @@ def sample(run: Path, count: int, asked: Asked, *, path: bool, output: Path) -> 
     """
     trained, task = _open(run, asked)
     labels = _labels(task, count, asked)
-    if path and not isinstance(task, Diffuse):
-        raise RunError(f"{run}: --path is of diffusion models, not of {type(task).__name__}")
+    shown = min(count, 16)  # all steps of an image are in memory
+    few = None if labels is None else jnp.asarray(labels[:shown])
+    with _about(run):  # before the images: not every model has a path
+        made = _path(trained, task, _keys(asked.seed, shown), few) if path else None
     images = sample_images(
         task, trained.params, trained.mutable, count, seed=asked.seed, labels=labels
     )
-    arrays = _how(run, trained, task, asked)
+    arrays = _how(run, trained, task.sampling, asked)
     if labels is not None:
         arrays["label"] = labels
     rows = partial(_rows, classes=None if asked.label is not None else task.num_classes)
     written = _write(images, arrays, rows, output / "samples")
-    if path:
-        assert isinstance(task, Diffuse)
-        shown = min(count, 16)  # all steps of an image are in memory
-        made = jit_here(task.path)(
-            trained.params,
-            trained.mutable,
-            _keys(asked.seed, shown),
-            None if labels is None else jnp.asarray(labels[:shown]),
-        )[0]
-        written.append(_animate([rows(frame) for frame in np.asarray(made)], output / "path.gif"))
+    if made is not None:
+        written.append(_animate([rows(frame) for frame in made], output / "path.gif"))
     return written
 
 
@@ -134,23 +128,14 @@ def inpaint(
     if asked.label is None and asked.guidance is not None:
         raise RunError("--guidance is towards a class: ask for one with --class, or leave it out")
     trained, task = _open(run, asked)
-    if not isinstance(task, Diffuse):
-        raise RunError(f"{run}: inpaint is for diffusion models, not {type(task).__name__}")
-    sampling = task.sampling
-    if asked.sampler is None and sampling.sampler.remembers:
-        # Most are trained with a fast sampler, which cannot take a step back.
-        sampling = replace(sampling, sampler=ANCESTRAL, steps=asked.steps or 100, spacing=None)
-    if asked.label is None:  # no class rather than one after the other
-        if task.num_classes is not None and task.label_dropout == 0:
-            raise RunError(
-                f"{run} never saw an image without its class (task.label_dropout=0): ask for one "
-                "with --class"
-            )
-        sampling = replace(sampling, guidance=1.0)
-    task = replace(task, sampling=sampling)
-    task.check_sampling()
-    task.check_inpainting(resamplings)
-    height, width, channels = task.image
+    with _about(run):
+        inpainter = task.inpainter(
+            resamplings,
+            steps=asked.steps,
+            keep_sampler=asked.sampler is not None,
+            any_class=asked.label is None,
+        )
+    height, width, channels = inpainter.image
     for file in (image, mask):
         _check_opaque(file)
     known = np.asarray(read_image(image, channels), np.float32) / 255
@@ -165,12 +150,9 @@ def inpaint(
     if not unknown.any() or unknown.all():
         much = "nothing" if not unknown.any() else "everything"
         raise RunError(f"{mask} asks for {much} to be filled in: make only that part white")
-    labels = _labels(task, count, asked)
+    labels = None if asked.label is None else _labels(task, count, asked)
     check_labels(task, labels)
-    if labels is not None and asked.label is None:
-        assert task.num_classes is not None
-        labels = np.full(count, task.num_classes, np.int32)
-    made = jit_here(partial(task.inpaint, resamplings=resamplings))(
+    made = jit_here(partial(inpainter.inpaint, resamplings=resamplings))(
         trained.params,
         trained.mutable,
         _keys(asked.seed, count),
@@ -180,7 +162,7 @@ def inpaint(
     )
     images = np.clip(np.asarray(made, np.float32), 0, 1)
     seen = np.where(unknown[..., None], 0.5, known)
-    arrays = _how(run, trained, task, asked) | {"resamplings": np.array(resamplings)}
+    arrays = _how(run, trained, inpainter.sampling, asked) | {"resamplings": np.array(resamplings)}
 
     def row(images: np.ndarray) -> np.ndarray:
         return np.concatenate([known[None], seen[None], images])[None]
@@ -189,11 +171,27 @@ def inpaint(
     return _write(images, arrays, row, output / "inpainted", names)
 
 
-def _how(run: Path, trained: Trained, task: Generative, asked: Asked) -> dict[str, np.ndarray]:
+def _path(
+    trained: Trained, task: Generative, keys: jax.Array, labels: jax.Array | None
+) -> np.ndarray:
+    """Images on their way out of noise, a frame a step."""
+    return np.asarray(jit_here(task.path)(trained.params, trained.mutable, keys, labels)[0])
+
+
+@contextmanager
+def _about(run: Path) -> Iterator[None]:
+    """What a task says it cannot do, as a line about its run."""
+    try:
+        yield
+    except SettingError as error:
+        raise RunError(f"{run}: {error}") from error
+
+
+def _how(run: Path, trained: Trained, sampling: Any, asked: Asked) -> dict[str, np.ndarray]:
     """What tells images of one command from those of another."""
     made = {"run": str(run), "weights": asked.weights or "default"}
-    if isinstance(task, Diffuse):
-        made["sampling"] = resolve(task.sampling)
+    if sampling is not None:
+        made["sampling"] = resolve(sampling)
     return {
         "seed": np.array(asked.seed),
         "step": np.array(trained.step),
@@ -210,12 +208,8 @@ def _check_opaque(file: Path) -> None:
 
 def _open(run: Path, asked: Asked) -> tuple[Trained, Generative]:
     trained = open_run(run, asked.weights)
-    task = trained.experiment.task
-    if not isinstance(task, Generative):
-        raise RunError(
-            f"{run}: there are no images to make with {type(task).__name__}: give a run of a "
-            "generator, such as mnist_ddpm, or ask for labels and masks with opsin predict"
-        )
+    with _about(run):
+        task = trained.experiment.task.as_generative()
     changes: dict[str, Any] = {
         name: value
         for name, value in (("steps", asked.steps), ("guidance", asked.guidance))
@@ -223,16 +217,7 @@ def _open(run: Path, asked: Asked) -> tuple[Trained, Generative]:
     }
     if asked.sampler is not None:
         changes["sampler"] = SAMPLERS[asked.sampler]
-    if not changes:
-        return trained, task
-    if not isinstance(task, Diffuse):
-        raise RunError(
-            f"{run}: {', '.join(f'--{name}' for name in changes)} is of diffusion models, not of "
-            f"{type(task).__name__}: leave it out"
-        )
-    task = replace(task, sampling=replace(task.sampling, **changes))
-    task.check_sampling()
-    return trained, task
+    return trained, task.with_sampling(**changes)
 
 
 def _labels(task: Generative, count: int, asked: Asked) -> np.ndarray | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +15,9 @@ from experiments.identity import essence_of_resolved
 from experiments.runs import RunError
 from train.checkpoint import Checkpoints
 from train.experiment import Experiment
+from train.feed import FeedSpec
 from train.program import Program, build
-from train.sharding import Parallel
+from train.sharding import Parallel, make_mesh
 from train.state import State
 
 
@@ -90,10 +90,10 @@ def reopen(run: Path) -> Reopened:
             name: jax.ShapeDtypeStruct((experiment.data.batch, *shape), dtype)
             for name, (shape, dtype) in described["arrays"].items()
         }
-        epoch = Fraction(described["examples"], experiment.data.batch)
         # On one device: what is asked of a finished run is not worth sharing.
         alone = replace(experiment, parallel=Parallel(data=1))
-        program = build(alone, batch, epoch, lambda store, item: item)
+        feed = FeedSpec(make_mesh(alone.parallel), batch, described["examples"])
+        program = build(alone, feed)
         state, _ = checkpoints.restore(program.state, saved, essence_of_resolved)
     return Reopened(experiment, program, state, described)
 

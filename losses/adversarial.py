@@ -10,14 +10,15 @@ discriminator.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Protocol, Self
+from dataclasses import dataclass
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from ops import mapped
 
 Critic = Callable[[Float[Array, "batch ..."]], Float[Array, "batch ..."]]
 """A discriminator with its parameters: from images to logits."""
@@ -37,16 +38,6 @@ class AdversarialLoss:
     discriminator: Callable[..., Array]
     generator: Callable[..., Array]
     relative: bool = False
-
-    def over_axis(self, axis_name: str) -> Self:
-        """The same loss for `pmap`: means of a batch are taken over the named axis too."""
-        if not self.relative:
-            return self
-        return replace(
-            self,
-            discriminator=partial(self.discriminator, axis_name=axis_name),
-            generator=partial(self.generator, axis_name=axis_name),
-        )
 
 
 class Penalty(Protocol):
@@ -185,8 +176,6 @@ def linear_generator_loss(
 def relativistic_discriminator_loss(
     real: Float[Array, "batch *places"],
     fake: Float[Array, "batch *places"],
-    *,
-    axis_name: str | None = None,
 ) -> Float[Array, " batch"]:
     """The logistic loss of real − mean(fake) and fake − mean(real): is it more real than those?
 
@@ -196,23 +185,18 @@ def relativistic_discriminator_loss(
     Args:
         real: logits of real images.
         fake: logits of generated ones.
-        axis_name: a mapped axis to take the means over as well; only `pmap` needs it.
 
     Raises:
         ValueError: shapes that differ.
     """
     real, fake = _pair(real, fake)
-    means = jnp.mean(real), jnp.mean(fake)
-    if axis_name is not None:
-        means = jax.lax.pmean(means, axis_name)
+    means = mapped.mean((jnp.mean(real), jnp.mean(fake)))
     return logistic_discriminator_loss(real - means[1], fake - means[0])
 
 
 def relativistic_generator_loss(
     fake: Float[Array, "batch *places"],
     real: Float[Array, "batch *places"] | None,
-    *,
-    axis_name: str | None = None,
 ) -> Float[Array, " batch"]:
     """`relativistic_discriminator_loss` with the two sides exchanged.
 
@@ -221,7 +205,7 @@ def relativistic_generator_loss(
     """
     if real is None:
         raise ValueError("a relativistic generator needs the logits of real images as well")
-    return relativistic_discriminator_loss(fake, real, axis_name=axis_name)
+    return relativistic_discriminator_loss(fake, real)
 
 
 MINIMAX = AdversarialLoss(logistic_discriminator_loss, minimax_generator_loss)
@@ -311,8 +295,6 @@ def clip_weights(
 def feature_matching_loss(
     real: Float[Array, "reals *features"],
     fake: Float[Array, "fakes *features"],
-    *,
-    axis_name: str | None = None,
 ) -> Float[Array, ""]:
     """(E f(real) − E f(fake))², a loss of the generator; means over the batch, then the features.
 
@@ -323,7 +305,6 @@ def feature_matching_loss(
     Args:
         real: features of real images; they may be more or fewer than the others.
         fake: features of generated ones.
-        axis_name: a mapped axis to take the means over as well; only `pmap` needs it.
 
     Raises:
         ValueError: features of shapes that differ.
@@ -331,9 +312,7 @@ def feature_matching_loss(
     if real.shape[1:] != fake.shape[1:]:
         raise ValueError(f"features {fake.shape} of fakes and {real.shape} of real images differ")
     distance = jnp.mean(real, axis=0, dtype=jnp.float32) - jnp.mean(fake, axis=0, dtype=jnp.float32)
-    if axis_name is not None:
-        distance = jax.lax.pmean(distance, axis_name)
-    return jnp.mean(jnp.square(distance))
+    return jnp.mean(jnp.square(mapped.mean(distance)))
 
 
 def _pair(real: Array, fake: Array) -> tuple[Array, Array]:

@@ -4,10 +4,11 @@ Embeddings are brought to unit length inside, so that their products are cosines
 cosine 0 to all and no gradient. All is computed in float32 and nothing is reduced.
 
 The others are those of the whole batch. Under `jit` that is the global batch by construction. Under
-`pmap` and `shard_map`, `axis_name` gathers the embeddings of all devices, which must have equally
-many: the mean over the devices of their mean losses, and of the gradients of these, is then that of
-the global batch. Without it each device would know its own examples only. Either way the loss of an
-example hangs on the others: a batch in parts is not the batch.
+`pmap` and `shard_map` over the axis `ops.mapped.REPLICAS` the embeddings of all replicas are
+gathered, which must have equally many: the mean over the replicas of their mean losses, and of the
+gradients of these, is then that of the global batch. Over an axis of another name each would know
+its own examples only. Either way the loss of an example depends on the others, and microbatches do
+not add up to the batch.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Integer
 
+from ops import mapped
 from ops.vectors import unit_length
 
 _NEVER = -1e30  # a logit whose exponential is 0; among nothing but −inf, gradients would be NaN
@@ -27,7 +29,6 @@ def nt_xent_loss(
     views: Float[Array, "views batch d"],
     *,
     temperature: float | Float[Array, ""],
-    axis_name: str | None = None,
     chunk: int | None = None,
 ) -> Float[Array, "views batch"]:
     """−log(e^{p/τ} / (e^{p/τ} + Σ e^{n/τ})) for the cosines p of a positive and n of negatives.
@@ -41,17 +42,15 @@ def nt_xent_loss(
     Args:
         views: embeddings, row i of every view from image i.
         temperature: τ > 0.
-        axis_name: a mapped axis to take negatives from as well; only `pmap` and `shard_map` need
-            it.
         chunk: images whose anchors meet all others at a time, which makes memory linear in the
             batch; value and gradient stay the same, but products are made twice. Under `jit` all
             devices share in each chunk. None: all at once.
 
     Raises:
         ValueError: not two views or more, a temperature that is not positive, or a chunk that does
-            not divide the batch (of one device, if there is an `axis_name`).
+            not divide the batch (of one replica, where it is mapped).
     """
-    positives, negatives = _positives_and_negatives(views, temperature, axis_name, chunk)
+    positives, negatives = _positives_and_negatives(views, temperature, chunk)
     return _mean_over_positives(jax.nn.softplus(negatives - positives))
 
 
@@ -59,7 +58,6 @@ def decoupled_contrastive_loss(
     views: Float[Array, "views batch d"],
     *,
     temperature: float | Float[Array, ""],
-    axis_name: str | None = None,
     chunk: int | None = None,
 ) -> Float[Array, "views batch"]:
     """−p/τ + log Σ e^{n/τ}: NT-Xent with no positive in the denominator (DCL).
@@ -70,14 +68,13 @@ def decoupled_contrastive_loss(
     Args:
         views: as of `nt_xent_loss`, of two images or more.
         temperature: τ > 0.
-        axis_name: as of `nt_xent_loss`.
         chunk: as of `nt_xent_loss`.
 
     Raises:
         ValueError: as `nt_xent_loss`, or a batch of one image, which has no negatives.
     """
-    positives, negatives = _positives_and_negatives(views, temperature, axis_name, chunk)
-    if views.shape[1] * (1 if axis_name is None else lax.axis_size(axis_name)) < 2:
+    positives, negatives = _positives_and_negatives(views, temperature, chunk)
+    if views.shape[1] * mapped.size() < 2:
         raise ValueError("a batch of one image has no negatives: take two images or more")
     return _mean_over_positives(negatives - positives)
 
@@ -87,7 +84,6 @@ def supervised_contrastive_loss(
     labels: Integer[Array, "batch"],
     *,
     temperature: float | Float[Array, ""],
-    axis_name: str | None = None,
 ) -> Float[Array, "views batch"]:
     """−mean_p log(e^{p/τ} / Σ_a e^{a/τ}): p are the cosines of the label's views, a those of all.
 
@@ -99,8 +95,6 @@ def supervised_contrastive_loss(
         views: embeddings, row i of every view from image i.
         labels: of the images.
         temperature: τ > 0.
-        axis_name: a mapped axis to take the other images from as well; only `pmap` and `shard_map`
-            need it.
 
     Raises:
         ValueError: not two views or more, labels of other images, or a temperature that is not
@@ -110,11 +104,11 @@ def supervised_contrastive_loss(
     if labels.shape != views.shape[1:2]:
         raise ValueError(f"labels {labels.shape} must be one for each image of views {views.shape}")
     _check_positive("temperature", temperature)
-    keys = _gather(anchors, axis_name, axis=1)
+    keys = mapped.gather(anchors, axis=1)
     logits = _products(anchors, keys) / temperature  # [V, B, V, N]
-    same_image = _rows(len(labels), axis_name)[:, None] == jnp.arange(keys.shape[1])  # [B, N]
+    same_image = _rows(len(labels))[:, None] == jnp.arange(keys.shape[1])  # [B, N]
     itself = jnp.eye(len(views), dtype=bool)[:, None, :, None] & same_image[None, :, None]
-    alike = labels[:, None] == _gather(labels, axis_name)  # [B, N]
+    alike = labels[:, None] == mapped.gather(labels)  # [B, N]
     positive = alike[None, :, None] & ~itself
     total = jax.nn.logsumexp(jnp.where(itself, _NEVER, logits), axis=(2, 3))
     # One view of the same image at least is among them.
@@ -127,7 +121,6 @@ def info_nce_loss(
     *,
     temperature: float | Float[Array, ""],
     negatives: Float[Array, "negatives d"] | None = None,
-    axis_name: str | None = None,
 ) -> Float[Array, "batch"]:
     """Cross-entropy, in nats, of finding the key of a query among keys by cosine / τ.
 
@@ -140,9 +133,7 @@ def info_nce_loss(
         keys: embeddings of what belongs to them; `jax.lax.stop_gradient` is for the caller to set.
         temperature: τ > 0.
         negatives: other keys, such as a queue (He et al., 2020, arXiv:1911.05722, eq. 1), in place
-            of those in the other rows.
-        axis_name: a mapped axis to take the keys of the other rows from as well; only `pmap` and
-            `shard_map` need it. `negatives` are taken as they are.
+            of those in the other rows; each replica takes its own.
 
     Raises:
         ValueError: shapes that do not fit, or a temperature that is not positive.
@@ -150,7 +141,7 @@ def info_nce_loss(
     queries, keys = _check_pair(queries, keys)
     _check_positive("temperature", temperature)
     if negatives is None:
-        return _matching_loss(queries, keys, 1.0 / temperature, axis_name)
+        return _matching_loss(queries, keys, 1.0 / temperature)
     if negatives.ndim != 2 or negatives.shape[1] != keys.shape[1]:
         raise ValueError(f"negatives {negatives.shape} must be rows as keys {keys.shape} are")
     own = jnp.sum(queries * keys, axis=1, keepdims=True)
@@ -164,7 +155,6 @@ def clip_loss(
     text: Float[Array, "batch d"],
     *,
     scale: float | Float[Array, ""],
-    axis_name: str | None = None,
 ) -> Float[Array, "batch"]:
     """½ cross-entropy of an image's text among all texts + ½ of a text's image among all images.
 
@@ -175,18 +165,13 @@ def clip_loss(
         text: embeddings of texts, that of an image in its row.
         scale: one over the temperature, > 0; where it is learned, the exponential of a parameter,
             which the authors keep below 100.
-        axis_name: a mapped axis to take the other images and texts from as well; only `pmap` and
-            `shard_map` need it.
 
     Raises:
         ValueError: shapes that differ, or a scale that is not positive.
     """
     image, text = _check_pair(image, text)
     _check_positive("scale", scale)
-    return 0.5 * (
-        _matching_loss(image, text, scale, axis_name)
-        + _matching_loss(text, image, scale, axis_name)
-    )
+    return 0.5 * (_matching_loss(image, text, scale) + _matching_loss(text, image, scale))
 
 
 def siglip_loss(
@@ -195,7 +180,6 @@ def siglip_loss(
     *,
     scale: float | Float[Array, ""],
     bias: float | Float[Array, ""],
-    axis_name: str | None = None,
 ) -> Float[Array, "batch"]:
     """−Σ_j log σ(±(t cosine + b)) for an image and all texts j: + for its own text, − for others.
 
@@ -206,22 +190,20 @@ def siglip_loss(
         text: embeddings of texts, that of an image in its row.
         scale: t > 0; the authors learn its logarithm, from t = 10.
         bias: b; the authors learn it, from −10: almost all pairs are no match.
-        axis_name: a mapped axis to take the other texts from as well; only `pmap` and `shard_map`
-            need it.
 
     Raises:
         ValueError: shapes that differ, or a scale that is not positive.
     """
     image, text = _check_pair(image, text)
     _check_positive("scale", scale)
-    logits = scale * _products(image, _gather(text, axis_name)) + bias
-    match = _rows(len(image), axis_name)[:, None] == jnp.arange(logits.shape[1])
+    logits = scale * _products(image, mapped.gather(text)) + bias
+    match = _rows(len(image))[:, None] == jnp.arange(logits.shape[1])
     losses = optax.sigmoid_binary_cross_entropy(logits, match.astype(jnp.float32))
     return jnp.sum(losses, axis=1)
 
 
 def _positives_and_negatives(
-    views: Array, temperature: float | Array, axis_name: str | None, chunk: int | None
+    views: Array, temperature: float | Array, chunk: int | None
 ) -> tuple[Array, Array]:
     """What NT-Xent compares, the cosines over τ.
 
@@ -230,7 +212,7 @@ def _positives_and_negatives(
     """
     anchors = _check_views(views)
     _check_positive("temperature", temperature)
-    keys = _gather(anchors, axis_name, axis=1)
+    keys = mapped.gather(anchors, axis=1)
 
     def log_sum_negatives(anchors: Array, rows: Array) -> Array:
         logits = _products(anchors, keys) / temperature  # [V, b, V, N]
@@ -238,7 +220,7 @@ def _positives_and_negatives(
         return jax.nn.logsumexp(jnp.where(same_image[:, None], _NEVER, logits), axis=(2, 3))
 
     positives = jnp.einsum("vbd,wbd->vwb", anchors, anchors, precision="highest") / temperature
-    rows = _rows(anchors.shape[1], axis_name)
+    rows = _rows(anchors.shape[1])
     if chunk is None:
         negatives = log_sum_negatives(anchors, rows)
     else:
@@ -270,12 +252,10 @@ def _mean_over_positives(values: Array) -> Array:
     return jnp.mean(values, axis=1, where=others[:, :, None])
 
 
-def _matching_loss(
-    queries: Array, keys: Array, scale: float | Array, axis_name: str | None
-) -> Array:
+def _matching_loss(queries: Array, keys: Array, scale: float | Array) -> Array:
     """Cross-entropy of finding the key in the row of a query among all keys."""
-    logits = scale * _products(queries, _gather(keys, axis_name))
-    rows = _rows(len(queries), axis_name)
+    logits = scale * _products(queries, mapped.gather(keys))
+    rows = _rows(len(queries))
     return optax.softmax_cross_entropy_with_integer_labels(logits, rows)
 
 
@@ -284,15 +264,9 @@ def _products(a: Array, b: Array) -> Array:
     return jnp.tensordot(a, b, axes=(-1, -1), precision="highest")
 
 
-def _gather(x: Array, axis_name: str | None, axis: int = 0) -> Array:
-    """The rows of all devices; transposed, it brings each the gradients from all."""
-    return x if axis_name is None else lax.all_gather(x, axis_name, axis=axis, tiled=True)
-
-
-def _rows(batch: int, axis_name: str | None) -> Array:
-    """Where the examples of this device are among those of all."""
-    first = 0 if axis_name is None else lax.axis_index(axis_name) * batch
-    return first + jnp.arange(batch)
+def _rows(batch: int) -> Array:
+    """Where the examples of this replica are among those of all."""
+    return mapped.index() * batch + jnp.arange(batch)
 
 
 def _check_views(views: Array) -> Array:

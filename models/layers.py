@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ops import mapped
 from ops.convolution import convolve
 
 # Every convolution of every model is this one.
@@ -18,7 +19,7 @@ Conv = partial(nn.Conv, conv_general_dilated=convolve)
 Norm = Callable[..., Callable[..., Any]]
 """A norm field: called with `train`, it gives a module for images [batch, height, width, channels].
 
-It also takes `axis_name`, `name`, `epsilon`, `use_bias`, `scale_init`, `bias_init`, `dtype` and
+It also takes `name`, `epsilon`, `use_bias`, `scale_init`, `bias_init`, `dtype` and
 `param_dtype`.
 """
 
@@ -54,16 +55,15 @@ class BatchNorm(_Affine, kw_only=True):
 
     The gradients of scale and shift are then sums over what is in memory anyway, x and the
     gradient; linen's form writes x − mean for them. Statistics are float32 whatever the compute
-    dtype, and the variance is E[x²] − E[x]², as in linen.
+    dtype, and the variance is E[x²] − E[x]², as in linen. They are those of the whole batch, under
+    `pmap` too (see `ops.mapped`).
 
     Attributes:
       use_running_average: normalise with the running statistics, and leave them as they are.
-      axis_name: the mapped axis to average statistics over; only `pmap` needs it.
       momentum: weight of the old running statistics in an update.
     """
 
     use_running_average: bool
-    axis_name: str | None = None
     momentum: float = 0.9
 
     @nn.compact
@@ -81,8 +81,7 @@ class BatchNorm(_Affine, kw_only=True):
         else:
             axes = tuple(range(x.ndim - 1))
             moments = jnp.stack([jnp.mean(y, axes) for y in (features, jnp.square(features))])
-            if self.axis_name is not None and not self.is_initializing():
-                moments = jax.lax.pmean(moments, self.axis_name)
+            moments = mapped.mean(moments)
             mean, variance = moments[0], _variance(*moments)
             if not self.is_initializing():
                 for statistic, new in zip(running, (mean, variance), strict=True):
@@ -97,7 +96,6 @@ class BatchNorm(_Affine, kw_only=True):
 def batch_norm(
     *,
     train: bool,
-    axis_name: str | None = None,
     frozen_statistics: bool = False,
     momentum: float = 0.9,
     epsilon: float = 1e-5,
@@ -110,7 +108,6 @@ def batch_norm(
 
     Args:
       train: use the statistics of this batch and update the running ones.
-      axis_name: the mapped axis to average statistics over; only `pmap` needs it.
       frozen_statistics: use the running statistics in training too, for fine-tuning on small
         batches. Scale and bias still learn, unless the optimiser masks them.
       momentum: weight of the old running statistics in an update.
@@ -119,7 +116,6 @@ def batch_norm(
     """
     return BatchNorm(
         use_running_average=frozen_statistics or not train,
-        axis_name=axis_name,
         momentum=momentum,
         epsilon=epsilon,
         **options,
@@ -167,17 +163,16 @@ def _variance(mean: Array, square: Array) -> Array:
 def group_norm(
     *,
     train: bool,
-    axis_name: str | None = None,
     groups: int = 32,
     epsilon: float = 1e-5,
     **options: Any,
 ) -> GroupNorm:
     """Group normalisation (Wu and He, 2018, arXiv:1803.08494): a drop-in for `batch_norm`.
 
-    `train` and `axis_name` change nothing: each image has its own statistics.
+    `train` changes nothing: each image has its own statistics.
     `groups` must divide the channels.
     """
-    del train, axis_name
+    del train
     return GroupNorm(groups=groups, epsilon=epsilon, **options)
 
 

@@ -13,7 +13,7 @@ def materialized(x: Array) -> Array:
 
     XLA puts what is cheap to compute into each operation that reads it. The sum that leaves a
     residual block is cheap, but it reads the sum before, and that the one before: every block of a
-    stage would read all blocks before it. It takes ``train.program.compiler_options``: XLA drops
+    stage would read all blocks before it. It takes ``train.compiler.compiler_options``: XLA drops
     barriers without. GPU and TPU programs are left as they are.
     """
     return materialized_p.bind(x)

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ops import mapped
+
 
 class EmaCodebook(NamedTuple):
     """Codes, and the moving averages that they are means of; float32.
@@ -61,7 +63,6 @@ def ema_update(
     *,
     decay: float,
     epsilon: float = 1e-5,
-    axis_name: str | None = None,
 ) -> EmaCodebook:
     """The codes moved towards the means of their vectors (appendix A.1).
 
@@ -77,15 +78,13 @@ def ema_update(
       epsilon: of the Laplace smoothing that the authors' code divides by in place of N:
         (N + ε) / (ΣN + Kε) ΣN for K codes. It matters to codes that go unused for so long that N
         comes down to it: they shrink to zero.
-      axis_name: a mapped axis to add up counts and sums over; only `pmap` needs it.
     """
     z = z.reshape(-1, z.shape[-1]).astype(jnp.float32)
     chosen = jax.nn.one_hot(indices.reshape(-1), book.codes.shape[0])
     counts = jnp.sum(chosen, axis=0)
     # Not a scatter, whose order, and so rounding, a GPU leaves to chance.
     sums = jnp.matmul(chosen.T, z, precision=lax.Precision.HIGHEST)
-    if axis_name is not None:
-        counts, sums = lax.psum((counts, sums), axis_name)
+    counts, sums = mapped.total((counts, sums))
     counts = decay * book.counts + (1 - decay) * counts
     sums = decay * book.sums + (1 - decay) * sums
     total = jnp.sum(counts)
@@ -101,7 +100,6 @@ def restart_dead(
     z: Float[Array, "*batch d"],
     *,
     threshold: float,
-    axis_name: str | None = None,
 ) -> EmaCodebook:
     """Codes that are used less than `threshold` times a batch become vectors of this batch.
 
@@ -113,14 +111,9 @@ def restart_dead(
       book: the codes and their averages.
       z: the vectors of a batch.
       threshold: the moving average of the counts below which a code is dead.
-      axis_name: a mapped axis over which all take the same vectors, of any device, as the first
-        one's key has it; only `pmap` needs it.
     """
     z = z.reshape(-1, z.shape[-1]).astype(jnp.float32)
-    if axis_name is not None:
-        z = lax.all_gather(z, axis_name, tiled=True)
-        keys = lax.all_gather(jax.random.key_data(key), axis_name)
-        key = jax.random.wrap_key_data(keys[0], impl=jax.random.key_impl(key))
+    z, key = mapped.gather(z), mapped.shared_key(key)  # every replica restarts the same codes
     fresh = z[jax.random.randint(key, book.counts.shape, 0, z.shape[0])]
     dead = book.counts < threshold
     return EmaCodebook(

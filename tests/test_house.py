@@ -71,6 +71,87 @@ def test_imports_point_up_the_table_only(room):
     assert wrong == []
 
 
+def modules(room: str) -> dict[str, Path]:
+    """Files of a room by the name that they are imported by."""
+    return {".".join(p.relative_to(HOUSE).with_suffix("").parts): p for p in files(room)}
+
+
+def arrows(room: str) -> dict[str, set[str]]:
+    """Which files of a room each of them imports; what only type checkers import is left out."""
+    known = modules(room)
+    found = {}
+    for name, path in known.items():
+        checked = {
+            node
+            for block in ast.walk(tree(path))
+            if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+            for node in (ast.unparse(line) for line in block.body)
+        }
+        imported = {
+            full.rpartition(".")[0] if full not in known else full
+            for full in imports(path)
+            if not any(full.rpartition(".")[2] in line for line in checked)
+        }
+        found[name] = imported & known.keys()
+    return found
+
+
+def floors(arrows: dict[str, set[str]]) -> list[set[str]]:
+    """Files in layers, each of which imports only from those before; a circle raises."""
+    left, built = dict(arrows), []
+    while left:
+        ready = {name for name, needed in left.items() if not needed & left.keys()}
+        assert ready, f"these import one another in a circle: {sorted(left)}"
+        built.append(ready)
+        left = {name: needed for name, needed in left.items() if name not in ready}
+    return built
+
+
+def test_files_of_train_stand_on_floors():
+    """No circle; and a task never stands on what only knows tasks by their protocol."""
+    train = arrows("train")
+    assert len(floors(train)) > 5
+    with pytest.raises(AssertionError, match="in a circle"):
+        floors({**train, "train.paths": {"train.loop"}})
+    protocol = "train.tasks.task"
+    knowing = {name for name, needed in train.items() if protocol in needed}
+    knowing = {name for name in knowing if not name.startswith("train.tasks.")}
+    reached = {name for name in train if name.startswith("train.tasks.")}
+    while further := {x for name in reached for x in train[name]} - reached:
+        reached |= further
+    assert reached & knowing == set()
+
+
+CONCRETE = re.compile(r"train\.tasks\.(?!task$|task\.|generative\.)")
+
+
+def test_only_configs_and_tasks_know_which_tasks_there_are():
+    """Commands and the loop ask a task, by its protocol, and never which one it is."""
+    outside = [
+        path
+        for path in files("train", "experiments")
+        if "tasks" not in path.parts
+        and path not in catalogue.experiments().values()
+        and not path.stem.startswith("final_")  # measurements, each made for some tasks
+    ]
+    assert len(outside) > 40
+    wrong = [
+        f"{path.relative_to(HOUSE)} imports {name}"
+        for path in outside
+        for name in imports(path)
+        if CONCRETE.match(name)
+    ]
+    asked = [
+        f"{path.relative_to(HOUSE)}, line {node.lineno}"
+        for path in outside
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "isinstance"
+        and re.search(r"\btask\b", ast.unparse(node.args[0]))
+    ]
+    assert wrong + asked == []
+
+
 def test_array_mathematics_needs_array_libraries_only():
     libraries = {name.partition(".")[0] for path in files("ops") for name in imports(path)}
     standard = set(sys.stdlib_module_names) | {"__future__"}

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, Num, PyTree
 
 from data.augment import normalize
+from train.compiler import jit_here
 from train.heads import around_head
-from train.program import jit_here
 from train.weights import Weights, WeightsError
 
 Extract = Callable[

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -11,93 +13,130 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from data import pipeline
-from data.examples import Examples, fits_in_memory, materialize
-from train.sharding import batch_sharding, global_batch, on_all_devices
-from train.tasks.task import Batch
+from data.augment import Batch
+from data.examples import DataError, Examples, fits_in_memory, materialize
+from train.placement import global_batch, on_all_devices, process_share
+from train.sharding import batch_sharding, replicated
+
+
+@dataclass(frozen=True)
+class FeedSpec:
+    """What a program knows of its training images before it sees one: numbers, shapes, devices.
+
+    Attributes:
+        mesh: the devices.
+        batch: shapes of one global batch, as it comes from the source.
+        examples: the number of training images.
+        resident: whether the whole set lives on the devices, and an item of the feed is a row of
+            indices; otherwise an item is the batch itself.
+    """
+
+    mesh: Mesh
+    batch: Mapping[str, jax.ShapeDtypeStruct]
+    examples: int
+    resident: bool = False
+
+    @classmethod
+    def of(cls, mesh: Mesh, examples: Examples, batch: int, resident_megabytes: int) -> FeedSpec:
+        """That of a training set in batches of a size; one image is read.
+
+        Raises:
+            DataError: if the set or the batch is empty.
+        """
+        if len(examples.records) == 0:
+            raise DataError("this split has no examples; choose another one")
+        if batch < 1:
+            raise DataError(f"batch={batch}; use at least 1")
+        shapes = {
+            name: jax.ShapeDtypeStruct((batch, *np.shape(value)), np.asarray(value).dtype)
+            for name, value in examples.records[0].items()
+        }
+        resident = fits_in_memory(examples, resident_megabytes * 2**20)
+        return cls(mesh, shapes, len(examples.records), resident)
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a global batch."""
+        return next(iter(self.batch.values())).shape[0]
+
+    @property
+    def steps_per_epoch(self) -> Fraction:
+        """Training images over the batch, exact."""
+        return Fraction(self.examples, self.batch_size)
+
+    @property
+    def fetch(self) -> Callable[[PyTree, PyTree], Batch]:
+        """``(store, item) -> batch``, for the device."""
+        return _rows if self.resident else _itself
+
+    def store(self) -> PyTree:
+        """Shapes and shardings of what lives on the devices."""
+        whole = replicated(self.mesh)
+        return {
+            name: jax.ShapeDtypeStruct((self.examples, *x.shape[1:]), x.dtype, sharding=whole)
+            for name, x in (self.batch.items() if self.resident else ())
+        }
+
+    def items(self, length: int) -> PyTree:
+        """Shapes and shardings of ``length`` items, as ``Feed.take`` gives them."""
+        item = jax.ShapeDtypeStruct((self.batch_size,), np.int32) if self.resident else self.batch
+        sharding = batch_sharding(self.mesh, leading=1)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((length, *x.shape), x.dtype, sharding=sharding), item
+        )
 
 
 class Feed:
     """Items for the program's ``fetch``, in an order that the seed and the position alone decide.
 
-    A set that fits lives on the device whole, and an item is a row of indices; otherwise an item
-    is the batch itself. The order is the same.
-
-    Args:
-        examples: the training set.
-        batch: size of the global batch.
-        seed: of the order.
-        resident_megabytes: a set up to this size lives on the device.
-        share: which part of a batch that is streamed this process reads, of how many; see
-            ``train.sharding.process_share``. Indices of a resident set it has all.
+    The order is the same whether the set is resident or streamed. Of a batch that is streamed, each
+    process reads its ``train.placement.process_share``; indices of a resident set it has all.
 
     Attributes:
-        batch: shapes of one global batch.
-        examples: the number of training images.
-        fetch: ``(store, item) -> batch``, for the device.
-        resident: whether the set lives on the device.
+        spec: what the program has to know.
     """
 
     def __init__(
-        self,
-        examples: Examples,
-        batch: int,
-        seed: int,
-        resident_megabytes: int,
-        share: tuple[int, int] = (0, 1),
+        self, mesh: Mesh, examples: Examples, batch: int, seed: int, resident_megabytes: int
     ):
-        self.examples = len(examples.records)
-        self.resident = fits_in_memory(examples, resident_megabytes * 2**20)
-        self.fetch: Callable[[PyTree, PyTree], Batch] = _rows if self.resident else _itself
-        self._size = batch
-        if self.resident:
+        self.spec = FeedSpec.of(mesh, examples, batch, resident_megabytes)
+        part, parts = process_share(mesh)
+        if self.spec.resident:
             self._arrays = materialize(examples)
-            self._items = pipeline.train_indices(self.examples, batch=batch, seed=seed)
+            self._items = pipeline.train_indices(self.spec.examples, batch=batch, seed=seed)
         else:
             self._arrays = {}
-            index, count = share
             self._items = pipeline.train_batches(
-                examples, batch=batch, seed=seed, process_index=index, process_count=count
+                examples, batch=batch, seed=seed, process_index=part, process_count=parts
             )
-        self.batch = {
-            name: jax.ShapeDtypeStruct((batch, *np.shape(value)), np.asarray(value).dtype)
-            for name, value in examples.records[0].items()
-        }
 
-    def store(self, mesh: Mesh) -> PyTree:
-        """The resident arrays, on every device of the mesh."""
-        return on_all_devices(self._arrays, mesh)
+    def store(self) -> PyTree:
+        """The resident arrays, on every device."""
+        return on_all_devices(self._arrays, self.spec.mesh)
 
-    def take(self, count: int, length: int, mesh: Mesh) -> PyTree:
-        """The next ``count`` items along a leading axis of ``length``, on the device."""
+    def take(self, count: int, length: int) -> PyTree:
+        """The next ``count`` items along a leading axis of ``length``, on the devices."""
         items = [next(self._items) for _ in range(count)]
         items += [items[-1]] * (length - count)  # never used: they keep the shape
         stacked = jax.tree.map(lambda *rows: np.stack(rows), *items)
-        return global_batch(stacked, mesh, self._size, leading=1)
+        return global_batch(stacked, self.spec.mesh, self.spec.batch_size, leading=1)
 
     def batch_on_host(self) -> Batch:
         """The next batch itself, as NumPy arrays: for people to look at."""
-        return self.fetch(self._arrays, next(self._items))
-
-    def abstract_items(self, length: int, mesh: Mesh) -> PyTree:
-        """Shapes and shardings of what ``take`` returns."""
-        sharding = batch_sharding(mesh, leading=1)
-        rows = next(iter(self.batch.values())).shape[0]
-        item = jax.ShapeDtypeStruct((rows,), np.int32) if self.resident else self.batch
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((length, *x.shape), x.dtype, sharding=sharding), item
-        )
+        return self.spec.fetch(self._arrays, next(self._items))
 
     def description(self) -> dict[str, Any]:
         """The number of examples, and shape and type of each array of one, as JSON."""
-        arrays = {name: [list(x.shape[1:]), x.dtype.name] for name, x in self.batch.items()}
-        return {"examples": self.examples, "arrays": arrays}
+        shapes = self.spec.batch.items()
+        arrays = {name: [list(x.shape[1:]), x.dtype.name] for name, x in shapes}
+        return {"examples": self.spec.examples, "arrays": arrays}
 
     def position(self) -> dict[str, Any]:
         """Where the order stands, as JSON."""
         return self._items.get_state()
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Goes to where ``position`` was read."""
+        """Resumes the order at a position that was read before."""
         self._items.set_state(position)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from functools import singledispatch
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from matplotlib.patches import Patch
 from data.masks import IGNORE
 from train import palette
 from train.logging import read_lines
-from train.tasks.task import MaskPreview, Panels, Picture
+from train.pictures import Chart, Confusion, Curve, MaskPreview, Panels, Picture, Preview, Usage
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -28,27 +28,13 @@ def save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure).print_png(path)
 
 
-# What a training curve shows, a panel for each that a run logs: its metrics, and whether on a
-# logarithmic scale.
-CURVES = (
-    (("loss", "nll"), True),
-    (("accuracy", "miou"), False),
-    (("rate", "distortion"), True),
-    (("perplexity",), False),
-    (("discriminator_loss", "generator_loss"), False),
-    (("discriminator_auc",), False),
-    (("class_perplexity",), False),
-    (("l1",), True),
-)
-
-
-def training_curve(metrics: Path) -> Figure:
-    """Loss, and what else is worth a curve, against the step, from ``metrics.jsonl``."""
+def training_curve(metrics: Path, curves: Sequence[Curve]) -> Figure:
+    """Metrics against the step, from ``metrics.jsonl``: a panel for each curve that is in it."""
     lines = read_lines(metrics)
     names = sorted({name for line in lines for name in line})
     panels = [
         (drawn, kinds, logarithmic)
-        for kinds, logarithmic in CURVES
+        for kinds, logarithmic in curves
         if (drawn := [n for n in names if n.count("/") == 1 and n.rpartition("/")[2] in kinds])
     ]
     figure = Figure(figsize=(4.5 * max(len(panels), 1), 3.6), dpi=120, layout="constrained")
@@ -148,15 +134,44 @@ def scatter(
     return figure
 
 
-def preview(picture: Picture, class_names: Sequence[str], title: str) -> Figure:
-    """What a task shows of a batch."""
-    arrays: Any = jax.device_get(picture)
-    if isinstance(picture, Panels):
-        return panels(arrays.images, rows=picture.rows, columns=picture.columns, title=title)
-    options: Any = {"predictions": arrays.predictions, "class_names": class_names, "title": title}
-    if isinstance(picture, MaskPreview):
-        return mask_grid(arrays.images, arrays.masks, **options)
-    return image_grid(arrays.images, labels=arrays.labels, **options)
+@singledispatch
+def draw(picture: Picture | Chart, class_names: Sequence[str], title: str) -> Figure:
+    """What a task shows of a batch, or of the counts of an evaluation."""
+    raise TypeError(f"{type(picture).__name__} is no picture")
+
+
+@draw.register
+def _(picture: Preview, class_names: Sequence[str], title: str) -> Figure:
+    images, labels, predictions = jax.device_get(
+        (picture.images, picture.labels, picture.predictions)
+    )
+    return image_grid(
+        images, labels=labels, predictions=predictions, class_names=class_names, title=title
+    )
+
+
+@draw.register
+def _(picture: MaskPreview, class_names: Sequence[str], title: str) -> Figure:
+    images, masks, predictions = jax.device_get(
+        (picture.images, picture.masks, picture.predictions)
+    )
+    return mask_grid(images, masks, predictions=predictions, class_names=class_names, title=title)
+
+
+@draw.register
+def _(picture: Panels, class_names: Sequence[str], title: str) -> Figure:
+    images = jax.device_get(picture.images)
+    return panels(images, rows=picture.rows, columns=picture.columns, title=title)
+
+
+@draw.register
+def _(picture: Confusion, class_names: Sequence[str], title: str) -> Figure:
+    return confusion_matrix(picture.counts, class_names, title)
+
+
+@draw.register
+def _(picture: Usage, class_names: Sequence[str], title: str) -> Figure:
+    return usage(picture.counts, picture.what, title)
 
 
 def image_grid(

@@ -1,4 +1,4 @@
-"""What goes into the last layer of a network: its features."""
+"""The layer of a network called ``head``: what goes in, and what comes out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, PyTree
 
-from train.tasks.task import SettingError
+from train.settings import SettingError
 
 
 def around_head(

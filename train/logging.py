@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -20,7 +20,8 @@ from tqdm import tqdm
 from errors import RunFailed, UserError
 from metrics.state import Mean, Metric, compute_all, to_host
 from train.accounting import Work
-from train.tasks.task import Item
+
+Item = TypeVar("Item")
 
 
 class Writer(Protocol):
@@ -28,6 +29,10 @@ class Writer(Protocol):
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records ``split/metric`` numbers at a step."""
+        ...
+
+    def note(self, step: int, text: str) -> None:
+        """Records a line for people."""
         ...
 
     def close(self) -> None:
@@ -74,6 +79,10 @@ class TensorBoard:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
+    def note(self, step: int, text: str) -> None:
+        """Adds a text."""
+        self._writer.add_text("note", text, step)
+
     def close(self) -> None:
         """Closes the event file."""
         self._writer.close()
@@ -104,6 +113,10 @@ class WeightsAndBiases:
         """Logs the metrics at their step."""
         self._run.log(dict(metrics), step=step)
 
+    def note(self, step: int, text: str) -> None:
+        """Logs a text at its step."""
+        self._run.log({"note": text}, step=step)
+
     def close(self) -> None:
         """Finishes the run."""
         self._run.finish()
@@ -113,15 +126,14 @@ class LoggingError(UserError):
     """A place for metrics that is not there."""
 
 
-# In the progress bar: name in the log → label.
-SHOWN = {"loss": "loss", "accuracy": "accuracy", "images_per_second": "img/s"}
-
-
 class Console:
-    """A progress bar with loss, accuracy and speed; evaluations stay above it."""
+    """A progress bar with some training metrics and the speed; evaluations stay above it."""
 
-    def __init__(self, total: int, step: int, enabled: bool):
+    def __init__(
+        self, total: int, step: int, enabled: bool, shown: Sequence[str] = ("loss", "accuracy")
+    ):
         self._enabled = enabled
+        self._labels = {name: name for name in shown} | {"images_per_second": "img/s"}
         self._bar = tqdm(
             total=total,
             initial=step,
@@ -143,7 +155,7 @@ class Console:
         """Moves the bar; evaluations stay on the screen as lines."""
         shown = {
             label: _short(metrics[f"train/{name}"])
-            for name, label in SHOWN.items()
+            for name, label in self._labels.items()
             if f"train/{name}" in metrics
         }
         if "train/utilization" in metrics:
@@ -155,6 +167,10 @@ class Console:
         if evaluated:
             text = "  ".join(f"{name} {_short(value)}" for name, value in evaluated)
             self.say(f"step {step}: {text}")
+
+    def note(self, step: int, text: str) -> None:
+        """Writes a line above the bar."""
+        self.say(f"step {step}: {text}")
 
     def track(self, items: Iterable[Item], what: str) -> Iterable[Item]:
         """The items, with a bar of their own for work after the last step."""
@@ -214,6 +230,11 @@ class MetricsLog:
         """Writes numbers to every writer."""
         for writer in self._writers:
             writer.write(step, metrics)
+
+    def note(self, step: int, text: str) -> None:
+        """Writes a line for people to every writer."""
+        for writer in self._writers:
+            writer.note(step, text)
 
     def close(self) -> None:
         """Closes every writer."""
@@ -287,6 +308,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
+
+
+def last_evaluation(metrics: Path) -> dict[str, float]:
+    """The last value of every number that is not of training; NaN where it was none."""
+    last: dict[str, float] = {}
+    for line in read_lines(metrics):
+        last |= {name: math.nan if x is None else x for name, x in line.items()}
+    return {n: x for n, x in last.items() if "/" in n and not n.startswith("train/")}
 
 
 def replace_text(path: Path, text: str) -> None:

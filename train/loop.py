@@ -6,55 +6,41 @@ import errno
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from data import pipeline
-from data.examples import (
-    Examples,
-    check_same_data,
-    fits_in_memory,
-    labels,
-    materialize,
-    stack,
-)
-from data.selection import select
-from data.sources import open_source
-from metrics.classification import ConfusionMatrix
-from metrics.latent import ClassUsage, CodeUsage
-from metrics.state import Metric
+from data.examples import check_same_data
 from train import figures
 from train.accounting import Work, measured_work, median_rates
 from train.checkpoint import Checkpoints
+from train.conclusion import Stopped, measure_all
 from train.durations import Every, in_steps
-from train.evaluation import chosen, evaluate, numbers_of
-from train.experiment import Data, Experiment
+from train.evaluate import evaluate_sets
+from train.experiment import Experiment
 from train.feed import Feed
-from train.logging import Console, JsonLines, MetricsLog, NonFiniteError, Writer, read_lines
-from train.measurements import Measured, check_measurements, measure
+from train.logging import (
+    Console,
+    JsonLines,
+    MetricsLog,
+    NonFiniteError,
+    Writer,
+    last_evaluation,
+    read_lines,
+)
+from train.measurements import Measured, check_measurements
 from train.processes import Agreement, is_first
 from train.profiling import Profiler, Steps
-from train.program import Program, augmented, build, prepared
-from train.sharding import (
-    make_mesh,
-    on_own_devices,
-    process_share,
-)
+from train.program import Program, build
+from train.sets import Sets, open_sets
+from train.sharding import make_mesh
 from train.startup import StartUp, record_speed
 from train.state import State
-from train.tasks.task import (
-    Batch,
-    Item,
-    Watching,
-)
 from train.weights import start_from
 
 # The disk is full, over quota or read-only; or the file is too large, or not ours.
@@ -68,10 +54,10 @@ class Result:
     Attributes:
         finished: False if it was asked to stop before the last step.
         step: steps taken in all, earlier calls included.
-        metrics: final ``split/metric`` numbers of evaluation, with ``seconds``, ``steps``,
-            ``parameters``, ``model_flops_per_step`` and the median speed (see
-            ``train.accounting.Work.rates``); empty in processes that do not write.
-        measured: what the measurements of the experiment found, in their order.
+        metrics: final ``split/metric`` numbers, with ``seconds``, ``steps``, ``parameters``,
+            ``model_flops_per_step`` and the median speed (see ``train.accounting.Work.rates``);
+            empty in processes that do not write.
+        measured: what the measurements of the experiment found.
     """
 
     finished: bool
@@ -85,14 +71,14 @@ def fit(
     directory: Path,
     *,
     config: dict[str, Any],
-    essence: Callable[[dict[str, Any]], Any] = lambda config: config,
+    essence: Callable[[Any], Any] = lambda config: config,
     stop: Callable[[], bool] = lambda: False,
     writers: Sequence[Writer] = (),
     progress: bool = True,
     began: float | None = None,
     profile: Steps | None = None,
 ) -> Result:
-    """Trains an experiment, or goes on with it from its newest checkpoint.
+    """Trains an experiment, or resumes it from its newest checkpoint.
 
     Several processes call it alike. The first of them writes all but the arrays of checkpoints, of
     which each writes its own, and the directory is one that all of them see.
@@ -102,7 +88,7 @@ def fit(
         directory: of the run; checkpoints, ``metrics.jsonl``, ``speed.json`` and pictures go
             there.
         config: the resolved experiment, kept in the checkpoints and compared on restoring.
-        essence: what of a config must be the same to go on; all of it if not given.
+        essence: of a config, what is compared; all of it by default.
         stop: asked after each dispatch; when True in any process, the state is saved and ``fit``
             returns in all.
         writers: more places for the metrics.
@@ -116,250 +102,210 @@ def fit(
         SaveError: the disk is full, or cannot be written for another reason.
         NonFiniteError: a term of the loss is not finite.
     """
-    data, loop, length = experiment.data, experiment.loop, experiment.loop.steps_per_dispatch
-    clock, task, writes = StartUp(began), experiment.task, is_first()
-    examples = open_training(experiment)
-    held_out = {name: _open_held_out(experiment, split) for name, split in data.eval_splits.items()}
-    sets = {"train": examples} | {name: source for name, (source, _) in held_out.items()}
-    task.check(examples.class_names, partial(_look, sets, data))
-    check_measurements(experiment.measurements, task, sets)
-    share = process_share(make_mesh(experiment.parallel))
-    feed = Feed(examples, data.batch, experiment.seed, data.resident_megabytes, share)
-    steps_per_epoch = Fraction(feed.examples, data.batch)
-    described = feed.description() | {
-        "class_names": list(examples.class_names),
-        "resized": examples.resized,
-    }
-    clock.lap("data")
-    program = build(experiment, feed.batch, steps_per_epoch, feed.fetch)
-    log_at, evaluate_at, save_at = (
-        Every(f"loop.{name}", in_steps(getattr(loop, name), steps_per_epoch), program.steps)
-        for name in ("log_every", "evaluate_every", "checkpoint_every")
-    )
-    store = feed.store(program.mesh)
-    shapes = feed.abstract_items(length, program.mesh)
-    flops = program.flops(store, shapes) if program.steps else Counter()
-    clock.lap("tracing")
-    with Checkpoints(directory / "checkpoints") as checkpoints:
-        window, saved = None, checkpoints.latest()
-        to_train = (saved or 0) < program.steps
-        work = Work(data.batch, flops.total(), peak=math.nan)
-        if to_train:  # the peak is a benchmark: no use to what is only measured
-            work = measured_work(data.batch, flops, program.mesh.size)
-            clock.lap("peak")
-        trained_since = time.monotonic()
-        if saved is None:
-            images = experiment.preprocessing(feed.batch["image"].shape[1:])
-            state = start_from(experiment.weights, program.init(), images)
-        else:
-            state, metadata = checkpoints.restore(program.state, config, essence)
-            check_same_data(metadata.get("data", {}), described)
-            feed.seek(metadata["position"])
-            window = metadata["window"]
-            trained_since -= metadata["seconds"]
-        step = int(state.step)
-        clock.lap("state")
-        profiler = Profiler(profile, directory / "profile", done=step, total=program.steps)
-        lines = JsonLines(directory / "metrics.jsonl", step) if writes else None
-        console = Console(program.steps, step, progress and writes)
-        log = MetricsLog([*([lines] if lines else []), console, *writers], work, window)
-        agreed = Agreement(program.mesh)
-
-        def evaluate_all(state: State) -> None:
-            for name, (source, arrays) in held_out.items():
-                states = evaluate(program, state, arrays, data.eval_batch, name)
-                numbers = numbers_of(states)
-                log.write(int(state.step), numbers)
-                for line in task.watch(numbers) if isinstance(task, Watching) else ():
-                    console.say(f"step {int(state.step)}: {line}")
-                    if lines:
-                        lines.note(int(state.step), line)
-                _draw(program, state, source, states, directory, name, loop.previews)
-
-        def save(state: State) -> None:
-            now = {"position": feed.position(), "window": log.window()}
-            now["seconds"] = time.monotonic() - trained_since
-            checkpoints.save(state, {"config": config, "data": described, **now})
-
-        try:
-            if saved is None and not to_train:  # a run of no steps
-                evaluate_all(state)
-                save(state)
-            dispatch = program.compile(store, shapes) if to_train else None
-            clock.lap("compilation")
-            log.start_clock()
-            while step < program.steps:
-                count = min(length, *(at.next(step) - step for at in (evaluate_at, save_at)))
-                items = feed.take(count, length, program.mesh)
-                profiler.before(step, count, state)
-                assert dispatch is not None
-                state, metrics = dispatch(state, store, items, np.int32(count))
-                step += count
-                profiler.after(step, state)
-                if clock.finish(state) and writes:
-                    record_speed(directory / "speed.json", clock, work)
-                    console.say(clock.line())
-                stopping = agreed(stop())
-                evaluating, saving = evaluate_at(step), save_at(step) or stopping
-                log.push(step, count, metrics, flush=log_at.within(step, count))
-                if evaluating or saving:
-                    log.drain()
-                if evaluating:
-                    evaluate_all(state)
-                if saving:
-                    save(state)
-                if evaluating or saving:
-                    log.start_clock()
-                if stopping and step < program.steps:
-                    return Result(False, step, {})
-            checkpoints.wait()
-            seconds = time.monotonic() - trained_since
-            measured: tuple[Measured, ...] = ()
-            if experiment.measurements:
-                measured = _conclude(
-                    experiment, state, program.mesh, sets, console, lambda: agreed(stop())
-                )
-                log.write(step, {name: x for each in measured for name, x in each.metrics.items()})
-            if writes:
-                curve = figures.training_curve(directory / "metrics.jsonl")
-                figures.save(curve, directory / "curve.png")
-        except _Stopped:
-            return Result(False, step, {})
-        except NonFiniteError as error:
-            checkpoints.wait()
-            good = checkpoints.latest()
-            kept = "there is no checkpoint before it" if good is None else f"step {good} is saved"
-            raise NonFiniteError(f"{error}; {kept} in {checkpoints.directory}") from None
-        except OSError as error:  # a full disk shows first wherever it is written to first
-            if error.errno not in UNWRITABLE:
-                raise
-            raise checkpoints.save_error(error) from error
-        finally:
-            profiler.close()
-            log.close()
-    if not writes:
-        return Result(True, step, {})
-    final = last_evaluation(directory / "metrics.jsonl") | {
-        "steps": step,
-        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
-        **({"model_flops_per_step": work.flops} if program.steps else {}),
-        "seconds": seconds,
-    }
-    final |= median_rates(read_lines(directory / "metrics.jsonl"))
-    names = {name for each in measured for name in each.metrics}
-    own = {name: value for name, value in final.items() if name not in names}
-    return Result(True, step, own, measured)
+    with ExitStack() as closing:
+        clock = StartUp(began)
+        run, state = open_run(
+            experiment, directory, config, essence, clock, closing, writers, progress, profile
+        )
+        with _errors_of(run.checkpoints):
+            state, step = train(run, state, stop)
+            if step < run.program.steps:
+                return Result(False, step, {})
+            try:
+                return conclude(run, state, stop)
+            except Stopped:
+                return Result(False, step, {})
 
 
-def open_training(experiment: Experiment) -> Examples:
-    """The training images, narrowed by ``data.select``, which also draws by the run's seed."""
-    data = experiment.data
-    examples = open_source(data.source, data.train_split)
-    if data.select is None:
-        return examples
-    return select(examples, data.select(labels(examples), seed=experiment.seed))
+@dataclass(frozen=True)
+class Run:
+    """An experiment that is open: all but its state.
 
-
-class _Stopped(Exception):
-    """Raised where work after the last step is to stop; it begins anew when the run goes on."""
-
-
-def _conclude(
-    experiment: Experiment,
-    state: State,
-    mesh: Mesh,
-    sets: Mapping[str, Examples],
-    console: Console,
-    stop: Callable[[], bool],
-) -> tuple[Measured, ...]:
-    """Makes the measurements of the experiment, after the last step.
-
-    Each process measures the same, on its own devices.
+    Attributes:
+        config: the resolved experiment, for the checkpoints.
+        store: training images that live on the devices.
+        work: what a step costs.
+        log_at, evaluate_at, save_at: when to do so.
+        agreed: whether any process says so.
+        since: ``time.monotonic()`` at which training would have begun without a pause.
     """
 
-    def track(items: Iterable[Item], what: str) -> Iterator[Item]:
-        for item in console.track(items, what):
-            if stop():
-                raise _Stopped
-            yield item
-
-    average, variables = chosen(state)
-    params, mutable = on_own_devices(variables, mesh)
-    prepare = partial(prepared, data=experiment.data)
-    return tuple(
-        measure(
-            experiment.measurements,
-            experiment.task,
-            (params, mutable),
-            sets,
-            prepare,
-            track,
-            average=average,
-        )
-    )
+    experiment: Experiment
+    directory: Path
+    config: dict[str, Any]
+    sets: Sets
+    feed: Feed
+    store: Any
+    program: Program
+    work: Work
+    log_at: Every
+    evaluate_at: Every
+    save_at: Every
+    checkpoints: Checkpoints
+    log: MetricsLog
+    console: Console
+    profiler: Profiler
+    clock: StartUp
+    agreed: Agreement
+    since: float
 
 
-def _look(sets: Mapping[str, Examples], data: Data) -> dict[str, Batch]:
-    """A few examples of each set as the model would see them."""
-    few: dict[str, Batch] = {
-        name: jax.device_put(stack(x.records, range(min(16, len(x.records)))))
-        for name, x in sets.items()
-    }
-    return {
-        name: augmented(jax.random.key(0), batch, data=data)
-        if name == "train"
-        else prepared(batch, data=data)
-        for name, batch in few.items()
-    }
-
-
-def _draw(
-    program: Program,
-    state: State,
-    examples: Examples,
-    evaluated: dict[str, dict[str, Metric]],
+def open_run(
+    experiment: Experiment,
     directory: Path,
-    split: str,
-    count: int,
-) -> None:
-    """Writes pictures of counts, and the task's previews of the first images of a split."""
-    _, variables = chosen(state)
-    params, mutable = on_own_devices(variables, program.mesh) if count else variables
+    config: dict[str, Any],
+    essence: Callable[[Any], Any],
+    clock: StartUp,
+    closing: ExitStack,
+    writers: Sequence[Writer],
+    progress: bool,
+    profile: Steps | None,
+) -> tuple[Run, State]:
+    """Opens the data, lays out the program, and makes the first state or restores the newest.
+
+    What has to be closed in the end is left to ``closing``; see ``fit`` for the other arguments.
+    """
+    data, task = experiment.data, experiment.task
+    sets = open_sets(experiment)
+    check_measurements(experiment.measurements, task, sets.all)
+    mesh = make_mesh(experiment.parallel)
+    feed = Feed(mesh, sets.train, data.batch, experiment.seed, data.resident_megabytes)
+    clock.lap("data")
+    program = build(experiment, feed.spec)
+    epoch = feed.spec.steps_per_epoch
+    log_at, evaluate_at, save_at = (
+        Every(f"loop.{name}", in_steps(getattr(experiment.loop, name), epoch), program.steps)
+        for name in ("log_every", "evaluate_every", "checkpoint_every")
+    )
+    store, flops = feed.store(), program.flops() if program.steps else Counter()
+    clock.lap("tracing")
+    checkpoints = closing.enter_context(Checkpoints(directory / "checkpoints"))
+    saved, work = checkpoints.latest(), Work(data.batch, flops.total(), peak=math.nan)
+    if (saved or 0) < program.steps:  # the peak is a benchmark: no use to what is only measured
+        work = measured_work(data.batch, flops, mesh.size)
+        clock.lap("peak")
+    since, window = time.monotonic(), None
+    if saved is None:
+        images = experiment.preprocessing(feed.spec.batch["image"].shape[1:])
+        state = start_from(experiment.weights, program.init(), images)
+    else:
+        state, metadata = checkpoints.restore(program.state, config, essence)
+        check_same_data(metadata.get("data", {}), _description(sets, feed))
+        feed.seek(metadata["position"])
+        window = metadata["window"]
+        since -= metadata["seconds"]
+    step = int(state.step)
+    clock.lap("state")
+    profiler = Profiler(profile, directory / "profile", done=step, total=program.steps)
+    console = Console(program.steps, step, progress and is_first(), task.progress)
+    own = [JsonLines(directory / "metrics.jsonl", step)] if is_first() else []
+    log = MetricsLog([*own, console, *writers], work, window)
+    closing.callback(log.close)
+    closing.callback(profiler.close)
+    run = Run(
+        experiment, directory, config, sets, feed, store, program, work, log_at, evaluate_at,
+        save_at, checkpoints, log, console, profiler, clock, Agreement(mesh), since,
+    )  # fmt: skip
+    return run, state
+
+
+def train(run: Run, state: State, stop: Callable[[], bool]) -> tuple[State, int]:
+    """THE loop: takes steps until the last one, or until any process is asked to stop.
+
+    Returns:
+        The state, and the steps taken in all.
+    """
+    length, step = run.experiment.loop.steps_per_dispatch, int(state.step)
+    if run.checkpoints.latest() is None and run.program.steps == 0:  # a run that is only measured
+        evaluate_sets(run.experiment, run.program, state, run.sets, run.directory, run.log)
+        save(run, state)
+    if step >= run.program.steps:
+        return state, step
+    dispatch = run.program.compile()
+    run.clock.lap("compilation")
+    run.log.start_clock()
+    while step < run.program.steps:
+        count = min(length, run.evaluate_at.next(step) - step, run.save_at.next(step) - step)
+        items = run.feed.take(count, length)
+        run.profiler.before(step, count, state)
+        state, metrics = dispatch(state, run.store, items, np.int32(count))
+        step += count
+        run.profiler.after(step, state)
+        if run.clock.finish(state) and is_first():
+            record_speed(run.directory / "speed.json", run.clock, run.work)
+            run.console.say(run.clock.line())
+        stopping = run.agreed(stop())
+        evaluating, saving = run.evaluate_at(step), run.save_at(step) or stopping
+        run.log.push(step, count, metrics, flush=run.log_at.within(step, count))
+        if evaluating or saving:
+            run.log.drain()
+        if evaluating:
+            evaluate_sets(run.experiment, run.program, state, run.sets, run.directory, run.log)
+        if saving:
+            save(run, state)
+        if evaluating or saving:
+            run.log.start_clock()
+        if stopping:
+            break
+    return state, step
+
+
+def save(run: Run, state: State) -> None:
+    """A checkpoint of the state, with all that resuming and ``opsin predict`` need."""
+    metadata = {
+        "config": run.config,
+        "data": _description(run.sets, run.feed),
+        "position": run.feed.position(),
+        "window": run.log.window(),
+        "seconds": time.monotonic() - run.since,
+    }
+    run.checkpoints.save(state, metadata)
+
+
+def _description(sets: Sets, feed: Feed) -> dict[str, Any]:
+    """What the training images are like, as JSON."""
+    names, resized = list(sets.train.class_names), sets.train.resized
+    return feed.description() | {"class_names": names, "resized": resized}
+
+
+def conclude(run: Run, state: State, stop: Callable[[], bool]) -> Result:
+    """Makes the measurements of the experiment, and sums the run up."""
+    run.checkpoints.wait()
+    seconds, steps = time.monotonic() - run.since, run.program.steps
+    measured = measure_all(
+        run.experiment, state, run.program.mesh, run.sets.all, run.console,
+        lambda: run.agreed(stop()),
+    )  # fmt: skip
+    found = {name: value for each in measured for name, value in each.metrics.items()}
+    if found:
+        run.log.write(steps, found)
     if not is_first():
-        return
-    title = f"{split}, step {int(state.step)}"
-    for name, metric in evaluated[split].items():
-        if isinstance(metric, ConfusionMatrix):
-            counts = np.asarray(metric.counts)
-            figure = figures.confusion_matrix(counts, examples.class_names, title)
-        elif isinstance(metric, CodeUsage):
-            what = "class" if isinstance(metric, ClassUsage) else "code"
-            figure = figures.usage(np.asarray(metric.counts), what, title)
-        else:
-            continue
-        figures.save(figure, directory / f"{name}_{split}.png")
-    if count == 0:
-        return
-    first = select(examples, np.arange(min(count, len(examples.records))))
-    batch = jax.device_put(next(pipeline.eval_batches(first, batch=len(first.records))))
-    for name, preview in program.preview(params, mutable, batch).items():
-        figure = figures.preview(preview, examples.class_names, title)
-        figures.save(figure, directory / "previews" / f"{split}_{name}.png")
+        return Result(True, steps, {})
+    metrics = run.directory / "metrics.jsonl"
+    curve = figures.training_curve(metrics, run.experiment.task.curves)
+    figures.save(curve, run.directory / "curve.png")
+    final = last_evaluation(metrics) | {
+        "steps": steps,
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        **({"model_flops_per_step": run.work.flops} if steps else {}),
+        "seconds": seconds,
+    }
+    final |= median_rates(read_lines(metrics))
+    own = {name: value for name, value in final.items() if name not in found}
+    return Result(True, steps, own, measured)
 
 
-def _open_held_out(
-    experiment: Experiment, split: str
-) -> tuple[Examples, Examples | dict[str, np.ndarray]]:
-    """A split to evaluate on: as it is opened, and its images in memory if they fit."""
-    data = experiment.data
-    examples = open_source(data.source, split)
-    fits = fits_in_memory(examples, data.resident_megabytes * 2**20)
-    return examples, materialize(examples) if fits else examples
-
-
-def last_evaluation(metrics: Path) -> dict[str, float]:
-    """The last value of every number that is not of training; NaN where it was none."""
-    last: dict[str, float] = {}
-    for line in read_lines(metrics):
-        last |= {name: math.nan if x is None else x for name, x in line.items()}
-    return {n: x for n, x in last.items() if "/" in n and not n.startswith("train/")}
+@contextmanager
+def _errors_of(checkpoints: Checkpoints) -> Iterator[None]:
+    """Errors of a run that say which checkpoint is the last good one."""
+    try:
+        yield
+    except NonFiniteError as error:
+        checkpoints.wait()
+        good = checkpoints.latest()
+        kept = "there is no checkpoint before it" if good is None else f"step {good} is saved"
+        raise NonFiniteError(f"{error}; {kept} in {checkpoints.directory}") from None
+    except OSError as error:  # a full disk shows first wherever it is written to first
+        if error.errno not in UNWRITABLE:
+            raise
+        raise checkpoints.save_error(error) from error

@@ -164,7 +164,7 @@ class Optimizer:
             DurationError: the warm-up is longer than the run.
         """
         warmup = in_steps(self.warmup, steps_per_epoch)
-        if warmup > steps and self.learning_rate:
+        if warmup > steps > 0:
             raise DurationError(
                 f"optimizer.warmup={self.warmup!r} is {warmup} steps, and the run has {steps}, in "
                 "which the rate would not reach its value: make the warm-up shorter, such as "

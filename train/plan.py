@@ -14,20 +14,19 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import jax
 from jax.errors import JaxRuntimeError
 from jaxtyping import PyTree
 
-from data.examples import Examples, materialize
+from data.examples import Examples
 from train.chips import Chip, Topology
 from train.experiment import Experiment
-from train.feed import Feed
+from train.feed import FeedSpec
 from train.hlo import Collective, collectives, parse
-from train.program import Program, build
-from train.sharding import DeviceError, make_mesh, replicated
+from train.program import build
+from train.sharding import DeviceError, make_mesh
 from train.state import State
 from train.tasks.task import SettingError
 from train.traffic import bytes_accessed
@@ -214,29 +213,16 @@ def plan(
             f"the mesh takes {taken} = {mesh.size} of the {topology.size} devices of {topology}: "
             "set parallel.data=-1 to take all that are left"
         )
-    feed = Feed(examples, data.batch, experiment.seed, data.resident_megabytes)
+    feed = FeedSpec.of(mesh, examples, data.batch, data.resident_megabytes)
 
-    def laid_out(experiment: Experiment) -> tuple[Program, PyTree, PyTree]:
-        per_epoch = Fraction(feed.examples, data.batch)
-        program = build(experiment, feed.batch, per_epoch, feed.fetch, devices)
-        arrays = materialize(examples) if feed.resident else {}
-        whole = replicated(program.mesh)
-        store = {
-            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
-            for name, x in arrays.items()
-        }
-        return program, store, feed.abstract_items(loop.steps_per_dispatch, program.mesh)
-
-    program, store, items = laid_out(experiment)
-    flops = program.flops(store, items)
-    counted = flops
-    if plain is not None:
-        other, *arguments = laid_out(plain)
-        counted = other.flops(*arguments)
+    program = build(experiment, feed)
+    store, items = feed.store(), feed.items(loop.steps_per_dispatch)
+    flops = program.flops()
+    counted = flops if plain is None else build(plain, feed).flops()
     began = time.perf_counter(), time.process_time()
     cost = None
     try:
-        compiled: Any = program.compile(store, items)
+        compiled: Any = program.compile()
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

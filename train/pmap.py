@@ -15,20 +15,19 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
+from ops.mapped import REPLICAS
 from train.state import State
 from train.step import Metrics, Step
 from train.tasks.task import Batch
-
-AXIS = "devices"
 
 
 def make_pmap_dispatch(
     step: Step, fetch: Callable[[PyTree, PyTree], Batch], mesh: Mesh
 ) -> Callable:
-    """One step over the devices of a mesh, called like the program of ``train.step.make_dispatch``.
+    """One step over the devices of a mesh, called as ``train.dispatch.make_dispatch`` is.
 
     Args:
-        step: made with ``axis_name=AXIS``, so that it averages gradients and sums metrics.
+        step: averages and sums over the axis ``ops.mapped.REPLICAS``.
         fetch: ``(store, item) -> batch``.
         mesh: its devices are used; the state stays whole on each.
     """
@@ -36,7 +35,7 @@ def make_pmap_dispatch(
     # Unstacked in and out: the state keeps the shapes that checkpoints and evaluation know.
     mapped = jax.pmap(
         step,
-        axis_name=AXIS,
+        axis_name=REPLICAS,
         in_axes=(None, 0),
         out_axes=(None, None),
         devices=devices,

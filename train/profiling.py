@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from train.tasks.task import SettingError
+from train.settings import SettingError
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from errors import UserError
-from train.paths import flatten, unflatten
+from train.paths import flatten
 from train.state import State
 
 AXES = ("data", "fsdp", "tensor")
@@ -135,72 +136,6 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, P(*[None] * leading, BATCH_AXES))
 
 
-def process_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
-    """Which part of each global batch a process reads, by default this one, and of how many.
-
-    Processes whose devices share the work on the same images read the same part.
-
-    Raises:
-        DeviceError: if the devices of the process do not make a part.
-    """
-    process = jax.process_index() if process is None else process
-    shards = batch_shards(mesh)
-    held = [
-        shard
-        for shard, devices in enumerate(mesh.devices.reshape(shards, -1))
-        if any(device.process_index == process for device in devices)
-    ]
-    if (
-        held != list(range(held[0], held[0] + len(held)))
-        or shards % len(held)
-        or held[0] % len(held)
-    ):
-        raise DeviceError(
-            f"devices of process {process} hold the parts {held} of {shards} of a batch: choose "
-            "a parallel.tensor that divides the devices of a process, or is a multiple of them"
-        )
-    return held[0] // len(held), shards // len(held)
-
-
-def global_batch(local: PyTree, mesh: Mesh, size: int, leading: int = 0) -> PyTree:
-    """Arrays of a batch of ``size`` on the devices, after ``leading`` whole axes.
-
-    Each process gives the rows of its ``process_share``, or all of them.
-    """
-    sharding = batch_sharding(mesh, leading)
-
-    def place(rows: np.ndarray) -> jax.Array:
-        shape = (*rows.shape[:leading], size, *rows.shape[leading + 1 :])
-        return jax.make_array_from_process_local_data(sharding, rows, shape)
-
-    return jax.tree.map(place, local)
-
-
-def on_all_devices(arrays: PyTree, mesh: Mesh) -> PyTree:
-    """Arrays that every process has, whole on every device."""
-    sharding = replicated(mesh)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, x, x.shape), arrays
-    )
-
-
-def on_own_devices(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The same arrays, whole on each device of this process, for what it computes by itself.
-
-    As they are, if all devices are its own. To be called in all processes.
-    """
-    if jax.process_count() == 1:
-        return tree
-    whole = jax.jit(_itself, out_shardings=replicated(mesh))(tree)
-    devices = np.asarray(jax.local_devices()).reshape(-1, 1, 1)
-    own = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    return jax.device_put(jax.device_get(whole), replicated(own))
-
-
-def _itself(tree: PyTree) -> PyTree:
-    return tree
-
-
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, P())
@@ -231,27 +166,13 @@ def parameter_spec(
     if math.prod(layer) < min_shard_size:
         return P()
     axes: list[str | None] = [None] * len(layer)
-    fitting = (
-        (axis, least)
-        for pattern, count, axis, least in TENSOR_RULES
-        if len(layer) == count and re.search(pattern, path)
-    )
-    axis, least = next(fitting, (None, 0))
-    if (
-        axis is not None
-        and sizes["tensor"] > 1
-        and layer[axis] >= least
-        and layer[axis] % sizes["tensor"] == 0
-    ):
-        axes[axis] = "tensor"
-    if sizes["fsdp"] > 1:
-        divisible = [
-            axis
-            for axis, length in enumerate(layer)
-            if axes[axis] is None and length % sizes["fsdp"] == 0
-        ]
-        if divisible:
-            axes[max(divisible, key=lambda axis: (layer[axis], axis))] = "fsdp"
+    rules = (r for r in TENSOR_RULES if len(layer) == r[1] and re.search(r[0], path))
+    for _, _, axis, least in itertools.islice(rules, 1):  # the first that fits
+        if sizes["tensor"] > 1 and layer[axis] >= least and layer[axis] % sizes["tensor"] == 0:
+            axes[axis] = "tensor"
+    free = [i for i, n in enumerate(layer) if axes[i] is None and n % sizes["fsdp"] == 0]
+    if sizes["fsdp"] > 1 and free:
+        axes[max(free, key=lambda axis: (layer[axis], axis))] = "fsdp"
     while axes and axes[-1] is None:
         axes.pop()
     return P(*[None] * layers, *axes) if axes else P()
@@ -276,15 +197,14 @@ class Layout:
         Moments and moving averages are laid out as the parameter whose path theirs ends in, and
         whole if they have another shape; other arrays go by the rules for their own path.
         """
-        mesh = self._mesh
         shapes = {path: leaf.shape for path, leaf in flatten(state.params).items()}
 
         def sharding(path: Any, leaf: Any) -> NamedSharding:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             owner = next((end for end in _endings(name) if end in shapes), None)
             if owner is not None and shapes[owner] != leaf.shape:
-                return replicated(mesh)
-            return NamedSharding(mesh, self._spec(owner or name, leaf.shape))
+                return self._sharding("", ())
+            return self._sharding(owner or name, leaf.shape)
 
         return jax.tree_util.tree_map_with_path(sharding, state)
 
@@ -301,14 +221,12 @@ class Layout:
         """
         if self.mesh is None:
             return gradients
-        mesh = self.mesh
-        constrained = {
-            path: jax.lax.with_sharding_constraint(
-                leaf, NamedSharding(mesh, self._spec(path, leaf.shape))
-            )
-            for path, leaf in flatten(gradients).items()
-        }
-        return unflatten(constrained)
+
+        def constrain(path: Any, leaf: Any) -> Any:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return jax.lax.with_sharding_constraint(leaf, self._sharding(name, leaf.shape))
+
+        return jax.tree_util.tree_map_with_path(constrain, gradients)
 
     @contextmanager
     def activations(self, batch: Mapping[str, Any]) -> Iterator[None]:
@@ -339,29 +257,13 @@ class Layout:
         with nn.intercept_methods(intercept):
             yield
 
-    @property
-    def _mesh(self) -> Mesh:
-        assert self.mesh is not None, "a state is laid out on a mesh"
-        return self.mesh
-
-    def _spec(self, path: str, shape: tuple[int, ...]) -> P:
-        return parameter_spec(path, shape, self._mesh.shape, self.min_shard_size)
+    def _sharding(self, path: str, shape: tuple[int, ...]) -> NamedSharding:
+        assert self.mesh is not None, "parameters are laid out on a mesh"
+        spec = parameter_spec(path, shape, self.mesh.shape, self.min_shard_size)
+        return NamedSharding(self.mesh, spec)
 
 
 def _endings(path: str) -> Iterator[str]:
     """``a/b/c``, ``b/c``, ``c``."""
     names = path.split("/")
     return ("/".join(names[start:]) for start in range(len(names)))
-
-
-def beside(tree: PyTree, batch: PyTree) -> PyTree:
-    """Arrays of one batch, shared by the devices that a tree is on; as they are if it is on none.
-
-    They are whole on each device where these do not divide the batch.
-    """
-    shardings = (leaf.sharding for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
-    mesh = next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
-    if not isinstance(mesh, Mesh):
-        return batch
-    divides = all(len(x) % batch_shards(mesh) == 0 for x in jax.tree.leaves(batch))
-    return jax.device_put(batch, batch_sharding(mesh) if divides else replicated(mesh))

@@ -38,7 +38,6 @@ class DRNOptions(nn.Module):
       width: channels of level 1. Levels 2 to 8 have 2, 4, 8, 16, 32, 32 and 32 times as many
         (times four out of a bottleneck).
       norm: `batch_norm`, `group_norm` or a `partial` of them.
-      axis_name: mapped axis for the statistics of batch norm; only `pmap` needs it.
     """
 
     level_sizes: Sequence[int]
@@ -46,7 +45,6 @@ class DRNOptions(nn.Module):
     ends: Literal["residual", "plain"]
     width: int = 16
     norm: Norm = batch_norm
-    axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -75,7 +73,7 @@ class DRNBackbone(DRNOptions):
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         conv = partial(Conv, use_bias=False, padding=0, kernel_init=fan_out, **types)
-        norm = partial(self.norm, axis_name=self.axis_name, **types)
+        norm = partial(self.norm, **types)
 
         x = conv(self.width, (7, 7), padding=3, name="stem_conv")(x)
         x = nn.relu(norm(train=train, name="stem_norm")(x))

@@ -135,7 +135,6 @@ class ResNetOptions(nn.Module):
       zero_init_last_norm: start every block as the identity (Goyal et al., 2017,
         arXiv:1706.02677, section 5.1).
       norm: `batch_norm`, `group_norm` or a `partial` of them.
-      axis_name: mapped axis for the statistics of batch norm; only `pmap` needs it.
     """
 
     stage_sizes: Sequence[int]
@@ -149,7 +148,6 @@ class ResNetOptions(nn.Module):
     residual: bool = True
     zero_init_last_norm: bool = False
     norm: Norm = batch_norm
-    axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -190,7 +188,7 @@ class ResNetBackbone(ResNetOptions):
         options: dict[str, Any] = {"use_bias": False, "kernel_init": fan_out, **types}
         conv = partial(Conv, padding=0, **options)
         deformable = partial(DeformableConv, modulated=self.modulated, **options)
-        norm = partial(self.norm, axis_name=self.axis_name, **types)
+        norm = partial(self.norm, **types)
 
         if self.stem == "imagenet":
             x = conv(self.width, (7, 7), strides=2, padding=3, name="stem_conv")(x)

@@ -28,13 +28,11 @@ class VGGOptions(nn.Module):
       width: channels of the first stage.
       norm: `batch_norm`, `group_norm` or a `partial` of them after each convolution, which keeps
         its bias; None as in the paper.
-      axis_name: mapped axis for the statistics of batch norm; only `pmap` needs it.
     """
 
     stage_sizes: Sequence[int]
     width: int = 64
     norm: Norm | None = None
-    axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -64,7 +62,7 @@ class VGGBackbone(VGGOptions):
             for layer in range(1, layers + 1):
                 x = conv(channels, (3, 3), name=f"conv{stage}_{layer}")(x)
                 if self.norm is not None:
-                    norm = partial(self.norm, axis_name=self.axis_name, **types)
+                    norm = partial(self.norm, **types)
                     x = norm(train=train, name=f"norm{stage}_{layer}")(x)
                 x = nn.relu(x)
             # A copy of an odd last row or column changes no maximum.

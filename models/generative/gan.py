@@ -93,7 +93,6 @@ class Generator(nn.Module):
         are their embedding; None if there are none.
       norm: `batch_norm`, `group_norm` or a `partial` of them; None for none.
       kernel_init: of the kernels, but for those 3×3 of `ResidualBlock`.
-      axis_name: mapped axis for the statistics of batch norm; only `pmap` needs it.
     """
 
     image: tuple[int, int, int] = (64, 64, 3)
@@ -103,7 +102,6 @@ class Generator(nn.Module):
     num_classes: int | None = None
     norm: Norm | None = batch_norm
     kernel_init: Callable[..., Array] = small_normal
-    axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -237,14 +235,12 @@ class DiscriminatorLayers(nn.Module):
         logit of an image depends on the others, as a penalty on its gradient must not.
       spectral: normalise each kernel by its largest singular value; see `SpectralLayer`.
       kernel_init: of the kernels, but for those 3×3 of `ResidualBlock`.
-      axis_name: mapped axis for the statistics of batch norm; only `pmap` needs it.
     """
 
     width: int = 64
     norm: Norm | None = batch_norm
     spectral: bool = False
     kernel_init: Callable[..., Array] = small_normal
-    axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -375,7 +371,7 @@ DCGANDiscriminator32 = partial(DCGANDiscriminator, halvings=3)
 def norm_of(module: Any, *, train: bool) -> Make | None:
     """What makes a norm, by the fields of a generator or discriminator; None if it has none."""
     types = {"dtype": module.dtype, "param_dtype": module.param_dtype}
-    return module.norm and partial(module.norm, train=train, axis_name=module.axis_name, **types)
+    return module.norm and partial(module.norm, train=train, **types)
 
 
 def smallest_map(size: tuple[int, ...], halvings: int) -> tuple[int, int]:

@@ -55,7 +55,6 @@ class VectorQuantizer(nn.Module):
       decay: of the moving averages.
       restart: how often, on average, a batch must use a code for it not to be restarted from one of
         the batch's vectors; only with "ema". 0 restarts none.
-      axis_name: mapped axis for counts, sums and restarts; only `pmap` needs it.
     """
 
     num_codes: int = 512
@@ -63,7 +62,6 @@ class VectorQuantizer(nn.Module):
     update: Literal["ema", "gradient"] = "ema"
     decay: float = 0.99
     restart: float = 0.0
-    axis_name: str | None = None
 
     def setup(self) -> None:
         """Makes the book. Raises ValueError for an unknown `update`, or one without restarts."""
@@ -105,11 +103,9 @@ class VectorQuantizer(nn.Module):
 
     def _learn(self, z: Array, indices: Array) -> None:
         book = EmaCodebook(self.embedding.value, self.counts.value, self.sums.value)
-        book = ema_update(book, z, indices, decay=self.decay, axis_name=self.axis_name)
+        book = ema_update(book, z, indices, decay=self.decay)
         if self.restart:
-            book = restart_dead(
-                self.make_rng("codes"), book, z, threshold=self.restart, axis_name=self.axis_name
-            )
+            book = restart_dead(self.make_rng("codes"), book, z, threshold=self.restart)
         self.embedding.value, self.counts.value, self.sums.value = book
 
 
@@ -203,7 +199,6 @@ class VQVAE(VQOptions):
     update: Literal["ema", "gradient"] = "ema"
     decay: float = 0.99
     restart: float = 0.0
-    axis_name: str | None = None
 
     def setup(self) -> None:
         """Makes the parts."""

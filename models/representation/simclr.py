@@ -29,14 +29,12 @@ class ProjectionHead(nn.Module):
       width: of the hidden layers; None takes that of the features.
       norm: after each layer, the last one too, which then has no offset, as in the authors' code;
         biases of the layers are left out. None is without.
-      axis_name: mapped axis for the statistics of batch norm; only `pmap` needs it.
     """
 
     layers: int = 2
     output: int = 128
     width: int | None = None
     norm: Norm | None = None
-    axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -55,7 +53,7 @@ class ProjectionHead(nn.Module):
             name = f"layer{index + 1}"
             x = nn.Dense(width, use_bias=self.norm is None, name=name, **types)(x)
             if self.norm is not None:
-                norm = partial(self.norm, axis_name=self.axis_name, **types)
+                norm = partial(self.norm, **types)
                 x = norm(train=train, use_bias=not last, name=f"norm{index + 1}")(x)
             x = x if last else nn.relu(x)
         return x.astype(jnp.float32)
@@ -71,21 +69,10 @@ class SimCLR(nn.Module):
       backbone: a module that returns features by stride, finest first, such as
         `ResNet50().without_head()`, or one vector an image.
       head: the projection.
-      axis_name: mapped axis for the statistics of batch norm, those of both parts; only `pmap`
-        needs it.
     """
 
     backbone: nn.Module
     head: ProjectionHead = ProjectionHead()
-    axis_name: str | None = None
-
-    def __post_init__(self) -> None:
-        # Not in __call__: there both parts are bound to their variables already.
-        if self.axis_name is not None:
-            self.head = self.head.clone(axis_name=self.axis_name)
-            if hasattr(self.backbone, "axis_name"):
-                self.backbone = self.backbone.clone(axis_name=self.axis_name)
-        super().__post_init__()
 
     @nn.compact
     def __call__(

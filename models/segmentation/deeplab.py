@@ -110,7 +110,7 @@ class DeepLabv3(Segmenter):
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         he_normal = nn.initializers.he_normal()
         conv = partial(Conv, use_bias=False, padding=0, kernel_init=he_normal, **types)
-        norm = partial(self.norm, axis_name=self.axis_name, **types)
+        norm = partial(self.norm, **types)
         size = (x.shape[1], x.shape[2])
 
         features = self.backbone(x, train=train)
@@ -134,7 +134,6 @@ class DeepLabv3(Segmenter):
             head = FCNHead(
                 self.num_classes,
                 norm=self.norm,
-                axis_name=self.axis_name,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
                 name="auxiliary_head",

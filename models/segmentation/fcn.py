@@ -27,21 +27,12 @@ class Segmenter(nn.Module):
     Attributes:
       backbone: a module that returns features by stride, finest first.
       num_classes: outputs of each pixel.
-      axis_name: mapped axis for the statistics of batch norm, those of the backbone too; only
-        `pmap` needs it.
     """
 
     backbone: nn.Module
     num_classes: int = 21
-    axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
-
-    def __post_init__(self) -> None:
-        # Not in __call__: there the backbone is bound to its variables already.
-        if self.axis_name is not None and hasattr(self.backbone, "axis_name"):
-            self.backbone = self.backbone.clone(axis_name=self.axis_name)
-        super().__post_init__()
 
     @nn.nowrap
     def sow_auxiliary(self, logits: Array, size: tuple[int, int]) -> None:
@@ -159,14 +150,12 @@ class FCNHead(nn.Module):
       width: channels within; None is a quarter of the input's.
       norm: `batch_norm`, `group_norm` or a `partial` of them.
       dropout: probability, in training only.
-      axis_name: mapped axis for the statistics of batch norm; only `pmap` needs it.
     """
 
     num_classes: int
     width: int | None = None
     norm: Norm = batch_norm
     dropout: float = 0.1
-    axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -179,7 +168,7 @@ class FCNHead(nn.Module):
         width = x.shape[-1] // 4 if self.width is None else self.width
         he_normal = nn.initializers.he_normal()
         conv = Conv(width, (3, 3), use_bias=False, kernel_init=he_normal, **types, name="conv")
-        norm = self.norm(train=train, axis_name=self.axis_name, **types, name="norm")
+        norm = self.norm(train=train, **types, name="norm")
         x = nn.relu(norm(conv(x)))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         types["dtype"] = jnp.float32

@@ -58,7 +58,6 @@ class UNet(nn.Module):
       norm: after each convolution, which has no bias then; None as in the paper.
       dropout: rate at the end of the contracting path.
       remat: compute each level's activations again in the backward pass instead of keeping them.
-      axis_name: mapped axis for the statistics of batch norm; only `pmap` needs it.
     """
 
     num_classes: int = 2
@@ -70,7 +69,6 @@ class UNet(nn.Module):
     norm: Norm | None = None
     dropout: float = 0.0
     remat: bool = False
-    axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -90,7 +88,7 @@ class UNet(nn.Module):
         # Of the four taps of an up-convolution, each pixel sees one.
         sparse = nn.initializers.variance_scaling(4 * 2.0, "fan_in", "truncated_normal")
         conv = partial(Conv, padding=self.padding.upper(), kernel_init=start, **types)
-        norm = self.norm and partial(self.norm, axis_name=self.axis_name, **types)
+        norm = self.norm and partial(self.norm, **types)
         level = nn.remat(TwoConvolutions, static_argnums=(2,)) if self.remat else TwoConvolutions
         block = partial(level, conv=partial(conv, use_bias=norm is None), norm=norm)
 

@@ -33,6 +33,7 @@ from losses.adversarial import (
     r2_penalty,
 )
 from models.layers import Conv
+from ops.mapped import REPLICAS
 
 LOSSES = {
     "MINIMAX": MINIMAX,
@@ -272,24 +273,22 @@ def test_eight_devices_take_the_means_of_one():
     real, fake = jax.random.normal(jax.random.key(4), (2, 16, 3)) + jnp.array([[[0.5]], [[0.0]]])
     weights = jnp.array([1.0, -2.0, 0.5])
 
-    def total(weights, real, fake, loss, axis_name=None):
+    def total(weights, real, fake):
         features = jnp.tanh(real * weights), jnp.tanh(fake * weights)
         logits = [jnp.sum(x, axis=-1) for x in features]
-        losses = loss.discriminator(*logits) + 3.0 * loss.generator(*logits[::-1])
-        return jnp.mean(losses) + feature_matching_loss(*features, axis_name=axis_name)
+        losses = RELATIVISTIC.discriminator(*logits)
+        losses += 3.0 * RELATIVISTIC.generator(*logits[::-1])
+        return jnp.mean(losses) + feature_matching_loss(*features)
 
-    whole = jax.value_and_grad(total)(weights, real, fake, RELATIVISTIC)
+    whole = jax.value_and_grad(total)(weights, real, fake)
 
     def mapped(weights, real, fake):
-        loss = RELATIVISTIC.over_axis("devices")
-        parts = jax.value_and_grad(total)(weights, real, fake, loss, "devices")
-        return jax.lax.pmean(parts, "devices")
+        return jax.lax.pmean(jax.value_and_grad(total)(weights, real, fake), REPLICAS)
 
     shards = (x.reshape(8, 2, 3) for x in (real, fake))
-    parts = jax.pmap(mapped, axis_name="devices", in_axes=(None, 0, 0))(weights, *shards)
+    parts = jax.pmap(mapped, axis_name=REPLICAS, in_axes=(None, 0, 0))(weights, *shards)
     for one, all_devices in zip(whole, parts, strict=True):
         np.testing.assert_allclose(all_devices, np.stack([one] * 8), rtol=1e-5, atol=1e-6)
-    assert HINGE.over_axis("devices") is HINGE
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -20,6 +20,7 @@ from losses.contrastive import (
     siglip_loss,
     supervised_contrastive_loss,
 )
+from ops.mapped import REPLICAS
 
 VIEWS, BATCH, WIDTH = 3, 16, 6
 TEMPERATURE, BIAS = 0.2, -2.0
@@ -363,26 +364,26 @@ def test_pmap_with_gradients_averaged_is_one_device(layer, one_device):
     """As the training step has it: gradients of each device's own mean, then their mean."""
 
     def mapped(weights, x, labels):
-        parts = values_and_gradients(weights, x, labels, axis_name="devices")
-        return jax.lax.pmean(parts, "devices")
+        return jax.lax.pmean(values_and_gradients(weights, x, labels), REPLICAS)
 
     weights, x = layer
     x = x.reshape(VIEWS, 8, -1, 5).swapaxes(0, 1)
-    ours = jax.pmap(mapped, axis_name="devices", in_axes=(None, 0, 0))(
+    ours = jax.pmap(mapped, axis_name=REPLICAS, in_axes=(None, 0, 0))(
         weights, x, LABELS.reshape(8, -1)
     )
     for device in (0, 7):
         assert_same(jax.tree.map(lambda leaf, d=device: leaf[d], ours), one_device)
 
 
-def test_shard_map_with_the_loss_averaged_is_one_device(layer, mesh, one_device):
-    specs = {"in_specs": (P(), P(None, "data"), P("data")), "out_specs": P()}
+def test_shard_map_with_the_loss_averaged_is_one_device(layer, one_device):
+    mesh = jax.make_mesh((8,), (REPLICAS,), axis_types=(AxisType.Auto,))
+    specs = {"in_specs": (P(), P(None, REPLICAS), P(REPLICAS)), "out_specs": P()}
 
     @jax.jit
     @partial(jax.shard_map, mesh=mesh, **specs)
     def mapped(weights, x, labels):
-        mean = partial(jax.lax.pmean, axis_name="data")
-        return values_and_gradients(weights, x, labels, mean=mean, axis_name="data")
+        mean = partial(jax.lax.pmean, axis_name=REPLICAS)
+        return values_and_gradients(weights, x, labels, mean=mean)
 
     assert_same(mapped(*layer, LABELS), one_device)
 

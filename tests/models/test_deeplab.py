@@ -17,6 +17,7 @@ from models.segmentation.deeplab import (
     DeepLabv3PlusResNet50,
     DeepLabv3ResNet50,
 )
+from ops.mapped import REPLICAS
 from ops.upsampling import upsample_bilinear
 
 
@@ -185,11 +186,10 @@ def test_auxiliary_head_sees_the_level_before_the_last(small, images):
 def test_axis_name_synchronises_every_statistic(small, images):
     model, variables = small
     model = model.clone(auxiliary=False)
-    split = model.clone(axis_name="devices")
     halves = images.reshape(2, 2, 8, 10, 3)
 
     def both(variables):
-        each = jax.vmap(partial(train_mode, split, variables), axis_name="devices")(halves)
+        each = jax.vmap(partial(train_mode, model, variables), axis_name=REPLICAS)(halves)
         return train_mode(model, variables, images), each
 
     (logits, after), (parts, each) = jax.jit(both)(variables)

@@ -12,6 +12,7 @@ from models.classification.vgg import VGG, VGG11
 from models.layers import batch_norm
 from models.segmentation.fcn import FCN, FCN8s, FCN16s, FCN32s, FCNResNet50, SkipFCN
 from models.segmentation.upsampling import ConvTranspose
+from ops.mapped import REPLICAS
 from ops.upsampling import transposed_convolution
 
 
@@ -86,7 +87,6 @@ class Ramp(nn.Module):
     """Features that hold their own place: row and column of a feature's centre, in pixels."""
 
     strides: tuple[int, ...]
-    axis_name: str | None = None
 
     def __call__(self, x, *, train=False):
         del train
@@ -179,8 +179,8 @@ def test_auxiliary_logits_are_sown_in_training_only(small, trained, images):
 def test_axis_name_synchronises_backbone_and_heads(small, trained, images):
     model, variables = small
     train = {"train": True, "mutable": ["batch_stats", "auxiliary"]}
-    split = partial(model.clone(axis_name="devices").apply, **train)
-    logits, synchronised = jax.jit(jax.vmap(split, in_axes=(None, 0), axis_name="devices"))(
+    split = partial(model.apply, **train)
+    logits, synchronised = jax.jit(jax.vmap(split, in_axes=(None, 0), axis_name=REPLICAS))(
         variables, images.reshape(2, 2, *images.shape[1:])
     )
     both, after = trained

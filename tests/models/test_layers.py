@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from models.layers import Conv, batch_norm, group_norm, max_pool, shared_fields
+from ops.mapped import REPLICAS
 
 
 @pytest.fixture
@@ -27,9 +28,9 @@ def test_batch_norm_follows_torch_and_numpy(x):
 
 @pytest.mark.parametrize(("dtype", "bias"), [(jnp.float32, True), (jnp.bfloat16, False)])
 def test_batch_norm_is_linens_in_value_statistics_and_gradients(x, randomise, dtype, bias):
-    options = {"epsilon": 1e-4, "use_bias": bias, "dtype": dtype, "axis_name": "half"}
+    options = {"epsilon": 1e-4, "use_bias": bias, "dtype": dtype}
     ours = batch_norm(train=True, momentum=0.8, **options)
-    theirs = nn.BatchNorm(False, momentum=0.8, **options)
+    theirs = nn.BatchNorm(False, momentum=0.8, axis_name=REPLICAS, **options)
     variables = randomise(theirs, x)
     variables["batch_stats"]["var"] = jnp.exp(variables["batch_stats"]["var"])
 
@@ -38,7 +39,7 @@ def test_batch_norm_is_linens_in_value_statistics_and_gradients(x, randomise, dt
             variables_ = {**variables, "params": params}
             half = partial(norm.apply, mutable=["batch_stats"])
             # Two halves of the batch, which normalise with the statistics of both.
-            return jax.vmap(half, in_axes=(None, 0), axis_name="half")(variables_, x)
+            return jax.vmap(half, in_axes=(None, 0), axis_name=REPLICAS)(variables_, x)
 
         halves = x.reshape(2, 2, *x.shape[1:]).astype(dtype)
         value, pullback, updated = jax.vjp(apply, variables["params"], halves, has_aux=True)
@@ -82,7 +83,7 @@ def test_frozen_statistics_train_as_they_evaluate(x):
 
 
 def test_group_norm_gives_each_image_its_own_statistics(x):
-    norm = group_norm(train=True, axis_name="ignored", groups=2)
+    norm = group_norm(train=True, groups=2)
     variables = norm.init(jax.random.key(1), x)
     assert variables.keys() == {"params"}
     groups = np.asarray(x).reshape(4, 25, 2, 3)

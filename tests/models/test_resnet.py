@@ -16,6 +16,7 @@ from models.classification.resnet import (
     cifar_resnet,
 )
 from models.layers import Conv, batch_norm, group_norm
+from ops.mapped import REPLICAS
 
 
 def abstract_params(model, size):
@@ -282,7 +283,7 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32(small, train
 
 
 def test_group_norm_needs_no_statistics_and_mixes_no_images(images, randomise):
-    model = cifar_resnet(8, width=4, norm=partial(group_norm, groups=2), axis_name="devices")
+    model = cifar_resnet(8, width=4, norm=partial(group_norm, groups=2))
     run = jax.jit(partial(model.apply, train=True))
     variables = randomise(model, images)
     assert variables.keys() == {"params"}
@@ -294,9 +295,8 @@ def test_group_norm_needs_no_statistics_and_mixes_no_images(images, randomise):
 def test_axis_name_synchronises_statistics(small, trained, images):
     model, variables = small
     both, after = trained
-    split = model.clone(axis_name="devices")
-    apply = partial(split.apply, train=True, mutable=["batch_stats"])
-    logits, synchronised = jax.jit(jax.vmap(apply, in_axes=(None, 0), axis_name="devices"))(
+    apply = partial(model.apply, train=True, mutable=["batch_stats"])
+    logits, synchronised = jax.jit(jax.vmap(apply, in_axes=(None, 0), axis_name=REPLICAS))(
         variables, images.reshape(2, 2, 8, 8, 3)
     )
     np.testing.assert_allclose(logits.reshape(both.shape), both, atol=1e-4)

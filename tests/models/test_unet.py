@@ -9,7 +9,7 @@ import pytest
 
 from models.layers import batch_norm
 from models.segmentation.unet import UNet, valid_margin, valid_size
-from train.program import compiler_options
+from train.compiler import compiler_options
 
 Small = partial(UNet, width=4, depth=2)
 

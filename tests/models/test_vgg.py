@@ -9,6 +9,7 @@ from scipy.signal import correlate
 from models.classification import vgg
 from models.classification.vgg import VGG, VGG11, adaptive_average_pool
 from models.layers import batch_norm
+from ops.mapped import REPLICAS
 
 
 def count(model, size=224):
@@ -146,8 +147,8 @@ def test_axis_name_synchronises_statistics(small, images):
     part = {name: tree["backbone"] for name, tree in variables.items()}
     train = {"train": True, "mutable": ["batch_stats"]}
     whole, after = jax.jit(partial(backbone.apply, **train))(part, images)
-    split = partial(model.clone(axis_name="devices").without_head().apply, **train)
-    halves, synchronised = jax.jit(jax.vmap(split, in_axes=(None, 0), axis_name="devices"))(
+    split = partial(model.without_head().apply, **train)
+    halves, synchronised = jax.jit(jax.vmap(split, in_axes=(None, 0), axis_name=REPLICAS))(
         part, images.reshape(2, 2, *images.shape[1:])
     )
     np.testing.assert_allclose(halves[4].reshape(whole[4].shape), whole[4], atol=1e-4)

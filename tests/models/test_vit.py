@@ -20,7 +20,7 @@ from models.classification.vit import (
     sincos_positions,
 )
 from train.accounting import model_flops
-from train.program import compiler_options
+from train.compiler import compiler_options
 
 tiny = partial(ViT, depth=3, width=8, mlp_width=12, heads=2, patch=4, num_classes=5)
 

@@ -28,7 +28,7 @@ from ops.convolution_forms import WINOGRAD_CHANNELS, fast_on_cpu, form, native
 from ops.convolution_geometry import NHWC, OPERANDS, Geometry
 from ops.convolution_winograd import minimal_filtering
 from train.accounting import model_flops
-from train.program import compiler_options
+from train.compiler import compiler_options
 
 
 def draw(*shapes, dtype=jnp.float32):

@@ -1,7 +1,5 @@
 """Vector quantisation against brute force, k-means and closed forms, on one device and on eight."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 
+from ops.mapped import REPLICAS
 from ops.quantization import (
     EmaCodebook,
     ema_update,
@@ -156,11 +155,11 @@ def test_with_a_threshold_of_zero_nothing_restarts(vectors, book):
         np.testing.assert_array_equal(leaf, old)
 
 
-def learn(key, book, z, axis_name=None):
+def learn(key, book, z):
     """An update with a restart of codes 1 and 4, which few vectors are near to."""
     indices = nearest_codes(z, book.codes)
-    book = ema_update(book, z, indices, decay=0.9, axis_name=axis_name)
-    return restart_dead(key, book, z, threshold=2.6, axis_name=axis_name)
+    book = ema_update(book, z, indices, decay=0.9)
+    return restart_dead(key, book, z, threshold=2.6)
 
 
 @pytest.fixture(scope="module")
@@ -182,9 +181,7 @@ def test_eight_devices_learn_what_one_does_under_jit(learned, vectors, book):
 @pytest.mark.parametrize("own_keys", [False, True])
 def test_eight_devices_learn_what_one_does_under_pmap(learned, vectors, book, own_keys):
     keys = jnp.stack([jax.random.key(3 + own_keys * device) for device in range(8)])
-    mapped = jax.pmap(
-        partial(learn, axis_name="devices"), axis_name="devices", in_axes=(0, None, 0)
-    )
+    mapped = jax.pmap(learn, axis_name=REPLICAS, in_axes=(0, None, 0))
     got = mapped(keys, book, vectors.reshape(8, 8, 3))
     for device in range(8):
         assert_close(jax.tree.map(lambda leaf, device=device: leaf[device], got), learned)

@@ -20,13 +20,12 @@ class Tiny(nn.Module):
 
     num_classes: int = 4
     norm: Norm = batch_norm
-    axis_name: str | None = None
     dropout: float = 0.0
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Any, *, train: bool = False) -> Any:
-        norm = self.norm(train=train, axis_name=self.axis_name, dtype=self.dtype, name="norm")
+        norm = self.norm(train=train, dtype=self.dtype, name="norm")
         x = nn.Conv(8, (3, 3), strides=2, dtype=self.dtype, name="conv")(x)
         x = nn.relu(norm(x)).reshape(len(x), -1)
         x = nn.relu(nn.Dense(16, dtype=self.dtype, name="hidden")(x))

@@ -22,16 +22,19 @@ from losses.adversarial import HINGE, RELATIVISTIC, WASSERSTEIN, r1_penalty
 from metrics.state import compute_all
 from models.generative.gan import SpectralDense
 from models.layers import batch_norm
+from ops.mapped import REPLICAS
 from tests.train.conftest import assert_trees_close, assert_trees_equal
 from tests.train.test_step import lay_out
 from train.checkpoint import Checkpoints
 from train.experiment import Data, Experiment, Loop
 from train.loop import fit
 from train.optim import Optimizer, adamw, constant, cosine, sgd
+from train.settings import SettingError
 from train.state import stream
 from train.tasks.adversarial import Adversarial
+from train.tasks.generative import Generative
 from train.tasks.players import told_apart
-from train.tasks.task import Aux, Generative, Player, SettingError, over_axis
+from train.tasks.task import Aux, Player
 
 IMAGE = (4, 4, 1)
 
@@ -42,14 +45,13 @@ class TinyGenerator(nn.Module):
     image: tuple[int, int, int] = IMAGE
     latent: int = 3
     num_classes: int | None = None
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, z: Any, *, labels: Any = None, train: bool = False) -> Any:
         if labels is not None:
             z = jnp.concatenate([z, jax.nn.one_hot(labels, self.num_classes)], axis=-1)
         z = nn.Dense(8, name="hidden")(z)
-        z = nn.relu(batch_norm(train=train, axis_name=self.axis_name, name="norm")(z))
+        z = nn.relu(batch_norm(train=train, name="norm")(z))
         return nn.Dense(16, name="head")(z).reshape(-1, *self.image)
 
 
@@ -101,9 +103,9 @@ def test_a_step_is_that_of_the_discriminator_and_then_that_of_the_generator(turn
     experiment = override(made(turns=turns), {"parallel.data": 1, "task.losses": RELATIVISTIC})
     feed, program = lay_out(experiment)
     state = jax.device_get(program.init())
-    store = feed.store(program.mesh)
-    items = feed.take(1, 1, program.mesh)
-    batch = feed.fetch(store, jax.tree.map(lambda x: x[0], items))
+    store = feed.store()
+    items = feed.take(1, 1)
+    batch = feed.spec.fetch(store, jax.tree.map(lambda x: x[0], items))
     batch = {"image": batch["image"] / 255, "label": batch["label"]}
     task: Any = experiment.task
 
@@ -127,7 +129,7 @@ def test_a_step_is_that_of_the_discriminator_and_then_that_of_the_generator(turn
     )
     params, mutable = {**params, "generator": moved}, aux.mutable
 
-    dispatch = program.compile(store, feed.abstract_items(1, program.mesh))
+    dispatch = program.compile()
     after, metrics = dispatch(program.init(), store, items, np.int32(1))
     assert_trees_close(jax.device_get(after.params), params, rtol=1e-4, atol=1e-6)
     assert_trees_close(jax.device_get(after.mutable), mutable, rtol=1e-4, atol=1e-6)
@@ -142,12 +144,12 @@ def run_players(experiment: Experiment) -> Any:
     """The state after four steps."""
     feed, program = lay_out(experiment)
     length = experiment.loop.steps_per_dispatch
-    store = feed.store(program.mesh)
-    dispatch = program.compile(store, feed.abstract_items(length, program.mesh))
+    store = feed.store()
+    dispatch = program.compile()
     state, step = program.init(), 0
     while step < 4:
         count = min(length, 4 - step)
-        state, _ = dispatch(state, store, feed.take(count, length, program.mesh), np.int32(count))
+        state, _ = dispatch(state, store, feed.take(count, length), np.int32(count))
         step += count
     return jax.device_get(state)
 
@@ -252,10 +254,10 @@ def test_players_with_fewer_turns_take_the_last_parts():
         loop=Loop(duration="1 steps"),
     )
     feed, program = lay_out(override(experiment, {"parallel.data": 1}))
-    store, items = feed.store(program.mesh), feed.take(1, 1, program.mesh)
-    batch = feed.fetch(store, jax.tree.map(lambda x: x[0], items))
+    store, items = feed.store(), feed.take(1, 1)
+    batch = feed.spec.fetch(store, jax.tree.map(lambda x: x[0], items))
     parts = np.asarray(batch["image"], np.float32).reshape(2, 3).mean(axis=0) / 255
-    dispatch = program.compile(store, feed.abstract_items(1, program.mesh))
+    dispatch = program.compile()
     state, _ = dispatch(program.init(), store, items, np.int32(1))
     for name, turns in zip("abc", (3, 2, 1), strict=True):
         assert float(state.params[name]["x"]) == pytest.approx(parts[-turns:].sum(), rel=1e-5)
@@ -347,11 +349,11 @@ def test_feature_matching_and_penalties_are_added_with_their_weights():
 def test_a_discriminator_that_has_won_and_a_generator_that_has_collapsed_are_told():
     task = Adversarial(TinyGenerator(), TinyDiscriminator(), observer=LENET)
     healthy = {"test/discriminator_auc": 0.8, "test/class_perplexity": 9.0}
-    assert task.watch(healthy) == []
-    (won,) = task.watch(healthy | {"test/discriminator_auc": 0.995})
+    assert task.diagnose(healthy) == []
+    (won,) = task.diagnose(healthy | {"test/discriminator_auc": 0.995})
     assert "saturated" in won
-    assert task.watch(healthy | {"test_ema/discriminator_auc": 0.995}) == []
-    (collapsed,) = task.watch(healthy | {"test/class_perplexity": 5.0})  # five of ten digits
+    assert task.diagnose(healthy | {"test_ema/discriminator_auc": 0.995}) == []
+    (collapsed,) = task.diagnose(healthy | {"test/class_perplexity": 5.0})  # five of ten digits
     assert "is 5.0 of 10: the generator has collapsed" in collapsed
 
 
@@ -465,14 +467,13 @@ def test_features_are_matched_over_all_devices():
     batch = {"image": jax.random.uniform(jax.random.key(1), (8, *IMAGE))}
     variables = task.init(jax.random.key(0), batch)
     mutable = {"batch_stats": variables["batch_stats"]}
-    mapped = over_axis(task, "devices")
 
     def distance(image: Any) -> Any:
-        _, aux = mapped.generator_loss(
+        _, aux = task.generator_loss(
             variables["params"], mutable, {"image": image}, jax.random.key(2), 0
         )
         return aux.metrics["feature_distance"].total
 
     parts = batch["image"].reshape(4, 2, *IMAGE)
-    found = jax.vmap(distance, axis_name="devices")(parts)
+    found = jax.vmap(distance, axis_name=REPLICAS)(parts)
     np.testing.assert_allclose(found, found[0], rtol=1e-5)

@@ -21,9 +21,10 @@ from tests.train.test_step import assert_same_run, run
 from train.experiment import Data, Experiment, Loop
 from train.loop import fit
 from train.optim import Optimizer, adamw
+from train.settings import SettingError
 from train.tasks.autoencode import Autoencode
+from train.tasks.generative import Generative
 from train.tasks.quantize import Quantize
-from train.tasks.task import Generative, SettingError
 
 IMAGE = (8, 8, 1)
 MODEL = Autoencoder(

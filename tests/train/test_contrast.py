@@ -3,6 +3,7 @@
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -28,13 +29,11 @@ from train.tasks.task import SettingError
 class Backbone(nn.Module):
     """A convolution and batch norm."""
 
-    axis_name: str | None = None
-
     @nn.compact
     def __call__(self, x, *, train=False):
         # No bias before a norm: its gradient is zero but for rounding.
         x = nn.Conv(8, (3, 3), strides=2, use_bias=False, name="conv")(x)
-        norm = batch_norm(train=train, axis_name=self.axis_name, name="norm")
+        norm = batch_norm(train=train, name="norm")
         return {2: nn.relu(norm(x))}
 
 
@@ -111,14 +110,15 @@ def made() -> Experiment:
     )
 
 
-def test_negatives_are_global_on_every_layout():
+def test_negatives_are_global_on_every_layout(monkeypatch: pytest.MonkeyPatch):
     one = run(override(made(), {"parallel.data": 1}))
     assert_same_run(run(override(made(), {"parallel.data": 8})), one)
     mapped = override(made(), {"parallel.data": 8, "loop.strategy": "pmap"})
     assert_same_run(run(mapped), one)
     # A loss that only knows the images of its own device is another.
-    alone = partial(lambda z, axis_name: nt_xent_loss(z, temperature=0.5))
-    _, history = run(override(mapped, {"task.loss_function": alone}))
+    alone = SimpleNamespace(size=lambda: 1, index=lambda: 0, gather=lambda x, axis=0: x)
+    monkeypatch.setattr("losses.contrastive.mapped", alone)
+    _, history = run(mapped)
     assert abs(history["loss"][0] - one[1]["loss"][0]) > 0.5
 
 
@@ -159,13 +159,13 @@ def test_pictures_are_of_the_images_and_their_views():
 
 def test_collapse_is_told():
     fine = {"test/embedding_std": 0.9, "test/embedding_rank": 30.0, "test/alignment": 0.1}
-    assert list(TASK.watch(fine)) == []
-    (point,) = TASK.watch({"test/embedding_std": 0.01})
+    assert list(TASK.diagnose(fine)) == []
+    (point,) = TASK.diagnose({"test/embedding_std": 0.01})
     assert "test/embedding_std is 0.010" in point
     assert "one point (collapse)" in point
-    (line,) = TASK.watch({"test_ema/embedding_rank": 1.3})
+    (line,) = TASK.diagnose({"test_ema/embedding_rank": 1.3})
     assert "nearly on a line" in line
-    (broken,) = TASK.watch({"test/embedding_std": float("nan")})
+    (broken,) = TASK.diagnose({"test/embedding_std": float("nan")})
     assert "embeddings of test are not finite" in broken
 
 

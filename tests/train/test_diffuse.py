@@ -26,8 +26,9 @@ from ops.sde import VarianceExploding, VariancePreserving
 from tests.train.test_step import assert_same_run, run
 from train.experiment import Data, Experiment, Loop
 from train.optim import Optimizer, adamw
+from train.settings import SettingError
 from train.tasks.diffuse import Diffuse
-from train.tasks.task import Generative, SettingError
+from train.tasks.generative import Generative
 
 IMAGE = (4, 4, 1)
 

@@ -10,7 +10,7 @@ from matplotlib.text import Text
 
 from data.masks import IGNORE
 from train import figures, palette
-from train.tasks.task import MaskPreview, Panels, Preview
+from train.pictures import Curve, MaskPreview, Panels, Preview
 
 
 def test_each_class_has_a_colour_of_its_own_and_what_is_ignored_is_white():
@@ -39,7 +39,7 @@ def preview(masks: np.ndarray, predictions: np.ndarray) -> MaskPreview:
 def test_errors_are_marked_where_a_label_counts():
     masks = np.array([[[0, 1], [IGNORE, 1]]])
     predictions = np.array([[[0, 0], [0, 1]]])
-    figure = figures.preview(preview(masks, predictions), ("a", "b"), "title")
+    figure = figures.draw(preview(masks, predictions), ("a", "b"), "title")
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["image", "mask", "predicted", "error"]
     shown = np.asarray(figure.axes[3].images[0].get_array())
@@ -51,7 +51,7 @@ def test_errors_are_marked_where_a_label_counts():
 
 def test_without_names_the_legend_has_the_labels_that_are_shown():
     masks = np.array([[[0, 2], [IGNORE, 2]]])
-    figure = figures.preview(preview(masks, np.array([[[0, 4], [0, 2]]])), (), "title")
+    figure = figures.draw(preview(masks, np.array([[[0, 4], [0, 2]]])), (), "title")
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["0", "2", "4", "error"]
     colours = [patch.get_facecolor()[:3] for patch in legend.get_patches()]
@@ -68,7 +68,7 @@ def test_no_more_rows_than_asked_for():
 def test_classes_above_images_as_before():
     images = np.zeros((2, 3, 3, 1), np.float32)
     shown = Preview(images, np.array([0, 1]), np.array([0, 0]))  # pyright: ignore
-    figure = figures.preview(shown, ("cat", "dog"), "title")
+    figure = figures.draw(shown, ("cat", "dog"), "title")
     assert [axes.get_title() for axes in figure.axes[:2]] == ["cat", "dog → cat"]
 
 
@@ -82,7 +82,7 @@ def test_panels_stand_edge_to_edge_with_their_titles():
         np.testing.assert_array_equal(tile, np.repeat(images[row, column], 3, axis=-1))
     np.testing.assert_array_equal(page[::5], 1)
     shown = Panels(images, rows=("image", "code"), columns=("a", "b", "c"))  # pyright: ignore
-    (axes,) = figures.preview(shown, (), "title").axes
+    (axes,) = figures.draw(shown, (), "title").axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["image", "code"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
 
@@ -93,13 +93,20 @@ def test_codes_are_drawn_by_how_often_they_are_used():
     assert axes.get_xlabel() == "code (2 of 4 used)"
 
 
+CURVES = (
+    Curve(("loss", "nll"), logarithmic=True),
+    Curve(("rate", "distortion"), logarithmic=True),
+    Curve(("discriminator_loss", "generator_loss")),
+)
+
+
 def test_a_curve_has_a_panel_for_what_a_run_logs(tmp_path):
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"step": 1, "train/loss": 2.0}\n{"step": 2, "train/loss": 1.0}\n')
-    assert [axes.get_ylabel() for axes in figures.training_curve(log).axes] == ["loss"]
+    assert [axes.get_ylabel() for axes in figures.training_curve(log, CURVES).axes] == ["loss"]
     with log.open("a") as file:
         file.write('{"step": 2, "test/rate": 3.0, "test/distortion": 4.0, "test/iou/0": 1.0}\n')
-    loss, bound = figures.training_curve(log).axes
+    loss, bound = figures.training_curve(log, CURVES).axes
     assert [text.get_text() for text in bound.get_legend().get_texts()] == [
         "test/distortion",
         "test/rate",
@@ -107,11 +114,11 @@ def test_a_curve_has_a_panel_for_what_a_run_logs(tmp_path):
     assert loss.get_yscale() == "log"
     players = tmp_path / "players.jsonl"
     players.write_text('{"step": 1, "train/generator_loss": 2.0, "train/discriminator_loss": -1}\n')
-    (both,) = figures.training_curve(players).axes
+    (both,) = figures.training_curve(players, CURVES).axes
     assert len(both.lines) == 2
     with log.open("a") as file:
         file.write('{"step": 3, "train/loss": -1.0}\n')
-    assert figures.training_curve(log).axes[0].get_yscale() == "linear"
+    assert figures.training_curve(log, CURVES).axes[0].get_yscale() == "linear"
 
 
 NAMES = ("cost_$1_$2", "_background_", "a$b", "plain")

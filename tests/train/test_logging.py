@@ -32,6 +32,9 @@ class Memory:
     def write(self, step, metrics):
         self.lines.append((step, dict(metrics)))
 
+    def note(self, step, text):
+        self.lines.append((step, text))
+
     def close(self):
         pass
 

@@ -27,10 +27,10 @@ from metrics.state import Collected
 from tests.train.conftest import assert_trees_equal, make_tiny
 from tests.train.test_step import lay_out
 from train.checkpoint import Checkpoints
-from train.evaluation import evaluate
+from train.evaluate import evaluate
 from train.experiment import Experiment
-from train.logging import JsonLines, NonFiniteError, read_lines
-from train.loop import fit, last_evaluation
+from train.logging import JsonLines, NonFiniteError, last_evaluation, read_lines
+from train.loop import fit
 from train.optim import sgd
 from train.state import State
 from train.tasks.classify import Classify

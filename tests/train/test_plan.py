@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import replace
-from fractions import Fraction
 from typing import Any
 
 import jax
@@ -15,11 +14,12 @@ from models.classification.vit import ViT
 from train.accounting import model_flops
 from train.chips import CHIPS, Topology
 from train.experiment import Experiment
+from train.feed import FeedSpec
 from train.plan import Cost, Exchange, Plan, bytes_per_device, memory_asked, plan, predict
 from train.program import build
 from train.sharding import DeviceError, Layout, Parallel, make_mesh
 from train.tasks.classify import Classify
-from train.tasks.task import SettingError, players_of
+from train.tasks.task import SettingError
 
 EIGHT = Topology.parse("cpu:8")
 IMAGES = blank(40, image=(8, 8, 1))
@@ -66,7 +66,7 @@ def test_bytes_are_those_of_the_live_state_when_parameters_are_in_slices(tiny, p
         "image": jax.ShapeDtypeStruct((16, 8, 8, 1), np.uint8),
         "label": jax.ShapeDtypeStruct((16,), np.int32),
     }
-    state = build(experiment, batch, Fraction(40, 16), lambda store, item: item).init()
+    state = build(experiment, FeedSpec(make_mesh(experiment.parallel), batch, examples=40)).init()
     assert memory.parameters == live_bytes(state.params)
     assert memory.statistics == live_bytes(state.mutable)
     assert memory.optimizer == live_bytes(state.opt_state)
@@ -100,7 +100,7 @@ def test_slices_of_parameters_are_gathered_and_images_stay_where_they_are(tiny, 
 
 
 def test_outputs_of_modules_are_held_to_the_batch_axes(tiny):
-    (player,) = players_of(tiny.task)
+    (player,) = tiny.task.players()
     batch = {
         "image": jax.ShapeDtypeStruct((16, 8, 8, 1), np.float32),
         "label": jax.ShapeDtypeStruct((16,), np.int32),
@@ -161,9 +161,7 @@ def test_operations_of_lenet_are_those_of_its_step_on_one_device(tiny):
 
     def counted(parallel: Parallel) -> int:
         shaped = replace(experiment, parallel=parallel)
-        program = build(shaped, batch, Fraction(40, 16), lambda store, item: item)
-        items = {n: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for n, x in batch.items()}
-        return program.flops({}, items).total()
+        return build(shaped, FeedSpec(make_mesh(parallel), batch, examples=40)).flops().total()
 
     images = np.zeros((16, 8, 8, 1), np.float32)
     model = LeNet5(num_classes=CLASSES)

@@ -114,11 +114,10 @@ TASKS: dict[str, tuple[Any, Any]] = {
 def two_steps(experiment: Experiment, order: np.ndarray) -> tuple[State, dict[str, float]]:
     """The state after two steps on batches in an order, and the metrics of both together."""
     feed, program = lay_out(experiment)
-    store = feed.store(program.mesh)
-    dispatch = program.compile(store, feed.abstract_items(1, program.mesh))
+    store, dispatch = feed.store(), program.compile()
     state, means = program.init(), {}
     for _ in range(2):
-        items = feed.take(1, 1, program.mesh)
+        items = feed.take(1, 1)
         items = jax.device_put(np.asarray(items)[:, order], items.sharding)
         state, metrics = dispatch(state, store, items, np.int32(1))
         for name, metric in metrics.items():

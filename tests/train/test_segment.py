@@ -33,12 +33,11 @@ class TinySegmenter(nn.Module):
     norm: Norm = batch_norm
     auxiliary: bool = False
     padding: str = "SAME"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Any, *, train: bool = False) -> Any:
         x = Conv(8, (3, 3), padding=self.padding, name="conv")(x)
-        x = nn.relu(self.norm(train=train, axis_name=self.axis_name, name="norm")(x))
+        x = nn.relu(self.norm(train=train, name="norm")(x))
         if self.auxiliary:
             self.sow("auxiliary", "logits", Conv(self.num_classes, (1, 1), name="auxiliary")(x))
         return Conv(self.num_classes, (3, 3), padding=self.padding, name="head")(x)

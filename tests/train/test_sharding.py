@@ -31,6 +31,7 @@ from tests.train.conftest import assert_trees_close, make_tiny
 from tests.train.test_step import lay_out, run
 from train.experiment import Experiment
 from train.paths import flatten
+from train.placement import process_share
 from train.sharding import (
     DeviceError,
     Layout,
@@ -38,7 +39,6 @@ from train.sharding import (
     check_batch,
     make_mesh,
     parameter_spec,
-    process_share,
 )
 from train.state import State
 from train.tasks.classify import Classify
@@ -140,14 +140,13 @@ class Wide(nn.Module):
     """A convolution of 256 channels between two small ones."""
 
     num_classes: int = 4
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Any, *, train: bool = False) -> Any:
         x = Conv(8, (3, 3), strides=2, name="stem")(x)
-        x = nn.relu(batch_norm(train=train, axis_name=self.axis_name, name="norm1")(x))
+        x = nn.relu(batch_norm(train=train, name="norm1")(x))
         x = Conv(256, (3, 3), strides=2, name="wide")(x)
-        x = nn.relu(batch_norm(train=train, axis_name=self.axis_name, name="norm2")(x))
+        x = nn.relu(batch_norm(train=train, name="norm2")(x))
         return nn.Dense(self.num_classes, name="head")(x.mean(axis=(1, 2)))
 
 
@@ -216,8 +215,7 @@ def test_fsdp_holds_an_eighth_and_never_more_on_a_device():
 
 def step_memory(experiment: Experiment) -> int:
     """Bytes of temporaries of the compiled step, on one device."""
-    feed, program = lay_out(experiment)
-    compiled: Any = program.compile(feed.store(program.mesh), feed.abstract_items(1, program.mesh))
+    compiled: Any = lay_out(experiment)[1].compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 

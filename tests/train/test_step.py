@@ -1,8 +1,8 @@
 """The step is one function, however it is laid out: devices, strategy, microbatches, dispatch."""
 
 from dataclasses import replace
-from fractions import Fraction
 from functools import partial
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -17,8 +17,9 @@ from losses.classification import cross_entropy_loss
 from tests.train.conftest import Tiny, assert_trees_close, assert_trees_equal
 from train.experiment import Experiment
 from train.feed import Feed
-from train.loop import open_training
 from train.program import Program, build
+from train.sets import open_training
+from train.sharding import make_mesh
 from train.state import State
 from train.tasks.classify import Classify
 from train.tasks.task import SettingError
@@ -26,22 +27,22 @@ from train.tasks.task import SettingError
 
 def lay_out(experiment: Experiment) -> tuple[Feed, Program]:
     """Images and program; nothing is compiled."""
-    data = experiment.data
-    feed = Feed(open_training(experiment), data.batch, experiment.seed, data.resident_megabytes)
-    return feed, build(experiment, feed.batch, Fraction(feed.examples, data.batch), feed.fetch)
+    data, mesh = experiment.data, make_mesh(experiment.parallel)
+    examples = open_training(experiment)
+    feed = Feed(mesh, examples, data.batch, experiment.seed, data.resident_megabytes)
+    return feed, build(experiment, feed.spec)
 
 
 def run(experiment: Experiment, steps: int = 3) -> tuple[list[State], dict[str, list[float]]]:
     """States before the first step and after each dispatch; losses and gradient norms."""
     length = experiment.loop.steps_per_dispatch
     feed, program = lay_out(experiment)
-    store = feed.store(program.mesh)
-    dispatch = program.compile(store, feed.abstract_items(length, program.mesh))
+    store, dispatch = feed.store(), program.compile()
     state, history = program.init(), {"loss": [], "gradient_norm": []}
     states, step = [jax.device_get(state)], 0
     while step < steps:
         count = min(length, steps - step)
-        items = feed.take(count, length, program.mesh)
+        items = feed.take(count, length)
         state, metrics = dispatch(state, store, items, np.int32(count))
         states.append(jax.device_get(state))
         step += count
@@ -92,9 +93,8 @@ def test_every_layout_takes_the_same_steps(tiny_one_device: Experiment, referenc
 def test_the_pmap_test_would_notice_statistics_of_one_replica(
     tiny_one_device, reference, monkeypatch
 ):
-    monkeypatch.setattr(
-        "train.program.over_axis", lambda task, name: task
-    )  # a model that is not told
+    alone = SimpleNamespace(mean=lambda moments: moments)  # batch norm that knows no replicas
+    monkeypatch.setattr("models.layers.mapped", alone)
     experiment = override(tiny_one_device, {"parallel.data": 8, "loop.strategy": "pmap"})
     losses = run(experiment)[1]["loss"]
     assert not np.allclose(losses, reference[1]["loss"], rtol=1e-3)
@@ -116,15 +116,14 @@ def test_four_microbatches_are_one_batch(tiny_one_device: Experiment, devices: i
 
 def test_what_an_augmentation_says_of_its_options_is_one_line(tiny_one_device: Experiment):
     crop = partial(random_crop, padding=-1)
-    feed, program = lay_out(override(tiny_one_device, {"data.augment": (crop,)}))
+    _, program = lay_out(override(tiny_one_device, {"data.augment": (crop,)}))
     with pytest.raises(SettingError, match=r"the training step cannot be traced: .*padding"):
-        program.compile(feed.store(program.mesh), feed.abstract_items(1, program.mesh))
+        program.compile()
 
 
 def test_frozen_parameters_stay_and_cost_no_backward_work(tiny_one_device: Experiment):
     def flops(experiment: Experiment) -> float:
-        feed, program = lay_out(experiment)
-        compiled = program.compile(feed.store(program.mesh), feed.abstract_items(1, program.mesh))
+        compiled = lay_out(experiment)[1].compile()
         return compiled.cost_analysis()["flops"]  # pyright: ignore[reportFunctionMemberAccess]
 
     frozen = override(tiny_one_device, {"optimizer.freeze": ("conv", "norm", "hidden")})
@@ -214,8 +213,8 @@ def test_settings_that_do_not_fit_are_named(tiny_one_device: Experiment, overrid
 
 
 def test_the_state_is_donated_whole(tiny_one_device: Experiment):
-    feed, program = lay_out(tiny_one_device)
-    compiled = program.compile(feed.store(program.mesh), feed.abstract_items(1, program.mesh))
+    program = lay_out(tiny_one_device)[1]
+    compiled = program.compile()
     state = program.init()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     memory = compiled.memory_analysis()  # pyright: ignore[reportFunctionMemberAccess]
@@ -226,10 +225,9 @@ def test_the_state_is_donated_whole(tiny_one_device: Experiment):
 def test_nothing_moves_between_host_and_device_within_a_step(tiny_one_device, length: int):
     experiment = override(tiny_one_device, {"loop.steps_per_dispatch": length})
     feed, program = lay_out(experiment)
-    store = feed.store(program.mesh)
-    dispatch = program.compile(store, feed.abstract_items(length, program.mesh))
+    store, dispatch = feed.store(), program.compile()
     state = program.init()
-    items = feed.take(length, length, program.mesh)
+    items = feed.take(length, length)
     count = jax.device_put(np.int32(length), NamedSharding(program.mesh, PartitionSpec()))
     with jax.transfer_guard("disallow"):
         state, metrics = dispatch(state, store, items, count)

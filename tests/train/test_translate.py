@@ -96,8 +96,8 @@ def test_the_loss_of_the_discriminator_is_half_that_of_true_and_made_pairs(param
 
 
 def test_a_discriminator_that_has_won_is_told_and_parts_of_a_batch_are_refused():
-    assert len(TASK.watch({"test/discriminator_auc": 0.999, "test/l1": 0.1})) == 1
-    assert TASK.watch({"test/discriminator_auc": 0.9}) == []
+    assert len(TASK.diagnose({"test/discriminator_auc": 0.999, "test/l1": 0.1})) == 1
+    assert TASK.diagnose({"test/discriminator_auc": 0.9}) == []
     TASK.check_loop(accumulate=2, pmap=False, steps=1, epoch=Fraction(4))
     relative = replace(TASK, losses=RELATIVISTIC)
     with pytest.raises(SettingError, match=r"loop\.accumulate=1"):

@@ -26,8 +26,10 @@ from tests.train.test_step import assert_same_run, run
 from train.experiment import Data, Experiment, Loop
 from train.loop import fit
 from train.optim import Optimizer, adamw
+from train.settings import SettingError
 from train.sharding import Parallel, make_mesh, replicated
-from train.tasks.task import Concluding, Generative, SettingError, supported
+from train.tasks.checks import supported
+from train.tasks.generative import Generative
 from train.tasks.variational import Variational
 
 IMAGE = (8, 8, 1)
@@ -247,7 +249,7 @@ def test_a_run_learns_measures_at_its_end_and_draws(experiment, tmp_path):
 def test_a_sample_depends_on_its_seed_and_place_alone():
     task = Variational(model=two_levels())
     assert isinstance(task, Generative)
-    assert isinstance(task, Concluding)
+    assert task.final
     params = task.init(jax.random.key(0), batch_of())["params"]
     many = sample_images(task, params, {}, 130, seed=1)
     everywhere = jax.device_put(params, replicated(make_mesh(Parallel(data=8))))

@@ -26,6 +26,10 @@ from metrics.latent import ClassUsage, code_usage
 from metrics.state import Mean, Metric
 from train.extractor import Extractor
 from train.optim import Optimizer, adamw, constant
+from train.pictures import Curve, Panels, Usage
+from train.settings import SettingError
+from train.tasks.checks import check_outputs, check_range, require_entry
+from train.tasks.generative import Generative
 from train.tasks.latent_pictures import arithmetic, interpolation, square
 from train.tasks.players import (
     DISCRIMINATOR,
@@ -45,12 +49,7 @@ from train.tasks.task import (
     Aux,
     Batch,
     Look,
-    Panels,
     Player,
-    SettingError,
-    check_outputs,
-    check_range,
-    require_entry,
 )
 
 COLLAPSED = 0.6
@@ -58,7 +57,7 @@ COLLAPSED = 0.6
 
 
 @dataclass(frozen=True)
-class Adversarial:
+class Adversarial(Generative):
     """Learns to make images that a discriminator cannot tell from real ones.
 
     Goodfellow et al., 2014, arXiv:1406.2661. In each step the discriminator has its turns, each on
@@ -80,7 +79,6 @@ class Adversarial:
             in the generator's loss (Salimans et al., 2016, arXiv:1606.03498).
         observer: a classifier that reads the made images at each evaluation, so that classes which
             are not made any more are noticed.
-        axis_name: mapped axis that features are matched over; only ``pmap`` needs it.
     """
 
     input_range: ClassVar[tuple[float, float]] = SIGNED
@@ -97,7 +95,12 @@ class Adversarial:
     clip: float | None = None
     feature_matching: float = 0.0
     observer: Extractor | None = field(default=None, metadata={"identity": False})
-    axis_name: str | None = None
+
+    curves: ClassVar = (
+        Curve(("discriminator_loss", "generator_loss")),
+        Curve(("discriminator_auc",)),
+        Curve(("class_perplexity",)),
+    )
 
     @property
     def num_classes(self) -> int | None:
@@ -239,7 +242,7 @@ class Adversarial:
         total = jnp.mean(losses)
         metrics: dict[str, Metric] = {"generator_loss": Mean.from_values(losses)}
         if self.feature_matching:
-            distance = feature_matching_loss(real_features, features, axis_name=self.axis_name)
+            distance = feature_matching_loss(real_features, features)
             metrics["feature_distance"] = Mean.from_values(distance[None])
             total += self.feature_matching * distance
         return total, Aux(mutable, metrics)
@@ -270,7 +273,7 @@ class Adversarial:
             metrics["classes"] = ClassUsage(counts)
         return metrics
 
-    def watch(self, numbers: Mapping[str, float]) -> list[str]:
+    def diagnose(self, numbers: Mapping[str, float]) -> list[str]:
         """What to tell of an evaluation: a discriminator that has won, modes that are lost."""
         return saturation(numbers) + [
             f"{name} is {value:.1f} of {self._observed}: the generator has collapsed to few "
@@ -307,6 +310,12 @@ class Adversarial:
             "interpolation": interpolation(on_shell, latents, of_two),
             "arithmetic": arithmetic(on_shell, ends, latents, of_three),
         }
+
+    def charts(self, states: Mapping[str, Any]) -> dict[str, Usage]:
+        """How often each class is made, if there is an observer."""
+        if self.observer is None:
+            return {}
+        return {"classes": Usage(np.asarray(states["classes"].counts), "class")}
 
     def sample(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax
@@ -14,22 +14,21 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from losses.likelihoods import Gaussian, Likelihood
 from metrics.state import Mean, Metric
+from train.pictures import Curve, Panels
+from train.tasks.checks import check_decoder, check_support
 from train.tasks.latent_pictures import latent_pictures, reconstructions
 from train.tasks.task import (
     Aux,
     Batch,
     Look,
-    Panels,
-    check_decoder,
-    check_support,
-    supported,
+    Task,
 )
 
 Corrupt = Callable[[Key[Array, ""], Batch], Batch]
 
 
 @dataclass(frozen=True)
-class Autoencode:
+class Autoencode(Task):
     """Learns to give back an image from its code.
 
     Hinton & Salakhutdinov, 2006, Science 313(5786). Nothing makes the codes follow a distribution:
@@ -47,6 +46,11 @@ class Autoencode:
     model: nn.Module
     likelihood: Likelihood = field(default_factory=lambda: Gaussian(std=1.0))
     corrupt: Corrupt | None = None
+
+    curves: ClassVar = (
+        Curve(("loss",), logarithmic=True),
+        Curve(("distortion",), logarithmic=True),
+    )
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError for images that the likelihood is not for; greys pass as binary."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from losses.classification import cross_entropy_loss
@@ -20,18 +22,18 @@ from metrics.classification import (
     top_k_accuracy,
 )
 from metrics.state import Mean, Metric
+from train.pictures import Confusion, Curve, Labels, Preview
+from train.tasks.checks import check_outputs, require_entry
 from train.tasks.task import (
     Aux,
     Batch,
     Look,
-    Preview,
-    check_outputs,
-    require_entry,
+    Task,
 )
 
 
 @dataclass(frozen=True)
-class Classify:
+class Classify(Task):
     """Learns one class an image.
 
     Attributes:
@@ -53,6 +55,9 @@ class Classify:
     groups: tuple[tuple[str, tuple[int, ...]], ...] = field(
         default=(), metadata={"identity": False}
     )
+
+    curves: ClassVar = (Curve(("loss", "nll"), logarithmic=True), Curve(("accuracy",)))
+    progress: ClassVar = ("loss", "accuracy")
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError unless the model has one output a class."""
@@ -124,6 +129,16 @@ class Classify:
         """Images with their true and predicted class."""
         predictions = jnp.argmax(self.logits(params, mutable, batch["image"]), axis=-1)
         return {"predictions": Preview(batch["image"], batch["label"], predictions)}
+
+    def charts(self, states: Mapping[str, Any]) -> dict[str, Confusion]:
+        """The confusion matrix."""
+        return {"confusion": Confusion(np.asarray(states["confusion"].counts))}
+
+    def predict(
+        self, params: PyTree, mutable: PyTree, images: Float[Array, "batch height width channels"]
+    ) -> Labels:
+        """The probability of each class."""
+        return Labels(jax.nn.softmax(self.logits(params, mutable, images)))
 
     def logits(
         self, params: PyTree, mutable: PyTree, images: Float[Array, "batch height width channels"]

@@ -18,16 +18,16 @@ from data.augment import Augmentation, apply
 from losses.contrastive import nt_xent_loss
 from metrics.representation import alignment, spread, uniformity
 from metrics.state import Mean, Metric
+from ops import mapped
 from train.heads import around_head
+from train.pictures import Panels
+from train.settings import SettingError
+from train.tasks.checks import check_range, require_entry
 from train.tasks.task import (
     Aux,
     Batch,
     Look,
-    Panels,
-    SettingError,
-    check_range,
-    in_range,
-    require_entry,
+    Task,
 )
 
 NT_XENT = partial(nt_xent_loss, temperature=0.5)
@@ -40,7 +40,7 @@ ON_A_LINE = 2.0
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Contrast(Task):
     """Learns to tell which views are of one image.
 
     Chen et al., 2020, arXiv:2002.05709. Views are drawn on the device, from images in [0, 1] that
@@ -52,11 +52,10 @@ class Contrast:
         model: ``model(images, train=…) -> embeddings [batch, output]``, as ``SimCLR``.
         views: augmentations that make a view, drawn anew for each.
         count: views of an image.
-        loss_function: ``(embeddings [views, batch, output], axis_name=…) -> [views, batch]``:
+        loss_function: ``embeddings [views, batch, output] -> [views, batch]``:
             NT-Xent, DCL or the supervised one of ``losses.contrastive``.
         labelled: whether the loss takes the labels too, after the embeddings, as
             ``supervised_contrastive_loss``.
-        axis_name: the mapped axis that negatives are gathered over; only pmap sets it.
     """
 
     model: nn.Module
@@ -64,7 +63,6 @@ class Contrast:
     count: int = 2
     loss_function: Callable[..., Float[Array, "views batch"]] = NT_XENT
     labelled: bool = False
-    axis_name: str | None = None
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError for fewer than two views, and for images outside of [0, 1]."""
@@ -115,8 +113,7 @@ class Contrast:
             SettingError: for a batch of one image.
         """
         images = len(batch["image"])
-        devices = 1 if self.axis_name is None else jax.lax.axis_size(self.axis_name)
-        if images * devices < 2:
+        if images * mapped.size() < 2:
             raise SettingError(
                 "a batch of one image has no other to be unlike: set data.batch=2 or more"
             )
@@ -133,7 +130,7 @@ class Contrast:
         vectors = cast(Array, embeddings)
         by_view = vectors.reshape(images, self.count, -1).swapaxes(0, 1)
         labels = (batch["label"],) if self.labelled else ()
-        values = self.loss_function(by_view, *labels, axis_name=self.axis_name)
+        values = self.loss_function(by_view, *labels)
         # Views may be clipped: what was out of range is known by the images alone.
         fit = jnp.isfinite(in_range(batch["image"])).all(axis=(1, 2, 3))
         loss = jnp.where(fit, jnp.mean(values, axis=0), jnp.nan)
@@ -158,7 +155,7 @@ class Contrast:
             "spread": spread(first, valid),
         }
 
-    def watch(self, numbers: Mapping[str, float]) -> Iterator[str]:
+    def diagnose(self, numbers: Mapping[str, float]) -> Iterator[str]:
         """Tells of embeddings that are not finite, or say little of an image."""
         for name, value in numbers.items():
             split, _, metric = name.partition("/")

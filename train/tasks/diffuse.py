@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import flax.linen as nn
 import jax
@@ -22,7 +22,6 @@ from losses.diffusion import (
     variational_bound,
 )
 from metrics.state import Mean, Metric
-from models.generative.diffusion_unet import ScoreUNet
 from ops.diffusion import (
     Denoiser,
     Model,
@@ -33,7 +32,7 @@ from ops.diffusion import (
     interpolated_log_variance,
     over,
 )
-from ops.diffusion_samplers import Sampler, fold_keys, keyed_normal
+from ops.diffusion_samplers import ANCESTRAL, Sampler, fold_keys, keyed_normal
 from ops.diffusion_sampling import (
     Sampling,
     classifier_free_guidance,
@@ -43,23 +42,21 @@ from ops.diffusion_sampling import (
 )
 from ops.diffusion_schedules import Discrete
 from ops.inpainting import Inpaint
-from ops.sde import VarianceExploding
+from train.pictures import Panels
+from train.settings import SettingError
+from train.tasks.checks import check_outputs, check_process, check_range, require_entry
+from train.tasks.generative import Generative
 from train.tasks.latent_pictures import square
 from train.tasks.players import SIGNED, signed, unsigned
 from train.tasks.task import (
     Aux,
     Batch,
     Look,
-    Panels,
-    SettingError,
-    check_outputs,
-    check_range,
-    require_entry,
 )
 
 
 @dataclass(frozen=True)
-class Diffuse:
+class Diffuse(Generative):
     """Learns to tell images from images with noise, of every strength.
 
     Ho et al., 2020, arXiv:2006.11239, and with scores as targets Song & Ermon, 2019,
@@ -100,28 +97,11 @@ class Diffuse:
         """Raises SettingError for options that contradict, and for images outside of [0, 1]."""
         check_outputs(self.model, class_names)
         self.check_sampling()
-        if isinstance(self.model, ScoreUNet) != isinstance(self.process, VarianceExploding):
-            raise SettingError(
-                f"{type(self.model).__name__} and {type(self.process).__name__} do not fit: "
-                "ScoreUNet is told sigma, by VarianceExploding, other networks the time"
-            )
         if not 0.0 <= self.label_dropout < 1.0:
             raise SettingError(f"task.label_dropout={self.label_dropout} must lie in [0, 1)")
-        if self.learned_variance and not isinstance(self.process, Discrete):
-            raise SettingError(
-                "task.learned_variance is of steps, and task.process has none: set "
-                "task.process=Discrete(…), or learn no variance"
-            )
-        last = self.process.times(1)[0]
-        if self.target in ("epsilon", "score") and self.process.levels(last).alpha == 0:
-            raise SettingError(
-                f'task.process ends in noise alone, where task.target="{self.target}" tells '
-                'nothing of the image: predict "v" or "x0"'
-            )
-        if self.weighting is not None and self.process.levels(last).alpha == 0:
-            raise SettingError(
-                "task.process ends in noise alone, where task.weighting is 0: leave it out"
-            )
+        check_process(
+            self.process, self.model, self.target, self.weighting is not None, self.learned_variance
+        )
         for split, batch in look().items():
             check_range(np.asarray(batch["image"]), split)
 
@@ -141,6 +121,31 @@ class Diffuse:
                 f"guidance {self.sampling.guidance:g} is away from no class, which was never seen: "
                 "leave it out, or set task.label_dropout=0.1"
             )
+
+    def with_sampling(self, **changes: Any) -> Self:
+        """The task with other fields of ``sampling``; raises SettingError as ``check_sampling``."""
+        task = replace(self, sampling=replace(self.sampling, **changes))
+        task.check_sampling()
+        return task
+
+    def inpainter(
+        self, resamplings: int, *, steps: int | None, keep_sampler: bool, any_class: bool
+    ) -> Diffuse:
+        """See ``Generative.inpainter``."""
+        changes: dict[str, Any] = {}
+        if not keep_sampler and self.sampling.sampler.remembers:
+            # Most are trained with a fast sampler, which cannot take a step back.
+            changes = {"sampler": ANCESTRAL, "steps": steps or 100, "spacing": None}
+        if any_class and self.num_classes is not None and self.label_dropout == 0:
+            raise SettingError(
+                "it never saw an image without its class (task.label_dropout=0): ask for one with "
+                "--class"
+            )
+        if any_class:
+            changes["guidance"] = 1.0
+        task = self.with_sampling(**changes)
+        task.check_inpainting(resamplings)
+        return task
 
     def check_inpainting(self, resamplings: int) -> None:
         """Raises SettingError for a sampler that remembers the step before, or no resamplings."""
@@ -274,12 +279,14 @@ class Diffuse:
         mask: Bool[Array, ...],
         resamplings: int,
     ) -> Float[Array, "n ..."]:
-        """Images that are ``known`` where the mask is true; see ``ops.inpainting``.
+        """Images that are ``known`` where the mask is true, of any class without ``labels``.
 
         Raises:
             SettingError: as ``check_inpainting``.
         """
         self.check_inpainting(resamplings)
+        if labels is None and self.num_classes is not None:
+            labels = jnp.full(len(keys), self._nothing)
         denoiser, process, sampler, keys, x = self._start(params, mutable, keys, labels)
         painting = Inpaint(signed(known), mask, sampler, resamplings)
         return unsigned(sample(denoiser, process, painting, keys, x, times=self._times()))

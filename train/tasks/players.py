@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from metrics.state import Mean
-from train.tasks.task import SettingError, in_range
+from train.settings import SettingError
 
 SATURATED = 0.99
 """Share of pairs that a discriminator tells apart, above which it has won."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -17,21 +17,20 @@ from losses.likelihoods import Gaussian
 from losses.variational import codebook_loss, commitment_loss
 from metrics.latent import code_usage
 from metrics.state import Mean, Metric
+from train.pictures import Curve, Panels, Usage
+from train.settings import SettingError
+from train.tasks.checks import check_decoder, check_range
 from train.tasks.latent_pictures import reconstructions
 from train.tasks.task import (
     Aux,
     Batch,
     Look,
-    Panels,
-    SettingError,
-    check_decoder,
-    check_range,
-    in_range,
+    Task,
 )
 
 
 @dataclass(frozen=True)
-class Quantize:
+class Quantize(Task):
     """Learns a code of the nearest vectors of a codebook, and the codebook.
 
     van den Oord et al., 2017, arXiv:1711.00937, eq. 3. There is no prior over the codes, and so
@@ -47,6 +46,8 @@ class Quantize:
     model: nn.Module
     commitment: float = 0.25
     variance: float = 1.0
+
+    curves: ClassVar = (Curve(("loss",), logarithmic=True), Curve(("perplexity",)))
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError for a variance or weight that cannot be, or images beyond [0, 1]."""
@@ -121,6 +122,10 @@ class Quantize:
         indices = output.indices[..., None] / max(self._codes - 1, 1)
         maps = jax.image.resize(indices, batch["image"].shape, "nearest")
         return {"reconstructions": reconstructions(batch["image"], output.outputs, None, maps)}
+
+    def charts(self, states: Mapping[str, Any]) -> dict[str, Usage]:
+        """How often each code is used."""
+        return {"codes": Usage(np.asarray(states["codes"].counts), "code")}
 
     def latents(
         self, params: PyTree, mutable: PyTree, batch: Batch

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from data.masks import IGNORE
@@ -17,14 +19,14 @@ from metrics.classification import accuracy, negative_log_likelihood
 from metrics.segmentation import boundary_f1, foreground_rand, segmentation_matrix
 from metrics.state import Mean, Metric
 from ops.image import centre_crop
+from train.pictures import Confusion, Curve, MaskPreview, Masks
+from train.settings import SettingError
+from train.tasks.checks import check_outputs, require_entry
 from train.tasks.task import (
     Aux,
     Batch,
     Look,
-    MaskPreview,
-    SettingError,
-    check_outputs,
-    require_entry,
+    Task,
 )
 
 AUXILIARY = "auxiliary"
@@ -32,7 +34,7 @@ AUXILIARY = "auxiliary"
 
 
 @dataclass(frozen=True)
-class Segment:
+class Segment(Task):
     """Learns the class of each pixel; pixels labelled ``data.masks.IGNORE`` do not count.
 
     Attributes:
@@ -58,6 +60,17 @@ class Segment:
     mirror: int = 0
     boundary_tolerance: float | None = field(default=None, metadata={"identity": False})
     rand: bool = field(default=False, metadata={"identity": False})
+
+    curves: ClassVar = (
+        Curve(("loss", "nll"), logarithmic=True),
+        Curve(("accuracy", "miou")),
+    )
+    progress: ClassVar = ("loss", "accuracy")
+
+    @property
+    def context(self) -> int:  # the border is that of the image, not of a tile
+        """The pixels that are mirrored where there are none."""
+        return self.mirror
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError unless the model has one output a class, or one for two classes.
@@ -156,14 +169,25 @@ class Segment:
         predictions = jnp.argmax(logits, axis=-1)
         return {"predictions": MaskPreview(shown["image"], shown["mask"], predictions)}
 
+    def charts(self, states: Mapping[str, Any]) -> dict[str, Confusion]:
+        """The confusion matrix of the pixels."""
+        return {"confusion": Confusion(np.asarray(states["confusion"].counts))}
+
+    def predict(
+        self, params: PyTree, mutable: PyTree, images: Float[Array, "batch height width channels"]
+    ) -> Masks:
+        """The probability of each class for each pixel; images have their border already."""
+        return Masks(jax.nn.softmax(self._unframed_logits(params, mutable, images)))
+
     def logits(
         self, params: PyTree, mutable: PyTree, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch rows columns classes"]:
         """What the model gives for normalised images; one logit becomes two, of which one is 0."""
+        return self._unframed_logits(params, mutable, self._framed(images))
+
+    def _unframed_logits(self, params: PyTree, mutable: PyTree, images: Array) -> Array:
         variables = {"params": params, **mutable}
-        return _of_classes(
-            cast(Array, self.model.apply(variables, self._framed(images), train=False))
-        )
+        return _of_classes(cast(Array, self.model.apply(variables, images, train=False)))
 
     def _framed(self, images: Array) -> Array:
         sides = ((0, 0), (self.mirror, self.mirror), (self.mirror, self.mirror), (0, 0))

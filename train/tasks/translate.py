@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,9 @@ from losses.adversarial import NON_SATURATING, AdversarialLoss
 from metrics.segmentation import segmentation_matrix
 from metrics.state import Mean, Metric
 from train.optim import Optimizer, adamw, constant
+from train.pictures import Confusion, Curve, Panels
+from train.settings import SettingError
+from train.tasks.checks import check_range, require_entry
 from train.tasks.players import (
     DISCRIMINATOR,
     GENERATOR,
@@ -34,16 +37,13 @@ from train.tasks.task import (
     Aux,
     Batch,
     Look,
-    Panels,
     Player,
-    SettingError,
-    check_range,
-    require_entry,
+    Task,
 )
 
 
 @dataclass(frozen=True)
-class Translate:
+class Translate(Task):
     """Learns to make one kind of image from another that lies on it pixel by pixel.
 
     Isola et al., 2017, arXiv:1611.07004: a discriminator sees the pair, and the generator is also
@@ -71,6 +71,13 @@ class Translate:
     )
     l1: float = 100.0
     adversarial: float = 1.0
+
+    curves: ClassVar = (
+        Curve(("accuracy", "miou")),
+        Curve(("discriminator_loss", "generator_loss")),
+        Curve(("discriminator_auc",)),
+        Curve(("l1",), logarithmic=True),
+    )
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError for weights that cannot be, images outside of [0, 1], other masks."""
@@ -191,7 +198,7 @@ class Translate:
             metrics["discriminator_auc"] = told_apart(real, fake, valid)
         return metrics
 
-    def watch(self, numbers: Mapping[str, float]) -> list[str]:
+    def diagnose(self, numbers: Mapping[str, float]) -> list[str]:
         """What to tell of an evaluation: a discriminator that has won."""
         return saturation(numbers)
 
@@ -221,6 +228,12 @@ class Translate:
         if self.direction == "image to mask":
             return image, mask, counted
         return mask, jnp.where(counted, image, 0), counted
+
+    def charts(self, states: Mapping[str, Any]) -> dict[str, Confusion]:
+        """The confusion matrix of masks that are made."""
+        if "confusion" not in states:
+            return {}
+        return {"confusion": Confusion(np.asarray(states["confusion"].counts))}
 
     def _make(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -25,6 +25,10 @@ from losses.variational import (
 from metrics.latent import active_units
 from metrics.state import Mean, Metric
 from ops.gaussian import Normal, normal_kl, normal_log_ratio
+from train.pictures import Curve, Panels
+from train.settings import SettingError
+from train.tasks.checks import check_decoder, check_outputs, check_support, require_entry
+from train.tasks.generative import Generative
 from train.tasks.latent_pictures import (
     latent_grid,
     latent_pictures,
@@ -35,18 +39,11 @@ from train.tasks.task import (
     Aux,
     Batch,
     Look,
-    Panels,
-    SettingError,
-    check_decoder,
-    check_outputs,
-    check_support,
-    require_entry,
-    supported,
 )
 
 
 @dataclass(frozen=True)
-class Variational:
+class Variational(Generative):
     """Learns a model of the images themselves by a lower bound on their likelihood.
 
     Kingma & Welling, 2014, arXiv:1312.6114; Burda et al., 2016, arXiv:1509.00519. Bounds are in
@@ -72,6 +69,11 @@ class Variational:
     beta: float = 1.0
     warmup_steps: int = 0
     free_nats: float = 0.0
+
+    curves: ClassVar = (
+        Curve(("loss", "nll"), logarithmic=True),
+        Curve(("rate", "distortion"), logarithmic=True),
+    )
 
     @property
     def num_classes(self) -> int | None:

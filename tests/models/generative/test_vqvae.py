@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from models.generative.vqvae import VQVAE, VectorQuantizer
+from ops.mapped import REPLICAS
 from ops.quantization import EmaCodebook, ema_update, nearest_codes
 
 Small = partial(
@@ -203,9 +204,7 @@ def test_eight_devices_learn_what_one_does(variables, images):
     out, codebook = step(variables, images)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     sharded = jax.device_put(images, NamedSharding(mesh, PartitionSpec("data")))
-    mapped = jax.pmap(
-        partial(train, model.clone(axis_name="devices")), "devices", in_axes=(None, 0, 0)
-    )
+    mapped = jax.pmap(partial(train, model), REPLICAS, in_axes=(None, 0, 0))
     # Each device has its own key: that of the first one counts.
     shares, copies = mapped(variables, images[:, None], jnp.arange(8))
     for got, books in [

@@ -16,6 +16,7 @@ from models.representation.simclr import (
     SimCLRResNet50,
 )
 from models.segmentation.unet import UNet
+from ops.mapped import REPLICAS
 from train.paths import flatten
 
 SMALL = ResNet(stage_sizes=(1, 1), block=BasicBlock, width=4, stem="cifar", num_classes=3)
@@ -102,12 +103,11 @@ def test_statistics_of_both_parts_are_taken_over_a_mapped_axis():
     )
     variables = model.init(jax.random.key(0), IMAGES)
     whole, stats = model.apply(variables, IMAGES, train=True, mutable=["batch_stats"])
-    mapped = model.clone(axis_name="devices")
 
     def part(images):
-        return mapped.apply(variables, images, train=True, mutable=["batch_stats"])
+        return model.apply(variables, images, train=True, mutable=["batch_stats"])
 
-    halves, mapped_stats = jax.vmap(part, axis_name="devices")(IMAGES.reshape(2, 2, 8, 8, 3))
+    halves, mapped_stats = jax.vmap(part, axis_name=REPLICAS)(IMAGES.reshape(2, 2, 8, 8, 3))
     np.testing.assert_allclose(halves.reshape(4, 3), whole, rtol=1e-3, atol=1e-4)
     for name, leaf in flatten(stats).items():
         np.testing.assert_allclose(flatten(mapped_stats)[name][0], leaf, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,96 @@
+"""What an experiment asks for, compared to itself and to the parameters before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import jax
+import jax.numpy as jnp
+
+from train.experiment import Experiment
+from train.optim import Optimizer
+from train.settings import SettingError
+
+
+def check_experiment(experiment: Experiment) -> None:
+    """Raises SettingError for fields of data and loop that cannot be, or contradict."""
+    data, loop, parallel = experiment.data, experiment.loop, experiment.parallel
+    if data.eval_batch < 1 or loop.previews < 0:
+        raise SettingError("loop.previews is at least 0, and data.eval_batch at least 1")
+    for split in data.eval_splits:
+        if split == "train" or split.removesuffix("_ema") in data.eval_splits.keys() - {split}:
+            raise SettingError(
+                f"data.eval_splits: {split!r} is also the name of other metrics; choose another"
+            )
+    if loop.steps_per_dispatch < 1 or loop.accumulate < 1:
+        raise SettingError("loop.steps_per_dispatch and loop.accumulate are at least 1")
+    pmap, whole = loop.strategy == "pmap", parallel.fsdp == parallel.tensor == 1
+    if pmap and (loop.steps_per_dispatch > 1 or not whole):
+        raise SettingError(
+            "loop.strategy='pmap' runs one step a dispatch and keeps the state whole: set "
+            "loop.steps_per_dispatch=1, parallel.fsdp=1 and parallel.tensor=1, or "
+            "loop.strategy='jit'"
+        )
+    if pmap and jax.process_count() > 1:
+        raise SettingError(
+            "loop.strategy='pmap' is for the devices of one process: set loop.strategy='jit'"
+        )
+    if loop.ema_decay is not None and not 0 <= loop.ema_decay < 1:
+        raise SettingError(f"loop.ema_decay={loop.ema_decay} is not in [0, 1)")
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Raises SettingError for a reference batch or a regular expression that is none."""
+    if optimizer.reference_batch is not None and optimizer.reference_batch < 1:
+        raise SettingError("optimizer.reference_batch is at least 1, or None")
+    for field, pattern in _patterns(optimizer):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise SettingError(f"optimizer.{field}: {pattern!r} is no pattern: {error}") from error
+
+
+def check_precision(trained: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    """Raises SettingError for parameters in which updates would be lost by rounding.
+
+    In bfloat16 1 − 1e-4 is 1: moments and averages in it would stand still too.
+    """
+    for path, leaf in trained.items():
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32:
+            raise SettingError(
+                f"the parameter {path!r} is {leaf.dtype}, in which updates are lost by rounding: "
+                "leave param_dtype as it is, float32, and compute in bfloat16 by "
+                "task.model.dtype=jax.numpy:bfloat16"
+            )
+
+
+def check_found(optimizer: Optimizer, paths: list[str]) -> None:
+    """Raises SettingError for a pattern that is found in no path: it would do nothing, silently."""
+    for field, pattern in _patterns(optimizer):
+        if not any(re.search(pattern, path) for path in paths):
+            near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)[0]
+            raise SettingError(
+                f"optimizer.{field}: no parameter has {pattern!r} in its path; there is {near!r}"
+            )
+
+
+@contextmanager
+def traced(what: str) -> Iterator[None]:
+    """Turns what a model or an augmentation says of its options into one line for the user."""
+    try:
+        yield
+    except SettingError:
+        raise
+    except ValueError as error:
+        raise SettingError(f"{what} cannot be traced: {error} (--trace shows where)") from error
+
+
+def _patterns(optimizer: Optimizer) -> Iterator[tuple[str, str]]:
+    """Field and pattern of everything in an optimizer that goes by path."""
+    scaled = tuple(pattern for pattern, _ in optimizer.lr_scale)
+    fields = {"freeze": optimizer.freeze, "no_decay": optimizer.no_decay, "lr_scale": scaled}
+    for field, patterns in fields.items():
+        yield from ((field, pattern) for pattern in patterns)

@@ -1,0 +1,132 @@
+"""Evaluation of a state: metric states over whole sets, and pictures of what the model does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from data import pipeline
+from data.examples import Examples
+from data.selection import select
+from metrics.state import Metric, compute_all, merge_all
+from train import figures
+from train.experiment import Experiment
+from train.logging import MetricsLog
+from train.placement import global_batch, on_own_devices, process_share
+from train.processes import is_first
+from train.program import Program
+from train.sets import Sets
+from train.sharding import batch_shards
+from train.state import State
+
+
+def evaluate_sets(
+    experiment: Experiment,
+    program: Program,
+    state: State,
+    sets: Sets,
+    directory: Path,
+    log: MetricsLog,
+) -> None:
+    """Metrics, diagnoses and pictures of every set that is evaluated."""
+    for name, images in sets.in_memory.items():
+        states = evaluate(program, state, images, experiment.data.eval_batch, name)
+        numbers = numbers_of(states)
+        log.write(int(state.step), numbers)
+        for line in experiment.task.diagnose(numbers):
+            log.note(int(state.step), line)
+        draw(experiment, program, state, sets.all[name], states, directory, name)
+
+
+def evaluate(
+    program: Program,
+    state: State,
+    examples: Examples | dict[str, np.ndarray],
+    batch: int,
+    split: str,
+) -> dict[str, dict[str, Metric]]:
+    """Metric states over a whole set: ``split`` → states, and ``split_ema`` for the moving average.
+
+    States are merged on the host, sums in 64 bits, so that neither padding nor batch size shows in
+    them: the batch is rounded up to what the devices can share.
+    """
+    shards = batch_shards(program.mesh)
+    batch = -(-batch // shards) * shards
+    variables = {split + average: values for average, values in all_variables(state).items()}
+    pending: dict[str, list[dict[str, Metric]]] = {name: [] for name in variables}
+    part, parts = process_share(program.mesh)
+    batches = pipeline.eval_batches(examples, batch=batch, process_index=part, process_count=parts)
+    for index, host in enumerate(batches):
+        device = global_batch(host, program.mesh, batch)
+        for name, (params, mutable) in variables.items():
+            states = program.evaluate(params, mutable, device, np.int32(index))
+            # Added up one batch late: the device is busy meanwhile, and holds no more than two.
+            pending[name] = [merge_all(pending[name]), states] if index else [states]
+    return {name: merge_all(states) for name, states in pending.items()}
+
+
+def all_variables(state: State) -> dict[str, tuple[PyTree, PyTree]]:
+    """Parameters and mutable variables: the raw ones as "", their moving average as "_ema"."""
+    variables = {"": (state.params, state.mutable)}
+    if state.ema is not None:
+        variables["_ema"] = (state.ema["params"], state.ema["mutable"])
+    return variables
+
+
+def final_variables(state: State) -> tuple[str, tuple[PyTree, PyTree]]:
+    """The variables that a finished run is used with: the average, if there is one."""
+    variables = all_variables(state)
+    name = "_ema" if "_ema" in variables else ""
+    return name, variables[name]
+
+
+def numbers_of(evaluated: Mapping[str, Mapping[str, Metric]]) -> dict[str, float]:
+    """Flat ``split/metric`` numbers; what a metric breaks down into (``f1_macro``) comes last."""
+    numbers = {
+        f"{split}/{name}": (name not in states, value)
+        for split, states in evaluated.items()
+        for name, value in compute_all(states).items()
+    }
+    ordered = sorted(numbers.items(), key=lambda item: item[1][0])
+    return {name: value for name, (_, value) in ordered}
+
+
+def draw(
+    experiment: Experiment,
+    program: Program,
+    state: State,
+    examples: Examples,
+    evaluated: Mapping[str, Mapping[str, Metric]],
+    directory: Path,
+    split: str,
+) -> None:
+    """Writes the task's charts of an evaluation, and its previews of the first images of a split.
+
+    Args:
+        experiment: its task, and how many images a preview has.
+        program: of the run.
+        state: that was evaluated.
+        examples: of the split.
+        evaluated: what ``evaluate`` gave.
+        directory: of the run.
+        split: its name in the log.
+    """
+    count, (_, variables) = experiment.loop.previews, final_variables(state)
+    params, mutable = on_own_devices(variables, program.mesh) if count else variables
+    if not is_first():
+        return
+    title = f"{split}, step {int(state.step)}"
+    for name, chart in experiment.task.charts(evaluated[split]).items():
+        figure = figures.draw(chart, examples.class_names, title)
+        figures.save(figure, directory / f"{name}_{split}.png")
+    if count == 0:
+        return
+    first = select(examples, np.arange(min(count, len(examples.records))))
+    batch = jax.device_put(next(pipeline.eval_batches(first, batch=len(first.records))))
+    for name, picture in program.preview(params, mutable, batch).items():
+        figure = figures.draw(picture, examples.class_names, title)
+        figures.save(figure, directory / "previews" / f"{split}_{name}.png")

@@ -1,0 +1,78 @@
+"""The images of a run: its training set, and the sets that it is evaluated on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import numpy as np
+
+from data.augment import Batch
+from data.examples import Examples, fits_in_memory, labels, materialize, stack
+from data.selection import select
+from data.sources import open_source
+from train.experiment import Data, Experiment
+from train.program import augmented, prepared
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Sets of images by name.
+
+    Attributes:
+        all: the training set as ``"train"``, and the others by their name in the log.
+        in_memory: the others, as arrays where they fit in memory.
+    """
+
+    all: Mapping[str, Examples]
+    in_memory: Mapping[str, Examples | dict[str, np.ndarray]]
+
+    @property
+    def train(self) -> Examples:
+        """The training set."""
+        return self.all["train"]
+
+
+def open_sets(experiment: Experiment) -> Sets:
+    """Opens the data of a run, and has the task compare itself to them.
+
+    Raises:
+        DataError: if they cannot be read.
+        SettingError: if they do not fit the task.
+    """
+    data = experiment.data
+    sets = {"train": open_training(experiment)}
+    sets |= {name: open_source(data.source, split) for name, split in data.eval_splits.items()}
+    experiment.task.check(sets["train"].class_names, partial(_look, sets, data))
+    return Sets(sets, {name: _in_memory(sets[name], data) for name in data.eval_splits})
+
+
+def open_training(experiment: Experiment) -> Examples:
+    """The training images, narrowed by ``data.select``, which also draws by the run's seed."""
+    data = experiment.data
+    examples = open_source(data.source, data.train_split)
+    if data.select is None:
+        return examples
+    return select(examples, data.select(labels(examples), seed=experiment.seed))
+
+
+def _look(sets: Mapping[str, Examples], data: Data) -> dict[str, Batch]:
+    """A few examples of each set as the model would see them."""
+    few: dict[str, Batch] = {
+        name: jax.device_put(stack(x.records, range(min(16, len(x.records)))))
+        for name, x in sets.items()
+    }
+    return {
+        name: augmented(jax.random.key(0), batch, data=data)
+        if name == "train"
+        else prepared(batch, data=data)
+        for name, batch in few.items()
+    }
+
+
+def _in_memory(examples: Examples, data: Data) -> Examples | dict[str, np.ndarray]:
+    """A split to evaluate on, its images in memory if they fit."""
+    fits = fits_in_memory(examples, data.resident_megabytes * 2**20)
+    return materialize(examples) if fits else examples

@@ -1,0 +1,8 @@
+"""The error of settings that do not fit one another."""
+
+
+from errors import UserError
+
+
+class SettingError(UserError):
+    """Settings of a run that do not fit one another."""

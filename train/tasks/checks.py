@@ -1,0 +1,141 @@
+"""What tasks compare before anything runs: the model, the likelihood and the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from data.augment import Batch
+from losses.likelihoods import Likelihood
+from models.generative.diffusion_unet import ScoreUNet
+from ops.diffusion import Process, Target
+from ops.diffusion_schedules import Discrete
+from ops.sde import VarianceExploding
+from train.settings import SettingError
+
+ROUNDING = 1e-4
+"""What augmentations may round an image out of its range by; a wrong range is further off."""
+
+
+def check_outputs(model: nn.Module, class_names: Sequence[str], path: str = "task.model") -> None:
+    """Raises SettingError unless a model with a field ``num_classes`` has one output a class."""
+    outputs = getattr(model, "num_classes", None)
+    if class_names and outputs not in (None, len(class_names)):
+        raise SettingError(
+            f"{path}.num_classes is {outputs}, the data have {len(class_names)} classes: "
+            f"set {path}.num_classes={len(class_names)}"
+        )
+
+
+def check_decoder(model: nn.Module, likelihood: Likelihood, batch: Batch) -> None:
+    """Raises SettingError unless a decoder puts out as much for a pixel as the likelihood takes."""
+    wanted = likelihood.outputs(batch["image"].shape[-1])
+    outputs = getattr(model, "outputs", wanted)
+    if outputs != wanted:
+        raise SettingError(
+            f"task.model.outputs is {outputs}, {likelihood} takes {wanted} for each pixel of these "
+            f"images: set task.model.outputs={wanted}"
+        )
+
+
+def check_range(images: np.ndarray, split: str) -> None:
+    """Raises SettingError for images, as the model sees them, outside of [0, 1]."""
+    low, high = float(np.min(images)), float(np.max(images))
+    if not (low >= -1e-6 and high <= 1 + 1e-6):  # written so that a NaN fails
+        raise SettingError(
+            f"images of {split!r} reach from {low:g} to {high:g}, and the task is of images in "
+            "[0, 1]: set data.mean=(0.0,) data.std=(1.0,)"
+        )
+
+
+def in_range(images: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The images, but NaN where they are clearly outside of [0, 1].
+
+    A check before training sees a few images of a set; this sees all. A loss of an image that it is
+    not for then stops the run, as that of a wrong label does.
+    """
+    return jnp.where((images >= -ROUNDING) & (images <= 1 + ROUNDING), images, jnp.nan)
+
+
+def supported(
+    likelihood: Likelihood, images: Float[Array, "*shape"], *, greys: bool = False
+) -> Float[Array, "*shape"]:
+    """The images, but NaN where they have no likelihood under such a model.
+
+    Args:
+        likelihood: of images in [0, 1].
+        images: as the model sees them.
+        greys: as of ``check_support``.
+    """
+    images = in_range(images)
+    if likelihood.support == "binary" and not greys:
+        return jnp.where((images == 0) | (images == 1), images, jnp.nan)
+    if likelihood.support == "bytes":
+        off = jnp.abs(images * 255 - jnp.round(images * 255))
+        return jnp.where(off <= 255 * ROUNDING, images, jnp.nan)
+    return images
+
+
+def check_support(
+    likelihood: Likelihood, images: np.ndarray, split: str, *, greys: bool = False
+) -> None:
+    """Raises SettingError for images that have no likelihood under such a model.
+
+    Args:
+        likelihood: of images in [0, 1].
+        images: a few of them, as the model sees them.
+        split: where they are from.
+        greys: whether the cross-entropy of greys will do in place of a likelihood of binary pixels.
+    """
+    check_range(images, split)
+    if likelihood.support == "binary" and not greys and not np.isin(images, (0, 1)).all():
+        raise SettingError(
+            f"images of {split!r} have greys, {likelihood} is of zeros and ones: binarize them "
+            "with data.source=partial(data.binarize.binarized, source=…), for training also with "
+            "data.augment=(data.binarize.random_binarize,), or choose another task.likelihood"
+        )
+    bytes_off = np.abs(images * 255 - np.round(images * 255)).max()
+    if likelihood.support == "bytes" and bytes_off > 1e-3:
+        raise SettingError(
+            f"images of {split!r} have values between the 256 steps that {likelihood} is of: "
+            "leave out augmentations that blend pixels, or choose another task.likelihood"
+        )
+
+
+def require_entry(batch: Batch, name: str, choices: str) -> None:
+    """Raises SettingError for data without what a task learns to tell."""
+    if name not in batch:
+        raise SettingError(
+            f"the task needs a {name} for each image, and these data have only "
+            f"{', '.join(sorted(batch))}: choose a data.source with {name}s, {choices}"
+        )
+
+
+def check_process(
+    process: Process, model: nn.Module, target: Target, weighted: bool, learned_variance: bool
+) -> None:
+    """Raises SettingError for a diffusion process that the other options contradict."""
+    if isinstance(model, ScoreUNet) != isinstance(process, VarianceExploding):
+        raise SettingError(
+            f"{type(model).__name__} and {type(process).__name__} do not fit: "
+            "ScoreUNet is told sigma, by VarianceExploding, other networks the time"
+        )
+    if learned_variance and not isinstance(process, Discrete):
+        raise SettingError(
+            "task.learned_variance is of steps, and task.process has none: set "
+            "task.process=Discrete(…), or learn no variance"
+        )
+    ends_in_noise = process.levels(process.times(1)[0]).alpha == 0
+    if target in ("epsilon", "score") and ends_in_noise:
+        raise SettingError(
+            f'task.process ends in noise alone, where task.target="{target}" tells '
+            'nothing of the image: predict "v" or "x0"'
+        )
+    if weighted and ends_in_noise:
+        raise SettingError(
+            "task.process ends in noise alone, where task.weighting is 0: leave it out"
+        )
