@@ -23,8 +23,7 @@ def read_starts(path: Path) -> list[Start]:
 
 def starts_of(content: Any) -> list[Start]:
     """The starts in the content of ``env.json``, which once held the last one alone."""
-    starts: list[Start] = content if isinstance(content, list) and content else [content]
-    return starts
+    return list(content) if isinstance(content, list) and content else [content]
 
 
 def that_count(starts: Sequence[Start]) -> Sequence[Start]:

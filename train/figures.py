@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import singledispatch
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np

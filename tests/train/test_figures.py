@@ -142,7 +142,7 @@ def test_names_are_drawn_as_they_are_written(kind):
         "images": lambda: figures.image_grid(
             np.zeros((4, 2, 2, 1)), labels=labels, class_names=NAMES, title=title
         ),
-        "masks": lambda: figures.preview(preview(masks, masks), NAMES, title),
+        "masks": lambda: figures.draw(preview(masks, masks), NAMES, title),
         "maps": lambda: figures.scatter({"pca": np.eye(4)[:, :2]}, labels, NAMES, title),
         "panels": lambda: figures.panels(np.zeros((4, 1, 2, 2, 1)), rows=NAMES, title=title),
     }
@@ -153,7 +153,7 @@ def test_names_are_drawn_as_they_are_written(kind):
 def test_a_curve_of_a_split_is_named_whatever_it_is_called(tmp_path):
     lines = [{"step": s, "_held/loss": 1.0 + s, "a$b$/loss": 2.0 + s} for s in (1, 2)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    figure = figures.training_curve(tmp_path / "metrics.jsonl")
+    figure = figures.training_curve(tmp_path / "metrics.jsonl", CURVES)
     (legend,) = (axes.get_legend() for axes in figure.axes)
     assert [text.get_text() for text in legend.get_texts()] == ["_held/loss", r"a\$b\$/loss"]
     FigureCanvasAgg(figure).draw()

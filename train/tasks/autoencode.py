@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from losses.likelihoods import Gaussian, Likelihood
 from metrics.state import Mean, Metric
 from train.pictures import Curve, Panels
-from train.tasks.checks import check_decoder, check_support
+from train.tasks.checks import check_decoder, check_support, supported
 from train.tasks.latent_pictures import latent_pictures, reconstructions
 from train.tasks.task import (
     Aux,

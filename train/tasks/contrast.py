@@ -22,7 +22,7 @@ from ops import mapped
 from train.heads import around_head
 from train.pictures import Panels
 from train.settings import SettingError
-from train.tasks.checks import check_range, require_entry
+from train.tasks.checks import check_range, in_range, require_entry
 from train.tasks.task import (
     Aux,
     Batch,

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from metrics.state import Mean
 from train.settings import SettingError
+from train.tasks.checks import in_range
 
 SATURATED = 0.99
 """Share of pairs that a discriminator tells apart, above which it has won."""

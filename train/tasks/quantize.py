@@ -19,7 +19,7 @@ from metrics.latent import code_usage
 from metrics.state import Mean, Metric
 from train.pictures import Curve, Panels, Usage
 from train.settings import SettingError
-from train.tasks.checks import check_decoder, check_range
+from train.tasks.checks import check_decoder, check_range, in_range
 from train.tasks.latent_pictures import reconstructions
 from train.tasks.task import (
     Aux,

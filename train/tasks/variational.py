@@ -27,7 +27,7 @@ from metrics.state import Mean, Metric
 from ops.gaussian import Normal, normal_kl, normal_log_ratio
 from train.pictures import Curve, Panels
 from train.settings import SettingError
-from train.tasks.checks import check_decoder, check_outputs, check_support, require_entry
+from train.tasks.checks import check_decoder, check_outputs, check_support, require_entry, supported
 from train.tasks.generative import Generative
 from train.tasks.latent_pictures import (
     latent_grid,
