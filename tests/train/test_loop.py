@@ -19,9 +19,9 @@ from experiments.config import override, resolve
 from tests.train.conftest import assert_trees_equal, make_tiny
 from tests.train.test_step import lay_out
 from train.checkpoint import Checkpoints
+from train.evaluation import evaluate
 from train.experiment import Experiment
 from train.logging import JsonLines, NonFiniteError, read_lines
-from train.evaluation import evaluate
 from train.loop import fit, last_evaluation
 from train.optim import sgd
 from train.state import State
