@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from analysis.batches import over_batches
-from analysis.sets import first_examples, split_of
+from analysis.sets import Choice, some_examples, split_of
 from data.examples import Examples
 from losses.variational import bits_per_dim
 from ops.diffusion_sampling import Sampling
@@ -31,13 +31,15 @@ class VariationalBound:
 
     Attributes:
         steps: of the bound; None takes all that the process has, which is the tightest.
-        images: the first of the split; None takes all.
+        images: of the split; None takes all.
+        choice: of so many images; see ``analysis.sets.Choice``.
         batch: images that are in memory together.
         split: of the data.
     """
 
     steps: int | None = None
     images: int | None = None
+    choice: Choice = "drawn"
     batch: int = 64
     split: str = "test"
 
@@ -57,7 +59,7 @@ class VariationalBound:
         track: Track,
     ) -> dict[str, float]:
         """The bound, a mean over the images."""
-        arrays = first_examples(split_of(sets, self.split), self.images)
+        arrays = some_examples(split_of(sets, self.split), self.images, self.choice)
 
         def bounds(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), indices)
@@ -129,7 +131,8 @@ class Inpainting:
     Attributes:
         extractor: the classifier.
         resamplings: how often each step is done; see ``ops.inpainting``.
-        images: the first of the split.
+        images: of the split.
+        choice: of so many images; see ``analysis.sets.Choice``.
         batch: images that are in memory together.
         split: of the data, with labels.
         seed: of what is filled in.
@@ -138,6 +141,7 @@ class Inpainting:
     extractor: Extractor
     resamplings: int = 1
     images: int = 512
+    choice: Choice = "drawn"
     batch: int = 128
     split: str = "test"
     seed: int = 0
@@ -171,7 +175,7 @@ class Inpainting:
     ) -> dict[str, float]:
         """The measures, means over the images."""
         extract = self.extractor.load()
-        arrays = first_examples(split_of(sets, self.split), self.images)
+        arrays = some_examples(split_of(sets, self.split), self.images, self.choice)
         height = arrays["image"].shape[1]
         mask = jnp.arange(height)[:, None, None] < height // 2
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import PyTree
 
 from analysis.sampling import sample_images
-from analysis.sets import drawn_places, first_examples, split_of
-from data.examples import Examples, materialize
-from data.selection import select
+from analysis.sets import Choice, some_examples, split_of
+from data.examples import Examples
 from data.sources import open_source
 from metrics.generative import generator_metrics
 from train.extractor import Extractor
@@ -32,8 +30,7 @@ class SampleQuality:
     Attributes:
         extractor: the network.
         samples: number of samples; real images are as many, or all there are.
-        reference: which real images, where there are more: ``"drawn"`` at random, always the same,
-            or the ``"first"`` of a set whose order is random, as that of MNIST.
+        choice: of the real images, where there are more; see ``analysis.sets.Choice``.
         source: of the real images, as for ``data.source``; None takes those of the run.
         split: that samples are compared to.
         floor_split: that gives the floor.
@@ -44,7 +41,7 @@ class SampleQuality:
 
     extractor: Extractor
     samples: int = 10_000
-    reference: Literal["drawn", "first"] = "drawn"
+    choice: Choice = "drawn"
     source: str | Callable[[str], Examples] | None = None
     split: str = "test"
     floor_split: str = "train"
@@ -109,8 +106,4 @@ class SampleQuality:
         return split_of(sets, split) if self.source is None else open_source(self.source, split)
 
     def _images(self, sets: Mapping[str, Examples], split: str) -> np.ndarray:
-        examples = self._open(sets, split)
-        if self.reference == "first":
-            return first_examples(examples, self.samples)["image"]
-        drawn = drawn_places(self.samples, len(examples.records))
-        return materialize(select(examples, drawn))["image"]
+        return some_examples(self._open(sets, split), self.samples, self.choice)["image"]

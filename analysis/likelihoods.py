@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from analysis.batches import over_batches
-from analysis.sets import first_examples, split_of
+from analysis.sets import Choice, some_examples, split_of
 from data.examples import Examples
 from losses.likelihoods import Likelihood
 from losses.variational import bits_per_dim
@@ -50,7 +50,8 @@ class ImportanceNLL:
     Attributes:
         samples: draws for each image; a multiple of ``at_once``.
         at_once: draws that are in memory together.
-        images: the first of the split; None takes all.
+        images: of the split; None takes all.
+        choice: of so many images; see ``analysis.sets.Choice``.
         batch: images that are in memory together.
         split: of the data.
     """
@@ -58,6 +59,7 @@ class ImportanceNLL:
     samples: int = 5000
     at_once: int = 250
     images: int | None = None
+    choice: Choice = "drawn"
     batch: int = 32
     split: str = "test"
 
@@ -84,7 +86,7 @@ class ImportanceNLL:
         track: Track,
     ) -> dict[str, float]:
         """The estimate; of a conditional model it is that of log p(x | class), and called so."""
-        arrays = first_examples(split_of(sets, self.split), self.images)
+        arrays = some_examples(split_of(sets, self.split), self.images, self.choice)
 
         def likelihoods(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:
             def one(image: Batch, index: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 
@@ -10,12 +11,19 @@ from data.examples import Examples, materialize
 from data.selection import select
 from train.tasks.task import SettingError
 
+Choice = Literal["drawn", "first"]
+"""Which images stand for a set where not all are taken: ``"drawn"`` at random, always the same, or
+the ``"first"`` of a set whose order is random, as that of MNIST. The first images of a folder are
+of one class alone."""
 
-def first_examples(examples: Examples, count: int | None) -> dict[str, np.ndarray]:
-    """At most so many examples, in memory."""
-    if count is None or count >= len(examples.records):
+
+def some_examples(examples: Examples, count: int | None, choice: Choice) -> dict[str, np.ndarray]:
+    """At most so many examples, in memory, in the order of the set; None takes all."""
+    total = len(examples.records)
+    if count is None or count >= total:
         return materialize(examples)
-    return materialize(select(examples, np.arange(count)))
+    places = np.arange(count) if choice == "first" else drawn_places(count, total)
+    return materialize(select(examples, places))
 
 
 def split_of(sets: Mapping[str, Examples], split: str) -> Examples:
@@ -26,10 +34,7 @@ def split_of(sets: Mapping[str, Examples], split: str) -> Examples:
 
 
 def drawn_places(count: int, total: int, *, seed: int = 0) -> np.ndarray:
-    """Places of at most ``count`` of ``total`` images, drawn at random, in ascending order.
-
-    The first images of a set are no sample of it: a folder is in the order of its classes.
-    """
+    """Places of at most ``count`` of ``total`` images, drawn at random, in ascending order."""
     if count >= total:
         return np.arange(total)
     return np.sort(np.random.default_rng(seed).permutation(total)[:count])

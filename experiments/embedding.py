@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from analysis.features import Layer, check_features, extract_features
-from analysis.sets import first_examples
+from data.examples import materialize
 from data.folder import folder
 from data.selection import select
 from data.sources import open_source
@@ -73,7 +73,7 @@ def embed(
         raise RunError(f"a map of {total} images shows nothing: give a split with more")
     drawn = np.random.default_rng(seed).permutation(total)[:count]
     ids = np.sort(drawn).astype(np.int64)
-    images = first_examples(select(examples, ids), None)
+    images = materialize(select(examples, ids))
     if images["image"].shape[1:] != trained.image:
         raise RunError(
             f"{run} was trained on images {list(trained.image)}, and these are "

@@ -92,7 +92,7 @@ def config() -> Experiment:
             checkpoint_every="500 steps",
             ema_decay=0.995,
         ),
-        measurements=(SampleQuality(extractor=LENET, source="tfds:mnist", reference="first"),),
+        measurements=(SampleQuality(extractor=LENET, source="tfds:mnist", choice="first"),),
     )
 
 

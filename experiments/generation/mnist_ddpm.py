@@ -105,7 +105,7 @@ def config() -> Experiment:
             ema_decay=0.999,
         ),
         measurements=(
-            SampleQuality(extractor=LENET, source="tfds:mnist", reference="first"),
-            VariationalBound(images=256),
+            SampleQuality(extractor=LENET, source="tfds:mnist", choice="first"),
+            VariationalBound(images=256, choice="first"),
         ),
     )

@@ -87,7 +87,7 @@ TABLE = Table(
 
 def config() -> Experiment:
     """The weights of `mnist_ddpm`, which are measured and not trained."""
-    quality = SampleQuality(LENET, samples=512, reference="first", source="tfds:mnist")
+    quality = SampleQuality(LENET, samples=512, choice="first", source="tfds:mnist")
     changes = {
         "weights": MNIST_DDPM,
         "measurements": (SampledBy(Sampling(Ancestral(), steps=10), quality),),

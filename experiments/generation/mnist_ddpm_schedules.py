@@ -57,9 +57,7 @@ def config() -> Experiment:
         "task.model.width": 8,
         "task.model.norm": partial(group_norm, groups=4),
         "task.sampling.guidance": 1.0,
-        "measurements": (
-            SampleQuality(LENET, samples=1000, reference="first", source="tfds:mnist"),
-        ),
+        "measurements": (SampleQuality(LENET, samples=1000, choice="first", source="tfds:mnist"),),
         "task.process.betas": linear_betas,
         "task.target": "epsilon",
         "loop.duration": "800 steps",

@@ -53,7 +53,7 @@ TABLE = Table(
 def config() -> Experiment:
     """No norm in the discriminator, a learning rate of 0.001, and Adam's own momentum."""
     quality = SampleQuality(
-        LENET, samples=2000, reference="first", source="tfds:mnist", diverged_above=250.0
+        LENET, samples=2000, choice="first", source="tfds:mnist", diverged_above=250.0
     )
     changes = {
         "task.generator.width": 16,

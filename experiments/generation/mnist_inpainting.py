@@ -56,7 +56,9 @@ def config() -> Experiment:
     """Replacement alone."""
     changes = {
         "measurements": (
-            SampledBy(Sampling(Ancestral(), steps=25), Inpainting(LENET, images=256)),
+            SampledBy(
+                Sampling(Ancestral(), steps=25), Inpainting(LENET, images=256, choice="first")
+            ),
         ),
         "data.eval_splits": {"test": "test"},
     }

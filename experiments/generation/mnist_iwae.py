@@ -57,7 +57,7 @@ TABLE = Table(
 def config() -> Experiment:
     """One draw; more of them are all that the arms change."""
     changes = {
-        "measurements": (ImportanceNLL(samples=1000, images=2000),),
+        "measurements": (ImportanceNLL(samples=1000, images=2000, choice="first"),),
         "task.warmup_steps": 0,
         "data.batch": 50,
         "optimizer.learning_rate": 1e-3,

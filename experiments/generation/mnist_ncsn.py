@@ -32,7 +32,7 @@ from ops.langevin import AnnealedLangevin, PredictorCorrector
 from ops.sde import VarianceExploding
 from train.experiment import Experiment
 
-QUALITY = SampleQuality(LENET, samples=512, reference="first", source="tfds:mnist")
+QUALITY = SampleQuality(LENET, samples=512, choice="first", source="tfds:mnist")
 WAYS = {
     # 12 levels of 4 steps, half as long as the noise each time, so that x can follow.
     "langevin": Sampling(AnnealedLangevin(step_size=0.8, corrections=4), steps=12),

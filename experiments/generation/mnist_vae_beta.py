@@ -71,9 +71,7 @@ TABLE = Table(
 def config() -> Experiment:
     """Beta 1, ten latents."""
     changes = {
-        "measurements": (
-            SampleQuality(LENET, samples=5_000, reference="first", source="tfds:mnist"),
-        ),
+        "measurements": (SampleQuality(LENET, samples=5_000, choice="first", source="tfds:mnist"),),
         "task.model.latents": (10,),
         "task.warmup_steps": 0,
         "optimizer.learning_rate": 1e-3,

@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.preprocessing import StandardScaler
 
+from analysis.features import extract_features, untrained_variables, with_statistics
 from analysis.linear_probe import linear_probe, sgd_probe
 from analysis.probes import Probe
 from analysis.sampling import untracked
@@ -20,7 +21,7 @@ from data.examples import Arrays, DataError, Examples
 from data.selection import select
 from models.classification.linear import Linear
 from models.representation.simclr import SimCLR
-from train.heads import around_head, extract_features
+from train.heads import around_head
 from train.tasks.task import SettingError
 
 
@@ -231,3 +232,30 @@ def test_the_head_of_a_part_is_not_that_of_the_network():
     features, output = around_head(model, variables, jnp.ones((4, 2, 2, 1)))
     assert features.shape == (4, 5)
     assert output.shape == (4, 2)
+
+
+def test_norms_take_their_statistics_from_batches_of_the_training_set():
+    """Images that are all alike: every batch has the same mean, and a variance of 0."""
+    model = Normed()
+    params, mutable = variables_of(model)
+    alike = Examples(Arrays({"image": np.full((5, 2, 2, 1), 51, np.uint8)}))
+    options = {"batches": 3, "seed": 0}
+    found = with_statistics(Having(model), params, mutable, alike, scale, untracked, **options)
+    kept = 0.99**3  # of the mean 0 and the variance 1 that a norm begins with
+    statistics = found["batch_stats"]["norm"]
+    np.testing.assert_allclose(statistics["mean"], np.full(4, 0.2 * (1 - kept)), rtol=1e-5)
+    np.testing.assert_allclose(statistics["var"], np.full(4, kept), rtol=1e-5)
+
+
+def test_the_untrained_network_stands_beside_the_trained_one():
+    task, options = Having(Normed()), {"neighbours": 5, "penalties": (1e-3,), "validation": 0.2}
+    params, mutable = variables_of(task.model)
+    probe = Probe(untrained=True, **options)
+    both = probe(task, params, mutable, SETS, scale, untracked)
+    own = replace(probe, untrained=False)(task, params, mutable, SETS, scale, untracked)
+    random = untrained_variables(task, (2, 2, 1), scale, 0)
+    probe = replace(probe, untrained=False, statistics_batches=100)
+    beside = probe(task, *random, SETS, scale, untracked)
+    renamed = {name.replace("/", "/untrained_"): value for name, value in beside.items()}
+    assert both == own | renamed
+    assert beside["test/feature_std"] != own["test/feature_std"]  # whose norms have no statistics

@@ -1,4 +1,4 @@
-"""Features of finished runs: probed, written and drawn."""
+"""Features of finished runs: written and drawn."""
 
 import json
 from functools import partial
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis.probes import Probe
 from analysis.sampling import untracked
 from data.augment import normalize, scale
 from data.geometry import random_flip
@@ -18,19 +17,15 @@ from data.selection import per_class
 from data.sources import digits
 from experiments import cli
 from experiments.config import override
-from experiments.embedding import embed, probe
+from experiments.embedding import embed
 from experiments.runs import Options, RunError, execute
 from experiments.trained import open_run
 from models.classification.lenet import LeNet5
 from models.classification.resnet import BasicBlock, ResNet
-from models.generative.autoencoder import Autoencoder, DenseDecoder, DenseEncoder
 from models.representation.simclr import ProjectionHead, SimCLR
 from train.experiment import Data, Experiment, Loop
-from train.tasks.autoencode import Autoencode
 from train.tasks.classify import Classify
 from train.tasks.contrast import Contrast
-from train.tasks.task import SettingError
-from train.weights import fingerprint
 
 
 def run(task, directory: Path, **changes) -> Path:
@@ -63,24 +58,6 @@ def features_of(directory: Path, images: np.ndarray) -> np.ndarray:
     with nn.intercept_methods(watch):
         trained.experiment.task.model.apply({"params": trained.params}, batch["image"])
     return np.asarray(seen[0])
-
-
-def test_a_probe_stands_beside_the_untrained_network_and_says_what_it_is_of(classifier):
-    asked = Probe(neighbours=5, penalties=(1e-3, 1e-2), images=300)
-    path, found = probe(classifier, asked, untracked)
-    record = json.loads(path.read_text())
-    assert path == classifier / "probe_features.json"
-    assert {name: record[name] for name in found} == found
-    assert found["trained"]["test/linear_accuracy"] > 0.85
-    assert found["trained"]["test/knn_accuracy"] > found["untrained"]["test/knn_accuracy"]
-    assert record["normalization"] == {"mean": [0.3], "std": [0.5]}
-    trained = open_run(classifier)
-    assert record["checkpoint"] == {
-        "step": 60,
-        "sha256": fingerprint({"params": trained.params, **trained.mutable}),
-    }
-    assert "features" in json.dumps(record["probe"])
-    assert probe(classifier, asked, untracked)[1] == found  # the same again
 
 
 def test_embeddings_are_features_with_ids_and_a_map(classifier, tmp_path):
@@ -120,34 +97,16 @@ def test_images_of_ones_own_need_no_classes(classifier, tmp_path):
         own(None, **{**options, "output": blocked})
 
 
-def test_simclr_is_probed_on_both_sides_of_its_head(tmp_path):
+def test_simclr_is_embedded_behind_its_head(tmp_path):
     backbone = ResNet(stage_sizes=(1,), block=BasicBlock, width=4, stem="cifar").without_head()
     model = SimCLR(backbone, ProjectionHead(layers=1, output=6))
     directory = run(Contrast(model, (random_flip,)), tmp_path, **{"loop.duration": "2 steps"})
-    options = {"neighbours": 5, "penalties": (1e-2,), "validation": 0.2}
-    file, found = probe(directory, Probe(layers=("head",), **options), untracked)
-    assert file.name == "probe_head.json"
-    assert found["untrained"].keys() == found["trained"].keys()
-    # The statistics of the untrained norms are those of batches, not those they begin with.
-    assert found["untrained"]["test/linear_accuracy_head"] > 0.2
     _, arrays = embed(
         directory, None, split="test", count=20, layer="head", seed=0, output=tmp_path / "out",
         track=untracked,
     )  # fmt: skip
     with np.load(arrays) as found:
         assert found["features"].shape == (20, 6)
-
-
-def test_networks_without_features_are_told(tmp_path):
-    model = Autoencoder(
-        image=(8, 8, 1),
-        latent=2,
-        encoder=partial(DenseEncoder, widths=(8,)),
-        decoder=partial(DenseDecoder, widths=(8,)),
-    )
-    directory = run(Autoencode(model=model), tmp_path)
-    with pytest.raises(SettingError, match="Autoencoder has no layer called head"):
-        probe(directory, Probe(), untracked)
 
 
 def test_the_command_line(classifier, capsys, monkeypatch, tmp_path):
@@ -159,17 +118,12 @@ def test_the_command_line(classifier, capsys, monkeypatch, tmp_path):
             cli.main(arguments)
         return int(end.value.code or 0)
 
-    assert opsin("probe", str(classifier), "--images", "200", "--neighbours", "5") == 0
-    out = capsys.readouterr().out
-    assert "trained untrained" in out
-    assert "test/sgd_accuracy" in out
-    assert out.splitlines()[-1] == str(classifier / "probe_features.json")
     assert opsin("embed", str(classifier), "digits", "--n", "20") == 0
     assert (classifier / "embedding" / "embedding.npz").exists()
     capsys.readouterr()
     assert opsin("embed", str(classifier), "--split", "val") == 2
     assert 'has no split "val"' in capsys.readouterr().err
-    assert opsin("probe", str(classifier), "--layer", "middle") == 2
+    assert opsin("embed", str(classifier), "--layer", "middle") == 2
     assert "invalid choice: 'middle' (choose from" in capsys.readouterr().err
-    assert opsin("probe", str(tmp_path)) == 2
+    assert opsin("embed", str(tmp_path)) == 2
     assert "is no directory of a run" in capsys.readouterr().err

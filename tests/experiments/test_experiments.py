@@ -18,7 +18,7 @@ from experiments.generation import mnist_ddpm_samplers
 from experiments.identity import identity
 from experiments.rows import read_rows
 from experiments.runs import Options, execute
-from experiments.sweep import expand
+from experiments.sweep import expand, identities
 from experiments.table import Report
 from train.paths import flatten
 from train.tasks.classify import Classify
@@ -87,7 +87,7 @@ def test_the_config_is_complete_and_the_table_fits_its_arms(name):
         assert len(arms) == 1
         return
     planned = expand(experiment, arms, module.TABLE.seeds)
-    assert len({identity(run.experiment) for run in planned}) == len(arms) * module.TABLE.seeds
+    assert len({identities(run.experiment) for run in planned}) == len(arms) * module.TABLE.seeds
     # Raises for an arm or a metric that is not there.
     report = Report(name=name, claim="", arms=[arm.name for arm in arms], table=module.TABLE)
     assert module.TABLE.seeds >= (1 if len(arms) == 1 else 3)  # a headline may be one longer run
@@ -115,7 +115,9 @@ def test_smoke_runs_to_its_end(name, tmp_path, monkeypatch, capfd):
     experiment = override(module.config(), {**module.SMOKE, "parallel.data": 1, "seed": 3})
     outcome = execute(name, "arm", experiment, Options(tmp_path, progress=False))
     assert capfd.readouterr() == ("", "")
-    assert (outcome.finished, outcome.step) == (True, 2)
+    steps = int(experiment.loop.duration.split()[0])  # none where it is only measured
+    assert steps == (0 if module.config().loop.duration == "0 steps" else 2)
+    assert (outcome.finished, outcome.step) == (True, steps)
     directory = tmp_path / name / identity(experiment)
     assert outcome.directory == directory
 
@@ -132,24 +134,30 @@ def test_smoke_runs_to_its_end(name, tmp_path, monkeypatch, capfd):
         "step",
     }  # fmt: skip
     summary = read("summary.json")
-    assert summary == outcome.metrics
-    assert summary["steps"] == 2
+    measured = {
+        name: value
+        for each in experiment.measurements
+        for name, value in read(f"evaluations/{identity(each)}.json")["metrics"].items()
+    }
+    assert summary | measured == outcome.metrics
+    assert summary.keys().isdisjoint(measured)
+    assert summary["steps"] == steps
     assert summary["parameters"] > 10_000
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     logged = {key: value for line in lines for key, value in line.items()}
-    assert logged["step"] == 2
+    assert logged["step"] == steps
     logged.pop("note", None)  # text, such as that two steps do not make a generator
     supervised = isinstance(experiment.task, Classify | Segment)
     expected = {"train/loss", "train/accuracy", "train/learning_rate"}
     assert not supervised or expected <= logged.keys()
-    assert any(key.startswith("train/") and "loss" in key for key in logged)
+    assert any(key.startswith("train/") and "loss" in key for key in logged) == (steps > 0)
     assert all(np.isfinite(value) for value in logged.values())
     unlabelled = "alignment" if isinstance(experiment.task, Contrast) else "loss"
     planned = {"test/accuracy" if supervised else f"test/{unlabelled}"}
     promised = set(module.TABLE.metrics) if hasattr(module, "TABLE") else planned
-    assert promised <= summary.keys()
+    assert promised <= outcome.metrics.keys()
     assert {name for name in promised if "/" in name} <= logged.keys()
-    assert [path.name for path in (directory / "checkpoints").iterdir()] == ["2"]
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == [str(steps)]
     splits = experiment.data.eval_splits
     pictures = {path.name for path in directory.glob("*.png")}
     previews = {path.name for path in (directory / "previews").glob("*")}

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from experiments import catalogue
-from experiments.identity import identity
 from experiments.rows import read_rows
-from experiments.sweep import expand
+from experiments.sweep import expand, identities
 
 RESULTS = sorted((Path(__file__).parents[2] / "results").glob("*.jsonl"))
 
@@ -16,7 +15,7 @@ RESULTS = sorted((Path(__file__).parents[2] / "results").glob("*.jsonl"))
 def test_every_run_is_one_of_the_sweep_by_its_id(path: Path):
     module = catalogue.find(path.stem)
     planned = {
-        (run.arm, run.seed): identity(run.experiment)
+        (run.arm, run.seed): identities(run.experiment)
         for run in expand(module.config(), catalogue.arms(module), module.TABLE.seeds)
     }
-    assert {(row.arm, row.seed): row.id for row in read_rows(path)} == planned
+    assert {(row.arm, row.seed): (row.id, row.measurement) for row in read_rows(path)} == planned

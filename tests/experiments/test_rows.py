@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from experiments import evaluations
 from experiments.rows import collect, read_rows, write_rows
 from experiments.runs import read_summary, write_summary
 from experiments.table import ReportError
@@ -29,8 +30,8 @@ def write_run(folder, arm="focal-1", seed=0, end="DONE", summary=None, error="")
 
 
 def is_aa(arm, seed):
-    """The id of every run, where a test has one."""
-    return "aa"
+    """The id of every run of an arm, where a test has one."""
+    return ("aa" if arm in ("focal-1", "default") else "of another arm"), None
 
 
 def test_collect_reads_each_run_that_ended(tmp_path):
@@ -41,7 +42,7 @@ def test_collect_reads_each_run_that_ended(tmp_path):
     write_run(runs / "dd", arm="focal-1", seed=2, end=None)
     (runs / "notes.txt").write_text("not a run")
     ids = {("focal-2", 0): "aa", ("focal-1", 1): "bb", ("focal-1", 0): "cc"}
-    other, first, second = collect(runs, ARMS, lambda arm, seed: ids[arm, seed])
+    other, first, second = collect(runs, ARMS, lambda arm, seed: (ids.get((arm, seed), ""), None))
     assert [(r.arm, r.seed, r.id) for r in (other, first, second)] == [
         ("focal-2", 0, "aa"),
         ("focal-1", 0, "cc"),
@@ -100,11 +101,10 @@ def test_a_run_that_was_repeated_and_ended_well_is_done(tmp_path):
     assert collect(tmp_path / "focal", ARMS, is_aa)[0].status == "done"
 
 
-@pytest.mark.parametrize("arm", ["focal-9", "focal-1"])
-def test_runs_of_other_arms_and_other_configs_are_left_out_aloud(tmp_path, caplog, arm):
+def test_runs_of_other_configs_are_left_out_aloud(tmp_path, caplog):
     """Such as those of a sweep with overrides, or from before the experiment was changed."""
     write_run(tmp_path / "focal" / "aa", arm="focal-1")
-    write_run(tmp_path / "focal" / "bb", arm=arm)
+    write_run(tmp_path / "focal" / "bb", arm="focal-1")
     assert [r.id for r in collect(tmp_path / "focal", ARMS, is_aa)] == ["aa"]
     assert "bb" in caplog.text
 
@@ -127,7 +127,7 @@ def test_no_runs_names_the_command(tmp_path, unfinished):
         ("env.json", "{}", "env.json has no commit, dirty"),
         ("env.json", '[{"commit": "abc"}, {}]', "env.json has no dirty"),
         ("env.json", "[]", "env.json has no commit, dirty"),
-        ("arm.json", '{"arm": "focal-1"}', "arm.json has no seed"),
+        ("config.json", "{}", "config.json has no seed"),
         ("env.json", None, "env.json cannot be read"),
     ],
 )
@@ -164,3 +164,31 @@ def test_a_metric_that_is_no_number_is_null_in_json_and_not_a_number_to_readers(
     (again,) = read_rows(tmp_path / "rows.jsonl")
     assert again.metrics["test/accuracy"] == 0.5
     assert np.isnan([again.metrics["test/nll"], again.metrics["test/best"]]).all()
+
+
+def test_arms_that_only_measure_have_a_row_each_of_one_run(tmp_path):
+    """With the numbers of its own measurement, those of all splits, and the time of both."""
+    folder = tmp_path / "focal" / "aa"
+    summary = {"steps": 7, "seconds": 3.5, "test/nll": 0.1, "test/top5": 0.5}
+    write_run(folder, seed=2, summary=summary)
+    options = {"measurement": None, "commit": "abc1234"}
+    for name, step, metrics in (
+        ("m1", 7, {"test/fd": 1.0}),
+        ("m2", 7, {"test/fd": 2.0}),
+        ("m3", 7, {"test/is": float("nan")}),
+        ("m4", 6, {"test/fd": 4.0}),  # of an earlier step
+        (evaluations.SPLITS, 7, {"test/nll": 0.2, "test/ece": 0.3}),
+    ):
+        evaluations.write(folder, name, step=step, metrics=metrics, seconds=0.25, **options)
+    measured = {"one": "m1", "both": "m2+m3", "early": "m4", "missing": "m5", "none": None}
+    rows = collect(tmp_path / "focal", list(measured), lambda arm, seed: ("aa", measured[arm]))
+    assert [(row.arm, row.seed, row.id, row.measurement) for row in rows] == [
+        ("one", 2, "aa", "m1"), ("both", 2, "aa", "m2+m3"), ("none", 2, "aa", None),
+    ]  # fmt: skip
+    every = {"steps": 7, "test/nll": 0.2, "test/ece": 0.3, "test/top5": 0.5}
+    one, both, none = (dict(row.metrics) for row in rows)
+    assert one == every | {"test/fd": 1.0}
+    assert math.isnan(both.pop("test/is"))
+    assert both == every | {"test/fd": 2.0}
+    assert none == every
+    assert [row.seconds for row in rows] == [3.75, 4.0, 3.5]

@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from analysis.probes import Probe
 from experiments import catalogue
 from experiments.config import ConfigError, override
 from experiments.identity import identity
-from experiments.sweep import arm_of, expand, share
+from experiments.sweep import arm_of, expand, identities, identity_of, share
 from experiments.table import Arm
 from models.classification.lenet import LeNet5
 from train.experiment import Experiment
@@ -35,6 +36,21 @@ def test_an_arm_may_seed_more_than_the_run():
     planned = expand(BASE, arms, 3)[4:]
     assert [run.experiment.loop.accumulate for run in planned] == [1, 2]
     assert arm_of(planned[1].experiment, BASE, arms) == "narrow"
+
+
+def test_arms_that_differ_in_what_is_measured_are_one_run():
+    base = override(BASE, {"measurements": (Probe(),), "loop.duration": "0 steps"})
+    arms = [Arm("all"), Arm("few", {"measurements.0.images": 9}, seeded=("measurements.0.seed",))]
+    planned = expand(base, arms, 2)
+    runs = {(run.arm, run.seed): identities(run.experiment) for run in planned}
+    assert runs["all", 0][0] == runs["few", 0][0] != runs["all", 1][0]
+    assert runs["all", 0][1] == runs["all", 1][1] == identity(Probe())
+    assert runs["few", 1][1] == identity(Probe(images=9, seed=1))
+    assert all(identity_of(base, arms)(*place) == found for place, found in runs.items())
+    assert [arm_of(run.experiment, base, arms) for run in planned] == ["all", "few"] * 2
+    two = override(base, {"measurements": (Probe(), Probe(seed=1))})
+    assert identities(two)[1] == f"{identity(Probe())}+{identity(Probe(seed=1))}"
+    assert identities(BASE) == (identity(BASE), None)
 
 
 def test_overrides_are_for_every_arm_and_win_over_its_own():
@@ -97,7 +113,7 @@ def test_every_sweep_of_the_house_has_as_many_runs_as_arms_times_seeds(name):
     module = catalogue.find(name)
     arms = catalogue.arms(module)
     planned = expand(module.config(), arms, 2)
-    assert len({identity(run.experiment) for run in planned}) == 2 * len(arms)
+    assert len({identities(run.experiment) for run in planned}) == 2 * len(arms)
     assert {run.arm for run in planned} == {arm.name for arm in arms}
     for run in planned:
         assert arm_of(run.experiment, module.config(), arms) == run.arm

@@ -266,11 +266,11 @@ def test_players_with_fewer_turns_take_the_last_parts():
 def test_a_generator_learns_what_images_look_like(tmp_path):
     """Its first images are grey, about 0.5; real ones are about 0.8."""
     changes = {"parallel.data": 1, "loop.duration": "300 steps", "loop.evaluate_every": "300 steps"}
-    experiment = override(made(final=(brightness,)), changes)
+    experiment = override(made(), changes | {"measurements": (brightness,)})
     result = fit(experiment, tmp_path, config={}, progress=False)
     assert result.finished
     assert isinstance(experiment.task, Generative)
-    assert result.metrics["test/brightness"] == pytest.approx(0.8, abs=0.1)
+    assert result.measured[0].metrics["test/brightness"] == pytest.approx(0.8, abs=0.1)
     drawn = {path.stem for path in (tmp_path / "previews").glob("*.png")}
     assert drawn == {"test_samples", "test_interpolation", "test_arithmetic"}
     assert {"test/real_logit", "test/fake_logit"} <= result.metrics.keys()

@@ -153,7 +153,7 @@ def test_what_is_measured_in_the_end(trained):
     """The bound against its own function; the same images in another way, by another name."""
     task, params = trained
     sets = {"test": two_greys("test")}
-    bound = VariationalBound(images=5, batch=4)
+    bound = VariationalBound(images=5, choice="first", batch=4)
     bound.check(task, sets)
     found = bound(task, params, {}, sets, scale, untracked)
     examples = two_greys("test").records[:5]
@@ -171,7 +171,7 @@ def test_what_is_measured_in_the_end(trained):
         return {"test/a": 1.0, "test_b/c": 2.0}
 
     other = Sampling(Ancestral(), steps=3)
-    by_other = SampledBy("slow", other, look)
+    by_other = SampledBy(other, look, "slow")
     by_other.check(task, sets)
     assert by_other(task, params, {}, sets, scale, untracked) == {
         "test/slow_a": 1,
@@ -179,7 +179,7 @@ def test_what_is_measured_in_the_end(trained):
     }
     assert seen == [other]
     with pytest.raises(SettingError, match="has 50 steps: take 1 to 50, not 99"):
-        SampledBy("slow", Sampling(steps=99), look).check(task, sets)
+        SampledBy(Sampling(steps=99), look, "slow").check(task, sets)
 
 
 def test_the_bound_of_noise_that_is_known():
@@ -335,7 +335,7 @@ def test_networks_of_other_images_are_told(task, message):
 def test_measurements_that_cannot_be_made_are_told_before():
     task: Any = made().task
     sets = {"test": two_greys("test")}
-    for changes, final, message in (
+    for changes, measurement, message in (
         ({}, VariationalBound(steps=51), "has 50 steps: take 1 to 50, not 51"),
         ({"process": VarianceExploding()}, VariationalBound(steps=10), "ends with noise left"),
         ({"process": VariancePreserving()}, VariationalBound(), "has no steps of its own"),
@@ -344,7 +344,7 @@ def test_measurements_that_cannot_be_made_are_told_before():
         ({"sampling": Sampling(Ancestral())}, Inpainting(LENET), "is for images"),
     ):
         with pytest.raises(SettingError, match=message):
-            final.check(replace(task, **changes), sets)
+            measurement.check(replace(task, **changes), sets)
 
 
 def test_steps_that_remember_cannot_be_taken_back():

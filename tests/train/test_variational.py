@@ -1,5 +1,6 @@
 """Variational autoencoders as a task: what is descended, what is measured, what is drawn."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -222,7 +223,7 @@ class Refusing:
 
 
 def test_a_run_learns_measures_at_its_end_and_draws(experiment, tmp_path):
-    def final(
+    def measurement(
         task: Any, params: Any, mutable: Any, sets: Any, prepare: Any, track: Callable
     ) -> dict:
         assert set(sets) == {"train", "test"}
@@ -230,15 +231,19 @@ def test_a_run_learns_measures_at_its_end_and_draws(experiment, tmp_path):
         norm = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(params))
         return {"test/norm": norm}
 
-    changes = {"parallel.data": 1, "task.final": (final,), "loop.duration": "60 steps"}
+    changes = {"parallel.data": 1, "measurements": (measurement,), "loop.duration": "60 steps"}
     changes |= {"loop.ema_decay": 0.9, "task.model.latents": (2,)}
-    early = override(experiment, changes | {"task.final": (Refusing("too few labels"),)})
+    early = override(experiment, changes | {"measurements": (Refusing("too few labels"),)})
     with pytest.raises(SettingError, match="too few labels"):  # before anything is trained
         fit(early, tmp_path / "early", config={}, progress=False)
     assert not (tmp_path / "early" / "metrics.jsonl").exists()
     result = fit(override(experiment, changes), tmp_path, config={}, progress=False)
-    assert "test_ema/norm" in result.metrics
-    assert "test/norm" not in result.metrics  # dear, so of the weights that are sampled from alone
+    (measured,) = result.measured
+    assert measured.metrics.keys() == {"test_ema/norm"}  # expensive: of the average alone
+    assert "test_ema/norm" not in result.metrics
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1]) == {
+        "step": 60, **measured.metrics
+    }  # fmt: skip
     assert result.metrics["test/elbo"] > -46  # 64 pixels of a coin cost 44.4; it begins at 50
     drawn = {path.stem for path in (tmp_path / "previews").glob("*.png")}
     names = ("reconstructions", "samples", "interpolation", "arithmetic", "latent_grid")
@@ -249,7 +254,6 @@ def test_a_run_learns_measures_at_its_end_and_draws(experiment, tmp_path):
 def test_a_sample_depends_on_its_seed_and_place_alone():
     task = Variational(model=two_levels())
     assert isinstance(task, Generative)
-    assert task.final
     params = task.init(jax.random.key(0), batch_of())["params"]
     many = sample_images(task, params, {}, 130, seed=1)
     everywhere = jax.device_put(params, replicated(make_mesh(Parallel(data=8))))

@@ -1,0 +1,50 @@
+"""A classifier of latents that say the class, and of pixels that hide it."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from analysis.latents import LatentClassifier
+from analysis.sampling import untracked
+from data.augment import scale
+from data.examples import Arrays, DataError, Examples
+from train.tasks.task import SettingError
+
+
+@dataclass(frozen=True)
+class Knowing:
+    """Its latents say the class, which is hidden in one pixel among noise."""
+
+    num_classes: int | None = None
+
+    def latents(self, params: Any, mutable: Any, batch: Any) -> Any:
+        return jax.nn.one_hot(jnp.round(batch["image"][:, 0, 0, 0] * 255).astype(int), 3)
+
+
+def hidden(n: int, seed: int) -> Examples:
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (n, 5, 5, 1), np.uint8)
+    label = np.arange(n, dtype=np.int32) % 3
+    image[:, 0, 0, 0] = label
+    return Examples(Arrays({"image": image, "label": label}), ("a", "b", "c"))
+
+
+def test_few_labels_teach_a_classifier_of_good_latents():
+    sets = {"train": hidden(60, 0), "test": hidden(90, 1)}
+    measurement = LatentClassifier(labels_per_class=(2, 5), repeats=2)
+    found = measurement(Knowing(), jnp.zeros(1), {}, sets, scale, untracked)
+    assert found["test/latent_accuracy_2"] == found["test/latent_accuracy_5"] == 1.0
+    assert 1 / 3 - 0.15 < found["test/pixel_accuracy_2"] < 0.95
+    measurement.check(Knowing(), sets)
+    with pytest.raises(DataError, match="ask for at most that"):
+        replace(measurement, labels_per_class=(21,)).check(Knowing(), sets)
+    with pytest.raises(SettingError, match="no split"):
+        replace(measurement, split="x").check(Knowing(), sets)
+    with pytest.raises(SettingError, match="its latents would tell it again"):
+        measurement.check(Knowing(num_classes=3), sets)
+    with pytest.raises(SettingError, match=r"of models with latents.*and object has none"):
+        measurement.check(object(), sets)  # pyright: ignore[reportArgumentType]
