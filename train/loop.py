@@ -51,14 +51,7 @@ from train.sharding import (
 )
 from train.startup import StartUp, record_speed
 from train.state import State
-from train.tasks.task import (
-    Batch,
-    Concluding,
-    Foreseeing,
-    Item,
-    Prepare,
-    Watching,
-)
+from train.tasks.task import Batch, Concluding, Foreseeing, Item, Prepare, Watching
 
 # The disk is full, over quota or read-only; or the file is too large, or not ours.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES)
