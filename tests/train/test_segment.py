@@ -221,7 +221,7 @@ def test_one_logit_is_that_of_class_one_against_class_zero(batch):
         (partial(cross_entropy_loss, smoothing=0.1), False),
         (focal_loss, False),
         (partial(dice_loss, classes=(1,)), False),
-        (lovasz_softmax_loss, False),
+        (lovasz_softmax_loss, True),
         (lambda logits, labels, where: jnp.mean(logits, axis=(1, 2, 3)), False),
     ],
 )
