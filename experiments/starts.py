@@ -10,7 +10,7 @@ from typing import Any
 Start = Mapping[str, Any]
 
 
-def read_starts(path: Path) -> list[Start]:
+def read_starts(path: Path) -> Sequence[Start]:
     """What is in ``env.json``; none if there is no such file.
 
     Raises:
@@ -21,9 +21,10 @@ def read_starts(path: Path) -> list[Start]:
     return starts_of(json.loads(path.read_text(encoding="utf-8")))
 
 
-def starts_of(content: Any) -> list[Start]:
+def starts_of(content: Any) -> Sequence[Start]:
     """The starts in the content of ``env.json``, which once held the last one alone."""
-    return list(content) if isinstance(content, list) and content else [content]
+    starts: Any = content if isinstance(content, list) and content else [content]
+    return starts
 
 
 def that_count(starts: Sequence[Start]) -> Sequence[Start]:

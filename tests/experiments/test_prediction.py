@@ -17,6 +17,7 @@ from data.sources import digits, synthetic
 from experiments.config import override, resolve
 from experiments.prediction import load, predict, segment
 from experiments.runs import Options, RunError, execute
+from experiments.trained import open_run
 from models.classification.lenet import LeNet5
 from models.segmentation.unet import UNet, valid_margin
 from train.checkpoint import CheckpointError
@@ -196,7 +197,9 @@ def test_what_is_no_run_is_one_line(classified, tmp_path):
     config["optimizer"]["method"]["call"] = "train.optimizers:adamw"  # and this had moved
     config["loop"]["checkpoint_every"] = "7 steps"
     (changed / "config.json").write_text(json.dumps(config))
-    assert resolve(load(changed).experiment)["task"] == resolve(load(classified).experiment)["task"]
+    opened = open_run(changed).experiment
+    assert (opened.task.l2, opened.optimizer.method.func) == (0.0, adamw)
+    assert opened.loop.checkpoint_every == "7 steps"
     config["task"]["l2"] = 0.5
     (changed / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"task\.l2 is 0\.0 there and 0\.5 here"):
