@@ -151,7 +151,8 @@ def inpaint(
         much = "nothing" if not unknown.any() else "everything"
         raise RunError(f"{mask} asks for {much} to be filled in: make only that part white")
     labels = None if asked.label is None else _labels(task, count, asked)
-    check_labels(task, labels)
+    if labels is not None:
+        check_labels(task, labels)
     made = jit_here(partial(inpainter.inpaint, resamplings=resamplings))(
         trained.params,
         trained.mutable,

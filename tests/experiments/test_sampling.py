@@ -117,8 +117,8 @@ def test_classes_come_in_turn_or_as_asked(conditional, tmp_path):
     ("asked", "path", "message"),
     [
         (Asked(label=0), False, "trained without classes"),
-        (Asked(), True, "--path is of diffusion models, not of Variational"),
-        (Asked(sampler="ddim", steps=3), False, "--steps, --sampler is of diffusion models"),
+        (Asked(), True, "--path is for diffusion models, not Variational"),
+        (Asked(sampler="ddim", steps=3), False, "--steps, --sampler is for diffusion models"),
     ],
 )
 def test_what_a_model_cannot_make_is_told(plain, tmp_path, asked, path, message):
@@ -189,7 +189,7 @@ def test_a_diffusion_model_fills_in(diffusion, tmp_path):
     ):
         with pytest.raises(RunError, match=message):
             inpaint(diffusion, image_file, mask_file, 1, Asked(sampler="ddim"), **options)
-    with pytest.raises(SettingError, match="choose ddim or ancestral"):
+    with pytest.raises(RunError, match="choose ddim or ancestral"):
         inpaint(diffusion, image, mask, 1, Asked(sampler="dpm++2m"), **options)
     with pytest.raises(RunError, match="ask for one with --class"):
         inpaint(diffusion, image, mask, 1, Asked(guidance=2.0), **options)

@@ -139,3 +139,17 @@ def check_process(
         raise SettingError(
             "task.process ends in noise alone, where task.weighting is 0: leave it out"
         )
+
+
+def check_guidance(guidance: float, num_classes: int | None, label_dropout: float) -> None:
+    """Raises SettingError for guidance of a model that never saw classes, or never saw none."""
+    if num_classes is None and guidance != 1.0:
+        raise SettingError(
+            f"guidance {guidance:g} is towards a class, and the model was trained without "
+            "classes: leave it out, or set task.model.num_classes"
+        )
+    if guidance != 1.0 and label_dropout == 0:
+        raise SettingError(
+            f"guidance {guidance:g} is away from no class, which was never seen: leave it out, or "
+            "set task.label_dropout=0.1"
+        )

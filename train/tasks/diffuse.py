@@ -44,7 +44,13 @@ from ops.diffusion_schedules import Discrete
 from ops.inpainting import Inpaint
 from train.pictures import Panels
 from train.settings import SettingError
-from train.tasks.checks import check_outputs, check_process, check_range, require_entry
+from train.tasks.checks import (
+    check_guidance,
+    check_outputs,
+    check_process,
+    check_range,
+    require_entry,
+)
 from train.tasks.generative import Generative
 from train.tasks.latent_pictures import square
 from train.tasks.players import SIGNED, signed, unsigned
@@ -111,16 +117,7 @@ class Diffuse(Generative):
             self.sampling.check(self.process)
         except ValueError as error:
             raise SettingError(f"task.sampling: {error}") from error
-        if self.num_classes is None and self.sampling.guidance != 1.0:
-            raise SettingError(
-                f"guidance {self.sampling.guidance:g} is towards a class, and the model was "
-                "trained without classes: leave it out, or set task.model.num_classes"
-            )
-        if self.sampling.guidance != 1.0 and self.label_dropout == 0:
-            raise SettingError(
-                f"guidance {self.sampling.guidance:g} is away from no class, which was never seen: "
-                "leave it out, or set task.label_dropout=0.1"
-            )
+        check_guidance(self.sampling.guidance, self.num_classes, self.label_dropout)
 
     def with_sampling(self, **changes: Any) -> Self:
         """The task with other fields of ``sampling``; raises SettingError as ``check_sampling``."""
