@@ -55,7 +55,9 @@ def parse(command: Callable[..., int], words: Sequence[str], program: str) -> pa
     flags = [word for word in rest if word.startswith("-")]
     if flags or (rest and "overrides" not in asked.__wrapped__.__annotations__):
         near = _nearest(flags, asked, program)
-        raise ConfigError(f"unrecognized arguments: {' '.join(rest)}{near}: see {program} --help")
+        raise ConfigError(
+            f"unrecognized arguments: {' '.join(flags or rest)}{near}: see {program} --help"
+        )
     name, overrides, *more = call.args if rest else (None, ())
     if rest:
         call = partial(command, name, (*overrides, *rest), *more, **call.keywords)

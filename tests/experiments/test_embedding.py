@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from commands.main import main
 from data.augment import normalize, scale
 from data.geometry import random_flip
 from data.selection import per_class
 from data.sources import digits
-from experiments import cli
+from experiments import runtime
 from experiments.config import override
 from experiments.embedding import embed, probe
 from experiments.runs import Options, RunError, execute
@@ -152,11 +153,11 @@ def test_networks_without_features_are_told(tmp_path):
 
 def test_the_command_line(classifier, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "set_up", lambda runtime: None)  # jax is imported by now
+    monkeypatch.setattr(runtime, "set_up", lambda asked: None)  # jax is imported by now
 
     def opsin(*arguments: str) -> int:
         with pytest.raises(SystemExit) as end:
-            cli.main(arguments)
+            main(arguments)
         return int(end.value.code or 0)
 
     assert opsin("probe", str(classifier), "--images", "200", "--neighbours", "5") == 0
@@ -170,6 +171,6 @@ def test_the_command_line(classifier, capsys, monkeypatch, tmp_path):
     assert opsin("embed", str(classifier), "--split", "val") == 2
     assert 'has no split "val"' in capsys.readouterr().err
     assert opsin("probe", str(classifier), "--layer", "middle") == 2
-    assert "invalid choice: 'middle' (choose from" in capsys.readouterr().err
+    assert "invalid choice 'middle' for argument '--layer'" in capsys.readouterr().err
     assert opsin("probe", str(tmp_path)) == 2
     assert "is no directory of a run" in capsys.readouterr().err
