@@ -1,6 +1,6 @@
 """``python -m experiments`` is ``opsin``."""
 
-from experiments.cli import main
+from commands.main import main
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,7 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from experiments.config import ConfigError
+from errors import ConfigError
 from experiments.table import Arm, Report
 
 HOUSE = Path(__file__).parent

@@ -13,8 +13,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar, cast
 
+from errors import ConfigError
 from experiments import hints
-from experiments.names import ConfigError, found, full_name, named
+from experiments.names import found, full_name, named
 
 Tree = TypeVar("Tree")
 _REQUIRED = inspect.Parameter.empty  # stands where an option has no default

@@ -17,17 +17,19 @@ import analysis
 from analysis.diffusion import SampledBy
 from data.examples import Examples
 from data.sources import open_source
+from errors import ConfigError
 from experiments import catalogue, evaluations
-from experiments.config import ConfigError, identity, named, override, parse, resolve
+from experiments.config import named, override, parse, resolve
+from experiments.identity import identity
 from experiments.runs import RunError, environment
 from experiments.sweep import identity_of
 from experiments.trained import Reopened, reopen
-from train.evaluation import chosen, evaluate, numbers_of
+from train.evaluate import evaluate, final_variables, numbers_of
 from train.experiment import Experiment
-from train.loop import open_training
 from train.measurements import Measurement, check_measurements, measure
+from train.placement import on_own_devices
 from train.program import prepared
-from train.sharding import on_own_devices
+from train.sets import open_training
 from train.tasks.task import Track
 
 
@@ -82,7 +84,7 @@ def evaluate_run(run: Path, asked: Sequence[str], track: Track) -> Iterator[Eval
             metrics = _of_splits(reopened, sets)
             path = written(evaluations.SPLITS, None, metrics, time.monotonic() - since)
             yield Evaluated(evaluations.SPLITS, metrics, path)
-        average, variables = chosen(reopened.state)
+        average, variables = final_variables(reopened.state)
         for each in measure(
             chosen_ones,
             experiment.task,

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from experiments.config import ConfigError, children, rebuild, resolve
+from errors import ConfigError
+from experiments.config import children, rebuild, resolve
 from experiments.names import lasting_name
 
 

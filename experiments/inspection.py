@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from data import augment
-from experiments.config import ConfigError
+from errors import ConfigError
 from train.experiment import Experiment
 from train.feed import Feed
 from train.figures import image_grid, mask_grid, save

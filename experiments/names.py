@@ -10,23 +10,25 @@ import types
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
+from errors import ConfigError
+from experiments import own_files
 
 HOUSE = Path(__file__).parent.parent
 PARENT = __name__.split(".")[:-2]
 """The packages that all rooms of the house are in."""
 
 
-class ConfigError(UserError):
-    """An override that does not fit the experiment."""
-
-
 def named(text: str) -> Any:
-    """The function or class that ``package.module:name`` names; any other text is itself.
+    """The function or class that a text names; any other text is itself.
+
+    Names are ``package.module:name``, and ``./FILE.py:name`` for what is in a file of the user.
 
     Raises:
         ConfigError: the module is there and cannot be imported, or has no such name.
     """
+    file, _, name = text.rpartition(":")
+    if file.endswith(".py") and name.isidentifier():
+        return own_files.load(Path(file), name)
     module, colon, name = text.partition(":")
     if colon and all(part.isidentifier() for part in [*module.split("."), name]):
         try:
@@ -60,12 +62,14 @@ def found(text: str) -> Any:
 
 
 def full_name(node: Any) -> str:
-    """``package.module:name``, by which ``named`` finds the object.
+    """``package.module:name``, or ``/path/FILE.py:name``, by which ``named`` finds the object.
 
     Raises:
         ConfigError: for an object that cannot be found by a name, such as a lambda.
     """
     module, name = _origin(node)
+    if own_files.is_own(module):
+        return f"{_file(module)}:{name}"
     return f"{_public_module(node, module, name)}:{name}"
 
 

@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import Any
 
 from data.examples import Examples
-from experiments.config import ConfigError, override, paths, resolve
+from errors import ConfigError
+from experiments.config import override, paths, resolve
 from experiments.units import in_bytes, in_seconds, in_units
 from train.chips import Chip, Topology
 from train.experiment import Experiment

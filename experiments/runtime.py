@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.config import ConfigError
+from errors import ConfigError
 from train.memory import is_untuned, keep_freed_memory
 
 TPU_COMPILER = {

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from errors import ConfigError
 from experiments import evaluations
-from experiments.config import ConfigError, override
+from experiments.config import override
 from experiments.identity import identity
 from experiments.table import Arm
 from train.experiment import Experiment

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import jax
 from jaxtyping import PyTree
 
-from experiments.config import ConfigError, rebuild
+from errors import ConfigError
+from experiments.config import rebuild
 from experiments.identity import essence_of_resolved
 from experiments.runs import RunError
 from train.checkpoint import Checkpoints

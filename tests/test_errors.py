@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from commands import listing
+from commands.main import main
 from errors import RunFailed, UserError
-from experiments import cli
 
 HOUSE = Path(__file__).parents[1]
 BASES = {"UserError", "RunFailed"}
@@ -52,20 +53,20 @@ def test_every_public_exception_derives_from_a_base_that_knows_its_exit_code():
 
 @pytest.mark.parametrize(("base", "code"), [(UserError, 2), (RunFailed, 1)])
 def test_the_command_line_exits_by_it_with_one_line(monkeypatch, capsys, base, code):
-    def command(options):
+    def command():
         raise type("Mine", (base,), {})("a cause:\n  a way out")
 
-    monkeypatch.setitem(cli.COMMANDS, "list", command)
+    monkeypatch.setattr(listing, "listing", command)
     with pytest.raises(SystemExit) as exit:
-        cli.main(["list"])
+        main(["list"])
     assert exit.value.code == code
     assert capsys.readouterr().err == "opsin: a cause: a way out\n"
 
 
 def test_a_bug_keeps_its_trace(monkeypatch):
-    def command(options):
+    def command():
         raise ValueError("not meant for a user")
 
-    monkeypatch.setitem(cli.COMMANDS, "list", command)
+    monkeypatch.setattr(listing, "listing", command)
     with pytest.raises(ValueError, match="not meant"):
-        cli.main(["list"])
+        main(["list"])

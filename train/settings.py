@@ -1,6 +1,5 @@
 """The error of settings that do not fit one another."""
 
-
 from errors import UserError
 
 

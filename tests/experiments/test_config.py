@@ -19,16 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.geometry import random_crop, random_flip
+from errors import ConfigError
 from experiments import catalogue
-from experiments.config import (
-    ConfigError,
-    override,
-    parse,
-    parse_all,
-    paths,
-    rebuild,
-    resolve,
-)
+from experiments.config import override, parse, parse_all, paths, rebuild, resolve
 from experiments.identity import identity
 from experiments.table import Arm
 from losses.classification import cross_entropy_loss, focal_loss

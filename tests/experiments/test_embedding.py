@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 from analysis.sampling import untracked
+from commands.main import main
 from data.augment import normalize, scale
 from data.geometry import random_flip
 from data.selection import per_class
 from data.sources import digits
-from experiments import cli
+from experiments import runtime
 from experiments.config import override
 from experiments.embedding import embed
 from experiments.runs import Options, RunError, execute
@@ -111,11 +112,11 @@ def test_simclr_is_embedded_behind_its_head(tmp_path):
 
 def test_the_command_line(classifier, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "set_up", lambda runtime: None)  # jax is imported by now
+    monkeypatch.setattr(runtime, "set_up", lambda asked: None)  # jax is imported by now
 
     def opsin(*arguments: str) -> int:
         with pytest.raises(SystemExit) as end:
-            cli.main(arguments)
+            main(arguments)
         return int(end.value.code or 0)
 
     assert opsin("embed", str(classifier), "digits", "--n", "20") == 0
@@ -124,6 +125,6 @@ def test_the_command_line(classifier, capsys, monkeypatch, tmp_path):
     assert opsin("embed", str(classifier), "--split", "val") == 2
     assert 'has no split "val"' in capsys.readouterr().err
     assert opsin("embed", str(classifier), "--layer", "middle") == 2
-    assert "invalid choice: 'middle' (choose from" in capsys.readouterr().err
+    assert "invalid choice 'middle' for argument '--layer'" in capsys.readouterr().err
     assert opsin("embed", str(tmp_path)) == 2
     assert "is no directory of a run" in capsys.readouterr().err

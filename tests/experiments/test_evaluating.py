@@ -18,10 +18,12 @@ from analysis.latents import LatentClassifier
 from analysis.likelihoods import ImportanceNLL
 from analysis.probes import Probe
 from analysis.sampling import untracked
+from errors import ConfigError
 from experiments import catalogue, cli, evaluations
-from experiments.config import ConfigError, identity, override, resolve
+from experiments.config import override, resolve
 from experiments.evaluating import Evaluated, evaluate_run, known_measurements
 from experiments.extractors import LENET
+from experiments.identity import identity
 from experiments.rows import collect
 from experiments.runs import Options, Outcome, RunError, execute, state_of
 from experiments.sweep import identity_of

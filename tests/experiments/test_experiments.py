@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import catalogue, cli
+from commands.main import main
+from experiments import catalogue, runtime
 from experiments.config import override, parse_all, resolve
 from experiments.extractors import MNIST_DDPM
 from experiments.generation import mnist_ddpm_samplers
@@ -191,7 +192,7 @@ def test_an_ablation_from_sweep_to_report(tmp_path, monkeypatch, capsys):
     (tmp_path / "small_model_of_a_test.py").write_text(SMALL)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "set_up", lambda runtime: None)
+    monkeypatch.setattr(runtime, "set_up", lambda asked: None)
     smaller = [
         "task.model=small_model_of_a_test:linear", "data.source=synthetic", "data.batch=16",
         "data.eval_batch=512", "loop.duration=2 steps", "loop.previews=0",
@@ -204,7 +205,7 @@ def test_an_ablation_from_sweep_to_report(tmp_path, monkeypatch, capsys):
 
     def opsin(*arguments: str) -> int:
         with pytest.raises(SystemExit) as exited:
-            cli.main(arguments)
+            main(arguments)
         return exited.value.code
 
     assert opsin("sweep", name, "--quiet", "--seeds", "1") == 0

@@ -23,8 +23,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 import pytest
 
+from errors import ConfigError
 from experiments import catalogue, names
-from experiments.config import ConfigError, children, override, rebuild, resolve
+from experiments.config import children, override, rebuild, resolve
 from experiments.identity import defaults, essence, identity
 from losses.classification import focal_loss
 from models.classification.lenet import LeNet5

@@ -11,9 +11,11 @@ from typing import Any
 import jax
 import pytest
 
+from commands.main import main
 from data.sources import blank, synthetic
-from experiments import catalogue, cli, planning
-from experiments.config import ConfigError, override
+from errors import ConfigError
+from experiments import catalogue, planning, runtime
+from experiments.config import override
 from experiments.planning import Planner, Setting, arrangement, described, examples_of
 from models.classification.vit import ViT
 from train.chips import CHIPS, Topology
@@ -231,11 +233,11 @@ def test_the_text_says_what_it_is_and_what_does_not_fit(planner):
 def opsin(monkeypatch, tmp_path, capsys):
     """Runs a command in a directory of its own: exit code, screen, errors."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "set_up", lambda runtime: None)
+    monkeypatch.setattr(runtime, "set_up", lambda asked: None)
 
     def call(*arguments: str) -> tuple[Any, str, str]:
         with pytest.raises(SystemExit) as exited:
-            cli.main(arguments)
+            main(arguments)
         shown = capsys.readouterr()
         return exited.value.code, shown.out, shown.err
 
@@ -290,7 +292,7 @@ def test_a_step_that_does_not_fit_exits_1_with_the_setting_that_does(opsin, monk
         ),
         (("digits_lenet", "--topology", "cpu:8", "--parallelism", "2x4"), "as in data=16,fsdp=16"),
         (("digits_lenet", "--topology", "cpu:8", "--global-batch", "12"), "try data.batch=8"),
-        (("digits_lenet",), "required: --topology"),
+        (("digits_lenet",), "Missing from opsin plan: --topology"),
     ],
 )
 def test_a_mistake_is_one_line_and_exits_2(opsin, arguments, message):

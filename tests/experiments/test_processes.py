@@ -16,10 +16,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.arguments import make_parser
+from errors import ConfigError
 from experiments.classification import digits_lenet
-from experiments.cli import COMMANDS
-from experiments.config import ConfigError, override, parse_all, resolve
+from experiments.config import override, parse_all, resolve
 from experiments.runtime import given
 from tests.train.conftest import assert_trees_close, assert_trees_equal
 from tests.train.test_step import lay_out
@@ -278,22 +277,6 @@ def test_where_processes_come_from(monkeypatch: pytest.MonkeyPatch):
 def test_half_of_what_it_takes_is_refused(asked, text: str):
     with pytest.raises(ConfigError, match=text):
         given(*asked)
-
-
-@pytest.mark.parametrize(
-    ("flags", "text"),
-    [
-        (["--coordinator", "here"], "'here' is not HOST:PORT"),
-        (["--coordinator", "here:99999"], "is not HOST:PORT"),
-        (["--processes", "some"], "'some' is not a whole number"),
-        (["--process", "-1"], "'-1' is not a whole number"),
-        (["--timeout", "0"], "'0' is not a number of seconds"),
-    ],
-)
-def test_flags_are_read_strictly(capsys, flags, text: str):
-    with pytest.raises(SystemExit, match="2"):
-        make_parser(COMMANDS).parse_args(["run", "digits_lenet", *flags])
-    assert text in capsys.readouterr().err
 
 
 @pytest.mark.proofs

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.probes import Probe
+from errors import ConfigError
 from experiments import catalogue
-from experiments.config import ConfigError, override
+from experiments.config import override
 from experiments.identity import identity
 from experiments.sweep import arm_of, expand, identities, identity_of, share
 from experiments.table import Arm

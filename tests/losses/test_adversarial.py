@@ -15,7 +15,8 @@ from jax.test_util import check_grads
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
-from experiments.config import ConfigError, named, override, rebuild, resolve
+from errors import ConfigError
+from experiments.config import named, override, rebuild, resolve
 from losses.adversarial import (
     HINGE,
     LEAST_SQUARES,

@@ -8,15 +8,22 @@ import time
 from pathlib import Path
 
 HOUSE = Path(__file__).parents[2]
-COMMAND = [
-    *(sys.executable, "-m", "experiments", "run", "digits_lenet", "--quiet"),
-    *("data.batch=16", "data.augment=()", "loop.log_every=1 step", "loop.previews=0"),
-]
+TINY = """
+import importlib
+from commands.main import main
+from experiments import catalogue
+
+catalogue.find = lambda name: importlib.import_module("tests.commands.tiny")
+main()
+"""
 
 
 def test_sigterm_saves_and_exits_0_and_the_same_command_goes_on(tmp_path: Path):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
-    command = [*COMMAND, "loop.duration=100000 steps", f"--workdir={tmp_path}"]
+    command = [
+        *(sys.executable, "-c", TINY, "run", "tiny", "--quiet", f"--workdir={tmp_path}"),
+        *("loop.duration=100000 steps", "loop.checkpoint_every=50000 steps"),
+    ]
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -36,7 +43,7 @@ def test_sigterm_saves_and_exits_0_and_the_same_command_goes_on(tmp_path: Path):
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0
         assert "saved; the same command goes on from there" in output
-        (directory,) = (tmp_path / "digits_lenet").iterdir()
+        (directory,) = (tmp_path / "tiny").iterdir()
         assert output.splitlines()[-1] == str(directory)
         assert not (directory / "DONE").exists()
         saved.append(max(int(p.name) for p in (directory / "checkpoints").glob("[0-9]*")))

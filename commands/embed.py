@@ -1,0 +1,46 @@
+"""``opsin embed``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from commands.groups import Features, Runtime
+from commands.values import Count, Run
+
+
+def embed(
+    run: Run,
+    data: Annotated[str | None, arg(metavar="[DATA]")] = None,
+    /,
+    *,
+    n: Count[int] = 2000,
+    output: Path | None = None,
+    features: Features,
+    runtime: Runtime,
+) -> int:
+    """Writes features of images, and a map of them.
+
+    Args:
+        data: such as folder:PATH; the run's own, unless it is given
+        n: images, at most
+        output: RUN/embedding, unless it is given
+    """
+    runtime.set_up()
+    from experiments import embedding
+    from train.logging import bar
+
+    for path in embedding.embed(
+        run,
+        data,
+        split=features.split,
+        count=n,
+        layer=features.layer,
+        seed=features.seed,
+        output=output or run / "embedding",
+        track=bar,
+    ):
+        print(path)
+    return 0

@@ -1,0 +1,37 @@
+"""``opsin evaluate``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from tyro.conf import arg
+
+from commands.groups import Runtime
+from commands.values import Run
+
+
+def evaluate(
+    run: Run,
+    overrides: Annotated[tuple[str, ...], arg(metavar="MEASUREMENT [path=value …]")] = (),
+    /,
+    *,
+    runtime: Runtime,
+) -> int:
+    """Measures a run again, or in another way; nothing trains.
+
+    Without a name: the metrics of all splits, and what the experiment measures as it stands. Each
+    goes to RUN/evaluations, where opsin report finds it.
+
+    Args:
+        overrides: such as SampleQuality samples=2000, or Probe untrained=True
+    """
+    runtime.set_up()
+    from experiments.evaluating import evaluate_run
+    from train.logging import bar
+
+    for each in evaluate_run(run, overrides, bar):
+        print(each.name)
+        for name, value in each.metrics.items():
+            print(f"  {name:<32} {value:.4f}")
+        print(each.path, flush=True)
+    return 0

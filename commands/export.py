@@ -1,0 +1,25 @@
+"""``opsin export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from commands.groups import Runtime
+from commands.values import Run
+
+
+def export(run: Run, output: Annotated[Path, arg(metavar="FILE")], /, *, runtime: Runtime) -> int:
+    """Saves the weights of a run as safetensors.
+
+    Args:
+        output: such as lenet.safetensors
+    """
+    runtime.set_up()
+    from experiments import exporting
+
+    print(f"sha256 {exporting.export(run, output)}")
+    print(output)
+    return 0

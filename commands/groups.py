@@ -1,0 +1,159 @@
+"""Flags that several commands share. jax is not imported to read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import arg
+
+from commands.values import Count, Number, Share, Whole, one_of
+from experiments import catalogue, runtime
+from experiments.config import parse_all
+
+if TYPE_CHECKING:
+    from experiments.runs import Options
+    from experiments.sampling import Asked
+    from train.experiment import Experiment
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+SAMPLERS = ("ancestral", "ddim", "dpm++2m", "heun", "langevin", "predictor-corrector")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where it runs.
+
+    Attributes:
+        platform: the best there is, unless it is given
+        devices: fake as many on the CPU
+        deterministic: the same bits on a GPU, slower
+        memory_fraction: share of the GPU's memory to reserve
+        cache: directory of compiled programs
+    """
+
+    platform: Annotated[str | None, one_of(*PLATFORMS)] = None
+    devices: Count[int | None] = None
+    deterministic: bool = False
+    memory_fraction: Share[float | None] = None
+    cache: Path | None = None
+
+    def set_up(self, *, alone: bool = True) -> None:
+        """Sets up the runtime; jax may be imported from then on.
+
+        Args:
+            alone: False if jax must not start yet, as it is to know of other processes first:
+                call ``require`` when it does.
+
+        Raises:
+            ConfigError: if that cannot be, or the platform is not there.
+        """
+        runtime.set_up(
+            runtime.Runtime(
+                platform=self.platform,
+                devices=self.devices,
+                deterministic=self.deterministic,
+                memory_fraction=self.memory_fraction,
+                cache=self.cache,
+            )
+        )
+        if alone:
+            self.require()
+
+    def require(self) -> None:
+        """Starts jax on the platform that was asked for, if one was."""
+        if self.platform:
+            runtime.require(self.platform)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is written and shown.
+
+    Attributes:
+        workdir: parent of the directories of runs
+        quiet: no progress bar
+        tensorboard: also write event files
+        wandb: also log to Weights & Biases
+    """
+
+    workdir: Path = Path("runs")
+    quiet: bool = False
+    tensorboard: bool = False
+    wandb: bool = False
+
+    def options(self) -> Options:
+        """The same for ``execute``."""
+        from experiments.runs import Options
+
+        return Options(
+            workdir=self.workdir,
+            progress=not self.quiet,
+            tensorboard=self.tensorboard,
+            wandb=self.wandb,
+        )
+
+
+@dataclass(frozen=True)
+class Images:
+    """How images are made.
+
+    Of a diffusion model as the run was configured, unless it is given. A step asks the network
+    once, of heun and predictor-corrector twice, of langevin once a correction; guidance doubles the
+    work. dpm++2m and heun need 10 to 20 steps, ddim 50, ancestral 100 and more; langevin is for
+    networks of scores.
+
+    Attributes:
+        label: of all; opsin sample takes the classes in turn without it
+        seed: of all
+        weights: the moving average, if there is one, unless it is given
+        sampler: how noise is taken away
+        steps: of the sampler
+        guidance: 1 is without, 3 is much
+    """
+
+    label: Annotated[Whole[int | None], arg(name="class")] = None
+    seed: Whole[int] = 0
+    weights: Annotated[Literal["ema", "raw"] | None, one_of("ema", "raw")] = None
+    sampler: Annotated[str | None, one_of(*SAMPLERS)] = None
+    steps: Count[int | None] = None
+    guidance: Number[float | None] = None
+
+    def asked(self) -> Asked:
+        """The same for ``sample`` and ``inpaint``."""
+        from experiments.sampling import Asked
+
+        return Asked(
+            label=self.label,
+            seed=self.seed,
+            weights=self.weights,
+            sampler=self.sampler,
+            steps=self.steps,
+            guidance=self.guidance,
+        )
+
+
+@dataclass(frozen=True)
+class Features:
+    """Which features, of which images.
+
+    Attributes:
+        layer: what goes into the network's head, or what the head gives
+        split: of the data
+        seed: of whatever is drawn
+    """
+
+    layer: Literal["features", "head"] = "features"
+    split: str = "test"
+    seed: Whole[int] = 0
+
+
+def named(name: str, overrides: tuple[str, ...]) -> tuple[Any, Experiment, dict[str, Any]]:
+    """The module of an experiment, its configuration, and the overrides that are still to come.
+
+    Raises:
+        ConfigError: if there is none of that name, or an override cannot be read.
+    """
+    module = catalogue.find(name)
+    return module, module.config(), parse_all(overrides)

@@ -1,0 +1,37 @@
+"""``opsin inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from commands.groups import Runtime, named
+from commands.values import Count, Name, Overrides
+from experiments.config import override
+
+
+def inspect(
+    name: Name,
+    overrides: Overrides = (),
+    /,
+    *,
+    batches: Count[int] = 1,
+    output: Annotated[Path | None, arg(metavar="PNG")] = None,
+    runtime: Runtime,
+) -> int:
+    """Draws training batches.
+
+    Args:
+        batches: how many
+        output: NAME_batch.png, unless it is given
+    """
+    runtime.set_up()
+    _, experiment, changes = named(name, overrides)
+    from experiments.inspection import draw_batches
+
+    path = output or Path(f"{name}_batch.png")
+    draw_batches(override(experiment, changes), batches, path)
+    print(path)
+    return 0

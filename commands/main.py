@@ -1,0 +1,114 @@
+"""The entry point of ``opsin``: finds a command, runs it, and ends the process as it should end.
+
+jax is imported only once the runtime is set up, and not at all to list experiments; a command's
+file only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from commands.endings import exit_code
+from errors import ConfigError
+
+COMMANDS = {
+    "list": "listing",
+    "run": "run",
+    "sweep": "sweep",
+    "plan": "plan",
+    "report": "report",
+    "inspect": "inspect",
+    "predict": "predict",
+    "sample": "sample",
+    "inpaint": "inpaint",
+    "evaluate": "evaluate",
+    "embed": "embed",
+    "export": "export",
+}
+"""The file beside this one that holds a command: a function of the file's name."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command and exits: 0 done, 1 a run failed, 2 the user's mistake."""
+    # All that a process did before it came here is to import this file, and costs nothing but CPU.
+    began = time.monotonic() - (time.process_time() if arguments is None else 0.0)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax and TFDS: we report their errors
+    try:
+        code = _run([word for word in words if word != "--trace"], began)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    except BrokenPipeError:  # whoever read, such as `| head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        code = 1
+    except Exception as error:
+        code = exit_code(error)
+        if code is None and not _among_others():
+            raise
+        if code is None or "--trace" in words:
+            traceback.print_exc()
+        if code is not None:
+            print(f"opsin: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 1 if code is None else code
+    if code and _among_others():
+        sys.stderr.flush()
+        os._exit(code)  # jax would wait for the others, who stop as well
+    sys.exit(code)
+
+
+def _run(words: Sequence[str], began: float) -> int:
+    if words[:1] in (["--help"], ["-h"]):
+        print(_overview())
+        return 0
+    if not words or words[0] not in COMMANDS:
+        raise ConfigError(f"{_no_command(words)}: see opsin --help")
+    name = COMMANDS[words[0]]
+    command = getattr(importlib.import_module(f"{__package__}.{name}"), name)
+    if words == ["list"]:  # no argument to read: answered without tyro, which takes a moment
+        return command()
+    from commands.arguments import parse
+
+    call = parse(command, words[1:], f"opsin {words[0]}")
+    known = {"began": began, "words": words}
+    return partial(call, **{key: value for key, value in known.items() if key in call.keywords})()
+
+
+def _no_command(words: Sequence[str]) -> str:
+    if not words:
+        return f"name a command, one of {', '.join(COMMANDS)}"
+    near = difflib.get_close_matches(words[0], COMMANDS, n=1, cutoff=0.0)
+    return f"there is no command {words[0]!r}, did you mean {near[0]!r}?"
+
+
+def _overview() -> str:
+    """All commands with the first line of what each says of itself, read without importing it."""
+    more = "opsin COMMAND --help says what it takes; --trace, anywhere, shows the trace of an error"
+    lines = [f"  {name:<9} {_claim(module)}" for name, module in COMMANDS.items()]
+    return "\n".join(["usage: opsin COMMAND …\n", *lines, f"\n{more}"])
+
+
+def _claim(module: str) -> str:
+    tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text())
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    (command,) = [node for node in functions if node.name == module]
+    return (ast.get_docstring(command) or "").partition("\n")[0].rstrip(".")
+
+
+def _among_others() -> bool:
+    """Whether this process has joined others and not left them."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+
+
+if __name__ == "__main__":
+    main()

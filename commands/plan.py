@@ -1,0 +1,66 @@
+"""``opsin plan``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Suppress, arg
+
+from commands.groups import named
+from commands.values import Axes, Count, Name, Overrides
+from experiments import runtime
+from experiments.config import override
+
+
+def plan(
+    name: Name,
+    overrides: Overrides = (),
+    /,
+    *,
+    topology: Annotated[str, arg(metavar="CHIP:SHAPE")],
+    parallelism: Axes[dict[str, int] | None] = None,
+    global_batch: Count[int | None] = None,
+    sweep: bool = False,
+    out: Annotated[Path | None, arg(metavar="JSON")] = None,
+    words: Suppress[tuple[str, ...]] = (),
+) -> int:
+    """Compiles for devices that are not here, and predicts.
+
+    Args:
+        topology: such as v5e:16x16 or cpu:8
+        parallelism: the mesh, such as data=16,fsdp=16
+        global_batch: images of a step
+        sweep: also other batches and meshes
+        out: plans/NAME-TOPOLOGY.json, unless it is given
+        words: the command, for the record
+    """
+    from train.chips import Topology
+
+    devices = Topology.parse(topology)
+    here = devices.chip.name == "cpu"
+    fake = devices.size if here else None
+    runtime.set_up(
+        runtime.Runtime(platform="cpu", devices=fake, cached=False, tpu_compiler=not here)
+    )
+    module, base, changes = named(name, overrides)
+    from experiments import planning
+
+    experiment = override(base, changes | planning.arrangement(parallelism or {}, global_batch))
+    examples = planning.examples_of(module, experiment)
+    planner = planning.Planner(experiment, examples, devices, partial(print, file=sys.stderr))
+    setting = planner.setting({})
+    swept = planner.sweep() if sweep else []
+    output = out or Path("plans") / f"{name}-{topology.replace(':', '-')}.json"
+    command = shlex.join(["opsin", *words])
+    print(planning.write(output, name, command, planner, setting, swept))
+    print(output)
+    if setting.plan.fits:
+        return 0
+    nearest = planner.nearest(setting.plan)
+    way_out = f"this does: {nearest.arguments}" if nearest else "nor does any setting near it"
+    print(f"opsin: the step does not fit on {devices}; {way_out}", file=sys.stderr)
+    return 1

@@ -1,0 +1,38 @@
+"""``opsin predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from commands.groups import Runtime
+from commands.values import Run
+from errors import ConfigError
+
+
+def predict(
+    run: Run,
+    images: Annotated[tuple[Path, ...], arg(metavar="IMAGE …")],
+    /,
+    *,
+    output: Path = Path("predictions"),
+    runtime: Runtime,
+) -> int:
+    """Asks a run about images.
+
+    Args:
+        images: of any size and mode
+        output: directory of what it says
+    """
+    if not images:
+        raise ConfigError("name at least one image: see opsin predict --help")
+    runtime.set_up()
+    from experiments.prediction import load
+    from experiments.prediction import predict as predictions
+
+    for line in predictions(load(run), images, output):
+        print(line, flush=True)
+    print(output)
+    return 0

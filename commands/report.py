@@ -1,0 +1,74 @@
+"""``opsin report``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from experiments import catalogue, runtime
+
+
+def report(
+    name: Annotated[str | None, arg(metavar="[NAME]")] = None,
+    /,
+    *,
+    workdir: Path = Path("runs"),
+    results: Path = Path("results"),
+    readme: Path = Path("README.md"),
+    check: bool = False,
+) -> int:
+    """Writes tables and figures.
+
+    Args:
+        name: of an experiment, to read its runs; without it, those of results/ are derived anew
+        workdir: parent of the directories of runs
+        results: where the tables are
+        readme: whose table is written too
+        check: compare, change nothing
+    """
+    runtime.set_up(runtime.Runtime())  # before the experiments, which import jax
+    names = [name] if name else sorted(path.stem for path in results.glob("*.jsonl"))
+    if check:
+        return _compare(names, results, readme if name is None else None)
+    if name:
+        return _collect(name, workdir, results)
+    from experiments.report import derive, readme_table, update_readme
+
+    reports = [catalogue.report_of(each) for each in names]
+    for chosen in reports:
+        derive(chosen, results)
+    update_readme(readme, readme_table(reports, results))
+    print(f"wrote the tables of {len(reports)} experiments, and that of {readme}")
+    print(results)
+    return 0
+
+
+def _collect(name: str, workdir: Path, results: Path) -> int:
+    """The table of one experiment from its runs."""
+    from experiments.report import write
+    from experiments.rows import collect
+    from experiments.sweep import identity_of
+
+    chosen = catalogue.report_of(name)
+    module = catalogue.find(name)
+    of = identity_of(module.config(), catalogue.arms(module))
+    write(collect(workdir / name, chosen.arms, of), chosen, results)
+    print((results / f"{name}.md").read_text())
+    print(results)
+    return 0
+
+
+def _compare(names: list[str], results: Path, readme: Path | None) -> int:
+    """Names the files that are not what their data give."""
+    from experiments.report import check, readme_is_current, readme_table
+
+    reports = [catalogue.report_of(name) for name in names]
+    stale = [file for chosen in reports for file in check(chosen, results)]
+    if readme and not readme_is_current(readme, readme_table(reports, results)):
+        stale.append(str(readme))
+    for file in stale:
+        print(f"opsin: {file} is not what its data give: run opsin report", file=sys.stderr)
+    return 1 if stale else 0

@@ -1,0 +1,101 @@
+"""``opsin run``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tyro.conf import Suppress
+
+from commands.endings import after_signal
+from commands.groups import Output, Runtime, named
+from commands.values import Address, Index, Name, Overrides, ProcessCount, Seconds, Steps
+from errors import ConfigError
+from experiments import catalogue
+from experiments.config import override
+from experiments.runtime import given
+
+
+@dataclass(frozen=True)
+class Several:
+    """Several processes: one command on each machine, the same but for --process.
+
+    See docs/pods.md. Under srun and on GKE's TPUs they find one another by themselves. Elsewhere
+    that jax knows its way they do so where their number is auto.
+
+    Attributes:
+        coordinator: address of process 0
+        processes: how many, or auto
+        process: which this is, counted from 0
+        timeout: how long the others may take to come, or be silent
+    """
+
+    coordinator: Address[str | None] = None
+    processes: ProcessCount[int | None] = 1
+    process: Index[int | None] = None
+    timeout: Seconds[float] = 100.0
+
+
+def run(
+    name: Name,
+    overrides: Overrides = (),
+    /,
+    *,
+    smoke: bool = False,
+    profile: Steps[tuple[int, int] | None] = None,
+    output: Output,
+    processes: Several,
+    runtime: Runtime,
+    began: Suppress[float | None] = None,
+) -> int:
+    """Trains one experiment.
+
+    Args:
+        smoke: two steps, to see that it runs
+        profile: trace the steps A to B, in whole dispatches
+        began: ``time.monotonic()`` of the command, to measure its start-up
+    """
+    asked = given(processes.coordinator, processes.processes, processes.process)
+    runtime.set_up(alone=asked is None)
+    if asked is None:
+        return _train(name, overrides, smoke, profile, output, began)
+    from train.processes import Group, joined
+
+    with joined(Group(*asked, timeout=processes.timeout)):
+        runtime.require()
+        return _train(name, overrides, smoke, profile, output, began)
+
+
+def _train(
+    name: str,
+    typed: tuple[str, ...],
+    smoke: bool,
+    profile: tuple[int, int] | None,
+    output: Output,
+    began: float | None,
+) -> int:
+    module, base, overrides = named(name, typed)
+    if smoke and not hasattr(module, "SMOKE"):
+        raise ConfigError(f"{name} has no SMOKE, overrides that make it take seconds")
+    experiment = override(base, (module.SMOKE if smoke else {}) | overrides)
+    # A mistake is answered before these are imported, which takes a moment.
+    from experiments.runs import execute
+    from experiments.sweep import arm_of
+    from train.processes import is_first
+    from train.profiling import Steps
+
+    arm = arm_of(experiment, base, catalogue.arms(module))
+    steps = Steps(*profile) if profile else None
+    outcome = execute(name, arm, experiment, replace(output.options(), began=began, profile=steps))
+    if not is_first():
+        return after_signal(outcome)
+    if not outcome.finished:
+        print(f"stopped at step {outcome.step}, saved; the same command goes on from there")
+    if outcome.trained_before:
+        print(f"trained before, by the code of then; to train it again: rm -r {outcome.directory}")
+    for metric, value in outcome.metrics.items():
+        if metric.count("/") == 1:
+            print(f"{metric:<24} {value:.4f}")
+    for picture in sorted(outcome.directory.rglob("*.png")):
+        print(picture)
+    print(outcome.directory)
+    return after_signal(outcome)

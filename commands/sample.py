@@ -1,0 +1,33 @@
+"""``opsin sample``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from commands.groups import Images, Runtime
+from commands.values import Count, Run
+
+
+def sample(
+    run: Run,
+    /,
+    *,
+    n: Count[int] = 64,
+    path: bool = False,
+    output: Path = Path("samples"),
+    images: Images,
+    runtime: Runtime,
+) -> int:
+    """Draws images that a run makes.
+
+    Args:
+        n: how many images
+        path: also how they come out of noise
+        output: directory of the images
+    """
+    runtime.set_up()
+    from experiments import sampling
+
+    for written in sampling.sample(run, n, images.asked(), path=path, output=output):
+        print(written)
+    return 0

@@ -1,0 +1,100 @@
+"""Commands in this process, in an empty directory, where ``tiny`` is an experiment."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import experiments.runs
+from commands.main import main
+from experiments import catalogue, runtime
+from tests.commands import tiny
+from train.experiment import Experiment
+from train.loop import Result as Ended
+
+HOUSE = Path(__file__).parents[2]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    def complaint(self) -> str:
+        """The one line on standard error."""
+        assert self.err.startswith("opsin: ")
+        assert self.err.count("\n") == 1
+        return self.err.strip()
+
+
+def in_process(*arguments: str, cwd: Path) -> Result:
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(HOUSE)},
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def prepare(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = catalogue.find
+    monkeypatch.setattr(runtime, "set_up", lambda asked: None)  # jax is imported by now
+    monkeypatch.setattr(catalogue, "find", lambda name: tiny if name == "tiny" else find(name))
+
+
+@pytest.fixture
+def opsin(monkeypatch, capsys, tmp_path) -> Callable[..., Result]:
+    """Runs a command in an empty directory."""
+    prepare(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exited:
+            main(arguments)
+        captured = capsys.readouterr()
+        return Result(exited.value.code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def untrained(monkeypatch) -> list[Experiment]:
+    """What ``fit`` was called for, which trains nothing and says that it has."""
+    asked: list[Experiment] = []
+
+    def fit(experiment: Experiment, directory: Path, **options: Any) -> Ended:
+        asked.append(experiment)
+        return Ended(True, 3, {"test/accuracy": 0.5, "steps": 3})
+
+    monkeypatch.setattr(experiments.runs, "fit", fit)
+    return asked
+
+
+@pytest.fixture(scope="session")
+def a_run(tmp_path_factory) -> Path:
+    """A parent of runs/, in which ``tiny`` is trained."""
+    place = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        prepare(monkeypatch)
+        monkeypatch.chdir(place)
+        with pytest.raises(SystemExit) as exited:
+            main(["run", "tiny", "--quiet"])
+    assert exited.value.code == 0
+    return place
+
+
+@pytest.fixture
+def trained(a_run, tmp_path) -> Path:
+    """The directory of ``tiny``, trained, seen from the empty directory of ``opsin``."""
+    shutil.copytree(a_run / "runs", tmp_path / "runs")
+    (directory,) = (tmp_path / "runs" / "tiny").iterdir()
+    return directory.relative_to(tmp_path)

@@ -1,0 +1,215 @@
+"""From words to the call of a command: what is read, and one line for what cannot be."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+from commands.probe import probe
+
+from commands.arguments import parse
+from commands.embed import embed
+from commands.export import export
+from commands.groups import PLATFORMS, SAMPLERS, Features, Images, Output, Runtime
+from commands.inpaint import inpaint
+from commands.inspect import inspect
+from commands.listing import listing
+from commands.plan import plan
+from commands.predict import predict
+from commands.report import report
+from commands.run import Several, run
+from commands.sample import sample
+from commands.sweep import sweep
+from errors import ConfigError
+from experiments import sampling
+
+BY_NAME = {
+    command.__name__: command
+    for command in (
+        embed, export, inpaint, inspect, listing, plan, predict, probe, report, run, sample, sweep,
+    )
+}  # fmt: skip
+HERE, ANEW, SHOWN, ONE = Runtime(), Images(), Output(), Several()
+
+
+def read(text: str) -> partial[int]:
+    """``"run tiny --quiet"`` → the call."""
+    name, *words = text.split()
+    return parse(BY_NAME[name], words, f"opsin {name}")
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "options"),
+    [
+        ("listing", (), {}),
+        (
+            "run tiny a=1 --smoke b=2 --workdir there c=3 --process 0 --processes 2",
+            ("tiny", ("a=1", "b=2", "c=3")),
+            {
+                "smoke": True, "profile": None, "began": None, "runtime": HERE,
+                "output": Output(workdir=Path("there")), "processes": Several(None, 2, 0),
+            },
+        ),
+        (
+            "run --quiet --tensorboard --wandb tiny --profile 2:3 --platform cpu --devices 8 "
+            "--deterministic --memory-fraction 0.5 --cache /fast",
+            ("tiny", ()),
+            {
+                "smoke": False, "profile": (2, 3), "began": None, "processes": ONE,
+                "output": Output(quiet=True, tensorboard=True, wandb=True),
+                "runtime": Runtime("cpu", 8, True, 0.5, Path("/fast")),
+            },
+        ),
+        (
+            "run tiny --processes auto --coordinator 10.0.0.1:7 --timeout 0.5",
+            ("tiny", ()),
+            {
+                "smoke": False, "profile": None, "began": None, "runtime": HERE, "output": SHOWN,
+                "processes": Several("10.0.0.1:7", None, None, 0.5),
+            },
+        ),
+        (
+            "sweep tiny --seeds=3 --index 1 --of 4 --dry-run seed=1",
+            ("tiny", ("seed=1",)),
+            {"seeds": 3, "index": 1, "of": 4, "dry_run": True, "output": SHOWN, "runtime": HERE},
+        ),
+        (
+            "plan --topology v5e:4x4 tiny --parallelism data=-1,fsdp=4 a=1 --global-batch 8 "
+            "--sweep --out x.json",
+            ("tiny", ("a=1",)),
+            {
+                "topology": "v5e:4x4", "parallelism": {"data": -1, "fsdp": 4}, "global_batch": 8,
+                "sweep": True, "out": Path("x.json"), "words": (),
+            },
+        ),
+        (
+            "report",
+            (None,),
+            {
+                "workdir": Path("runs"), "results": Path("results"), "readme": Path("README.md"),
+                "check": False,
+            },
+        ),
+        (
+            "report tiny --check --results r --readme R --workdir w",
+            ("tiny",),
+            {"workdir": Path("w"), "results": Path("r"), "readme": Path("R"), "check": True},
+        ),
+        (
+            "inspect tiny a=1 --batches 2 --output x.png",
+            ("tiny", ("a=1",)),
+            {"batches": 2, "output": Path("x.png"), "runtime": HERE},
+        ),
+        (
+            "predict a/run 1.png 2.png --output p",
+            (Path("a/run"), (Path("1.png"), Path("2.png"))),
+            {"output": Path("p"), "runtime": HERE},
+        ),
+        (
+            "predict a/run 1.png",
+            (Path("a/run"), (Path("1.png"),)),
+            {"output": Path("predictions"), "runtime": HERE},
+        ),
+        (
+            "sample a/run --class 3 --n 4 --path --seed -1 --weights raw --sampler dpm++2m "
+            "--steps 9 --guidance 1.5 --output s",
+            (Path("a/run"),),
+            {
+                "n": 4, "path": True, "output": Path("s"), "runtime": HERE,
+                "images": Images(3, -1, "raw", "dpm++2m", 9, 1.5),
+            },
+        ),
+        (
+            "sample a/run",
+            (Path("a/run"),),
+            {"n": 64, "path": False, "output": Path("samples"), "images": ANEW, "runtime": HERE},
+        ),
+        (
+            "inpaint a/run i.png m.png --resamplings 2",
+            (Path("a/run"), Path("i.png"), Path("m.png")),
+            {
+                "n": 8, "resamplings": 2, "output": Path("inpainted"), "images": ANEW,
+                "runtime": HERE,
+            },
+        ),
+        (
+            "probe a/run --images 9 --neighbours 5 --layer head --split val --seed 2",
+            (Path("a/run"),),
+            {"images": 9, "neighbours": 5, "features": Features("head", "val", 2), "runtime": HERE},
+        ),
+        (
+            "embed a/run",
+            (Path("a/run"), None),
+            {"n": 2000, "output": None, "features": Features(), "runtime": HERE},
+        ),
+        (
+            "embed a/run folder:photos --n 5 --output e",
+            (Path("a/run"), "folder:photos"),
+            {"n": 5, "output": Path("e"), "features": Features(), "runtime": HERE},
+        ),
+        (  # a directory may be called so
+            "export a/run None --cache None",
+            (Path("a/run"), Path("None")),
+            {"runtime": Runtime(cache=Path("None"))},
+        ),
+        ("export a/run x.safetensors", (Path("a/run"), Path("x.safetensors")), {"runtime": HERE}),
+    ],
+)  # fmt: skip
+def test_what_is_read(text, arguments, options):
+    call = read(text)
+    assert call.func is BY_NAME[text.split()[0]]
+    assert call.args == arguments
+    assert call.keywords == options
+
+
+def test_names_that_stand_for_objects_are_those_that_there_are():
+    assert tuple(sampling.SAMPLERS) == SAMPLERS
+    for platform in PLATFORMS:
+        assert read(f"export a b --platform {platform}").keywords["runtime"].platform == platform
+    for sampler in SAMPLERS:
+        assert read(f"sample a --sampler {sampler}").keywords["images"].sampler == sampler
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("run", "Missing from opsin run: NAME of an experiment, see opsin list"),
+        ("plan tiny", "Missing from opsin plan: --topology CHIP:SHAPE such as v5e:16x16 or cpu:8"),
+        ("inpaint a b.png", "Missing from opsin inpaint: MASK white where to fill in"),
+        ("run tiny --seed 3", "unrecognized arguments: --seed: see opsin run --help"),
+        ("sweep tiny --sedes=3", "unrecognized arguments: --sedes=3, did you mean --seeds?"),
+        ("run tiny --quite a=1", "unrecognized arguments: --quite, did you mean --quiet?"),
+        ("run tiny --no-quiet", "unrecognized arguments: --no-quiet"),
+        ("listing tiny", "unrecognized arguments: tiny"),
+        ("export a b c", "unrecognized arguments: c"),
+        ("sweep tiny --seeds 0", "--seeds: '0' is not a whole number of at least 1"),
+        ("sweep tiny --of many", "--of: 'many' is not a whole number of at least 1"),
+        ("sweep tiny --index one", "--index: 'one' is not a whole number"),
+        ("inspect tiny --batches -1", "--batches: '-1' is not a whole number of at least 1"),
+        ("run tiny --profile 5", "--profile: '5' is not first:last, two steps counted from 1"),
+        ("run tiny --profile 9:3", "--profile: '9:3' is not first:last"),
+        ("run tiny --profile 0:2", "--profile: '0:2' is not first:last"),
+        ("run tiny --profile -1:2", "--profile: '-1:2' is not first:last"),
+        ("run tiny --profile", "Missing value for argument '--profile'"),
+        ("run tiny --memory-fraction 2", "--memory-fraction: '2' is not a share between 0 and 1"),
+        ("run tiny --memory-fraction x", "--memory-fraction: 'x' is not a number"),
+        ("run tiny --platform gpu", "'gpu' for argument '--platform'. Expected one of ('cpu',"),
+        ("run tiny --platform None", "invalid choice 'None'"),
+        ("run tiny --coordinator here", "'here' is not HOST:PORT"),
+        ("run tiny --coordinator here:99999", "is not HOST:PORT"),
+        ("run tiny --processes some", "'some' is not a whole number"),
+        ("run tiny --process -1", "'-1' is not a whole number"),
+        ("run tiny --timeout 0", "'0' is not a number of seconds"),
+        ("plan tiny --topology cpu:8 --parallelism 2x4", "as in data=16,fsdp=16"),
+        ("plan tiny --topology cpu:8 --parallelism data=1,data=2", "'data=1,data=2' is not axes"),
+        ("sample a --class 1.5", "--class: '1.5' is not a whole number"),
+        ("sample a --guidance much", "--guidance: 'much' is not a number"),
+        ("sample a --sampler euler", "invalid choice 'euler' for argument '--sampler'"),
+        ("probe a --layer middle", "invalid choice 'middle' for argument '--layer'"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_where_help_is(text, complaint):
+    with pytest.raises(ConfigError) as told:
+        read(text)
+    assert complaint in str(told.value)
+    assert str(told.value).endswith(f": see opsin {text.split()[0]} --help")
+    assert "\n" not in str(told.value)

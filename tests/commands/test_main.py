@@ -1,0 +1,106 @@
+"""The entry point: which command, and how a process ends."""
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+
+import pytest
+
+from commands.main import COMMANDS
+from experiments import catalogue
+from tests.commands.conftest import in_process
+
+
+def test_help_lists_every_command_with_a_line(opsin):
+    for asked in ("--help", "-h"):
+        shown = opsin(asked)
+        assert (shown.code, shown.err) == (0, "")
+        lines = dict(re.findall(r"^  (\w+) +(\S.*)$", shown.out, re.MULTILINE))
+        assert lines == {
+            name: (first_line(module)).rstrip(".") for name, module in COMMANDS.items()
+        }
+
+
+def first_line(module: str) -> str:
+    command = getattr(importlib.import_module(f"commands.{module}"), module)
+    return (inspect.getdoc(command) or "").partition("\n")[0]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help_that_names_all_it_takes(opsin, name):
+    shown = opsin(name, "--help")
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out.startswith(f"usage: opsin {name} ")
+    assert first_line(COMMANDS[name]) in shown.out
+    assert "None" not in shown.out
+    assert not re.search(r"[^\x00-\x7f…]", shown.out)
+    bare = re.findall(r"^ +(--?[a-z]\S*)(?: \S+)?\n(?! {5,}\S)", shown.out, re.MULTILINE)
+    assert bare == []  # every flag is explained
+    assert not {"--began", "--words"} & set(shown.out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("", "name a command, one of list, run, sweep"),
+        ("train tiny", "there is no command 'train', did you mean 'run'?: see opsin --help"),
+        ("runs tiny", "did you mean 'run'?"),
+        ("endings", "there is no command 'endings'"),
+    ],
+)
+def test_a_command_that_is_not_there(opsin, arguments, complaint):
+    result = opsin(*arguments.split())
+    assert result.code == 2
+    assert complaint in result.complaint()
+
+
+@pytest.mark.parametrize("position", [0, 1, 3])
+def test_trace_shows_the_trace_wherever_it_stands(opsin, position):
+    words = ["run", "tiny", "data.bach=64"]
+    words.insert(position, "--trace")
+    result = opsin(*words)
+    assert result.code == 2
+    *trace, complaint = result.err.splitlines()
+    assert trace[0] == "Traceback (most recent call last):"
+    assert "in override" in result.err
+    assert complaint.startswith("opsin: there is no 'data.bach'")
+
+
+def test_an_error_may_carry_its_exit_code(opsin, monkeypatch):
+    class Full(OSError):
+        exit_code = 1
+
+    def full(name):
+        raise Full("the disk\nis full")
+
+    monkeypatch.setattr(catalogue, "find", full)
+    assert opsin("run", "tiny") == (1, "", "opsin: the disk is full\n")
+
+
+def test_list_in_a_process_of_its_own(tmp_path):
+    done = in_process("list", cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    lines = dict(line.split(maxsplit=1) for line in done.out.splitlines())
+    assert lines.keys() == catalogue.experiments().keys()
+    for name, claim in lines.items():
+        assert (catalogue.find(name).__doc__ or "").startswith(claim)
+
+
+def test_a_mistake_in_a_process_of_its_own(tmp_path):
+    result = in_process("run", "digits_lenet", "seed=first", cwd=tmp_path)
+    assert result.code == 2
+    assert result.complaint() == "opsin: seed takes int, not 'first'; it is 0 by default"
+    assert result.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_has_had_enough_is_no_error():
+    command = [sys.executable, "-m", "experiments", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as listing:
+        assert listing.stdout is not None
+        assert listing.stderr is not None
+        listing.stdout.close()
+        assert listing.stderr.read() == b""
+        assert listing.wait() == 1
