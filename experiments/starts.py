@@ -23,7 +23,8 @@ def read_starts(path: Path) -> Sequence[Start]:
 
 def starts_of(content: Any) -> Sequence[Start]:
     """The starts in the content of ``env.json``, which once held the last one alone."""
-    return content if isinstance(content, list) and content else [content]
+    starts: Any = content if isinstance(content, list) and content else [content]
+    return starts
 
 
 def that_count(starts: Sequence[Start]) -> Sequence[Start]:
