@@ -18,8 +18,9 @@ from losses.variational import bits_per_dim
 from ops.diffusion_sampling import Sampling
 from train.extractor import Extractor
 from train.measurements import Measurement, check_measurements
+from train.settings import SettingError
 from train.tasks.diffuse import Diffuse
-from train.tasks.task import Batch, Prepare, SettingError, Track
+from train.tasks.task import Batch, Prepare, Track
 
 
 @dataclass(frozen=True)

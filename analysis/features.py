@@ -18,8 +18,9 @@ from data.pipeline import train_batches
 from train.compiler import jit_here
 from train.heads import around_head
 from train.placement import beside
+from train.settings import SettingError
 from train.state import stream
-from train.tasks.task import Batch, Prepare, SettingError, Track
+from train.tasks.task import Batch, Prepare, Track
 
 Layer = Literal["features", "head"]
 """``"features"`` are what goes into the layer of a network called ``head``, ``"head"`` what comes

@@ -14,7 +14,9 @@ from data.examples import Examples
 from data.sources import open_source
 from metrics.generative import generator_metrics
 from train.extractor import Extractor
-from train.tasks.task import Generative, Prepare, SettingError, Track
+from train.settings import SettingError
+from train.tasks.generative import Generative
+from train.tasks.task import Prepare, Track
 
 
 @dataclass(frozen=True)

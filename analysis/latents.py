@@ -14,7 +14,8 @@ from analysis.linear_probe import linear_probe
 from analysis.sets import split_of
 from data.examples import Examples, labels, materialize
 from data.selection import per_class
-from train.tasks.task import Batch, Prepare, SettingError, Track
+from train.settings import SettingError
+from train.tasks.task import Batch, Prepare, Track
 
 
 class LatentEncoder(Protocol):

@@ -16,7 +16,8 @@ from analysis.sets import Choice, some_examples, split_of
 from data.examples import Examples
 from losses.likelihoods import Likelihood
 from losses.variational import bits_per_dim
-from train.tasks.task import Batch, Prepare, SettingError, Track
+from train.settings import SettingError
+from train.tasks.task import Batch, Prepare, Track
 
 
 @runtime_checkable

@@ -23,7 +23,8 @@ from analysis.sets import drawn_places, split_of
 from data.examples import Examples, labels, materialize
 from data.selection import select
 from metrics.representation import knn_accuracy, spread
-from train.tasks.task import Prepare, SettingError, Track
+from train.settings import SettingError
+from train.tasks.task import Prepare, Track
 
 UNTRAINED_BATCHES = 100  # that give the norms of the untrained network their statistics
 

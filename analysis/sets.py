@@ -9,7 +9,7 @@ import numpy as np
 
 from data.examples import Examples, materialize
 from data.selection import select
-from train.tasks.task import SettingError
+from train.settings import SettingError
 
 Choice = Literal["drawn", "first"]
 """Which images stand for a set where not all are taken: ``"drawn"`` at random, always the same, or

@@ -21,8 +21,8 @@ from train.experiment import Experiment
 from train.logging import replace_text
 from train.plan import Plan, plan
 from train.sets import open_training
+from train.settings import SettingError
 from train.sharding import DeviceError
-from train.tasks.task import SettingError
 
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
 

@@ -26,9 +26,9 @@ from train.experiment import Experiment
 from train.feed import FeedSpec
 from train.hlo import Collective, collectives, parse
 from train.program import build
+from train.settings import SettingError
 from train.sharding import DeviceError, make_mesh
 from train.state import State
-from train.tasks.task import SettingError
 from train.traffic import bytes_accessed
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -14,7 +14,7 @@ from data.augment import scale
 from data.examples import Arrays, Examples
 from experiments.extractors import LENET
 from train.extractor import Extractor
-from train.tasks.task import SettingError
+from train.settings import SettingError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from analysis.latents import LatentClassifier
 from analysis.sampling import untracked
 from data.augment import scale
 from data.examples import Arrays, DataError, Examples
-from train.tasks.task import SettingError
+from train.settings import SettingError
 
 
 @dataclass(frozen=True)

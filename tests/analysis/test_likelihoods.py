@@ -13,7 +13,7 @@ from analysis.sampling import untracked
 from data.augment import scale
 from data.examples import Arrays, Examples
 from losses.likelihoods import Bernoulli, Gaussian
-from train.tasks.task import SettingError
+from train.settings import SettingError
 
 PIXELS = 6
 

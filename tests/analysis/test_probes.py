@@ -22,7 +22,7 @@ from data.selection import select
 from models.classification.linear import Linear
 from models.representation.simclr import SimCLR
 from train.heads import around_head
-from train.tasks.task import SettingError
+from train.settings import SettingError
 
 
 @dataclass(frozen=True)

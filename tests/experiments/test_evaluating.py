@@ -33,7 +33,7 @@ from train import loop
 from train.experiment import Experiment
 from train.logging import read_lines
 from train.program import build
-from train.tasks.task import SettingError
+from train.settings import SettingError
 
 HERE = "tests.experiments.test_evaluating"
 

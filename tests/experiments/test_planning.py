@@ -22,9 +22,9 @@ from train.chips import CHIPS, Topology
 from train.durations import in_steps
 from train.experiment import Data, Experiment
 from train.plan import Cost, Memory, Plan, predict
+from train.settings import SettingError
 from train.sharding import check_batch, make_mesh
 from train.tasks.classify import Classify
-from train.tasks.task import SettingError
 
 GIB = 2**30
 V5E = Topology.parse("v5e:4x4")

@@ -27,9 +27,9 @@ from ops.diffusion_sampling import Sampling
 from ops.diffusion_schedules import Discrete, cosine_betas
 from train.experiment import Data, Experiment, Loop
 from train.extractor import Extractor
+from train.settings import SettingError
 from train.tasks.classify import Classify
 from train.tasks.diffuse import Diffuse
-from train.tasks.task import SettingError
 from train.tasks.variational import Variational
 from train.weights import Weights, WeightsError
 

@@ -22,8 +22,8 @@ from tests.train.conftest import TINY_DATA
 from tests.train.test_step import assert_same_run, run
 from train.experiment import Experiment, Loop
 from train.optim import Optimizer, constant, sgd
+from train.settings import SettingError
 from train.tasks.contrast import Contrast
-from train.tasks.task import SettingError
 
 
 class Backbone(nn.Module):

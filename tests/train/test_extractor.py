@@ -22,7 +22,7 @@ from models.classification.vit import ViT
 from tests.train.conftest import Tiny, assert_trees_equal
 from train.extractor import Extractor
 from train.paths import unflatten
-from train.tasks.task import SettingError
+from train.settings import SettingError
 from train.weights import Weights, WeightsError, save_weights
 
 IMAGE = (28, 28, 1)

@@ -32,9 +32,9 @@ from train.experiment import Experiment
 from train.logging import JsonLines, NonFiniteError, last_evaluation, read_lines
 from train.loop import fit
 from train.optim import sgd
+from train.settings import SettingError
 from train.state import State
 from train.tasks.classify import Classify
-from train.tasks.task import SettingError
 
 TIMES = ("train/images_per_second", "train/model_flops_per_second", "train/utilization")
 

@@ -17,9 +17,9 @@ from train.experiment import Experiment
 from train.feed import FeedSpec
 from train.plan import Cost, Exchange, Plan, bytes_per_device, memory_asked, plan, predict
 from train.program import build
+from train.settings import SettingError
 from train.sharding import DeviceError, Layout, Parallel, make_mesh
 from train.tasks.classify import Classify
-from train.tasks.task import SettingError
 
 EIGHT = Topology.parse("cpu:8")
 IMAGES = blank(40, image=(8, 8, 1))

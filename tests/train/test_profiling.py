@@ -14,7 +14,7 @@ from experiments.config import override, resolve
 from tests.train.conftest import make_tiny
 from train.loop import fit
 from train.profiling import Profiler, Steps
-from train.tasks.task import SettingError
+from train.settings import SettingError
 
 LATE = {"parallel.data": 1, "loop.evaluate_every": "6 steps", "loop.checkpoint_every": "6 steps"}
 

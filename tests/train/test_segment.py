@@ -22,8 +22,8 @@ from models.segmentation.unet import UNet, valid_margin
 from tests.train.conftest import make_tiny
 from tests.train.test_step import assert_same_run, lay_out, run
 from train.experiment import Experiment
+from train.settings import SettingError
 from train.tasks.segment import Segment
-from train.tasks.task import SettingError
 
 
 class TinySegmenter(nn.Module):

@@ -32,14 +32,7 @@ from tests.train.test_step import lay_out, run
 from train.experiment import Experiment
 from train.paths import flatten
 from train.placement import process_share
-from train.sharding import (
-    DeviceError,
-    Layout,
-    Parallel,
-    check_batch,
-    make_mesh,
-    parameter_spec,
-)
+from train.sharding import DeviceError, Layout, Parallel, check_batch, make_mesh, parameter_spec
 from train.state import State
 from train.tasks.classify import Classify
 

@@ -19,10 +19,10 @@ from train.experiment import Experiment
 from train.feed import Feed
 from train.program import Program, build
 from train.sets import open_training
+from train.settings import SettingError
 from train.sharding import make_mesh
 from train.state import State
 from train.tasks.classify import Classify
-from train.tasks.task import SettingError
 
 
 def lay_out(experiment: Experiment) -> tuple[Feed, Program]:

@@ -22,7 +22,7 @@ from tests.train.conftest import assert_trees_close
 from train.experiment import Data, Experiment, Loop
 from train.loop import fit
 from train.optim import Optimizer, adamw, constant
-from train.tasks.task import SettingError
+from train.settings import SettingError
 from train.tasks.translate import Translate
 
 TASK = Translate(

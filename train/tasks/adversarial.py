@@ -45,12 +45,7 @@ from train.tasks.players import (
     told_apart,
     unsigned,
 )
-from train.tasks.task import (
-    Aux,
-    Batch,
-    Look,
-    Player,
-)
+from train.tasks.task import Aux, Batch, Look, Player
 
 COLLAPSED = 0.6
 """Share of the classes that are made, as if evenly, below which a generator has collapsed."""

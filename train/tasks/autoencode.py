@@ -17,12 +17,7 @@ from metrics.state import Mean, Metric
 from train.pictures import Curve, Panels
 from train.tasks.checks import check_decoder, check_support, supported
 from train.tasks.latent_pictures import latent_pictures, reconstructions
-from train.tasks.task import (
-    Aux,
-    Batch,
-    Look,
-    Task,
-)
+from train.tasks.task import Aux, Batch, Look, Task
 
 Corrupt = Callable[[Key[Array, ""], Batch], Batch]
 

@@ -24,12 +24,7 @@ from metrics.classification import (
 from metrics.state import Mean, Metric
 from train.pictures import Confusion, Curve, Labels, Preview
 from train.tasks.checks import check_outputs, require_entry
-from train.tasks.task import (
-    Aux,
-    Batch,
-    Look,
-    Task,
-)
+from train.tasks.task import Aux, Batch, Look, Task
 
 
 @dataclass(frozen=True)

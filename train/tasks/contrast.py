@@ -23,12 +23,7 @@ from train.heads import around_head
 from train.pictures import Panels
 from train.settings import SettingError
 from train.tasks.checks import check_range, in_range, require_entry
-from train.tasks.task import (
-    Aux,
-    Batch,
-    Look,
-    Task,
-)
+from train.tasks.task import Aux, Batch, Look, Task
 
 NT_XENT = partial(nt_xent_loss, temperature=0.5)
 

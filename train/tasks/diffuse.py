@@ -54,11 +54,7 @@ from train.tasks.checks import (
 from train.tasks.generative import Generative
 from train.tasks.latent_pictures import square
 from train.tasks.players import SIGNED, signed, unsigned
-from train.tasks.task import (
-    Aux,
-    Batch,
-    Look,
-)
+from train.tasks.task import Aux, Batch, Look
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,7 @@ from train.pictures import Curve, Panels, Usage
 from train.settings import SettingError
 from train.tasks.checks import check_decoder, check_range, in_range
 from train.tasks.latent_pictures import reconstructions
-from train.tasks.task import (
-    Aux,
-    Batch,
-    Look,
-    Task,
-)
+from train.tasks.task import Aux, Batch, Look, Task
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,7 @@ from ops.image import centre_crop
 from train.pictures import Confusion, Curve, MaskPreview, Masks
 from train.settings import SettingError
 from train.tasks.checks import check_outputs, require_entry
-from train.tasks.task import (
-    Aux,
-    Batch,
-    Look,
-    Task,
-)
+from train.tasks.task import Aux, Batch, Look, Task
 
 AUXILIARY = "auxiliary"
 """The collection that a model sows the logits of an auxiliary head into, in training."""

@@ -33,13 +33,7 @@ from train.tasks.players import (
     told_apart,
     unsigned,
 )
-from train.tasks.task import (
-    Aux,
-    Batch,
-    Look,
-    Player,
-    Task,
-)
+from train.tasks.task import Aux, Batch, Look, Player, Task
 
 
 @dataclass(frozen=True)

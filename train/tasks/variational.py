@@ -35,11 +35,7 @@ from train.tasks.latent_pictures import (
     reconstructions,
     square,
 )
-from train.tasks.task import (
-    Aux,
-    Batch,
-    Look,
-)
+from train.tasks.task import Aux, Batch, Look
 
 
 @dataclass(frozen=True)
