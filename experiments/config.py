@@ -78,11 +78,8 @@ def rebuild(resolved: Any) -> Any:
     if not isinstance(resolved, Mapping):
         return resolved
     fields = {name: rebuild(value) for name, value in resolved.items()}
-    kind, function, args = (
-        fields.pop("type", None),
-        fields.pop("call", None),
-        fields.pop("args", ()),
-    )
+    kind, function = fields.pop("type", None), fields.pop("call", None)
+    args = fields.pop("args", ())
     if callable(function):
         return function if resolve(function) == resolved else partial(function, *args, **fields)
     if kind is None:
@@ -167,8 +164,7 @@ def identity(tree: Any) -> str:
     for field in dataclasses.fields(tree) if dataclasses.is_dataclass(tree) else ():
         if field.metadata.get("identity") is False:
             del resolved[field.name]
-    text = json.dumps(resolved, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def paths(tree: Any, prefix: str = "") -> Iterator[str]:
