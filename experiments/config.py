@@ -59,11 +59,8 @@ def rebuild(resolved: Any) -> Any:
     if not isinstance(resolved, Mapping):
         return resolved
     fields = {name: rebuild(value) for name, value in resolved.items()}
-    kind, function, args = (
-        fields.pop("type", None),
-        fields.pop("call", None),
-        fields.pop("args", ()),
-    )
+    kind, function = fields.pop("type", None), fields.pop("call", None)
+    args = fields.pop("args", ())
     if callable(function):
         fields = _taken(function, resolved["call"], fields)
         return function if resolve(function) == resolved else partial(function, *args, **fields)
