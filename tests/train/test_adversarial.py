@@ -34,7 +34,7 @@ from train.state import stream
 from train.tasks.adversarial import Adversarial
 from train.tasks.generative import Generative
 from train.tasks.players import told_apart
-from train.tasks.task import Aux, Player
+from train.tasks.task import Aux, Player, Task
 
 IMAGE = (4, 4, 1)
 
@@ -226,9 +226,7 @@ def test_players_with_fewer_turns_take_the_last_parts():
     """Three, two and one turns of a sum: what each saw is what its parameter moved by."""
 
     @dataclass(frozen=True)
-    class Counting:
-        def check(self, class_names: Any, look: Any) -> None: ...
-
+    class Counting(Task):
         def init(self, key: Any, batch: Any) -> Any:
             return {"params": {name: {"x": jnp.zeros(())} for name in "abc"}}
 
@@ -241,6 +239,12 @@ def test_players_with_fewer_turns_take_the_last_parts():
                 Player(partial(loss, name), name, turns=turns)
                 for name, turns in zip("abc", (3, 2, 1), strict=True)
             )
+
+        def evaluate(self, params: Any, mutable: Any, batch: Any, key: Any) -> Any:
+            return {}
+
+        def preview(self, params: Any, mutable: Any, batch: Any, key: Any) -> Any:
+            return {}
 
     def source(split: str) -> Examples:
         image = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1) * 51
