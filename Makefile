@@ -25,7 +25,7 @@ check: $(VENV)/.dev
 
 # A quarter of an hour on two cores, which should have nothing else to do.
 bench: $(VENV)/.bench
-	$(VENV)/bin/python -m benchmarks
+	$(VENV)/bin/python -m opsin.benchmarks
 
 clean:
 	rm -rf $(VENV) runs

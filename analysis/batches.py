@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from data.pipeline import eval_batches
-from train.compiler import jit_here
-from train.placement import beside
-from train.tasks.task import Track
+from opsin.data.pipeline import eval_batches
+from opsin.train.compiler import jit_here
+from opsin.train.placement import beside
+from opsin.train.tasks.task import Track
 
 
 def over_batches(

@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from analysis.batches import over_batches
-from analysis.sets import Choice, some_examples, split_of
-from data.examples import Examples
-from losses.variational import bits_per_dim
-from ops.diffusion_sampling import Sampling
-from train.extractor import Extractor
-from train.measurements import Measurement, check_measurements
-from train.settings import SettingError
-from train.tasks.diffuse import Diffuse
-from train.tasks.task import Batch, Prepare, Track
+from opsin.analysis.batches import over_batches
+from opsin.analysis.sets import Choice, some_examples, split_of
+from opsin.data.examples import Examples
+from opsin.losses.variational import bits_per_dim
+from opsin.ops.diffusion.sampling import Sampling
+from opsin.train.extractor import Extractor
+from opsin.train.measurements import Measurement, check_measurements
+from opsin.train.settings import SettingError
+from opsin.train.tasks.diffuse import Diffuse
+from opsin.train.tasks.task import Batch, Prepare, Track
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Inpainting:
 
     Attributes:
         extractor: the classifier.
-        resamplings: how often each step is done; see ``ops.inpainting``.
+        resamplings: how often each step is done; see ``ops.diffusion.inpainting``.
         images: of the split.
         choice: of so many images; see ``analysis.sets.Choice``.
         batch: images that are in memory together.

@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from analysis.batches import over_batches
-from data.examples import Examples
-from data.pipeline import train_batches
-from train.compiler import jit_here
-from train.heads import around_head
-from train.placement import beside
-from train.settings import SettingError
-from train.state import stream
-from train.tasks.task import Batch, Prepare, Track
+from opsin.analysis.batches import over_batches
+from opsin.data.examples import Examples
+from opsin.data.pipeline import train_batches
+from opsin.train.compiler import jit_here
+from opsin.train.heads import around_head
+from opsin.train.placement import beside
+from opsin.train.settings import SettingError
+from opsin.train.state import stream
+from opsin.train.tasks.task import Batch, Prepare, Track
 
 Layer = Literal["features", "head"]
 """``"features"`` are what goes into the layer of a network called ``head``, ``"head"`` what comes

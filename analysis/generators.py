@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import PyTree
 
-from analysis.sampling import sample_images
-from analysis.sets import Choice, some_examples, split_of
-from data.examples import Examples
-from data.sources import open_source
-from metrics.generative import generator_metrics
-from train.extractor import Extractor
-from train.settings import SettingError
-from train.tasks.generative import Generative
-from train.tasks.task import Prepare, Track
+from opsin.analysis.sampling import sample_images
+from opsin.analysis.sets import Choice, some_examples, split_of
+from opsin.data.examples import Examples
+from opsin.data.sources import open_source
+from opsin.metrics.generative import generator_metrics
+from opsin.train.extractor import Extractor
+from opsin.train.settings import SettingError
+from opsin.train.tasks.generative import Generative
+from opsin.train.tasks.task import Prepare, Track
 
 
 @dataclass(frozen=True)

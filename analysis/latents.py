@@ -9,13 +9,13 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from analysis.batches import over_batches
-from analysis.linear_probe import linear_probe
-from analysis.sets import split_of
-from data.examples import Examples, labels, materialize
-from data.selection import per_class
-from train.settings import SettingError
-from train.tasks.task import Batch, Prepare, Track
+from opsin.analysis.batches import over_batches
+from opsin.analysis.linear_probe import linear_probe
+from opsin.analysis.sets import split_of
+from opsin.data.examples import Examples, labels, materialize
+from opsin.data.selection import per_class
+from opsin.train.settings import SettingError
+from opsin.train.tasks.task import Batch, Prepare, Track
 
 
 class LatentEncoder(Protocol):

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from analysis.batches import over_batches
-from analysis.sets import Choice, some_examples, split_of
-from data.examples import Examples
-from losses.likelihoods import Likelihood
-from losses.variational import bits_per_dim
-from train.settings import SettingError
-from train.tasks.task import Batch, Prepare, Track
+from opsin.analysis.batches import over_batches
+from opsin.analysis.sets import Choice, some_examples, split_of
+from opsin.data.examples import Examples
+from opsin.losses.likelihoods import Likelihood
+from opsin.losses.variational import bits_per_dim
+from opsin.train.settings import SettingError
+from opsin.train.tasks.task import Batch, Prepare, Track
 
 
 @runtime_checkable

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from losses.classification import cross_entropy_loss
-from train.compiler import jit_here
+from opsin.losses.classification import cross_entropy_loss
+from opsin.train.compiler import jit_here
 
 Vectors = Float[np.ndarray, "images numbers"]
 Classes = Int[np.ndarray, " images"]

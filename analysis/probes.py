@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from analysis.features import (
+from opsin.analysis.features import (
     LAYERS,
     Layer,
     check_features,
@@ -18,13 +18,13 @@ from analysis.features import (
     untrained_variables,
     with_statistics,
 )
-from analysis.linear_probe import linear_probe, sgd_probe
-from analysis.sets import drawn_places, split_of
-from data.examples import Examples, labels, materialize
-from data.selection import select
-from metrics.representation import knn_accuracy, spread
-from train.settings import SettingError
-from train.tasks.task import Prepare, Track
+from opsin.analysis.linear_probe import linear_probe, sgd_probe
+from opsin.analysis.sets import drawn_places, split_of
+from opsin.data.examples import Examples, labels, materialize
+from opsin.data.selection import select
+from opsin.metrics.representation import knn_accuracy, spread
+from opsin.train.settings import SettingError
+from opsin.train.tasks.task import Prepare, Track
 
 UNTRAINED_BATCHES = 100  # that give the norms of the untrained network their statistics
 

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from train.compiler import jit_here
-from train.placement import beside
-from train.settings import SettingError
-from train.tasks.generative import Generative
-from train.tasks.task import Track
+from opsin.train.compiler import jit_here
+from opsin.train.placement import beside
+from opsin.train.settings import SettingError
+from opsin.train.tasks.generative import Generative
+from opsin.train.tasks.task import Track
 
 CHUNK = 128  # images in one call: the same program, and the same bits, for any number of them
 

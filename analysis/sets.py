@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from data.examples import Examples, materialize
-from data.selection import select
-from train.settings import SettingError
+from opsin.data.examples import Examples, materialize
+from opsin.data.selection import select
+from opsin.train.settings import SettingError
 
 Choice = Literal["drawn", "first"]
 """Which images stand for a set where not all are taken: ``"drawn"`` at random, always the same, or

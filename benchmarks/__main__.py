@@ -1,7 +1,7 @@
 """Steps of Opsin beside those of plain Flax and PyTorch, on the CPU: same network, same batch.
 
     make bench
-    python -m benchmarks --cases lenet5 vit --runs 9
+    python -m opsin.benchmarks --cases lenet5 vit --runs 9
 
 Each peer has a process of its own. They run by turns, and the ratio is taken of neighbours, so that
 a machine that is slow for a while is so for both. Writes ``results/benchmarks.csv`` and ``.md``.
@@ -15,11 +15,11 @@ from typing import Any
 
 import jax
 
-from benchmarks import tables
-from benchmarks.cases import CASES
-from benchmarks.race import Ratio, Times, add_options, take_turns
-from benchmarks.worker import PeerError, Worker
-from train.accounting import matmul_peak
+from opsin.benchmarks import tables
+from opsin.benchmarks.cases import CASES
+from opsin.benchmarks.race import Ratio, Times, add_options, take_turns
+from opsin.benchmarks.worker import PeerError, Worker
+from opsin.train.host.accounting import matmul_peak
 
 OPSIN = "benchmarks.opsin_peer:prepare"
 FLAX = {"flax": "benchmarks.flax_peer:prepare"}
@@ -42,14 +42,14 @@ of a product of two matrices in JAX, measured just before; a convolution can exc
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Races the cases that are asked for, and writes the files after each."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m opsin.benchmarks", description=__doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     add_options(parser, runs=15, seconds=0.35)
     options = parser.parse_args(arguments)
     peers = FLAX | (TORCH if tables.has_torch() else {})
     jax.config.update("jax_platforms", "cpu")
     peak = matmul_peak()
-    origin = tables.origin("python -m benchmarks", arguments, peak)
+    origin = tables.origin("python -m opsin.benchmarks", arguments, peak)
     rows: list[dict[str, Any]] = []
     for name in options.cases:
         duels = race(name, peers, runs=options.runs, seconds=options.seconds)

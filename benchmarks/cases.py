@@ -10,21 +10,21 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from data.examples import Examples
-from data.shapes import shapes
-from data.sources import synthetic
-from models.classification.lenet import LeNet5
-from models.classification.resnet import ResNet18Cifar, ResNet20
-from models.classification.vit import ViTCifar
-from models.generative.diffusion_unet import DiffusionUNet
-from models.layers import batch_norm
-from models.segmentation.unet import UNet
-from ops.diffusion_schedules import Discrete
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, adamw, constant, sgd
-from train.tasks.classify import Classify
-from train.tasks.diffuse import Diffuse
-from train.tasks.segment import Segment
+from opsin.data.examples import Examples
+from opsin.data.shapes import shapes
+from opsin.data.sources import synthetic
+from opsin.models.classification.lenet import LeNet5
+from opsin.models.classification.resnet import ResNet18Cifar, ResNet20
+from opsin.models.classification.vit import ViTCifar
+from opsin.models.generative.diffusion_unet import DiffusionUNet
+from opsin.models.layers import batch_norm
+from opsin.models.segmentation.unet import UNet
+from opsin.ops.diffusion.schedules import Discrete
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, adamw, constant, sgd
+from opsin.train.tasks.classify import Classify
+from opsin.train.tasks.diffuse import Diffuse
+from opsin.train.tasks.segment import Segment
 
 EXAMPLES = 2048  # images that live on the device
 # Of images and of noise, by time: those of Ho et al., 2020.

@@ -1,6 +1,6 @@
 """The speed of single convolutions and their gradients: ours, the stock one of JAX and PyTorch's.
 
-    python -m benchmarks.convolutions
+    python -m opsin.benchmarks.convolutions
 
 The shapes are those of the networks here. Writes ``results/convolutions.csv`` and ``.md``.
 """
@@ -19,12 +19,12 @@ import jax
 import numpy as np
 from jax import lax
 
-from benchmarks import tables
-from benchmarks.race import add_options, take_turns
-from benchmarks.worker import Prepared, Worker
-from models.layers import convolve
-from train.accounting import matmul_peak
-from train.compiler import compiler_options
+from opsin.benchmarks import tables
+from opsin.benchmarks.race import add_options, take_turns
+from opsin.benchmarks.worker import Prepared, Worker
+from opsin.models.layers import convolve
+from opsin.train.compiler import compiler_options
+from opsin.train.host.accounting import matmul_peak
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     peers = JAX | (TORCH if tables.has_torch() else {})
     jax.config.update("jax_platforms", "cpu")
-    origin = tables.origin("python -m benchmarks.convolutions", arguments, matmul_peak())
+    origin = tables.origin("python -m opsin.benchmarks.convolutions", arguments, matmul_peak())
     rows: list[dict[str, Any]] = []
     lines = [["network", "convolution", "what", *peers]]
     with ExitStack() as stack:

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import optax
 from flax.training import train_state
 
-from benchmarks.cases import ALPHA, CASES, SIGMA, Case
-from benchmarks.opsin_peer import inference, variables_of
-from benchmarks.worker import Prepared
-from models.layers import GroupNorm, batch_norm, max_pool
-from models.segmentation.upsampling import ConvTranspose
+from opsin.benchmarks.cases import ALPHA, CASES, SIGMA, Case
+from opsin.benchmarks.opsin_peer import inference, variables_of
+from opsin.benchmarks.worker import Prepared
+from opsin.models.layers import GroupNorm, batch_norm, max_pool
+from opsin.models.upsampling import ConvTranspose
 
 
 class TrainState(train_state.TrainState):

@@ -1,6 +1,6 @@
 """What a host has to do for a chip: JPEGs decoded and cut to squares, images a second a core.
 
-    python -m benchmarks.host_decoding
+    python -m opsin.benchmarks.host_decoding
 
 Made-up photographs of ImageNet's usual size (500×375, 110 kB or so) go the way that they go in a
 run: bytes, Pillow's decoder as TFDS calls it where OpenCV is not installed,
@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.squares import square
-from experiments.runs import environment
+from opsin.commands.runs import environment
+from opsin.data.squares import square
 
 PLANS = Path("results/plans")
 HEIGHT, WIDTH, QUALITY, SIZE = 375, 500, 90, 256
@@ -88,7 +88,7 @@ def table(rate: Rate, plans: Sequence[Path]) -> str:
         f"pixels and {rate.bytes / 1000:.0f} kB, and {rate.whole:,.0f} with the square of {SIZE} "
         f"pixels cut out (Python {platform.python_version()}, Pillow {Image.__version__}).",
         "",
-        "    python -m benchmarks.host_decoding",
+        "    python -m opsin.benchmarks.host_decoding",
         "",
         "So many of these cores keep a chip busy that runs at the speed of its plan, which is the "
         "most it could run at:",

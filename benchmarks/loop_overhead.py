@@ -1,6 +1,6 @@
 """What the loop costs: wall time of ``fit`` over that of its bare compiled step.
 
-    python -m benchmarks.loop_overhead
+    python -m opsin.benchmarks.loop_overhead
 
 Both run the same program on the same images, alternately, without evaluation, checkpoints or
 pictures in between; the loop also feeds, logs every ten steps and watches for signals. More rows:
@@ -28,15 +28,15 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from benchmarks.cases import CASES
-from benchmarks.opsin_peer import bare_steps, compiled
-from benchmarks.race import Ratio
-from data.examples import DataError
-from experiments.config import resolve
-from train.experiment import Experiment
-from train.loop import fit
-from train.memory import keep_freed_memory
-from train.sets import open_training
+from opsin.benchmarks.cases import CASES
+from opsin.benchmarks.opsin_peer import bare_steps, compiled
+from opsin.benchmarks.race import Ratio
+from opsin.config.tree import resolve
+from opsin.data.examples import DataError
+from opsin.train.experiment import Experiment
+from opsin.train.host.memory import keep_freed_memory
+from opsin.train.loop import fit
+from opsin.train.sets import open_training
 
 Measure = Callable[[int], float]
 """Seconds a step, over so many steps."""

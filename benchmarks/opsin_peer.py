@@ -9,15 +9,15 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from benchmarks.cases import CASES, Case
-from benchmarks.worker import Prepared
-from train.accounting import model_flops
-from train.compiler import compiler_options
-from train.experiment import Experiment
-from train.feed import Feed
-from train.program import Program, build
-from train.sets import open_training
-from train.sharding import make_mesh
+from opsin.benchmarks.cases import CASES, Case
+from opsin.benchmarks.worker import Prepared
+from opsin.train.compiler import compiler_options
+from opsin.train.experiment import Experiment
+from opsin.train.feed import Feed
+from opsin.train.host.accounting import model_flops
+from opsin.train.program import Program, build
+from opsin.train.sets import open_training
+from opsin.train.sharding import make_mesh
 
 
 def prepare(name: str, phase: str) -> Prepared:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.worker import Worker
+from opsin.benchmarks.worker import Worker
 
 
 @dataclass(frozen=True)

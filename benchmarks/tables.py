@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.report import markdown_table
-from experiments.runs import environment
-from train.logging import replace_text
+from opsin.commands.runs import environment
+from opsin.data.files import replace_text
+from opsin.report.report import markdown_table
 
 
 def has_torch() -> bool:

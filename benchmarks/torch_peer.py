@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn import grad
 
-from benchmarks.cases import ALPHA, CASES, SIGMA, Case
-from benchmarks.convolutions import CONVOLUTIONS
-from benchmarks.torch_models import NETWORKS
-from benchmarks.worker import Prepared
-from train.optim import sgd
+from opsin.benchmarks.cases import ALPHA, CASES, SIGMA, Case
+from opsin.benchmarks.convolutions import CONVOLUTIONS
+from opsin.benchmarks.torch_models import NETWORKS
+from opsin.benchmarks.worker import Prepared
+from opsin.train.optim import sgd
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "contiguous": {"memory_format": torch.contiguous_format},

@@ -1,6 +1,6 @@
 """A process in which one peer runs alone, so that no two thread pools share one.
 
-    python -m benchmarks.worker benchmarks.flax_peer:prepare
+    python -m opsin.benchmarks.worker benchmarks.flax_peer:prepare
 
 It reads a line of JSON for each run, ``{"case": "lenet5", "phase": "training", "steps": 20}``, and
 answers with one, ``{"seconds": 0.7, "about": {…}}`` or ``{"error": "…", "trace": "…"}``.
@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from errors import RunFailed
-from experiments.runtime import Runtime, set_up
+from opsin.commands.runtime import Runtime, set_up
+from opsin.errors import RunFailed
 
 RIVALS = ("benchmarks.flax_peer", "benchmarks.torch_peer")
-"""What runs as its own users start it, without the settings of ``experiments.runtime``."""
+"""What runs as its own users start it, without the settings of ``commands.runtime``."""
 
 
 class PeerError(RunFailed):

@@ -14,7 +14,7 @@ from typing import Any
 import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes
 
-from errors import ConfigError
+from opsin.errors import ConfigError
 
 SETTINGS = (
     OmitArgPrefixes,  # a group of flags is a dataclass: --platform, not --runtime.platform

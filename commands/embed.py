@@ -7,8 +7,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from commands.groups import Features, Runtime
-from commands.values import Count, Run
+from opsin.commands.groups import Features, Runtime
+from opsin.commands.values import Count, Run
 
 
 def embed(
@@ -29,8 +29,8 @@ def embed(
         output: RUN/embedding, unless it is given
     """
     runtime.set_up()
-    from experiments import embedding
-    from train.logging import bar
+    from opsin.commands import embedding
+    from opsin.train.logging import bar
 
     for path in embedding.embed(
         run,

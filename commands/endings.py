@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
-from errors import RunFailed, UserError
+from opsin.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
-    from experiments.runs import Outcome
+    from opsin.commands.runs import Outcome
 
 
 def exit_code(error: Exception) -> int | None:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from commands.groups import Runtime
-from commands.values import Run
+from opsin.commands.groups import Runtime
+from opsin.commands.values import Run
 
 
 def evaluate(
@@ -26,8 +26,8 @@ def evaluate(
         overrides: such as SampleQuality samples=2000, or Probe untrained=True
     """
     runtime.set_up()
-    from experiments.evaluating import evaluate_run
-    from train.logging import bar
+    from opsin.commands.evaluating import evaluate_run
+    from opsin.train.logging import bar
 
     for each in evaluate_run(run, overrides, bar):
         print(each.name)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from commands.groups import Runtime
-from commands.values import Run
+from opsin.commands.groups import Runtime
+from opsin.commands.values import Run
 
 
 def export(run: Run, output: Annotated[Path, arg(metavar="FILE")], /, *, runtime: Runtime) -> int:
@@ -18,7 +18,7 @@ def export(run: Run, output: Annotated[Path, arg(metavar="FILE")], /, *, runtime
         output: such as lenet.safetensors
     """
     runtime.set_up()
-    from experiments import exporting
+    from opsin.commands import exporting
 
     print(f"sha256 {exporting.export(run, output)}")
     print(output)

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from commands.values import Count, Number, Share, Whole, one_of
-from experiments import catalogue, runtime
-from experiments.config import parse_all
+from opsin.commands import runtime
+from opsin.commands.values import Count, Number, Share, Whole, one_of
+from opsin.config import catalogue
+from opsin.config.tree import parse_all
 
 if TYPE_CHECKING:
-    from experiments.runs import Options
-    from experiments.sampling import Asked
-    from train.experiment import Experiment
+    from opsin.commands.runs import Options
+    from opsin.commands.sampling import Asked
+    from opsin.train.experiment import Experiment
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 SAMPLERS = ("ancestral", "ddim", "dpm++2m", "heun", "langevin", "predictor-corrector")
@@ -85,7 +86,7 @@ class Output:
 
     def options(self) -> Options:
         """The same for ``execute``."""
-        from experiments.runs import Options
+        from opsin.commands.runs import Options
 
         return Options(
             workdir=self.workdir,
@@ -122,7 +123,7 @@ class Images:
 
     def asked(self) -> Asked:
         """The same for ``sample`` and ``inpaint``."""
-        from experiments.sampling import Asked
+        from opsin.commands.sampling import Asked
 
         return Asked(
             label=self.label,

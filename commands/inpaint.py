@@ -7,8 +7,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from commands.groups import Images, Runtime
-from commands.values import Count, Run
+from opsin.commands.groups import Images, Runtime
+from opsin.commands.values import Count, Run
 
 
 def inpaint(
@@ -36,7 +36,7 @@ def inpaint(
         output: directory of the images
     """
     runtime.set_up()
-    from experiments import sampling
+    from opsin.commands import sampling
 
     for written in sampling.inpaint(
         run, image, mask, n, images.asked(), resamplings=resamplings, output=output

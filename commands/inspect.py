@@ -7,9 +7,9 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from commands.groups import Runtime, named
-from commands.values import Count, Name, Overrides
-from experiments.config import override
+from opsin.commands.groups import Runtime, named
+from opsin.commands.values import Count, Name, Overrides
+from opsin.config.tree import override
 
 
 def inspect(
@@ -29,7 +29,7 @@ def inspect(
     """
     runtime.set_up()
     _, experiment, changes = named(name, overrides)
-    from experiments.inspection import draw_batches
+    from opsin.commands.inspection import draw_batches
 
     path = output or Path(f"{name}_batch.png")
     draw_batches(override(experiment, changes), batches, path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments import catalogue
+from opsin.config import catalogue
 
 
 def listing() -> int:

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from commands.endings import exit_code
-from errors import ConfigError
+from opsin.commands.endings import exit_code
+from opsin.errors import ConfigError
 
 COMMANDS = {
     "list": "listing",
@@ -77,7 +77,7 @@ def _run(words: Sequence[str], began: float) -> int:
     command = getattr(importlib.import_module(f"{__package__}.{name}"), name)
     if words == ["list"]:  # no argument to read: answered without tyro, which takes a moment
         return command()
-    from commands.arguments import parse
+    from opsin.commands.arguments import parse
 
     call = parse(command, words[1:], f"opsin {words[0]}")
     known = {"began": began, "words": words}

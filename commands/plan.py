@@ -10,10 +10,10 @@ from typing import Annotated
 
 from tyro.conf import Suppress, arg
 
-from commands.groups import named
-from commands.values import Axes, Count, Name, Overrides
-from experiments import runtime
-from experiments.config import override
+from opsin.commands import runtime
+from opsin.commands.groups import named
+from opsin.commands.values import Axes, Count, Name, Overrides
+from opsin.config.tree import override
 
 
 def plan(
@@ -38,7 +38,7 @@ def plan(
         out: plans/NAME-TOPOLOGY.json, unless it is given
         words: the command, for the record
     """
-    from train.chips import Topology
+    from opsin.planning.chips import Topology
 
     devices = Topology.parse(topology)
     here = devices.chip.name == "cpu"
@@ -47,7 +47,7 @@ def plan(
         runtime.Runtime(platform="cpu", devices=fake, cached=False, tpu_compiler=not here)
     )
     module, base, changes = named(name, overrides)
-    from experiments import planning
+    from opsin.planning import planner as planning
 
     experiment = override(base, changes | planning.arrangement(parallelism or {}, global_batch))
     examples = planning.examples_of(module, experiment)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from commands.groups import Runtime
-from commands.values import Run
-from errors import ConfigError
+from opsin.commands.groups import Runtime
+from opsin.commands.values import Run
+from opsin.errors import ConfigError
 
 
 def predict(
@@ -29,8 +29,8 @@ def predict(
     if not images:
         raise ConfigError("name at least one image: see opsin predict --help")
     runtime.set_up()
-    from experiments.prediction import load
-    from experiments.prediction import predict as predictions
+    from opsin.commands.prediction import load
+    from opsin.commands.prediction import predict as predictions
 
     for line in predictions(load(run), images, output):
         print(line, flush=True)

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from experiments import catalogue, runtime
+from opsin.commands import runtime
+from opsin.config import catalogue
 
 
 def report(
@@ -35,7 +36,7 @@ def report(
         return _compare(names, results, readme if name is None else None)
     if name:
         return _collect(name, workdir, results)
-    from experiments.report import derive, readme_table, update_readme
+    from opsin.report.report import derive, readme_table, update_readme
 
     reports = [catalogue.report_of(each) for each in names]
     for chosen in reports:
@@ -48,9 +49,9 @@ def report(
 
 def _collect(name: str, workdir: Path, results: Path) -> int:
     """The table of one experiment from its runs."""
-    from experiments.report import write
-    from experiments.rows import collect
-    from experiments.sweep import identity_of
+    from opsin.config.sweep import identity_of
+    from opsin.report.report import write
+    from opsin.report.rows import collect
 
     chosen = catalogue.report_of(name)
     module = catalogue.find(name)
@@ -63,7 +64,7 @@ def _collect(name: str, workdir: Path, results: Path) -> int:
 
 def _compare(names: list[str], results: Path, readme: Path | None) -> int:
     """Names the files that are not what their data give."""
-    from experiments.report import check, readme_is_current, readme_table
+    from opsin.report.report import check, readme_is_current, readme_table
 
     reports = [catalogue.report_of(name) for name in names]
     stale = [file for chosen in reports for file in check(chosen, results)]

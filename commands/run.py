@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 from tyro.conf import Suppress
 
-from commands.endings import after_signal
-from commands.groups import Output, Runtime, named
-from commands.values import Address, Index, Name, Overrides, ProcessCount, Seconds, Steps
-from errors import ConfigError
-from experiments import catalogue
-from experiments.config import override
-from experiments.runtime import given
+from opsin.commands.endings import after_signal
+from opsin.commands.groups import Output, Runtime, named
+from opsin.commands.runtime import given
+from opsin.commands.values import Address, Index, Name, Overrides, ProcessCount, Seconds, Steps
+from opsin.config import catalogue
+from opsin.config.tree import override
+from opsin.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def run(
     runtime.set_up(alone=asked is None)
     if asked is None:
         return _train(name, overrides, smoke, profile, output, began)
-    from train.processes import Group, joined
+    from opsin.train.host.processes import Group, joined
 
     with joined(Group(*asked, timeout=processes.timeout)):
         runtime.require()
@@ -78,10 +78,10 @@ def _train(
         raise ConfigError(f"{name} has no SMOKE, overrides that make it take seconds")
     experiment = override(base, (module.SMOKE if smoke else {}) | overrides)
     # A mistake is answered before these are imported, which takes a moment.
-    from experiments.runs import execute
-    from experiments.sweep import arm_of
-    from train.processes import is_first
-    from train.profiling import Steps
+    from opsin.commands.runs import execute
+    from opsin.config.sweep import arm_of
+    from opsin.train.host.processes import is_first
+    from opsin.train.host.profiling import Steps
 
     arm = arm_of(experiment, base, catalogue.arms(module))
     steps = Steps(*profile) if profile else None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from commands.groups import Images, Runtime
-from commands.values import Count, Run
+from opsin.commands.groups import Images, Runtime
+from opsin.commands.values import Count, Run
 
 
 def sample(
@@ -26,7 +26,7 @@ def sample(
         output: directory of the images
     """
     runtime.set_up()
-    from experiments import sampling
+    from opsin.commands import sampling
 
     for written in sampling.sample(run, n, images.asked(), path=path, output=output):
         print(written)

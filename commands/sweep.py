@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import traceback
 
-from commands.endings import after_signal, exit_code
-from commands.groups import Output, Runtime, named
-from commands.values import Count, Name, Overrides, Whole
-from experiments import catalogue
+from opsin.commands.endings import after_signal, exit_code
+from opsin.commands.groups import Output, Runtime, named
+from opsin.commands.values import Count, Name, Overrides, Whole
+from opsin.config import catalogue
 
 
 def sweep(
@@ -33,8 +33,8 @@ def sweep(
     """
     runtime.set_up()
     module, experiment, changes = named(name, overrides)
-    from experiments.runs import directory_of, execute, state_of
-    from experiments.sweep import expand, share
+    from opsin.commands.runs import directory_of, execute, state_of
+    from opsin.config.sweep import expand, share
 
     wanted = seeds or (module.TABLE.seeds if hasattr(module, "TABLE") else 3)
     planned = expand(experiment, catalogue.arms(module), wanted, changes)

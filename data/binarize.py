@@ -13,9 +13,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from data.augment import Batch, map_images
-from data.examples import DataError, Examples, Records, Source, labels
-from data.sources import open_source
+from opsin.data.augment import Batch, map_images
+from opsin.data.examples import DataError, Examples, Records, Source, labels
+from opsin.data.sources import open_source
 
 
 def random_binarize(key: PRNGKeyArray, batch: Batch) -> Batch:

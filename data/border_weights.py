@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Integer
 
-from data.examples import Arrays, DataError, Examples, Source, materialize
-from data.masks import IGNORE
-from data.sources import open_source
+from opsin.data.examples import Arrays, DataError, Examples, Source, materialize
+from opsin.data.masks import IGNORE
+from opsin.data.sources import open_source
 
 
 def border_weights(

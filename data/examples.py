@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int
 
-from errors import UserError
+from opsin.errors import UserError
 
 _CHUNK = 256  # examples that a thread reads at a time: enough to hide what it costs to start
 

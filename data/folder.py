@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image, ImageOps
 
-from data.examples import Arrays, DataError, Examples, fits_in_memory, materialize
-from data.images import MODES, read_image
+from opsin.data.examples import Arrays, DataError, Examples, fits_in_memory, materialize
+from opsin.data.images import MODES, read_image
 
 _LEFT_BY_DESKTOPS = {"Thumbs.db", "desktop.ini"}
 

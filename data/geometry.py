@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from data.augment import Batch, check_probability, float_images, row_keys
-from data.masks import IGNORE
-from ops.image import resized_crop, warp
+from opsin.data.augment import Batch, check_probability, float_images, row_keys
+from opsin.data.masks import IGNORE
+from opsin.imaging.warp import resized_crop, warp
 
 Border = Literal["constant", "reflect"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
 
-from data.examples import DataError
+from opsin.data.examples import DataError
 
 MODES = {1: "L", 3: "RGB"}
 """Pillow's mode for a number of channels."""

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 
-from data.examples import Arrays, DataError, Examples, fits_in_memory, materialize
-from data.folder import is_test, visible_files
-from data.images import MODES, raw_mode, read_image, require_one_page
-from data.masks import IGNORE, CheckedMasks
+from opsin.data.examples import Arrays, DataError, Examples, fits_in_memory, materialize
+from opsin.data.folder import is_test, visible_files
+from opsin.data.images import MODES, raw_mode, read_image, require_one_page
+from opsin.data.masks import IGNORE, CheckedMasks
 
 
 def mask_folder(

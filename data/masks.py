@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.examples import DataError, Records
+from opsin.data.examples import DataError, Records
 
 IGNORE = 255
 """The label of pixels that do not count: void in the data, or outside a moved image."""

@@ -12,7 +12,7 @@ from functools import partial
 import grain
 import numpy as np
 
-from data.examples import Arrays, DataError, Examples, stack
+from opsin.data.examples import Arrays, DataError, Examples, stack
 
 
 def train_indices(

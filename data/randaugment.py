@@ -7,18 +7,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, PRNGKeyArray
 
-from data.augment import Batch, map_images
-from ops.image import (
-    adjust_brightness,
-    adjust_contrast,
-    adjust_saturation,
-    adjust_sharpness,
-    affine_warp,
-    autocontrast,
-    equalize,
-    posterize,
-    solarize,
-)
+from opsin.data.augment import Batch, map_images
+from opsin.imaging.color import adjust_brightness, adjust_contrast, adjust_saturation
+from opsin.imaging.filters import adjust_sharpness
+from opsin.imaging.tone import autocontrast, equalize, posterize, solarize
+from opsin.imaging.warp import affine_warp
 
 
 def rand_augment(

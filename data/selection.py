@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Int
 
-from data.examples import DataError, Examples, Records
+from opsin.data.examples import DataError, Examples, Records
 
 
 def long_tail(

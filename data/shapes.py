@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from data.examples import SPLITS, Arrays, Examples, materialize, require_split
+from opsin.data.examples import SPLITS, Arrays, Examples, materialize, require_split
 
 
 def shapes(split: str, *, n: int = 256, size: int = 64, seed: int = 0) -> Examples:

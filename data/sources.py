@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from data.examples import (
+from opsin.data.examples import (
     PIXEL_MAPS,
     SPLITS,
     Arrays,
@@ -16,8 +16,8 @@ from data.examples import (
     materialize,
     require_split,
 )
-from data.shapes import shapes
-from data.tfds_source import tfds
+from opsin.data.shapes import shapes
+from opsin.data.tfds_source import tfds
 
 _FORMS = {
     "digits": "digits",
@@ -62,11 +62,11 @@ def open_source(source: str | Source, split: str) -> Examples:
             return tfds(name, split)
         case ("folder", ":", path) if path:
             # Here, for Pillow is a tenth of what a command takes to answer.
-            from data.folder import folder
+            from opsin.data.folder import folder
 
             return folder(path, split)
         case ("masks", ":", path) if path:
-            from data.mask_folder import mask_folder
+            from opsin.data.mask_folder import mask_folder
 
             return mask_folder(path, split)
         case (kind, _, _):

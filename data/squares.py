@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from data.examples import PIXEL_MAPS, DataError, Examples, Records, Source
-from data.sources import open_source
+from opsin.data.examples import PIXEL_MAPS, DataError, Examples, Records, Source
+from opsin.data.sources import open_source
 
 
 def squared(

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from data.examples import DataError, Examples, Records
-from data.masks import IGNORE, TFDS_LABELS, CheckedMasks, Labels
+from opsin.data.examples import DataError, Examples, Records
+from opsin.data.masks import IGNORE, TFDS_LABELS, CheckedMasks, Labels
 
 _CHUNK = 1000  # labels read in one call: four times as fast as one by one, and little memory
 

@@ -1,8 +1,8 @@
 """Trained networks in `results/extractors/`: to judge generators by, or to go on from."""
 
-from models.classification.lenet import LeNet5
-from train.extractor import Extractor
-from train.weights import Weights
+from opsin.models.classification.lenet import LeNet5
+from opsin.train.extractor import Extractor
+from opsin.train.weights import Weights
 
 # Made by `opsin run mnist_lenet`, then `opsin export RUN results/extractors/lenet.safetensors`.
 LENET = Extractor(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ops import mapped
+from opsin.ops import mapped
 
 Critic = Callable[[Float[Array, "batch ..."]], Float[Array, "batch ..."]]
 """A discriminator with its parameters: from images to logits."""

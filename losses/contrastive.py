@@ -19,8 +19,8 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Integer
 
-from ops import mapped
-from ops.vectors import unit_length
+from opsin.ops import mapped
+from opsin.ops.vectors import unit_length
 
 _NEVER = -1e30  # a logit whose exponential is 0; among nothing but −inf, gradients would be NaN
 

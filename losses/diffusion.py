@@ -14,9 +14,9 @@ from jax import lax
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float, Key, Num
 
-from losses.regression import squared_error_loss
-from losses.variational import bits_per_dim
-from ops.diffusion import (
+from opsin.losses.regression import squared_error_loss
+from opsin.losses.variational import bits_per_dim
+from opsin.ops.diffusion.process import (
     Denoiser,
     Levels,
     Point,
@@ -30,8 +30,8 @@ from ops.diffusion import (
     reverse_log_variances,
     target_value,
 )
-from ops.diffusion_samplers import fold_keys, keyed_normal
-from ops.gaussian import Normal, normal_kl
+from opsin.ops.diffusion.samplers import fold_keys, keyed_normal
+from opsin.ops.gaussian import Normal, normal_kl
 
 Weighting = Callable[[Levels], Any]
 
@@ -142,7 +142,7 @@ def bound_loss(
         x0: the data.
         before: levels at s, [batch].
         now: levels at t, [batch].
-        log_variance: of p, such as of `ops.diffusion_schedules.Discrete.log_variances`.
+        log_variance: of p, such as of `ops.diffusion.schedules.Discrete.log_variances`.
         bins: values that data in [−1, 1] can have, evenly spaced: the last step has their
             probability (Ho et al., eq. 13). If None, it has a density.
     """

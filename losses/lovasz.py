@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from losses.reduction import weighted_mean
-from losses.segmentation import class_probabilities
+from opsin.losses.reduction import weighted_mean
+from opsin.losses.segmentation import class_probabilities
 
 
 def lovasz_softmax_loss(

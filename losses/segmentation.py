@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from losses.reduction import weighted_mean
-from ops.distance import distance_transform
+from opsin.imaging.distance import distance_transform
+from opsin.losses.reduction import weighted_mean
 
 _LEAST = 1e-12  # pixels, or a share of them, below which a region counts as empty
 

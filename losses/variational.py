@@ -12,7 +12,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Int, PyTree
 
-from losses.regression import squared_error_loss
+from opsin.losses.regression import squared_error_loss
 
 
 def elbo(

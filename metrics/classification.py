@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Integer
 
-from metrics.state import Collected, Mean, Metric, Rows, Sum, valid_or_all
+from opsin.metrics.state import Collected, Mean, Metric, Rows, Sum, valid_or_all
 
 
 def accuracy(

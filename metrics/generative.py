@@ -15,7 +15,7 @@ from jaxtyping import Float
 from scipy.spatial.distance import cdist
 from scipy.special import rel_entr
 
-from metrics.state import Collected, Rows
+from opsin.metrics.state import Collected, Rows
 
 Features = Float[np.ndarray, "samples features"]
 

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from scipy.special import entr
 
-from metrics.state import Metric, Sum, check_countable, valid_or_all
+from opsin.metrics.state import Metric, Sum, check_countable, valid_or_all
 
 ACTIVE = 0.01
 """Variance over the examples above which a latent dimension counts as active."""

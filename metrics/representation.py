@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 from scipy.special import entr
 
-from metrics.state import Mean, Metric, Sum, check_countable, valid_or_all
-from ops.vectors import unit_length
+from opsin.metrics.state import Mean, Metric, Sum, check_countable, valid_or_all
+from opsin.ops.vectors import unit_length
 
 
 def alignment(

@@ -5,16 +5,17 @@ are of one batch; merged on the host (see `metrics.state`), they hold a set of a
 """
 
 import functools
-from collections.abc import Iterable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
-from metrics.classification import ConfusionMatrix, confusion_matrix
-from metrics.state import Mean, Metric, Sum, valid_or_all
+from opsin.imaging.components import components
+from opsin.imaging.morphology import thin
+from opsin.metrics.classification import ConfusionMatrix, confusion_matrix
+from opsin.metrics.state import Mean, Metric, Sum, valid_or_all
 
 
 @flax.struct.dataclass
@@ -206,79 +207,11 @@ def foreground_rand(
     return RandScore(_pairs(group, together), _pairs(true, inside), _pairs(predicted, inside))
 
 
-def thin(image: Bool[Array, "batch height width"]) -> Bool[Array, "batch height width"]:
-    """Peels True pixels off until lines of one pixel are left, connected and enclosing as before.
-
-    Guo and Hall, 1989, "Parallel thinning with two-subiteration algorithms", Communications of the
-    ACM 32(3), algorithm A1. Outside the image all is False.
-    """
-    height, width = image.shape[1:]
-    # Of the eight neighbours, from the right one and counterclockwise.
-    corners = ((1, 2), (0, 2), (0, 1), (0, 0), (1, 0), (2, 0), (2, 1), (2, 2))
-
-    def peel(image: Array, first: int) -> Array:
-        padded = jnp.pad(image, ((0, 0), (1, 1), (1, 1)))
-        ring = [padded[:, y : y + height, x : x + width] for y, x in corners]
-        ring = ring[first:] + ring[:first]
-        beside, after, before = ring[::2], ring[1::2], ring[7:] + ring[1:7:2]
-        following = beside[1:] + beside[:1]
-        arms = _count(~x & (y | z) for x, y, z in zip(beside, after, following, strict=True))
-        ahead = _count(x | y for x, y in zip(beside, after, strict=True))
-        behind = _count(x | y for x, y in zip(beside, before, strict=True))
-        width_left = jnp.minimum(ahead, behind)
-        kept_side = (ring[1] | ring[2] | ~ring[7]) & ring[0]
-        removed = (arms == 1) & (width_left >= 2) & (width_left <= 3) & ~kept_side
-        return image & ~removed
-
-    def peel_both_sides(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        thinner = peel(peel(state[0], 0), 4)
-        return thinner, jnp.any(thinner != state[0])
-
-    start = (image, jnp.array(True))
-    return jax.lax.while_loop(lambda state: state[1], peel_both_sides, start)[0]
-
-
-def components(region: Bool[Array, "batch height width"]) -> Int[Array, "batch pixels"]:
-    """The 4-connected components of each image, as one label a pixel, in row-major order.
-
-    A pixel gets the index of the first pixel of its component, one outside the region its own.
-    """
-    batch, height, width = region.shape
-    beyond = height * width
-    along = jax.vmap(lambda values, indices: values[indices])
-
-    def connect(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        labels = state[0]
-        lowest = grid = jnp.where(region, labels.reshape(region.shape), beyond)
-        for axis in (1, 2):
-            for offset in (0, 2):
-                sides = [(1, 1) if i == axis else (0, 0) for i in range(3)]
-                padded = jnp.pad(grid, sides, constant_values=beyond)
-                shifted = jax.lax.slice_in_dim(
-                    padded, offset, offset + region.shape[axis], axis=axis
-                )
-                lowest = jnp.minimum(lowest, shifted)
-        lowest = jnp.where(region, lowest, beyond).reshape(batch, beyond)
-        lowest = jnp.minimum(lowest, labels)
-        # Hook the tree that a pixel belongs to onto its lowest neighbour's, then flatten the trees.
-        hooked = jax.vmap(lambda tree, low: tree.at[tree].min(low))(labels, lowest)
-        hooked = jnp.minimum(hooked, lowest)
-        hooked = along(hooked, hooked)
-        return hooked, jnp.any(hooked != labels)
-
-    own = jnp.broadcast_to(jnp.arange(beyond, dtype=jnp.int32), (batch, beyond))
-    return jax.lax.while_loop(lambda state: state[1], connect, (own, jnp.array(True)))[0]
-
-
 def _pairs(labels: Array, inside: Array) -> Array:
     """Number of ordered pairs of pixels inside, with the same label: [batch, pixels] each."""
     nothing = jnp.zeros(labels.shape, jnp.int32)
     sizes = jax.vmap(lambda zeros, label, one: zeros.at[label].add(one))(nothing, labels, inside)
     return jnp.sum(jnp.square(sizes.astype(jnp.float32)))
-
-
-def _count(masks: Iterable[Array]) -> Array:
-    return functools.reduce(jnp.add, (mask.astype(jnp.int8) for mask in masks))
 
 
 def _check_maps(predictions: Array, labels: Array) -> None:

@@ -10,8 +10,8 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from models.layers import Conv
-from ops.deformable import deformable_convolution
+from opsin.models.layers import Conv
+from opsin.ops.convolution.deformable import deformable_convolution
 
 
 class DeformableConv(nn.Module):

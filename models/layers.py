@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ops import mapped
-from ops.convolution import convolve
+from opsin.ops import mapped
+from opsin.ops.convolution.dispatch import convolve
 
 # Every convolution of every model is this one.
 Conv = partial(nn.Conv, conv_general_dilated=convolve)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ops import mapped
+from opsin.ops import mapped
 
 
 class EmaCodebook(NamedTuple):

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ops.convolution import convolve
+from opsin.ops.convolution.dispatch import convolve
 
 Pair = int | tuple[int, int]
 """One number for rows and columns, or (rows, columns)."""

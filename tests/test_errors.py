@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from commands import listing
-from commands.main import main
-from errors import RunFailed, UserError
+from opsin.commands import listing
+from opsin.commands.main import main
+from opsin.errors import RunFailed, UserError
 
 HOUSE = Path(__file__).parents[1]
 BASES = {"UserError", "RunFailed"}

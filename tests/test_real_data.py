@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.examples import labels
-from data.selection import long_tail
-from data.sources import open_source
-from experiments.catalogue import find
-from experiments.config import override, resolve
-from experiments.prediction import load, segment
-from experiments.runs import Options, execute
-from train.logging import read_lines
-from train.loop import fit
+from opsin.commands.prediction import load, segment
+from opsin.commands.runs import Options, execute
+from opsin.config.catalogue import find
+from opsin.config.tree import override, resolve
+from opsin.data.examples import labels
+from opsin.data.files import read_lines
+from opsin.data.selection import long_tail
+from opsin.data.sources import open_source
+from opsin.train.loop import fit
 
 pytestmark = pytest.mark.slow
 

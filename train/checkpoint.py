@@ -12,9 +12,9 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from errors import RunFailed, UserError
-from train.paths import json_leaves
-from train.state import State
+from opsin.errors import RunFailed, UserError
+from opsin.train.paths import json_leaves
+from opsin.train.state import State
 
 
 class CheckpointError(UserError):

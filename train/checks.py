@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import jax
 import jax.numpy as jnp
 
-from train.experiment import Experiment
-from train.optim import Optimizer
-from train.settings import SettingError
+from opsin.train.experiment import Experiment
+from opsin.train.optim import Optimizer
+from opsin.train.settings import SettingError
 
 
 def check_experiment(experiment: Experiment) -> None:

@@ -7,19 +7,19 @@ from functools import partial
 
 from jax.sharding import Mesh
 
-from data.examples import Examples
-from train.evaluate import final_variables
-from train.experiment import Experiment
-from train.logging import Console
-from train.measurements import Measured, measure
-from train.placement import on_own_devices
-from train.program import prepared
-from train.state import State
-from train.tasks.task import Item
+from opsin.data.examples import Examples
+from opsin.train.evaluate import final_variables
+from opsin.train.experiment import Experiment
+from opsin.train.logging import Console
+from opsin.train.measurements import Measured, measure
+from opsin.train.placement import on_own_devices
+from opsin.train.program import prepared
+from opsin.train.state import State
+from opsin.train.tasks.task import Item
 
 
-class Stopped(Exception):
-    """Raised where work after the last step is to stop; it begins anew when the run resumes."""
+class _Stopped(Exception):
+    """Ends the work where it stands."""
 
 
 def measure_all(
@@ -29,19 +29,17 @@ def measure_all(
     sets: Mapping[str, Examples],
     console: Console,
     stop: Callable[[], bool],
-) -> tuple[Measured, ...]:
+) -> tuple[Measured, ...] | None:
     """Makes the measurements of an experiment.
 
-    Each process measures the same, on its own devices.
-
-    Raises:
-        Stopped: if ``stop`` says so.
+    Each process measures the same, on its own devices. None if ``stop`` said so meanwhile: they are
+    begun anew when the run resumes.
     """
 
     def track(items: Iterable[Item], what: str) -> Iterator[Item]:
         for item in console.track(items, what):
             if stop():
-                raise Stopped
+                raise _Stopped
             yield item
 
     if not experiment.measurements:
@@ -52,4 +50,7 @@ def measure_all(
     made = measure(
         experiment.measurements, experiment.task, variables, sets, prepare, track, average=average
     )
-    return tuple(made)
+    try:
+        return tuple(made)
+    except _Stopped:
+        return None

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from train.state import State
-from train.step import Fetch, Metrics, Step
+from opsin.train.state import State
+from opsin.train.step import Fetch, Metrics, Step
 
 
 def make_dispatch(step: Step, fetch: Fetch, length: int) -> Callable:

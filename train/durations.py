@@ -6,7 +6,7 @@ import math
 import re
 from fractions import Fraction
 
-from errors import UserError
+from opsin.errors import UserError
 
 
 class DurationError(UserError):

@@ -9,19 +9,19 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from data import pipeline
-from data.examples import Examples
-from data.selection import select
-from metrics.state import Metric, compute_all, merge_all
-from train import figures
-from train.experiment import Experiment
-from train.logging import MetricsLog
-from train.placement import global_batch, on_own_devices, process_share
-from train.processes import is_first
-from train.program import Program
-from train.sets import Sets
-from train.sharding import batch_shards
-from train.state import State
+from opsin.data import pipeline
+from opsin.data.examples import Examples
+from opsin.data.selection import select
+from opsin.metrics.state import Metric, compute_all, merge_all
+from opsin.pictures import figures
+from opsin.train.experiment import Experiment
+from opsin.train.host.processes import is_first
+from opsin.train.logging import MetricsLog
+from opsin.train.placement import global_batch, on_own_devices, process_share
+from opsin.train.program import Program
+from opsin.train.sets import Sets
+from opsin.train.sharding import batch_shards
+from opsin.train.state import State
 
 
 def evaluate_sets(

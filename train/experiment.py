@@ -13,12 +13,12 @@ from typing import Literal
 
 import numpy as np
 
-from data.examples import Examples
-from train.measurements import Measurement
-from train.optim import Optimizer
-from train.sharding import Parallel
-from train.tasks.task import Batch, Task
-from train.weights import Preprocessing, Weights
+from opsin.data.examples import Examples
+from opsin.train.measurements import Measurement
+from opsin.train.optim import Optimizer
+from opsin.train.sharding import Parallel
+from opsin.train.tasks.task import Batch, Task
+from opsin.train.weights import Preprocessing, Weights
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num, PyTree
 
-from data.augment import normalize
-from train.compiler import jit_here
-from train.heads import around_head
-from train.weights import Weights, WeightsError
+from opsin.data.augment import normalize
+from opsin.train.compiler import jit_here
+from opsin.train.heads import around_head
+from opsin.train.weights import Weights, WeightsError
 
 Extract = Callable[
     [Num[np.ndarray, "images height width channels"]],

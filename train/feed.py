@@ -12,11 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from data import pipeline
-from data.augment import Batch
-from data.examples import DataError, Examples, fits_in_memory, materialize
-from train.placement import global_batch, on_all_devices, process_share
-from train.sharding import batch_sharding, replicated
+from opsin.data import pipeline
+from opsin.data.augment import Batch
+from opsin.data.examples import DataError, Examples, fits_in_memory, materialize
+from opsin.train.placement import global_batch, on_all_devices, process_share
+from opsin.train.sharding import batch_sharding, replicated
 
 
 @dataclass(frozen=True)

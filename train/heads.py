@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, PyTree
 
-from train.settings import SettingError
+from opsin.train.settings import SettingError
 
 
 def around_head(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from collections import deque
@@ -17,9 +16,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from errors import RunFailed, UserError
-from metrics.state import Mean, Metric, compute_all, to_host
-from train.accounting import Work
+from opsin.data.files import read_lines, replace_text
+from opsin.errors import RunFailed, UserError
+from opsin.metrics.state import Mean, Metric, compute_all, to_host
+from opsin.train.host.accounting import Work
 
 Item = TypeVar("Item")
 
@@ -297,37 +297,9 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.4f}"
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file; a last line that was cut off is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
-
-
 def last_evaluation(metrics: Path) -> dict[str, float]:
     """The last value of every number that is not of training; NaN where it was none."""
     last: dict[str, float] = {}
     for line in read_lines(metrics):
         last |= {name: math.nan if x is None else x for name, x in line.items()}
     return {n: x for n, x in last.items() if "/" in n and not n.startswith("train/")}
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, as ``replace_bytes``."""
-    replace_bytes(path, text.encode())
-
-
-def replace_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all: to a neighbour first, which then takes its name."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

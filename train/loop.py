@@ -15,33 +15,33 @@ from typing import Any
 import jax
 import numpy as np
 
-from data.examples import check_same_data
-from train import figures
-from train.accounting import Work, measured_work, median_rates
-from train.checkpoint import Checkpoints
-from train.conclusion import Stopped, measure_all
-from train.durations import Every, in_steps
-from train.evaluate import evaluate_sets
-from train.experiment import Experiment
-from train.feed import Feed
-from train.logging import (
+from opsin.data.examples import check_same_data
+from opsin.data.files import read_lines
+from opsin.pictures import figures
+from opsin.train.checkpoint import Checkpoints
+from opsin.train.conclusion import measure_all
+from opsin.train.durations import Every, in_steps
+from opsin.train.evaluate import evaluate_sets
+from opsin.train.experiment import Experiment
+from opsin.train.feed import Feed
+from opsin.train.host.accounting import Work, measured_work, median_rates
+from opsin.train.host.processes import Agreement, is_first
+from opsin.train.host.profiling import Profiler, Steps
+from opsin.train.host.startup import StartUp, record_speed
+from opsin.train.logging import (
     Console,
     JsonLines,
     MetricsLog,
     NonFiniteError,
     Writer,
     last_evaluation,
-    read_lines,
 )
-from train.measurements import Measured, check_measurements
-from train.processes import Agreement, is_first
-from train.profiling import Profiler, Steps
-from train.program import Program, build
-from train.sets import Sets, open_sets
-from train.sharding import make_mesh
-from train.startup import StartUp, record_speed
-from train.state import State
-from train.weights import start_from
+from opsin.train.measurements import Measured, check_measurements
+from opsin.train.program import Program, build
+from opsin.train.sets import Sets, open_sets
+from opsin.train.sharding import make_mesh
+from opsin.train.state import State
+from opsin.train.weights import start_from
 
 # The disk is full, over quota or read-only; or the file is too large, or not ours.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES)
@@ -55,7 +55,7 @@ class Result:
         finished: False if it was asked to stop before the last step.
         step: steps taken in all, earlier calls included.
         metrics: final ``split/metric`` numbers, with ``seconds``, ``steps``, ``parameters``,
-            ``model_flops_per_step`` and the median speed (see ``train.accounting.Work.rates``);
+            ``model_flops_per_step`` and the median speed (see ``Work.rates``);
             empty in processes that do not write.
         measured: what the measurements of the experiment found.
     """
@@ -111,10 +111,7 @@ def fit(
             state, step = train(run, state, stop)
             if step < run.program.steps:
                 return Result(False, step, {})
-            try:
-                return conclude(run, state, stop)
-            except Stopped:
-                return Result(False, step, {})
+            return conclude(run, state, stop)
 
 
 @dataclass(frozen=True)
@@ -276,6 +273,8 @@ def conclude(run: Run, state: State, stop: Callable[[], bool]) -> Result:
         run.experiment, state, run.program.mesh, run.sets.all, run.console,
         lambda: run.agreed(stop()),
     )  # fmt: skip
+    if measured is None:
+        return Result(False, steps, {})
     found = {name: value for each in measured for name, value in each.metrics.items()}
     if found:
         run.log.write(steps, found)

@@ -13,8 +13,8 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from data.examples import Examples
-from train.tasks.task import Prepare, Track
+from opsin.data.examples import Examples
+from opsin.train.tasks.task import Prepare, Track
 
 Measurement = Callable[
     [Any, PyTree, PyTree, Mapping[str, Examples], Prepare, Track], Mapping[str, float]

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from train.durations import DurationError, in_steps
-from train.paths import flatten, unflatten
+from opsin.train.durations import DurationError, in_steps
+from opsin.train.paths import flatten, unflatten
 
 Schedule = Callable[[Any], Any]
 Method = Callable[..., optax.GradientTransformation]

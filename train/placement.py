@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jaxtyping import PyTree
 
-from train.sharding import AXES, DeviceError, batch_sharding, batch_shards, replicated
+from opsin.train.sharding import AXES, DeviceError, batch_sharding, batch_shards, replicated
 
 
 def process_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:

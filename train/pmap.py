@@ -15,10 +15,10 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from ops.mapped import REPLICAS
-from train.state import State
-from train.step import Metrics, Step
-from train.tasks.task import Batch
+from opsin.ops.mapped import REPLICAS
+from opsin.train.state import State
+from opsin.train.step import Metrics, Step
+from opsin.train.tasks.task import Batch
 
 
 def make_pmap_dispatch(

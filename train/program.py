@@ -13,33 +13,33 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
-from data import augment
-from train.accounting import model_flops
-from train.checks import (
+from opsin.data import augment
+from opsin.pictures.kinds import Picture
+from opsin.train.checks import (
     check_experiment,
     check_found,
     check_optimizer,
     check_precision,
     traced,
 )
-from train.compiler import compiler_options
-from train.dispatch import make_dispatch
-from train.durations import in_steps
-from train.experiment import Data, Experiment
-from train.feed import FeedSpec
-from train.paths import flatten
-from train.pictures import Picture
-from train.pmap import make_pmap_dispatch
-from train.sharding import Layout, check_batch, replicated
-from train.state import State
-from train.step import (
+from opsin.train.compiler import compiler_options
+from opsin.train.dispatch import make_dispatch
+from opsin.train.durations import in_steps
+from opsin.train.experiment import Data, Experiment
+from opsin.train.feed import FeedSpec
+from opsin.train.host.accounting import model_flops
+from opsin.train.paths import flatten
+from opsin.train.pmap import make_pmap_dispatch
+from opsin.train.sharding import Layout, check_batch, replicated
+from opsin.train.state import State
+from opsin.train.step import (
     Metrics,
     PlayerOptimizer,
     StepSettings,
     init_state,
     train_step,
 )
-from train.tasks.task import Batch, Player
+from opsin.train.tasks.task import Batch, Player
 
 Dispatch = Callable[[State, PyTree, PyTree, Any], tuple[State, Metrics]]
 
@@ -52,7 +52,7 @@ class Program:
         mesh: the devices.
         state: shapes and shardings of the state.
         init: ``() -> State``, born sharded.
-        flops: ``() -> FLOPs of one step``; see ``train.accounting.model_flops``.
+        flops: ``() -> FLOPs of one step``; see ``train.host.accounting.model_flops``.
         compile: ``() -> dispatch``; see ``train.dispatch.make_dispatch``.
         evaluate: ``(params, mutable, batch, index of the batch) -> metric states``.
         preview: ``(params, mutable, batch) -> {name: Picture}``.

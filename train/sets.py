@@ -9,12 +9,12 @@ from functools import partial
 import jax
 import numpy as np
 
-from data.augment import Batch
-from data.examples import Examples, fits_in_memory, labels, materialize, stack
-from data.selection import select
-from data.sources import open_source
-from train.experiment import Data, Experiment
-from train.program import augmented, prepared
+from opsin.data.augment import Batch
+from opsin.data.examples import Examples, fits_in_memory, labels, materialize, stack
+from opsin.data.selection import select
+from opsin.data.sources import open_source
+from opsin.train.experiment import Data, Experiment
+from opsin.train.program import augmented, prepared
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The error of settings that do not fit one another."""
 
-from errors import UserError
+from opsin.errors import UserError
 
 
 class SettingError(UserError):

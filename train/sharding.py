@@ -18,9 +18,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from errors import UserError
-from train.paths import flatten
-from train.state import State
+from opsin.errors import UserError
+from opsin.train.paths import flatten
+from opsin.train.state import State
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
-from train.paths import flatten, unflatten
+from opsin.train.paths import flatten, unflatten
 
 
 @flax.struct.dataclass

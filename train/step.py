@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key, PyTree
 
-from metrics.state import Mean, Metric, check_sums
-from ops import mapped
-from train.optim import Optimizer, Schedule
-from train.sharding import Layout
-from train.state import (
+from opsin.metrics.state import Mean, Metric, check_sums
+from opsin.ops import mapped
+from opsin.train.optim import Optimizer, Schedule
+from opsin.train.sharding import Layout
+from opsin.train.state import (
     State,
     ema_decay_at,
     ema_update,
@@ -24,7 +24,7 @@ from train.state import (
     split_frozen,
     stream,
 )
-from train.tasks.task import Aux, Batch, Player, Task
+from opsin.train.tasks.task import Aux, Batch, Player, Task
 
 Metrics = dict[str, Metric]
 Step = Callable[[State, Batch], tuple[State, Metrics]]

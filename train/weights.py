@@ -21,10 +21,10 @@ from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from errors import UserError
-from train.logging import replace_bytes
-from train.paths import flatten, unflatten
-from train.state import State
+from opsin.data.files import replace_bytes
+from opsin.errors import UserError
+from opsin.train.paths import flatten, unflatten
+from opsin.train.state import State
 
 HEADER = "extractor"
 ROOT = Path(__file__).parent.parent

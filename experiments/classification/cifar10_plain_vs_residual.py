@@ -23,13 +23,13 @@ a run, on two cores of an AMD EPYC that other jobs shared.
 from collections.abc import Iterator
 from functools import partial
 
-from data.geometry import random_crop, random_flip
-from data.sources import shrunk, synthetic
-from experiments.table import Arm, Table
-from models.classification.resnet import cifar_resnet
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, cosine, sgd
-from train.tasks.classify import Classify
+from opsin.config.table import Arm, Table
+from opsin.data.geometry import random_crop, random_flip
+from opsin.data.sources import shrunk, synthetic
+from opsin.models.classification.resnet import cifar_resnet
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, cosine, sgd
+from opsin.train.tasks.classify import Classify
 
 DEPTHS = (20, 56)
 KINDS = {"plain": False, "residual": True}

@@ -7,13 +7,13 @@ The first thing to run. Its 1,797 digits of 8×8 pixels come with scikit-learn: 
 
 from functools import partial
 
-from data.geometry import random_crop
-from experiments.table import Table
-from losses.classification import cross_entropy_loss
-from models.classification.lenet import LeNet5
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, adamw, cosine
-from train.tasks.classify import Classify
+from opsin.config.table import Table
+from opsin.data.geometry import random_crop
+from opsin.losses.classification import cross_entropy_loss
+from opsin.models.classification.lenet import LeNet5
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.tasks.classify import Classify
 
 SMOKE = {
     "loop.duration": "2 steps",

@@ -19,14 +19,14 @@ shared. The gap closes as the paper says, at a scale a million times smaller; it
 from collections.abc import Iterator
 from functools import partial
 
-from data.geometry import random_crop
-from data.selection import per_class
-from experiments.table import Arm, Table
-from models.classification.lenet import LeNet5
-from models.classification.vit import ViT
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, adamw, cosine
-from train.tasks.classify import Classify
+from opsin.config.table import Arm, Table
+from opsin.data.geometry import random_crop
+from opsin.data.selection import per_class
+from opsin.models.classification.lenet import LeNet5
+from opsin.models.classification.vit import ViT
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.tasks.classify import Classify
 
 SIZES = (20, 50, 200, 1000)
 MODELS = ("cnn", "vit")

@@ -19,14 +19,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from data.geometry import random_flip, random_resized_crop
-from data.sources import blank, synthetic
-from data.squares import squared
-from losses.classification import cross_entropy_loss
-from models.classification.resnet import ResNet50
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, cosine, sgd
-from train.tasks.classify import Classify
+from opsin.data.geometry import random_flip, random_resized_crop
+from opsin.data.sources import blank, synthetic
+from opsin.data.squares import squared
+from opsin.losses.classification import cross_entropy_loss
+from opsin.models.classification.resnet import ResNet50
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, cosine, sgd
+from opsin.train.tasks.classify import Classify
 
 PLAN = blank(1_281_167, image=(256, 256, 3))
 

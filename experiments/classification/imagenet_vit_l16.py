@@ -20,17 +20,17 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from data.augment import cutmix, mixup
-from data.geometry import random_flip, random_resized_crop
-from data.randaugment import rand_augment
-from data.sources import blank, synthetic
-from data.squares import squared
-from losses.classification import cross_entropy_loss
-from models.classification.vit import ViTL
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, adamw, cosine
-from train.sharding import Parallel
-from train.tasks.classify import Classify
+from opsin.data.geometry import random_flip, random_resized_crop
+from opsin.data.mixing import cutmix, mixup
+from opsin.data.randaugment import rand_augment
+from opsin.data.sources import blank, synthetic
+from opsin.data.squares import squared
+from opsin.losses.classification import cross_entropy_loss
+from opsin.models.classification.vit import ViTL
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.sharding import Parallel
+from opsin.train.tasks.classify import Classify
 
 PLAN = blank(1_281_167, image=(256, 256, 3))
 

@@ -19,14 +19,14 @@ and NLL. Imbalance between classes is not the imbalance between easy and hard.
 from collections.abc import Iterator
 from functools import partial
 
-from data.selection import long_tail
-from data.sources import synthetic
-from experiments.table import Arm, Table
-from losses.classification import cross_entropy_loss, focal_loss
-from models.classification.lenet import LeNet5
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, adamw, cosine
-from train.tasks.classify import Classify
+from opsin.config.table import Arm, Table
+from opsin.data.selection import long_tail
+from opsin.data.sources import synthetic
+from opsin.losses.classification import cross_entropy_loss, focal_loss
+from opsin.models.classification.lenet import LeNet5
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.tasks.classify import Classify
 
 IMBALANCE = 100.0
 CLASSES = 10

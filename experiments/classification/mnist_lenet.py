@@ -15,13 +15,13 @@ shifts: with distortions the paper reports 99.2 %.
 
 from functools import partial
 
-from data.geometry import random_crop
-from data.sources import synthetic
-from experiments.table import Table
-from models.classification.lenet import LeNet5
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, adamw, cosine
-from train.tasks.classify import Classify
+from opsin.config.table import Table
+from opsin.data.geometry import random_crop
+from opsin.data.sources import synthetic
+from opsin.models.classification.lenet import LeNet5
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.tasks.classify import Classify
 
 SMOKE = {
     "data.source": partial(synthetic, n=64, size=28, channels=1),

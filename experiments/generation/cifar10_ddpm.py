@@ -14,16 +14,16 @@ small form of it, and `results/plans` says what four chips would take.
 from functools import partial
 from typing import Any
 
-from analysis.diffusion import VariationalBound
-from data.geometry import random_flip
-from data.sources import blank, synthetic
-from models.generative.diffusion_unet import DiffusionUNet
-from models.layers import group_norm
-from ops.diffusion_samplers import Ancestral
-from ops.diffusion_sampling import Sampling
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, adamw, constant
-from train.tasks.diffuse import Diffuse
+from opsin.analysis.diffusion import VariationalBound
+from opsin.data.geometry import random_flip
+from opsin.data.sources import blank, synthetic
+from opsin.models.generative.diffusion_unet import DiffusionUNet
+from opsin.models.layers import group_norm
+from opsin.ops.diffusion.samplers import Ancestral
+from opsin.ops.diffusion.sampling import Sampling
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, adamw, constant
+from opsin.train.tasks.diffuse import Diffuse
 
 PLAN = blank(50_000, image=(32, 32, 3))
 

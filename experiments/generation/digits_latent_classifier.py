@@ -21,15 +21,15 @@ from functools import partial
 
 import flax.linen as nn
 
-from analysis.latents import LatentClassifier
-from experiments.table import Arm, Table
-from losses.likelihoods import Gaussian
-from models.generative.autoencoder import Autoencoder, DenseDecoder, DenseEncoder
-from models.generative.vae import VAE
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, adamw, cosine
-from train.tasks.autoencode import Autoencode
-from train.tasks.variational import Variational
+from opsin.analysis.latents import LatentClassifier
+from opsin.config.table import Arm, Table
+from opsin.losses.likelihoods import Gaussian
+from opsin.models.generative.autoencoder import Autoencoder, DenseDecoder, DenseEncoder
+from opsin.models.generative.vae import VAE
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.tasks.autoencode import Autoencode
+from opsin.train.tasks.variational import Variational
 
 IMAGE = (8, 8, 1)
 NETWORKS = {

@@ -19,18 +19,18 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from analysis.diffusion import VariationalBound
-from data.geometry import random_flip
-from data.sources import blank, synthetic
-from data.squares import squared
-from models.generative.diffusion_unet import DiffusionUNet
-from models.layers import group_norm
-from ops.diffusion_samplers import Ancestral
-from ops.diffusion_sampling import Sampling
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, adamw, constant
-from train.sharding import Parallel
-from train.tasks.diffuse import Diffuse
+from opsin.analysis.diffusion import VariationalBound
+from opsin.data.geometry import random_flip
+from opsin.data.sources import blank, synthetic
+from opsin.data.squares import squared
+from opsin.models.generative.diffusion_unet import DiffusionUNet
+from opsin.models.layers import group_norm
+from opsin.ops.diffusion.samplers import Ancestral
+from opsin.ops.diffusion.sampling import Sampling
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, adamw, constant
+from opsin.train.sharding import Parallel
+from opsin.train.tasks.diffuse import Diffuse
 
 PLAN = blank(1_281_167, image=(256, 256, 3))
 

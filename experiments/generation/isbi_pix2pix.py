@@ -26,14 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from data.examples import Arrays, Examples, materialize
-from data.geometry import random_crop, random_flip, random_quarter_turn
-from data.shapes import shapes
-from experiments.table import Arm, Table
-from models.generative.pix2pix import PatchGAN, TranslationUNet
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, adamw, constant
-from train.tasks.translate import Translate
+from opsin.config.table import Arm, Table
+from opsin.data.examples import Arrays, Examples, materialize
+from opsin.data.geometry import random_crop, random_flip, random_quarter_turn
+from opsin.data.shapes import shapes
+from opsin.models.generative.pix2pix import PatchGAN, TranslationUNet
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, adamw, constant
+from opsin.train.tasks.translate import Translate
 
 
 def grey_shapes(split: str, *, n: int = 8, size: int = 64) -> Examples:

@@ -16,12 +16,12 @@ to 20 minutes a seed on one core of two, which other runs shared.
     opsin report mnist_cgan
 """
 
-from experiments.config import override
-from experiments.generation import mnist_dcgan_losses
-from experiments.table import Table
-from losses.adversarial import HINGE
-from models.generative.gan import glorot
-from train.experiment import Experiment
+from opsin.config.table import Table
+from opsin.config.tree import override
+from opsin.experiments.generation import mnist_dcgan_losses
+from opsin.losses.adversarial import HINGE
+from opsin.models.generative.gan import glorot
+from opsin.train.experiment import Experiment
 
 SMOKE = mnist_dcgan_losses.SMOKE
 

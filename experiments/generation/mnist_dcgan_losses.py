@@ -26,11 +26,11 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from analysis.generators import SampleQuality
-from data.sources import synthetic
-from experiments.extractors import LENET
-from experiments.table import Arm, Table
-from losses.adversarial import (
+from opsin.analysis.generators import SampleQuality
+from opsin.config.table import Arm, Table
+from opsin.data.sources import synthetic
+from opsin.experiments.extractors import LENET
+from opsin.losses.adversarial import (
     HINGE,
     LEAST_SQUARES,
     MINIMAX,
@@ -38,10 +38,10 @@ from losses.adversarial import (
     WASSERSTEIN,
     gradient_penalty,
 )
-from models.generative.gan import DCGANDiscriminator, DCGANGenerator
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, adamw, constant
-from train.tasks.adversarial import Adversarial
+from opsin.models.generative.dcgan import DCGANDiscriminator, DCGANGenerator
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, adamw, constant
+from opsin.train.tasks.adversarial import Adversarial
 
 SMOKE: dict[str, Any] = {
     "measurements": (SampleQuality(extractor=LENET, samples=32),),

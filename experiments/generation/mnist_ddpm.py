@@ -19,18 +19,18 @@ Ours, one seed: LeNet-5 reads the asked digit in 99.51 % of the samples, at a Fr
 from functools import partial
 from typing import Any
 
-from analysis.diffusion import VariationalBound
-from analysis.generators import SampleQuality
-from data.sources import synthetic
-from experiments.extractors import LENET
-from experiments.table import Table
-from models.generative.diffusion_unet import DiffusionUNet
-from models.layers import group_norm
-from ops.diffusion_sampling import Sampling
-from ops.diffusion_schedules import Discrete, cosine_betas
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, adamw, constant
-from train.tasks.diffuse import Diffuse
+from opsin.analysis.diffusion import VariationalBound
+from opsin.analysis.generators import SampleQuality
+from opsin.config.table import Table
+from opsin.data.sources import synthetic
+from opsin.experiments.extractors import LENET
+from opsin.models.generative.diffusion_unet import DiffusionUNet
+from opsin.models.layers import group_norm
+from opsin.ops.diffusion.sampling import Sampling
+from opsin.ops.diffusion.schedules import Discrete, cosine_betas
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, adamw, constant
+from opsin.train.tasks.diffuse import Diffuse
 
 SMOKE: dict[str, Any] = {
     "task.model.width": 8,

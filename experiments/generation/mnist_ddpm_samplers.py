@@ -22,16 +22,16 @@ recall for precision (0.89 against 0.79 and 0.82), and at 32 all are near the fl
 from collections.abc import Iterator
 from dataclasses import replace
 
-from analysis.diffusion import SampledBy
-from analysis.generators import SampleQuality
-from experiments.config import override
-from experiments.extractors import LENET, MNIST_DDPM
-from experiments.generation import mnist_ddpm
-from experiments.table import Arm, Table
-from ops.diffusion_samplers import Ancestral, Ddim, DpmSolver2M, Heun
-from ops.diffusion_sampling import Sampling
-from ops.langevin import PredictorCorrector
-from train.experiment import Experiment
+from opsin.analysis.diffusion import SampledBy
+from opsin.analysis.generators import SampleQuality
+from opsin.config.table import Arm, Table
+from opsin.config.tree import override
+from opsin.experiments.extractors import LENET, MNIST_DDPM
+from opsin.experiments.generation import mnist_ddpm
+from opsin.ops.diffusion.langevin import PredictorCorrector
+from opsin.ops.diffusion.samplers import Ancestral, Ddim, DpmSolver2M, Heun
+from opsin.ops.diffusion.sampling import Sampling
+from opsin.train.experiment import Experiment
 
 SMOKE = mnist_ddpm.SMOKE | {
     "measurements": (

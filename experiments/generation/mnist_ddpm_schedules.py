@@ -22,14 +22,14 @@ within the error.
 from collections.abc import Iterator
 from functools import partial
 
-from analysis.generators import SampleQuality
-from experiments.config import override
-from experiments.extractors import LENET
-from experiments.generation import mnist_ddpm
-from experiments.table import Arm, Table
-from models.layers import group_norm
-from ops.diffusion_schedules import cosine_betas, linear_betas
-from train.experiment import Experiment
+from opsin.analysis.generators import SampleQuality
+from opsin.config.table import Arm, Table
+from opsin.config.tree import override
+from opsin.experiments.extractors import LENET
+from opsin.experiments.generation import mnist_ddpm
+from opsin.models.layers import group_norm
+from opsin.ops.diffusion.schedules import cosine_betas, linear_betas
+from opsin.train.experiment import Experiment
 
 SMOKE = mnist_ddpm.SMOKE | {"measurements": (SampleQuality(extractor=LENET, samples=32),)}
 

@@ -21,14 +21,14 @@ generator and lower rates for both save none.
 
 from collections.abc import Iterator
 
-from analysis.generators import SampleQuality
-from experiments.config import override
-from experiments.extractors import LENET
-from experiments.generation import mnist_dcgan_losses
-from experiments.table import Arm, Table
-from losses.adversarial import r1_penalty
-from models.generative.gan import glorot
-from train.experiment import Experiment
+from opsin.analysis.generators import SampleQuality
+from opsin.config.table import Arm, Table
+from opsin.config.tree import override
+from opsin.experiments.extractors import LENET
+from opsin.experiments.generation import mnist_dcgan_losses
+from opsin.losses.adversarial import r1_penalty
+from opsin.models.generative.gan import glorot
+from opsin.train.experiment import Experiment
 
 SMOKE = mnist_dcgan_losses.SMOKE | {
     "measurements": (SampleQuality(extractor=LENET, samples=32, diverged_above=250.0),)

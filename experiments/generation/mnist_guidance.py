@@ -17,11 +17,11 @@ in 99.8 ± 0.2 % at 0.79, with 5 in all at 0.39. Precision is best at 2 and 3, w
 
 from collections.abc import Iterator
 
-from experiments.config import override
-from experiments.generation import mnist_ddpm_samplers
-from experiments.table import Arm, Table
-from ops.diffusion_sampling import Sampling
-from train.experiment import Experiment
+from opsin.config.table import Arm, Table
+from opsin.config.tree import override
+from opsin.experiments.generation import mnist_ddpm_samplers
+from opsin.ops.diffusion.sampling import Sampling
+from opsin.train.experiment import Experiment
 
 SMOKE = mnist_ddpm_samplers.SMOKE
 

@@ -19,14 +19,14 @@ halves may be of one digit or of another.
 
 from collections.abc import Iterator
 
-from analysis.diffusion import Inpainting, SampledBy
-from experiments.config import override
-from experiments.extractors import LENET
-from experiments.generation import mnist_ddpm_samplers
-from experiments.table import Arm, Table
-from ops.diffusion_samplers import Ancestral
-from ops.diffusion_sampling import Sampling
-from train.experiment import Experiment
+from opsin.analysis.diffusion import Inpainting, SampledBy
+from opsin.config.table import Arm, Table
+from opsin.config.tree import override
+from opsin.experiments.extractors import LENET
+from opsin.experiments.generation import mnist_ddpm_samplers
+from opsin.ops.diffusion.samplers import Ancestral
+from opsin.ops.diffusion.sampling import Sampling
+from opsin.train.experiment import Experiment
 
 SMOKE = mnist_ddpm_samplers.SMOKE | {
     "measurements": (

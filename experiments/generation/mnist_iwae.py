@@ -19,11 +19,11 @@ draws on the first 2,000 test images.
 
 from collections.abc import Iterator
 
-from analysis.likelihoods import ImportanceNLL
-from experiments.config import override
-from experiments.generation import mnist_vae
-from experiments.table import Arm, Table
-from train.experiment import Experiment
+from opsin.analysis.likelihoods import ImportanceNLL
+from opsin.config.table import Arm, Table
+from opsin.config.tree import override
+from opsin.experiments.generation import mnist_vae
+from opsin.train.experiment import Experiment
 
 SMOKE = mnist_vae.SMOKE
 

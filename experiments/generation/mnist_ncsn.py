@@ -18,19 +18,19 @@ draws is alike (recall 0.001), where the two others have a recall of 0.73 and 0.
 
 from typing import Any
 
-from analysis.diffusion import SampledBy
-from analysis.generators import SampleQuality
-from experiments.config import override
-from experiments.extractors import LENET
-from experiments.generation import mnist_ddpm
-from experiments.table import Table
-from losses.diffusion import epsilon_weight
-from models.generative.diffusion_unet import ScoreUNet
-from ops.diffusion_samplers import Heun
-from ops.diffusion_sampling import Sampling
-from ops.langevin import AnnealedLangevin, PredictorCorrector
-from ops.sde import VarianceExploding
-from train.experiment import Experiment
+from opsin.analysis.diffusion import SampledBy
+from opsin.analysis.generators import SampleQuality
+from opsin.config.table import Table
+from opsin.config.tree import override
+from opsin.experiments.extractors import LENET
+from opsin.experiments.generation import mnist_ddpm
+from opsin.losses.diffusion import epsilon_weight
+from opsin.models.generative.diffusion_unet import ScoreUNet
+from opsin.ops.diffusion.langevin import AnnealedLangevin, PredictorCorrector
+from opsin.ops.diffusion.samplers import Heun
+from opsin.ops.diffusion.sampling import Sampling
+from opsin.ops.diffusion.sde import VarianceExploding
+from opsin.train.experiment import Experiment
 
 QUALITY = SampleQuality(LENET, samples=512, choice="first", source="tfds:mnist")
 WAYS = {

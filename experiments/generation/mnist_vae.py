@@ -14,14 +14,14 @@ two cores with other runs beside it. The tenth of the passes is paid with 1.1 na
 
 from functools import partial
 
-from analysis.likelihoods import ImportanceNLL
-from data.binarize import binarized, random_binarize
-from data.sources import digits
-from experiments.table import Table
-from models.generative.vae import VAE
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, adamw, cosine
-from train.tasks.variational import Variational
+from opsin.analysis.likelihoods import ImportanceNLL
+from opsin.config.table import Table
+from opsin.data.binarize import binarized, random_binarize
+from opsin.data.sources import digits
+from opsin.models.generative.vae import VAE
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.tasks.variational import Variational
 
 SMOKE = {
     "task.model.image": (8, 8, 1),

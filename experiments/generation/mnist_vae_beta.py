@@ -25,14 +25,14 @@ Small: 6,000 steps of 100 images (10 passes).
 from collections.abc import Iterator
 from functools import partial
 
-from analysis.generators import SampleQuality
-from data.binarize import binarized
-from data.sources import synthetic
-from experiments.config import override
-from experiments.extractors import LENET
-from experiments.generation import mnist_vae
-from experiments.table import Arm, Table
-from train.experiment import Experiment
+from opsin.analysis.generators import SampleQuality
+from opsin.config.table import Arm, Table
+from opsin.config.tree import override
+from opsin.data.binarize import binarized
+from opsin.data.sources import synthetic
+from opsin.experiments.extractors import LENET
+from opsin.experiments.generation import mnist_vae
+from opsin.train.experiment import Experiment
 
 BETAS = (0.25, 0.5, 1.0, 2.0, 4.0)
 LATENTS = (2, 10, 50)

@@ -20,12 +20,12 @@ arms share one learning rate, which bounds how far a gradient moves a code; it w
 from collections.abc import Iterator
 from functools import partial
 
-from data.sources import synthetic
-from experiments.table import Arm, Table
-from models.generative.vqvae import VQVAE
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, adamw
-from train.tasks.quantize import Quantize
+from opsin.config.table import Arm, Table
+from opsin.data.sources import synthetic
+from opsin.models.generative.vqvae import VQVAE
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, adamw
+from opsin.train.tasks.quantize import Quantize
 
 CODES = (64, 512)
 

@@ -21,20 +21,20 @@ the two cores of an AMD EPYC, with other work beside it.
 from collections.abc import Iterator
 from functools import partial
 
-from analysis.probes import Probe
-from data.augment import color_distortion
-from data.geometry import random_crop, random_flip, random_resized_crop
-from data.sources import shrunk, synthetic
-from experiments.config import override
-from experiments.table import Arm, Table
-from losses.contrastive import nt_xent_loss
-from models.classification.linear import Linear
-from models.classification.resnet import BasicBlock, ResNet
-from models.representation.simclr import ProjectionHead, SimCLR
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, adamw, cosine
-from train.tasks.classify import Classify
-from train.tasks.contrast import Contrast
+from opsin.analysis.probes import Probe
+from opsin.config.table import Arm, Table
+from opsin.config.tree import override
+from opsin.data.color import color_distortion
+from opsin.data.geometry import random_crop, random_flip, random_resized_crop
+from opsin.data.sources import shrunk, synthetic
+from opsin.losses.contrastive import nt_xent_loss
+from opsin.models.classification.linear import Linear
+from opsin.models.classification.resnet import BasicBlock, ResNet
+from opsin.models.representation.simclr import ProjectionHead, SimCLR
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.tasks.classify import Classify
+from opsin.train.tasks.contrast import Contrast
 
 CROP = partial(random_resized_crop, scale=(0.2, 1.0))
 COLOR = partial(color_distortion, strength=0.5)

@@ -19,8 +19,9 @@ epochs). Two and a half minutes a run on one core.
 
 from collections.abc import Iterator
 
-from data.geometry import random_flip
-from experiments.representation.cifar10_simclr import (
+from opsin.config.table import Arm, Table
+from opsin.data.geometry import random_flip
+from opsin.experiments.representation.cifar10_simclr import (
     COLOR,
     CROP,
     SMALL,
@@ -28,8 +29,7 @@ from experiments.representation.cifar10_simclr import (
     in_small,
     references,
 )
-from experiments.table import Arm, Table
-from train.experiment import Experiment
+from opsin.train.experiment import Experiment
 
 ARMS = {
     "flip": (random_flip,),

@@ -18,15 +18,15 @@ core.
 from collections.abc import Iterator
 from functools import partial
 
-from data.geometry import random_crop, random_flip
-from data.selection import per_class
-from data.sources import shrunk, synthetic
-from experiments.extractors import CIFAR10_SIMCLR
-from experiments.representation.cifar10_simclr import WIDTH, classifier
-from experiments.table import Arm, Table
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, adamw, cosine
-from train.tasks.classify import Classify
+from opsin.config.table import Arm, Table
+from opsin.data.geometry import random_crop, random_flip
+from opsin.data.selection import per_class
+from opsin.data.sources import shrunk, synthetic
+from opsin.experiments.extractors import CIFAR10_SIMCLR
+from opsin.experiments.representation.cifar10_simclr import WIDTH, classifier
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.tasks.classify import Classify
 
 LABELS = {"1 %": (50, 500), "10 %": (500, 2500)}
 """Share of the training images → images of each class, and steps."""

@@ -18,17 +18,17 @@ probes learn too, and 1,000 steps (12.8 epochs). Two minutes a run on one core.
 
 from collections.abc import Iterator
 
-from analysis.probes import Probe
-from experiments.config import override
-from experiments.representation.cifar10_simclr import (
+from opsin.analysis.probes import Probe
+from opsin.config.table import Arm, Table
+from opsin.config.tree import override
+from opsin.experiments.representation.cifar10_simclr import (
     SMALL,
     SMOKE_IN_SMALL,
     in_small,
     references,
 )
-from experiments.table import Arm, Table
-from models.representation.simclr import ProjectionHead
-from train.experiment import Experiment
+from opsin.models.representation.simclr import ProjectionHead
+from opsin.train.experiment import Experiment
 
 HEADS = {"none": 0, "linear": 1, "mlp": 2, "mlp of 3": 3}
 

@@ -21,16 +21,16 @@ rate of AdamW is the same for both batches. Two minutes a run on one core.
 from collections.abc import Iterator
 from functools import partial
 
-from experiments.config import override
-from experiments.representation.cifar10_simclr import (
+from opsin.config.table import Arm, Table
+from opsin.config.tree import override
+from opsin.experiments.representation.cifar10_simclr import (
     SMALL,
     SMOKE_IN_SMALL,
     in_small,
     references,
 )
-from experiments.table import Arm, Table
-from losses.contrastive import nt_xent_loss
-from train.experiment import Experiment
+from opsin.losses.contrastive import nt_xent_loss
+from opsin.train.experiment import Experiment
 
 IMAGES = 128_000
 """That every arm sees, one view or two."""

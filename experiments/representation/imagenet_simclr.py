@@ -18,17 +18,17 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from data.augment import color_distortion, gaussian_blur
-from data.geometry import random_flip, random_resized_crop
-from data.sources import blank, synthetic
-from data.squares import squared
-from losses.contrastive import nt_xent_loss
-from models.classification.resnet import ResNet50
-from models.layers import batch_norm
-from models.representation.simclr import ProjectionHead, SimCLR
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, cosine, lars
-from train.tasks.contrast import Contrast
+from opsin.data.color import color_distortion, gaussian_blur
+from opsin.data.geometry import random_flip, random_resized_crop
+from opsin.data.sources import blank, synthetic
+from opsin.data.squares import squared
+from opsin.losses.contrastive import nt_xent_loss
+from opsin.models.classification.resnet import ResNet50
+from opsin.models.layers import batch_norm
+from opsin.models.representation.simclr import ProjectionHead, SimCLR
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, cosine, lars
+from opsin.train.tasks.contrast import Contrast
 
 PLAN = blank(1_281_167, image=(256, 256, 3))
 

@@ -22,20 +22,20 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from data.augment import color_jitter
-from data.geometry import random_affine, random_flip
-from data.shapes import shapes
-from experiments.table import Arm, Table
-from losses.classification import cross_entropy_loss
-from losses.segmentation import combined_loss, dice_loss
-from models.classification.resnet import ResNet18
-from models.layers import batch_norm
-from models.segmentation.deeplab import DeepLabv3Plus
-from models.segmentation.fcn import FCN
-from models.segmentation.unet import UNet
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, adamw, cosine
-from train.tasks.segment import Segment
+from opsin.config.table import Arm, Table
+from opsin.data.color import color_jitter
+from opsin.data.geometry import random_affine, random_flip
+from opsin.data.shapes import shapes
+from opsin.losses.classification import cross_entropy_loss
+from opsin.losses.segmentation import combined_loss, dice_loss
+from opsin.models.classification.resnet import ResNet18
+from opsin.models.layers import batch_norm
+from opsin.models.segmentation.deeplab import DeepLabv3Plus
+from opsin.models.segmentation.fcn import FCN
+from opsin.models.segmentation.unet import UNet
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.tasks.segment import Segment
 
 CLASSES = 11
 

@@ -18,12 +18,12 @@ smaller stride they pay for. 2 to 3 minutes a run on two cores of an AMD EPYC, b
 
 from collections.abc import Iterator
 
-from experiments.config import override
-from experiments.segmentation import camvid_models
-from experiments.table import Arm, Table
-from models.classification.resnet import ResNet18
-from models.segmentation.deeplab import DeepLabv3, DeepLabv3Plus
-from train.experiment import Experiment
+from opsin.config.table import Arm, Table
+from opsin.config.tree import override
+from opsin.experiments.segmentation import camvid_models
+from opsin.models.classification.resnet import ResNet18
+from opsin.models.segmentation.deeplab import DeepLabv3, DeepLabv3Plus
+from opsin.train.experiment import Experiment
 
 WIDTHS = {8: 18, 16: 30, 32: 38}  # output stride -> channels of the backbone's first stage
 RATES = {8: (3, 6, 9), 16: (2, 4, 6), 32: (1, 2, 3)}

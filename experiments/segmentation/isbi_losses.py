@@ -23,18 +23,18 @@ border weights, with the second worst IoU (0.594), have by far the best (0.929; 
 from collections.abc import Iterator
 from functools import partial
 
-from data.border_weights import border_weighted
-from data.geometry import random_crop, random_flip, random_quarter_turn
-from experiments.segmentation import isbi_unet
-from experiments.table import Arm, Table
-from losses.classification import cross_entropy_loss, focal_loss
-from losses.lovasz import lovasz_softmax_loss
-from losses.segmentation import dice_loss, focal_tversky_loss, tversky_loss
-from models.layers import batch_norm
-from models.segmentation.unet import UNet
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, adamw, cosine
-from train.tasks.segment import Segment
+from opsin.config.table import Arm, Table
+from opsin.data.border_weights import border_weighted
+from opsin.data.geometry import random_crop, random_flip, random_quarter_turn
+from opsin.experiments.segmentation import isbi_unet
+from opsin.losses.classification import cross_entropy_loss, focal_loss
+from opsin.losses.lovasz import lovasz_softmax_loss
+from opsin.losses.segmentation import dice_loss, focal_tversky_loss, tversky_loss
+from opsin.models.layers import batch_norm
+from opsin.models.segmentation.unet import UNet
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.tasks.segment import Segment
 
 MEMBRANE = (0,)
 PAIRS = ((0.3, 0.7), (0.7, 0.3), (0.1, 0.9))

@@ -18,10 +18,10 @@ skips and 5.3 without, for 11 % more parameters.
 
 from collections.abc import Iterator
 
-from experiments.config import override
-from experiments.segmentation import isbi_losses
-from experiments.table import Arm, Table
-from train.experiment import Experiment
+from opsin.config.table import Arm, Table
+from opsin.config.tree import override
+from opsin.experiments.segmentation import isbi_losses
+from opsin.train.experiment import Experiment
 
 SMOKE = isbi_losses.SMOKE
 

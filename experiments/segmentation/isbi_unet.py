@@ -21,14 +21,14 @@ counts and IoU hardly sees: hence their different spread over seeds.
 
 from functools import partial
 
-from data.geometry import random_crop, random_elastic, random_flip, random_quarter_turn
-from data.shapes import cells
-from experiments.table import Table
-from models.layers import batch_norm
-from models.segmentation.unet import UNet
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, adamw, cosine
-from train.tasks.segment import Segment
+from opsin.config.table import Table
+from opsin.data.geometry import random_crop, random_elastic, random_flip, random_quarter_turn
+from opsin.data.shapes import cells
+from opsin.models.layers import batch_norm
+from opsin.models.segmentation.unet import UNet
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.tasks.segment import Segment
 
 SMOKE = {
     "task.model.depth": 2,

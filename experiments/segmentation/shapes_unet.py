@@ -8,13 +8,13 @@ with segmentation. Seed 0 reaches a mean IoU of 0.91 in 100 seconds on two cores
 
 from functools import partial
 
-from data.geometry import random_flip
-from data.shapes import shapes
-from models.layers import batch_norm
-from models.segmentation.unet import UNet
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, adamw, cosine
-from train.tasks.segment import Segment
+from opsin.data.geometry import random_flip
+from opsin.data.shapes import shapes
+from opsin.models.layers import batch_norm
+from opsin.models.segmentation.unet import UNet
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.tasks.segment import Segment
 
 SMOKE = {
     "task.model.depth": 1,

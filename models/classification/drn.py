@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from models.classification.resnet import (
+from opsin.models.classification.resnet import (
     BasicBlock,
     Block,
     BottleneckBlock,
@@ -23,7 +23,7 @@ from models.classification.resnet import (
     ResNet34,
     ResNet50,
 )
-from models.layers import Conv, Norm, batch_norm, pooled_logits, shared_fields
+from opsin.models.layers import Conv, Norm, batch_norm, pooled_logits, shared_fields
 
 
 class DRNOptions(nn.Module):

@@ -15,8 +15,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from models import layers
-from ops.convolution import convolve
+from opsin.models import layers
+from opsin.ops.convolution.dispatch import convolve
 
 IMAGE_SIZE = 32
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from models.deformable import DeformableConv
-from models.layers import Conv, Norm, batch_norm, pooled_logits, shared_fields
-from ops.materialized import materialized
+from opsin.models.deformable import DeformableConv
+from opsin.models.layers import Conv, Norm, batch_norm, pooled_logits, shared_fields
+from opsin.ops.convolution.materialized import materialized
 
 Shortcut = Literal["identity-pad", "projection"]
 

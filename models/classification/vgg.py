@@ -16,7 +16,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from models.layers import Conv, Norm, batch_norm, max_pool, shared_fields
+from opsin.models.layers import Conv, Norm, batch_norm, max_pool, shared_fields
 
 
 class VGGOptions(nn.Module):

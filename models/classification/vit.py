@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from models.layers import shared_fields
+from opsin.models.layers import shared_fields
 
 
 def sincos_positions(rows: int, columns: int, width: int) -> Float[Array, "{rows*columns} {width}"]:

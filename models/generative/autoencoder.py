@@ -14,13 +14,13 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from models.layers import Conv, shared_fields
-from models.segmentation.upsampling import ConvTranspose
+from opsin.models.generative.inputs import check_halves, check_image, check_latent, join
+from opsin.models.layers import Conv, shared_fields
+from opsin.models.upsampling import ConvTranspose
 
 
 class MLP(nn.Module):
@@ -222,53 +222,3 @@ class Autoencoder(nn.Module):
 
 # 258,015 parameters for MNIST.
 ConvAutoencoder = partial(Autoencoder, encoder=ConvEncoder, decoder=ConvDecoder)
-
-
-def join(
-    x: Float[Array, "*batch d"], condition: Float[Array, "#*batch classes"] | None
-) -> Float[Array, "*batch d_and_classes"]:
-    """`x` with the condition, if there is one, along its last axis; the others broadcast."""
-    if condition is None:
-        return x
-    condition = jnp.broadcast_to(condition, (*x.shape[:-1], condition.shape[-1]))
-    return jnp.concatenate([x, condition.astype(x.dtype)], axis=-1)
-
-
-def one_hot_condition(
-    labels: Int[Array, " batch"] | None, num_classes: int | None
-) -> Float[Array, "batch classes"] | None:
-    """The labels as one-hot; None for a model without classes.
-
-    Raises:
-      ValueError: for labels that are missing, or given to a model without classes. A label out of
-        range is all zeros: values are not known when a program is traced.
-    """
-    if num_classes is None:
-        if labels is not None:
-            raise ValueError("the model is not conditional: give no labels, or set num_classes")
-        return None
-    if labels is None:
-        raise ValueError(f"the model is conditional on {num_classes} classes: give labels")
-    return jax.nn.one_hot(labels, num_classes)
-
-
-def check_image(x: Array, image: tuple[int, int, int]) -> None:
-    """Raises ValueError unless `x` is a batch of images of this height, width and channels."""
-    if x.shape[1:] != tuple(image):
-        shape = ", ".join(map(str, image))
-        raise ValueError(f"the model takes images [batch, {shape}]; got {list(x.shape)}")
-
-
-def check_latent(z: Array, size: int) -> None:
-    """Raises ValueError unless `z` is a batch of vectors of this size."""
-    if z.ndim < 2 or z.shape[-1] != size:
-        raise ValueError(f"the model has latents [..., batch, {size}]; got {list(z.shape)}")
-
-
-def check_halves(size: Sequence[int], times: int) -> None:
-    """Raises ValueError unless height and width can be halved so many times without a rest."""
-    if any(side % 2**times for side in size):
-        raise ValueError(
-            f"a network that halves images {times} times takes sides that {2**times} divides; "
-            f"got {tuple(size)}"
-        )

@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num
 
-from models.layers import Conv, Norm, group_norm
+from opsin.models.layers import Conv, Norm, group_norm
 
 
 def sinusoids(values: Num[Array, " batch"], width: int) -> Float[Array, "batch {width}"]:

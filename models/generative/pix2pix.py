@@ -10,9 +10,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from models.generative.gan import DiscriminatorLayers, norm_of
-from models.layers import batch_norm
-from models.segmentation.unet import UNet
+from opsin.models.generative.gan import DiscriminatorLayers, norm_of
+from opsin.models.layers import batch_norm
+from opsin.models.segmentation.unet import UNet
 
 
 class PatchGAN(DiscriminatorLayers):

@@ -15,18 +15,15 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from models.generative.autoencoder import (
+from opsin.models.generative.autoencoder import (
     MLP,
     ConvDecoder,
     ConvEncoder,
     DenseDecoder,
     DenseEncoder,
-    check_image,
-    check_latent,
-    join,
-    one_hot_condition,
 )
-from ops.gaussian import Normal, normal_sample, standard_normal
+from opsin.models.generative.inputs import check_image, check_latent, join, one_hot_condition
+from opsin.ops.gaussian import Normal, normal_sample, standard_normal
 
 
 class NormalHead(nn.Module):

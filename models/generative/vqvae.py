@@ -14,10 +14,10 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from models.generative.autoencoder import check_halves
-from models.layers import Conv, shared_fields
-from models.segmentation.upsampling import ConvTranspose
-from ops.quantization import (
+from opsin.models.generative.inputs import check_halves
+from opsin.models.layers import Conv, shared_fields
+from opsin.models.upsampling import ConvTranspose
+from opsin.ops.quantization import (
     EmaCodebook,
     ema_update,
     nearest_codes,

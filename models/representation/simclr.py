@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from models.classification.resnet import ResNet18Cifar, ResNet50
-from models.layers import Norm
+from opsin.models.classification.resnet import ResNet18Cifar, ResNet50
+from opsin.models.layers import Norm
 
 
 class ProjectionHead(nn.Module):

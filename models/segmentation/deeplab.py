@@ -14,10 +14,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from models.classification.resnet import ResNet50
-from models.layers import Conv, Norm, batch_norm
-from models.segmentation.fcn import FCNHead, Segmenter
-from ops.upsampling import upsample_bilinear
+from opsin.models.classification.resnet import ResNet50
+from opsin.models.layers import Conv, Norm, batch_norm
+from opsin.models.segmentation.fcn import FCNHead, Segmenter
+from opsin.ops.upsampling import upsample_bilinear
 
 
 class ASPP(nn.Module):

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from models.classification.resnet import ResNet50
-from models.classification.vgg import VGG16, FullyConnected
-from models.layers import Conv, Norm, batch_norm, shared_fields
-from models.segmentation.upsampling import ConvTranspose
-from ops.upsampling import bilinear_kernel, upsample_bilinear
+from opsin.models.classification.resnet import ResNet50
+from opsin.models.classification.vgg import VGG16, FullyConnected
+from opsin.models.layers import Conv, Norm, batch_norm, shared_fields
+from opsin.models.upsampling import ConvTranspose
+from opsin.ops.upsampling import bilinear_kernel, upsample_bilinear
 
 
 class Segmenter(nn.Module):

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from models.layers import Conv, Norm, max_pool
-from models.segmentation.upsampling import ConvTranspose
-from ops.image import centre_crop
-from ops.upsampling import upsample_bilinear
+from opsin.imaging.warp import centre_crop
+from opsin.models.layers import Conv, Norm, max_pool
+from opsin.models.upsampling import ConvTranspose
+from opsin.ops.upsampling import upsample_bilinear
 
 
 class TwoConvolutions(nn.Module):

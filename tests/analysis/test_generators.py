@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from analysis.generators import SampleQuality
-from analysis.sampling import untracked
-from data.augment import scale
-from data.examples import Arrays, Examples
-from experiments.extractors import LENET
-from train.extractor import Extractor
-from train.settings import SettingError
+from opsin.analysis.generators import SampleQuality
+from opsin.analysis.sampling import untracked
+from opsin.data.augment import scale
+from opsin.data.examples import Arrays, Examples
+from opsin.experiments.extractors import LENET
+from opsin.train.extractor import Extractor
+from opsin.train.settings import SettingError
 
 
 @dataclass(frozen=True)

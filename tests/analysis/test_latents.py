@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from analysis.latents import LatentClassifier
-from analysis.sampling import untracked
-from data.augment import scale
-from data.examples import Arrays, DataError, Examples
-from train.settings import SettingError
+from opsin.analysis.latents import LatentClassifier
+from opsin.analysis.sampling import untracked
+from opsin.data.augment import scale
+from opsin.data.examples import Arrays, DataError, Examples
+from opsin.train.settings import SettingError
 
 
 @dataclass(frozen=True)

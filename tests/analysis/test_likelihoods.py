@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from analysis.likelihoods import ImportanceNLL
-from analysis.sampling import untracked
-from data.augment import scale
-from data.examples import Arrays, Examples
-from losses.likelihoods import Bernoulli, Gaussian
-from train.settings import SettingError
+from opsin.analysis.likelihoods import ImportanceNLL
+from opsin.analysis.sampling import untracked
+from opsin.data.augment import scale
+from opsin.data.examples import Arrays, Examples
+from opsin.losses.likelihoods import Bernoulli, Gaussian
+from opsin.train.settings import SettingError
 
 PIXELS = 6
 

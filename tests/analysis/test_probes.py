@@ -12,17 +12,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.preprocessing import StandardScaler
 
-from analysis.features import extract_features, untrained_variables, with_statistics
-from analysis.linear_probe import linear_probe, sgd_probe
-from analysis.probes import Probe
-from analysis.sampling import untracked
-from data.augment import normalize, scale
-from data.examples import Arrays, DataError, Examples
-from data.selection import select
-from models.classification.linear import Linear
-from models.representation.simclr import SimCLR
-from train.heads import around_head
-from train.settings import SettingError
+from opsin.analysis.features import extract_features, untrained_variables, with_statistics
+from opsin.analysis.linear_probe import linear_probe, sgd_probe
+from opsin.analysis.probes import Probe
+from opsin.analysis.sampling import untracked
+from opsin.data.augment import normalize, scale
+from opsin.data.examples import Arrays, DataError, Examples
+from opsin.data.selection import select
+from opsin.models.classification.linear import Linear
+from opsin.models.representation.simclr import SimCLR
+from opsin.train.heads import around_head
+from opsin.train.settings import SettingError
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from analysis.sets import drawn_places, some_examples
-from data.examples import Arrays, Examples
+from opsin.analysis.sets import drawn_places, some_examples
+from opsin.data.examples import Arrays, Examples
 
 BY_CLASS = Examples(Arrays({"label": np.repeat(np.arange(4), 50).astype(np.int32)}))
 

@@ -5,10 +5,10 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.cases import CASES
-from benchmarks.flax_peer import plain, stock_apply
-from benchmarks.opsin_peer import flops, variables_of
-from models.layers import BatchNorm, GroupNorm
+from opsin.benchmarks.cases import CASES
+from opsin.benchmarks.flax_peer import plain, stock_apply
+from opsin.benchmarks.opsin_peer import flops, variables_of
+from opsin.models.layers import BatchNorm, GroupNorm
 
 KEY = jax.random.key(0)
 

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from benchmarks import __main__ as networks
-from benchmarks.race import Ratio, take_turns
-from benchmarks.worker import PeerError, Prepared, Worker, serve
+from opsin.benchmarks import __main__ as networks
+from opsin.benchmarks.race import Ratio, take_turns
+from opsin.benchmarks.worker import PeerError, Prepared, Worker, serve
 
 PEER = """
-from benchmarks.worker import Prepared
+from opsin.benchmarks.worker import Prepared
 
 def prepare(case, phase):
     print("libraries print")

@@ -7,13 +7,13 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.cases import CASES
-from train.paths import flatten, unflatten
+from opsin.benchmarks.cases import CASES
+from opsin.train.paths import flatten, unflatten
 
 torch = pytest.importorskip("torch")
 
-from benchmarks.torch_models import NETWORKS  # noqa: E402
-from benchmarks.torch_peer import fastest, make_optimizer  # noqa: E402
+from opsin.benchmarks.torch_models import NETWORKS  # noqa: E402
+from opsin.benchmarks.torch_peer import fastest, make_optimizer  # noqa: E402
 
 NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-import experiments.runs
-from commands.main import main
-from experiments import catalogue, runtime
+import opsin.commands.runs
+from opsin.commands import runtime
+from opsin.commands.main import main
+from opsin.config import catalogue
+from opsin.train.experiment import Experiment
+from opsin.train.loop import Result as Ended
 from tests.commands import tiny
-from train.experiment import Experiment
-from train.loop import Result as Ended
 
 HOUSE = Path(__file__).parents[2]
 
@@ -34,7 +35,7 @@ class Result(NamedTuple):
 
 def in_process(*arguments: str, cwd: Path) -> Result:
     done = subprocess.run(
-        [sys.executable, "-m", "experiments", *arguments],
+        [sys.executable, "-m", "opsin", *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -75,7 +76,7 @@ def untrained(monkeypatch) -> list[Experiment]:
         asked.append(experiment)
         return Ended(True, 3, {"test/accuracy": 0.5, "steps": 3})
 
-    monkeypatch.setattr(experiments.runs, "fit", fit)
+    monkeypatch.setattr(opsin.commands.runs, "fit", fit)
     return asked
 
 

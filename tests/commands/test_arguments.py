@@ -4,23 +4,23 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from commands.probe import probe
 
-from commands.arguments import parse
-from commands.embed import embed
-from commands.export import export
-from commands.groups import PLATFORMS, SAMPLERS, Features, Images, Output, Runtime
-from commands.inpaint import inpaint
-from commands.inspect import inspect
-from commands.listing import listing
-from commands.plan import plan
-from commands.predict import predict
-from commands.report import report
-from commands.run import Several, run
-from commands.sample import sample
-from commands.sweep import sweep
-from errors import ConfigError
-from experiments import sampling
+from opsin.commands import sampling
+from opsin.commands.arguments import parse
+from opsin.commands.embed import embed
+from opsin.commands.export import export
+from opsin.commands.groups import PLATFORMS, SAMPLERS, Features, Images, Output, Runtime
+from opsin.commands.inpaint import inpaint
+from opsin.commands.inspect import inspect
+from opsin.commands.listing import listing
+from opsin.commands.plan import plan
+from opsin.commands.predict import predict
+from opsin.commands.probe import probe
+from opsin.commands.report import report
+from opsin.commands.run import Several, run
+from opsin.commands.sample import sample
+from opsin.commands.sweep import sweep
+from opsin.errors import ConfigError
 
 BY_NAME = {
     command.__name__: command

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from commands.main import COMMANDS
-from experiments import catalogue
+from opsin.commands.main import COMMANDS
+from opsin.config import catalogue
 from tests.commands.conftest import in_process
 
 
@@ -24,7 +24,7 @@ def test_help_lists_every_command_with_a_line(opsin):
 
 
 def first_line(module: str) -> str:
-    command = getattr(importlib.import_module(f"commands.{module}"), module)
+    command = getattr(importlib.import_module(f"opsin.commands.{module}"), module)
     return (inspect.getdoc(command) or "").partition("\n")[0]
 
 
@@ -97,7 +97,7 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
 
 
 def test_a_reader_that_has_had_enough_is_no_error():
-    command = [sys.executable, "-m", "experiments", "list"]
+    command = [sys.executable, "-m", "opsin", "list"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as listing:
         assert listing.stdout is not None
         assert listing.stderr is not None

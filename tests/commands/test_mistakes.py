@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.config import override
-from models.classification.lenet import LeNet5
-from models.classification.vit import ViT
+from opsin.config.tree import override
+from opsin.models.classification.lenet import LeNet5
+from opsin.models.classification.vit import ViT
 from tests.commands import tiny
 
 

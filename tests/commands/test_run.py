@@ -11,18 +11,17 @@ from pathlib import Path
 import jax
 import pytest
 
-import experiments.runs
-from commands.main import main
-from experiments.config import override
-from experiments.identity import identity
-from experiments.runs import directory_of
+from opsin.commands.main import main
+from opsin.commands.runs import directory_of
+from opsin.config.identity import identity
+from opsin.config.tree import override
+from opsin.train.loop import Result as Ended
 from tests.commands import tiny
-from train.loop import Result as Ended
 
 
 def test_it_trains_and_names_its_directory_last(opsin, trained, monkeypatch):
     """A finished run is read: what the first command said, and one line more."""
-    monkeypatch.setattr(experiments.runs, "fit", None)  # calling it would raise
+    monkeypatch.setattr(opsin.commands.runs, "fit", None)  # calling it would raise
     done = opsin("run", "tiny", "--quiet")
     assert (done.code, done.err) == (0, "")
     first, *_, last = done.out.splitlines()
@@ -144,7 +143,7 @@ def test_a_run_that_failed_may_be_repeated(opsin, untrained, monkeypatch):
         raise RuntimeError("no more memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiments.runs, "fit", full)
+        patch.setattr(opsin.commands.runs, "fit", full)
         # Not a user's mistake: it keeps its trace, and must not keep the directory locked with it.
         with pytest.raises(RuntimeError) as kept:
             main(["run", "tiny", "--quiet"])
@@ -166,7 +165,7 @@ def test_a_run_that_was_stopped_is_not_done_and_ends_the_sweep(
         assert stop()
         return Ended(False, 2, {})
 
-    monkeypatch.setattr(experiments.runs, "fit", stopped)
+    monkeypatch.setattr(opsin.commands.runs, "fit", stopped)
     result = opsin(*command.split())
     assert (result.code, result.err) == (code, "")
     assert "stopped at step 2, saved; the same command goes on from there\n" in result.out

@@ -10,8 +10,8 @@ from pathlib import Path
 HOUSE = Path(__file__).parents[2]
 TINY = """
 import importlib
-from commands.main import main
-from experiments import catalogue
+from opsin.commands.main import main
+from opsin.config import catalogue
 
 catalogue.find = lambda name: importlib.import_module("tests.commands.tiny")
 main()

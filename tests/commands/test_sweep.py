@@ -3,17 +3,16 @@
 import re
 from pathlib import Path
 
-import experiments.runs
-from experiments import catalogue
-from experiments.config import override
-from experiments.identity import identity
-from experiments.runs import directory_of
+from opsin.commands.runs import directory_of
+from opsin.config import catalogue
+from opsin.config.identity import identity
+from opsin.config.tree import override
+from opsin.train.logging import NonFiniteError
 from tests.commands import tiny
-from train.logging import NonFiniteError
 
 
 def test_a_sweep_goes_on_after_a_failure_and_skips_what_is_done(opsin, untrained, monkeypatch):
-    fit = experiments.runs.fit
+    fit = opsin.commands.runs.fit
 
     def diverging(experiment, directory, **options):
         ended = fit(experiment, directory, **options)
@@ -21,7 +20,7 @@ def test_a_sweep_goes_on_after_a_failure_and_skips_what_is_done(opsin, untrained
             raise NonFiniteError("train/loss is nan at step 2")
         return ended
 
-    monkeypatch.setattr(experiments.runs, "fit", diverging)
+    monkeypatch.setattr(opsin.commands.runs, "fit", diverging)
     done = opsin("sweep", "tiny", "--quiet", "--seeds", "1")
     assert done.code == 1
     runs = {arm.name: override(tiny.config(), arm.overrides) for arm in tiny.sweep()}
@@ -46,14 +45,14 @@ def test_a_bug_in_one_run_keeps_its_trace(opsin, monkeypatch):
     def broken(experiment, directory, **options):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(experiments.runs, "fit", broken)
+    monkeypatch.setattr(opsin.commands.runs, "fit", broken)
     done = opsin("sweep", "tiny", "--quiet", "--seeds", "1")
     assert done.code == 1
     assert done.err.count("Traceback") == done.err.count("  failed: a bug\n") == 3
 
 
 def test_a_dry_run_runs_nothing(opsin, monkeypatch, tmp_path):
-    monkeypatch.setattr(experiments.runs, "fit", None)
+    monkeypatch.setattr(opsin.commands.runs, "fit", None)
     done = opsin("sweep", "tiny", "--dry-run", "--seeds", "2")
     assert (done.code, done.err) == (0, "")
     assert [line.split(":")[0] for line in done.out.splitlines()] == [

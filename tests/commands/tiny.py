@@ -4,11 +4,11 @@ from functools import partial
 
 import flax.linen as nn
 
-from data.sources import synthetic
-from experiments.table import Arm
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, constant, sgd
-from train.tasks.classify import Classify
+from opsin.config.table import Arm
+from opsin.data.sources import synthetic
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, constant, sgd
+from opsin.train.tasks.classify import Classify
 
 SMOKE = {"loop.duration": "2 steps"}
 

@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from scipy import ndimage, stats
 
-from data import augment, geometry
-from data.randaugment import rand_augment
+from opsin.data import augment, geometry
+from opsin.data.randaugment import rand_augment
 
 
 def images(rows: int, height: int, width: int, channels: int = 3) -> jax.Array:

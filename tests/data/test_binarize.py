@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from data.augment import apply, scale
-from data.binarize import binarized, dequantize, random_binarize
-from data.examples import Arrays, DataError, Examples, labels, materialize, stack
-from data.selection import select
-from data.sources import digits, synthetic
+from opsin.data.augment import apply, scale
+from opsin.data.binarize import binarized, dequantize, random_binarize
+from opsin.data.examples import Arrays, DataError, Examples, labels, materialize, stack
+from opsin.data.selection import select
+from opsin.data.sources import digits, synthetic
 
 AUGMENTATIONS = [random_binarize, dequantize]
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from data.border_weights import border_weighted, border_weights
-from data.examples import DataError
-from data.masks import IGNORE
-from data.shapes import cells
-from data.sources import open_source
+from opsin.data.border_weights import border_weighted, border_weights
+from opsin.data.examples import DataError
+from opsin.data.masks import IGNORE
+from opsin.data.shapes import cells
+from opsin.data.sources import open_source
 
 
 def random_cells(shape, *, seed=0):

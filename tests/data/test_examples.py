@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from data.examples import (
+from opsin.data.examples import (
     Arrays,
     DataError,
     Examples,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from data.examples import DataError, labels, materialize
-from data.folder import folder
-from data.images import read_image
-from data.pipeline import train_batches
+from opsin.data.examples import DataError, labels, materialize
+from opsin.data.folder import folder
+from opsin.data.images import read_image
+from opsin.data.pipeline import train_batches
 
 _CLASSES = ("ant", "bee")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from data import geometry
-from data.masks import IGNORE
+from opsin.data import geometry
+from opsin.data.masks import IGNORE
 
 
 def images(rows: int, height: int, width: int, channels: int = 3) -> jax.Array:

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from data.examples import DataError, materialize
-from data.folder import is_test
-from data.mask_folder import mask_folder
-from data.masks import IGNORE
-from data.pipeline import train_batches
-from data.sources import open_source
+from opsin.data.examples import DataError, materialize
+from opsin.data.folder import is_test
+from opsin.data.mask_folder import mask_folder
+from opsin.data.masks import IGNORE
+from opsin.data.pipeline import train_batches
+from opsin.data.sources import open_source
 
 _HEIGHT, _WIDTH = 6, 8
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.examples import Arrays, DataError, Examples, materialize
-from data.masks import IGNORE, TFDS_LABELS, CheckedMasks
-from data.selection import select
-from data.sources import open_source
+from opsin.data.examples import Arrays, DataError, Examples, materialize
+from opsin.data.masks import IGNORE, TFDS_LABELS, CheckedMasks
+from opsin.data.selection import select
+from opsin.data.sources import open_source
 
 _IMAGE = np.zeros((3, 4, 5, 3), np.uint8)
 _MASK = np.full((3, 4, 5), 2, np.uint8)

@@ -5,9 +5,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from data.examples import DataError, Examples, materialize
-from data.pipeline import eval_batches, train_batches, train_indices
-from data.sources import digits
+from opsin.data.examples import DataError, Examples, materialize
+from opsin.data.pipeline import eval_batches, train_batches, train_indices
+from opsin.data.sources import digits
 
 
 def _as_read(examples):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.randaugment import OPERATIONS, rand_augment
+from opsin.data.randaugment import OPERATIONS, rand_augment
 
 HEIGHT, WIDTH = 20, 16
 LEVELS = (0.0, -0.9, 0.9)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from data.examples import Arrays, DataError, Examples, labels, materialize
-from data.selection import long_tail, per_class, select
+from opsin.data.examples import Arrays, DataError, Examples, labels, materialize
+from opsin.data.selection import long_tail, per_class, select
 
 _CIFAR_LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 5000))
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from data.examples import DataError, materialize
-from data.shapes import cells, shapes
-from data.sources import open_source
+from opsin.data.examples import DataError, materialize
+from opsin.data.shapes import cells, shapes
+from opsin.data.sources import open_source
 
 
 def test_shapes_repeat_and_do_not_depend_on_their_number():

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from data.examples import Arrays, DataError, Examples, labels, materialize
-from data.sources import digits, open_source, shrunk, synthetic
+from opsin.data.examples import Arrays, DataError, Examples, labels, materialize
+from opsin.data.sources import digits, open_source, shrunk, synthetic
 
 
 def test_digits_are_scikit_learns_each_once():

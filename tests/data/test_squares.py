@@ -5,9 +5,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from data.examples import Arrays, DataError, Examples, labels, stack
-from data.sources import blank
-from data.squares import square, squared
+from opsin.data.examples import Arrays, DataError, Examples, labels, stack
+from opsin.data.sources import blank
+from opsin.data.squares import square, squared
 
 
 def ramp(height: int, width: int) -> np.ndarray:

@@ -10,9 +10,9 @@ import pytest
 import tensorflow_datasets
 from PIL import Image
 
-from data.examples import DataError, labels, materialize
-from data.masks import IGNORE, Labels
-from data.tfds_source import tfds
+from opsin.data.examples import DataError, labels, materialize
+from opsin.data.masks import IGNORE, Labels
+from opsin.data.tfds_source import tfds
 
 _IMAGES = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), np.uint8)
 _REAL = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
@@ -179,7 +179,7 @@ def test_the_environment_is_read_when_called(prepared, tmp_path, monkeypatch):
 def test_needs_no_tensorflow_and_keeps_the_console_clean(prepared):
     code = """
 import sys
-from data.sources import open_source
+from opsin.data.sources import open_source
 print(open_source("tfds:tiny", "train").records[0]["image"].shape, "tensorflow" in sys.modules)
 """
     environment = os.environ | {"TFDS_DATA_DIR": str(prepared)}

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.segmentation.camvid_models import networks
-from experiments.segmentation.camvid_output_stride import WIDTHS, network
-from train.accounting import model_flops
+from opsin.experiments.segmentation.camvid_models import networks
+from opsin.experiments.segmentation.camvid_output_stride import WIDTHS, network
+from opsin.train.host.accounting import model_flops
 
 
 def measured(model) -> tuple[int, float]:

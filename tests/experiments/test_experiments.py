@@ -11,27 +11,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from commands.main import main
-from experiments import catalogue, runtime
-from experiments.config import override, parse_all, resolve
-from experiments.extractors import MNIST_DDPM
-from experiments.generation import mnist_ddpm_samplers
-from experiments.identity import identity
-from experiments.rows import read_rows
-from experiments.runs import Options, execute
-from experiments.sweep import expand, identities
-from experiments.table import Report
-from train.paths import flatten
-from train.tasks.classify import Classify
-from train.tasks.contrast import Contrast
-from train.tasks.segment import Segment
+from opsin.commands import runtime
+from opsin.commands.main import main
+from opsin.commands.runs import Options, execute
+from opsin.config import catalogue
+from opsin.config.identity import identity
+from opsin.config.sweep import expand, identities
+from opsin.config.table import Report
+from opsin.config.tree import override, parse_all, resolve
+from opsin.experiments.extractors import MNIST_DDPM
+from opsin.experiments.generation import mnist_ddpm_samplers
+from opsin.report.rows import read_rows
+from opsin.train.paths import flatten
+from opsin.train.tasks.classify import Classify
+from opsin.train.tasks.contrast import Contrast
+from opsin.train.tasks.segment import Segment
 
 HOUSE = Path(__file__).parents[2]
 NAMES = sorted(catalogue.experiments())
 
 IMPORT_ALL = """
-from experiments import catalogue
-from experiments.config import override
+from opsin.config import catalogue
+from opsin.config.tree import override
 for name in catalogue.experiments():
     module = catalogue.find(name)
     module.config()

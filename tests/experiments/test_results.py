@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import catalogue
-from experiments.rows import read_rows
-from experiments.sweep import expand, identities
+from opsin.config import catalogue
+from opsin.config.sweep import expand, identities
+from opsin.report.rows import read_rows
 
 RESULTS = sorted((Path(__file__).parents[2] / "results").glob("*.jsonl"))
 

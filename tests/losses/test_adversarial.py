@@ -15,9 +15,9 @@ from jax.test_util import check_grads
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
-from errors import ConfigError
-from experiments.config import named, override, rebuild, resolve
-from losses.adversarial import (
+from opsin.config.tree import named, override, rebuild, resolve
+from opsin.errors import ConfigError
+from opsin.losses.adversarial import (
     HINGE,
     LEAST_SQUARES,
     MINIMAX,
@@ -33,8 +33,8 @@ from losses.adversarial import (
     r1_penalty,
     r2_penalty,
 )
-from models.layers import Conv
-from ops.mapped import REPLICAS
+from opsin.models.layers import Conv
+from opsin.ops.mapped import REPLICAS
 
 LOSSES = {
     "MINIMAX": MINIMAX,

@@ -8,13 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from losses.classification import (
+from opsin.losses.classification import (
     binary_cross_entropy_loss,
     cross_entropy_loss,
     focal_loss,
     sigmoid_focal_loss,
 )
-from losses.reduction import weighted_mean
+from opsin.losses.reduction import weighted_mean
 
 GAMMAS = [0.0, 0.5, 1.0, 2.0, 5.0]
 CLASSES = 5

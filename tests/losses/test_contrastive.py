@@ -12,7 +12,7 @@ from jax.extend import core
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from losses.contrastive import (
+from opsin.losses.contrastive import (
     clip_loss,
     decoupled_contrastive_loss,
     info_nce_loss,
@@ -20,7 +20,7 @@ from losses.contrastive import (
     siglip_loss,
     supervised_contrastive_loss,
 )
-from ops.mapped import REPLICAS
+from opsin.ops.mapped import REPLICAS
 
 VIEWS, BATCH, WIDTH = 3, 16, 6
 TEMPERATURE, BIAS = 0.2, -2.0

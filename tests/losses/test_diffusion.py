@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from losses.diffusion import (
+from opsin.losses.diffusion import (
     bound_loss,
     denoising_loss,
     denoising_score_loss,
@@ -20,8 +20,8 @@ from losses.diffusion import (
     target_weight,
     variational_bound,
 )
-from losses.variational import bits_per_dim
-from ops.diffusion import (
+from opsin.losses.variational import bits_per_dim
+from opsin.ops.diffusion.process import (
     Denoiser,
     Levels,
     between,
@@ -31,8 +31,8 @@ from ops.diffusion import (
     reverse_log_variances,
     target_value,
 )
-from ops.diffusion_schedules import Discrete
-from ops.sde import VarianceExploding, VariancePreserving
+from opsin.ops.diffusion.schedules import Discrete
+from opsin.ops.diffusion.sde import VarianceExploding, VariancePreserving
 from tests.ops.mixture import Mixture
 
 TARGETS = ("epsilon", "x0", "v", "score")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from losses.likelihoods import Bernoulli, DiscretizedLogistic, Gaussian
+from opsin.losses.likelihoods import Bernoulli, DiscretizedLogistic, Gaussian
 
 BYTES = np.arange(256) / 255
 LIKELIHOODS = [

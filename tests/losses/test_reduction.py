@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from losses.reduction import weighted_mean
+from opsin.losses.reduction import weighted_mean
 
 
 def test_weights_and_masks():

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from losses.reduction import weighted_mean
-from losses.regression import (
+from opsin.losses.reduction import weighted_mean
+from opsin.losses.regression import (
     absolute_error_loss,
     huber_loss,
     smooth_l1_loss,

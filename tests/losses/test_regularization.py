@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from losses.regularization import l2_loss
+from opsin.losses.regularization import l2_loss
 
 
 @pytest.fixture(scope="module")

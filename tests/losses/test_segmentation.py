@@ -14,9 +14,9 @@ from hypothesis.extra import numpy as hnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.ndimage import distance_transform_edt
 
-from losses.classification import cross_entropy_loss, focal_loss
-from losses.lovasz import lovasz_hinge_loss, lovasz_softmax_loss
-from losses.segmentation import (
+from opsin.losses.classification import cross_entropy_loss, focal_loss
+from opsin.losses.lovasz import lovasz_hinge_loss, lovasz_softmax_loss
+from opsin.losses.segmentation import (
     boundary_loss,
     combined_loss,
     dice_loss,

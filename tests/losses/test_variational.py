@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from losses.variational import (
+from opsin.losses.variational import (
     bits_per_dim,
     codebook_loss,
     commitment_loss,
@@ -17,7 +17,7 @@ from losses.variational import (
     importance_bound,
     linear_warmup,
 )
-from ops.gaussian import Normal, normal_kl, normal_log_prob, normal_sample, standard_normal
+from opsin.ops.gaussian import Normal, normal_kl, normal_log_prob, normal_sample, standard_normal
 
 W = np.array([[1.0, 0.5], [-0.4, 0.8], [0.3, 0.9]])
 B = np.array([0.2, -0.1, 0.4])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from sklearn import metrics as sklearn_metrics
 
-from metrics.classification import (
+from opsin.metrics.classification import (
     ConfusionMatrix,
     Ranking,
     accuracy,
@@ -23,7 +23,7 @@ from metrics.classification import (
     ranking,
     top_k_accuracy,
 )
-from metrics.state import Metric, compute_all, merge_all, to_host
+from opsin.metrics.state import Metric, compute_all, merge_all, to_host
 
 CLASSES = 6
 BATCH = 8

@@ -9,7 +9,7 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metrics.generative import (
+from opsin.metrics.generative import (
     FrechetDistance,
     frechet_distance,
     generator_metrics,
@@ -17,7 +17,7 @@ from metrics.generative import (
     kernel_distance,
     neighbour_metrics,
 )
-from metrics.state import merge_all
+from opsin.metrics.state import merge_all
 
 NEIGHBOURS = ("precision", "recall", "density", "coverage")
 

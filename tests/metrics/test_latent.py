@@ -5,8 +5,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import stats
 
-from metrics.latent import ACTIVE, ActiveUnits, CodeUsage, active_units, code_usage
-from metrics.state import to_host
+from opsin.metrics.latent import ACTIVE, ActiveUnits, CodeUsage, active_units, code_usage
+from opsin.metrics.state import to_host
 
 BATCH, UNITS, CODES = 8, 5, 6
 

@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from sklearn.neighbors import KNeighborsClassifier
 
-from metrics.representation import alignment, knn_accuracy, spread, uniformity
-from metrics.state import Metric, to_host
+from opsin.metrics.representation import alignment, knn_accuracy, spread, uniformity
+from opsin.metrics.state import Metric, to_host
 
 BATCH, WIDTH = 8, 5
 

@@ -15,14 +15,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from skimage.metrics import adapted_rand_error
 from skimage.morphology import thin as skimage_thin
 
-from metrics.segmentation import (
-    boundary_f1,
-    components,
-    foreground_rand,
-    segmentation_matrix,
-    thin,
-)
-from metrics.state import compute_all, to_host
+from opsin.imaging.components import components
+from opsin.imaging.morphology import thin
+from opsin.metrics.segmentation import boundary_f1, foreground_rand, segmentation_matrix
+from opsin.metrics.state import compute_all, to_host
 
 CLASSES = 5
 BATCH, HEIGHT, WIDTH = 8, 20, 24

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metrics.classification import ConfusionMatrix
-from metrics.latent import code_usage
-from metrics.representation import uniformity
-from metrics.segmentation import segmentation_matrix
-from metrics.state import (
+from opsin.metrics.classification import ConfusionMatrix
+from opsin.metrics.latent import code_usage
+from opsin.metrics.representation import uniformity
+from opsin.metrics.segmentation import segmentation_matrix
+from opsin.metrics.state import (
     Collected,
     Mean,
     Metric,

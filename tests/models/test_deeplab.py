@@ -7,18 +7,18 @@ import optax
 import pytest
 from jax import lax
 
-from models.classification.drn import DRND22
-from models.classification.resnet import ResNet18, cifar_resnet
-from models.layers import Conv, batch_norm
-from models.segmentation.deeplab import (
+from opsin.models.classification.drn import DRND22
+from opsin.models.classification.resnet import ResNet18, cifar_resnet
+from opsin.models.layers import Conv, batch_norm
+from opsin.models.segmentation.deeplab import (
     ASPP,
     DeepLabv3,
     DeepLabv3Plus,
     DeepLabv3PlusResNet50,
     DeepLabv3ResNet50,
 )
-from ops.mapped import REPLICAS
-from ops.upsampling import upsample_bilinear
+from opsin.ops.mapped import REPLICAS
+from opsin.ops.upsampling import upsample_bilinear
 
 
 def count(model):

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.classification import drn
-from models.classification.drn import DRN, DRNC26, DRND22
-from models.classification.resnet import BasicBlock, BottleneckBlock
+from opsin.models.classification import drn
+from opsin.models.classification.drn import DRN, DRNC26, DRND22
+from opsin.models.classification.resnet import BasicBlock, BottleneckBlock
 
 
 def abstract_params(model):

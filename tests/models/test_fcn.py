@@ -7,13 +7,13 @@ import numpy as np
 import optax
 import pytest
 
-from models.classification.resnet import BasicBlock, ResNet, ResNet18
-from models.classification.vgg import VGG, VGG11
-from models.layers import batch_norm
-from models.segmentation.fcn import FCN, FCN8s, FCN16s, FCN32s, FCNResNet50, SkipFCN
-from models.segmentation.upsampling import ConvTranspose
-from ops.mapped import REPLICAS
-from ops.upsampling import transposed_convolution
+from opsin.models.classification.resnet import BasicBlock, ResNet, ResNet18
+from opsin.models.classification.vgg import VGG, VGG11
+from opsin.models.layers import batch_norm
+from opsin.models.segmentation.fcn import FCN, FCN8s, FCN16s, FCN32s, FCNResNet50, SkipFCN
+from opsin.models.upsampling import ConvTranspose
+from opsin.ops.mapped import REPLICAS
+from opsin.ops.upsampling import transposed_convolution
 
 
 def abstract(model, *shape, **options):

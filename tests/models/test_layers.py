@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.layers import Conv, batch_norm, group_norm, max_pool, shared_fields
-from ops.mapped import REPLICAS
+from opsin.models.layers import Conv, batch_norm, group_norm, max_pool, shared_fields
+from opsin.ops.mapped import REPLICAS
 
 
 @pytest.fixture

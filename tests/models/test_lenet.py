@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.signal import correlate
 
-from models.classification.lenet import (
+from opsin.models.classification.lenet import (
     C3_CONNECTIONS,
     LeNet5,
     LeNet5Original,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.signal import correlate
 
-from models.classification import resnet
-from models.classification.resnet import (
+from opsin.models.classification import resnet
+from opsin.models.classification.resnet import (
     BasicBlock,
     BottleneckBlock,
     ResNet18,
@@ -15,8 +15,8 @@ from models.classification.resnet import (
     ResNetBackbone,
     cifar_resnet,
 )
-from models.layers import Conv, batch_norm, group_norm
-from ops.mapped import REPLICAS
+from opsin.models.layers import Conv, batch_norm, group_norm
+from opsin.ops.mapped import REPLICAS
 
 
 def abstract_params(model, size):

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.layers import batch_norm
-from models.segmentation.unet import UNet, valid_margin, valid_size
-from train.compiler import compiler_options
+from opsin.models.layers import batch_norm
+from opsin.models.segmentation.unet import UNet, valid_margin, valid_size
+from opsin.train.compiler import compiler_options
 
 Small = partial(UNet, width=4, depth=2)
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.signal import correlate
 
-from models.classification import vgg
-from models.classification.vgg import VGG, VGG11, adaptive_average_pool
-from models.layers import batch_norm
-from ops.mapped import REPLICAS
+from opsin.models.classification import vgg
+from opsin.models.classification.vgg import VGG, VGG11, adaptive_average_pool
+from opsin.models.layers import batch_norm
+from opsin.ops.mapped import REPLICAS
 
 
 def count(model, size=224):

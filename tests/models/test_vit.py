@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import erf, softmax
 
-from models.classification.vit import (
+from opsin.models.classification.vit import (
     EncoderBlock,
     ViT,
     ViTB,
@@ -19,8 +19,8 @@ from models.classification.vit import (
     beyer_positions,
     sincos_positions,
 )
-from train.accounting import model_flops
-from train.compiler import compiler_options
+from opsin.train.compiler import compiler_options
+from opsin.train.host.accounting import model_flops
 
 tiny = partial(ViT, depth=3, width=8, mlp_width=12, heads=2, patch=4, num_classes=5)
 

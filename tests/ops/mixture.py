@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special, stats
 
-from ops.diffusion import Denoiser, Process, Target, convert, over
+from opsin.ops.diffusion.process import Denoiser, Process, Target, convert, over
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from ops.gaussian import (
+from opsin.ops.gaussian import (
     Normal,
     normal_kl,
     normal_log_prob,

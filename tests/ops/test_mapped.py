@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.layers import batch_norm
-from ops import mapped
-from ops.mapped import REPLICAS
+from opsin.models.layers import batch_norm
+from opsin.ops import mapped
+from opsin.ops.mapped import REPLICAS
 
 X = jnp.arange(8.0).reshape(4, 2)
 MAPS = {

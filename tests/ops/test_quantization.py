@@ -8,8 +8,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 
-from ops.mapped import REPLICAS
-from ops.quantization import (
+from opsin.ops.mapped import REPLICAS
+from opsin.ops.quantization import (
     EmaCodebook,
     ema_update,
     nearest_codes,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ops.spectral_norm import spectral_norm
+from opsin.ops.spectral_norm import spectral_norm
 
 SHAPES = [(5, 7), (7, 5), (9, 1), (3, 3, 4, 6), (4, 2, 1, 3)]
 

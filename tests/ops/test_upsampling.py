@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ops.convolution import convolve
-from ops.upsampling import (
+from opsin.ops.convolution.dispatch import convolve
+from opsin.ops.upsampling import (
     bed_of_nails,
     bilinear_kernel,
     max_pool_with_positions,

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ops.vectors import unit_length
+from opsin.ops.vectors import unit_length
 
 
 @pytest.mark.parametrize("length", [1e-37, 1e-20, 1.0, 1e20, 1e37])

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from data.sources import synthetic
-from models.layers import Norm, batch_norm
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, constant, sgd
-from train.tasks.classify import Classify
+from opsin.data.sources import synthetic
+from opsin.models.layers import Norm, batch_norm
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, constant, sgd
+from opsin.train.tasks.classify import Classify
 
 
 class Tiny(nn.Module):

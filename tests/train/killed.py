@@ -15,9 +15,9 @@ import jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", int(sys.argv[4]) if len(sys.argv) > 4 else 8)
 
-from experiments.config import override, parse_all, resolve  # noqa: E402
+from opsin.config.tree import override, parse_all, resolve  # noqa: E402
+from opsin.train.loop import fit  # noqa: E402
 from tests.train.conftest import make_tiny  # noqa: E402
-from train.loop import fit  # noqa: E402
 
 
 def main() -> None:

@@ -14,27 +14,27 @@ import optax
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from analysis.sampling import sample_images
-from data.examples import Arrays, Examples
-from experiments.config import override
-from experiments.extractors import LENET
-from losses.adversarial import HINGE, RELATIVISTIC, WASSERSTEIN, r1_penalty
-from metrics.state import compute_all
-from models.generative.gan import SpectralDense
-from models.layers import batch_norm
-from ops.mapped import REPLICAS
+from opsin.analysis.sampling import sample_images
+from opsin.config.tree import override
+from opsin.data.examples import Arrays, Examples
+from opsin.experiments.extractors import LENET
+from opsin.losses.adversarial import HINGE, RELATIVISTIC, WASSERSTEIN, r1_penalty
+from opsin.metrics.state import compute_all
+from opsin.models.layers import batch_norm
+from opsin.models.spectral import SpectralDense
+from opsin.ops.mapped import REPLICAS
+from opsin.train.checkpoint import Checkpoints
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.loop import fit
+from opsin.train.optim import Optimizer, adamw, constant, cosine, sgd
+from opsin.train.settings import SettingError
+from opsin.train.state import stream
+from opsin.train.tasks.adversarial import Adversarial
+from opsin.train.tasks.generative import Generative
+from opsin.train.tasks.players import told_apart
+from opsin.train.tasks.task import Aux, Player, Task
 from tests.train.conftest import assert_trees_close, assert_trees_equal
 from tests.train.test_step import lay_out
-from train.checkpoint import Checkpoints
-from train.experiment import Data, Experiment, Loop
-from train.loop import fit
-from train.optim import Optimizer, adamw, constant, cosine, sgd
-from train.settings import SettingError
-from train.state import stream
-from train.tasks.adversarial import Adversarial
-from train.tasks.generative import Generative
-from train.tasks.players import told_apart
-from train.tasks.task import Aux, Player, Task
 
 IMAGE = (4, 4, 1)
 

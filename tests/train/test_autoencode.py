@@ -10,21 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.augment import gaussian_noise
-from data.sources import digits, synthetic
-from experiments.config import override
-from losses.likelihoods import Bernoulli, Gaussian
-from metrics.state import compute_all
-from models.generative.autoencoder import Autoencoder, DenseDecoder, DenseEncoder
-from models.generative.vqvae import VQVAE
+from opsin.config.tree import override
+from opsin.data.color import gaussian_noise
+from opsin.data.sources import digits, synthetic
+from opsin.losses.likelihoods import Bernoulli, Gaussian
+from opsin.metrics.state import compute_all
+from opsin.models.generative.autoencoder import Autoencoder, DenseDecoder, DenseEncoder
+from opsin.models.generative.vqvae import VQVAE
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.loop import fit
+from opsin.train.optim import Optimizer, adamw
+from opsin.train.settings import SettingError
+from opsin.train.tasks.autoencode import Autoencode
+from opsin.train.tasks.generative import Generative
+from opsin.train.tasks.quantize import Quantize
 from tests.train.test_step import assert_same_run, run
-from train.experiment import Data, Experiment, Loop
-from train.loop import fit
-from train.optim import Optimizer, adamw
-from train.settings import SettingError
-from train.tasks.autoencode import Autoencode
-from train.tasks.generative import Generative
-from train.tasks.quantize import Quantize
 
 IMAGE = (8, 8, 1)
 MODEL = Autoencoder(

@@ -5,11 +5,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments.config import override, resolve
+from opsin.config.tree import override, resolve
+from opsin.train.checkpoint import CheckpointError, Checkpoints
+from opsin.train.state import State
 from tests.train.conftest import assert_trees_equal, make_tiny
 from tests.train.test_step import lay_out
-from train.checkpoint import CheckpointError, Checkpoints
-from train.state import State
 
 EIGHT = {"parallel.data": 1, "parallel.fsdp": 8, "parallel.min_shard_size": 8}
 RECORD = {"config": {"a": 1, "deep": {"b": [1, 2]}}, "position": {"next_index": 3}}

@@ -11,19 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.augment import apply, gaussian_noise
-from data.geometry import random_flip
-from experiments.config import override
-from losses.contrastive import nt_xent_loss, supervised_contrastive_loss
-from metrics.state import compute_all
-from models.layers import batch_norm
-from models.representation.simclr import ProjectionHead, SimCLR
+from opsin.config.tree import override
+from opsin.data.augment import apply
+from opsin.data.color import gaussian_noise
+from opsin.data.geometry import random_flip
+from opsin.losses.contrastive import nt_xent_loss, supervised_contrastive_loss
+from opsin.metrics.state import compute_all
+from opsin.models.layers import batch_norm
+from opsin.models.representation.simclr import ProjectionHead, SimCLR
+from opsin.train.experiment import Experiment, Loop
+from opsin.train.optim import Optimizer, constant, sgd
+from opsin.train.settings import SettingError
+from opsin.train.tasks.contrast import Contrast
 from tests.train.conftest import TINY_DATA
 from tests.train.test_step import assert_same_run, run
-from train.experiment import Experiment, Loop
-from train.optim import Optimizer, constant, sgd
-from train.settings import SettingError
-from train.tasks.contrast import Contrast
 
 
 class Backbone(nn.Module):

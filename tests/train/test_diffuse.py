@@ -10,25 +10,25 @@ import numpy as np
 import pytest
 from scipy import special
 
-from analysis.diffusion import Inpainting, SampledBy, VariationalBound
-from analysis.sampling import sample_images, untracked
-from data.augment import row_keys, scale
-from data.examples import Arrays, Examples
-from experiments.config import override
-from experiments.extractors import LENET
-from losses.diffusion import min_snr_weight
-from metrics.state import compute_all
-from models.generative.diffusion_unet import ScoreUNet
-from ops.diffusion_samplers import Ancestral, DpmSolver2M, Heun
-from ops.diffusion_sampling import Sampling
-from ops.diffusion_schedules import Discrete, cosine_betas
-from ops.sde import VarianceExploding, VariancePreserving
+from opsin.analysis.diffusion import Inpainting, SampledBy, VariationalBound
+from opsin.analysis.sampling import sample_images, untracked
+from opsin.config.tree import override
+from opsin.data.augment import row_keys, scale
+from opsin.data.examples import Arrays, Examples
+from opsin.experiments.extractors import LENET
+from opsin.losses.diffusion import min_snr_weight
+from opsin.metrics.state import compute_all
+from opsin.models.generative.diffusion_unet import ScoreUNet
+from opsin.ops.diffusion.samplers import Ancestral, DpmSolver2M, Heun
+from opsin.ops.diffusion.sampling import Sampling
+from opsin.ops.diffusion.schedules import Discrete, cosine_betas
+from opsin.ops.diffusion.sde import VarianceExploding, VariancePreserving
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, adamw
+from opsin.train.settings import SettingError
+from opsin.train.tasks.diffuse import Diffuse
+from opsin.train.tasks.generative import Generative
 from tests.train.test_step import assert_same_run, run
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, adamw
-from train.settings import SettingError
-from train.tasks.diffuse import Diffuse
-from train.tasks.generative import Generative
 
 IMAGE = (4, 4, 1)
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from experiments.config import override, resolve
-from experiments.identity import essence_of_resolved
+from opsin.config.identity import essence_of_resolved
+from opsin.config.tree import override, resolve
+from opsin.train.checkpoint import CheckpointError
+from opsin.train.experiment import Experiment
+from opsin.train.loop import Result, fit
 from tests.train.conftest import assert_trees_close, assert_trees_equal, make_tiny
 from tests.train.test_loop import last_state, lines
-from train.checkpoint import CheckpointError
-from train.experiment import Experiment
-from train.loop import Result, fit
 
 HOUSE = Path(__file__).parents[2]
 STEPS, KILLS = 120, 20

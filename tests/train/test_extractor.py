@@ -15,15 +15,15 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from models.classification.lenet import LeNet5, LeNet5Original
-from models.classification.resnet import cifar_resnet
-from models.classification.vgg import VGG
-from models.classification.vit import ViT
+from opsin.models.classification.lenet import LeNet5, LeNet5Original
+from opsin.models.classification.resnet import cifar_resnet
+from opsin.models.classification.vgg import VGG
+from opsin.models.classification.vit import ViT
+from opsin.train.extractor import Extractor
+from opsin.train.paths import unflatten
+from opsin.train.settings import SettingError
+from opsin.train.weights import Weights, WeightsError, save_weights
 from tests.train.conftest import Tiny, assert_trees_equal
-from train.extractor import Extractor
-from train.paths import unflatten
-from train.settings import SettingError
-from train.weights import Weights, WeightsError, save_weights
 
 IMAGE = (28, 28, 1)
 FACTS = {"mean": (0.1307,), "std": (0.3081,), "classes": 10}

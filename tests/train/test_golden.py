@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.sources import synthetic
-from models.classification.resnet import cifar_resnet
-from models.classification.vit import ViT
-from train.paths import flatten
-from train.tasks.classify import Classify
+from opsin.data.sources import synthetic
+from opsin.models.classification.resnet import cifar_resnet
+from opsin.models.classification.vit import ViT
+from opsin.train.paths import flatten
+from opsin.train.tasks.classify import Classify
 
 GOLDEN = Path(__file__).parent / "golden"
 NETWORKS = {

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from train.tasks.latent_pictures import (
+from opsin.train.tasks.latent_pictures import (
     arithmetic,
     interpolation,
     latent_grid,

@@ -7,17 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metrics.state import Mean
-from train.accounting import Work
-from train.logging import (
+from opsin.data.files import read_lines, replace_text
+from opsin.metrics.state import Mean
+from opsin.train.host.accounting import Work
+from opsin.train.logging import (
     Console,
     JsonLines,
     LoggingError,
     MetricsLog,
     TensorBoard,
     WeightsAndBiases,
-    read_lines,
-    replace_text,
 )
 
 FOUR_IMAGES = Work(images=4, flops=1000, peak=1e12)
@@ -78,7 +77,7 @@ def test_the_dispatch_just_sent_is_never_waited_for():
 
 def test_a_pause_does_not_count_as_training(monkeypatch):
     memory, now = Memory(), [100.0]
-    monkeypatch.setattr("train.logging.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("opsin.train.logging.time.monotonic", lambda: now[0])
     log = MetricsLog([memory], FOUR_IMAGES)
     log.push(1, 1, stacked(1.0), flush=False)
     log.drain()

@@ -19,22 +19,23 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from data.examples import DataError, Examples
-from data.sources import synthetic
-from experiments.config import override, resolve
-from metrics.classification import ranking
-from metrics.state import Collected
+from opsin.config.tree import override, resolve
+from opsin.data.examples import DataError, Examples
+from opsin.data.files import read_lines
+from opsin.data.sources import synthetic
+from opsin.metrics.classification import ranking
+from opsin.metrics.state import Collected
+from opsin.train.checkpoint import Checkpoints
+from opsin.train.evaluate import evaluate
+from opsin.train.experiment import Experiment
+from opsin.train.logging import JsonLines, NonFiniteError, last_evaluation
+from opsin.train.loop import fit
+from opsin.train.optim import sgd
+from opsin.train.settings import SettingError
+from opsin.train.state import State
+from opsin.train.tasks.classify import Classify
 from tests.train.conftest import assert_trees_equal, make_tiny
 from tests.train.test_step import lay_out
-from train.checkpoint import Checkpoints
-from train.evaluate import evaluate
-from train.experiment import Experiment
-from train.logging import JsonLines, NonFiniteError, last_evaluation, read_lines
-from train.loop import fit
-from train.optim import sgd
-from train.settings import SettingError
-from train.state import State
-from train.tasks.classify import Classify
 
 TIMES = ("train/images_per_second", "train/model_flops_per_second", "train/utilization")
 

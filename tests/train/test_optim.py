@@ -10,11 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from models.classification.vit import ViT
-from train.durations import DurationError, in_steps
-from train.optim import Optimizer, adamw, constant, cosine, lamb, lars, lion, sgd, staircase
-from train.paths import flatten
-from train.state import ema_update
+from opsin.models.classification.vit import ViT
+from opsin.train.durations import DurationError, in_steps
+from opsin.train.optim import Optimizer, adamw, constant, cosine, lamb, lars, lion, sgd, staircase
+from opsin.train.paths import flatten
+from opsin.train.state import ema_update
 
 PARAMS = {
     "layer": {"kernel": jnp.full((3, 4), 2.0), "bias": jnp.full((4,), 2.0)},

@@ -16,29 +16,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.sources import synthetic
-from experiments.config import override
-from losses.adversarial import NON_SATURATING
-from models.generative.autoencoder import Autoencoder, DenseDecoder, DenseEncoder
-from models.generative.pix2pix import PatchGAN
-from models.generative.vae import MLP, VAE
-from models.layers import group_norm
-from models.segmentation.unet import UNet
-from ops.diffusion_schedules import Discrete
+from opsin.config.tree import override
+from opsin.data.sources import synthetic
+from opsin.losses.adversarial import NON_SATURATING
+from opsin.models.generative.autoencoder import Autoencoder, DenseDecoder, DenseEncoder
+from opsin.models.generative.pix2pix import PatchGAN
+from opsin.models.generative.vae import MLP, VAE
+from opsin.models.layers import group_norm
+from opsin.models.segmentation.unet import UNet
+from opsin.ops.diffusion.schedules import Discrete
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.optim import Optimizer, constant, sgd
+from opsin.train.state import State
+from opsin.train.tasks.adversarial import Adversarial
+from opsin.train.tasks.autoencode import Autoencode
+from opsin.train.tasks.classify import Classify
+from opsin.train.tasks.diffuse import Diffuse
+from opsin.train.tasks.segment import Segment
+from opsin.train.tasks.translate import Translate
+from opsin.train.tasks.variational import Variational
 from tests.train.conftest import Tiny, assert_trees_close
 from tests.train.test_diffuse import TinyDenoiser
 from tests.train.test_step import lay_out
 from tests.train.test_translate import halves
-from train.experiment import Data, Experiment, Loop
-from train.optim import Optimizer, constant, sgd
-from train.state import State
-from train.tasks.adversarial import Adversarial
-from train.tasks.autoencode import Autoencode
-from train.tasks.classify import Classify
-from train.tasks.diffuse import Diffuse
-from train.tasks.segment import Segment
-from train.tasks.translate import Translate
-from train.tasks.variational import Variational
 
 DEVICES, BATCH = 4, 16
 IMAGE = (8, 8, 1)

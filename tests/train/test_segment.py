@@ -10,20 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.examples import Arrays, Examples
-from data.masks import IGNORE
-from experiments.config import override
-from losses.classification import cross_entropy_loss, focal_loss
-from losses.lovasz import lovasz_hinge_loss, lovasz_softmax_loss
-from losses.segmentation import boundary_loss, combined_loss, dice_loss, tversky_loss
-from metrics.state import compute_all
-from models.layers import Conv, Norm, batch_norm, group_norm
-from models.segmentation.unet import UNet, valid_margin
+from opsin.config.tree import override
+from opsin.data.examples import Arrays, Examples
+from opsin.data.masks import IGNORE
+from opsin.losses.classification import cross_entropy_loss, focal_loss
+from opsin.losses.lovasz import lovasz_hinge_loss, lovasz_softmax_loss
+from opsin.losses.segmentation import boundary_loss, combined_loss, dice_loss, tversky_loss
+from opsin.metrics.state import compute_all
+from opsin.models.layers import Conv, Norm, batch_norm, group_norm
+from opsin.models.segmentation.unet import UNet, valid_margin
+from opsin.train.experiment import Experiment
+from opsin.train.settings import SettingError
+from opsin.train.tasks.segment import Segment
 from tests.train.conftest import make_tiny
 from tests.train.test_step import assert_same_run, lay_out, run
-from train.experiment import Experiment
-from train.settings import SettingError
-from train.tasks.segment import Segment
 
 
 class TinySegmenter(nn.Module):

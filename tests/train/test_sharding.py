@@ -20,21 +20,28 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from data.sources import synthetic
-from experiments.config import override
-from experiments.generation import cifar10_ddpm
-from models.classification.resnet import ResNet50
-from models.classification.vit import ViT, ViTS
-from models.layers import Conv, batch_norm
-from models.segmentation.unet import UNet
+from opsin.config.tree import override
+from opsin.data.sources import synthetic
+from opsin.experiments.generation import cifar10_ddpm
+from opsin.models.classification.resnet import ResNet50
+from opsin.models.classification.vit import ViT, ViTS
+from opsin.models.layers import Conv, batch_norm
+from opsin.models.segmentation.unet import UNet
+from opsin.train.experiment import Experiment
+from opsin.train.paths import flatten
+from opsin.train.placement import process_share
+from opsin.train.sharding import (
+    DeviceError,
+    Layout,
+    Parallel,
+    check_batch,
+    make_mesh,
+    parameter_spec,
+)
+from opsin.train.state import State
+from opsin.train.tasks.classify import Classify
 from tests.train.conftest import assert_trees_close, make_tiny
 from tests.train.test_step import lay_out, run
-from train.experiment import Experiment
-from train.paths import flatten
-from train.placement import process_share
-from train.sharding import DeviceError, Layout, Parallel, check_batch, make_mesh, parameter_spec
-from train.state import State
-from train.tasks.classify import Classify
 
 GOLDEN = Path(__file__).parent / "golden"
 NETWORKS: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.state import ema_decay_at, ema_update, join_frozen, split_frozen, stream
+from opsin.train.state import ema_decay_at, ema_update, join_frozen, split_frozen, stream
 
 
 def test_ema_of_a_constant_series_is_its_closed_form():

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from data.geometry import random_crop
-from experiments.config import override
-from losses.classification import cross_entropy_loss
+from opsin.config.tree import override
+from opsin.data.geometry import random_crop
+from opsin.losses.classification import cross_entropy_loss
+from opsin.train.experiment import Experiment
+from opsin.train.feed import Feed
+from opsin.train.program import Program, build
+from opsin.train.sets import open_training
+from opsin.train.settings import SettingError
+from opsin.train.sharding import make_mesh
+from opsin.train.state import State
+from opsin.train.tasks.classify import Classify
 from tests.train.conftest import Tiny, assert_trees_close, assert_trees_equal
-from train.experiment import Experiment
-from train.feed import Feed
-from train.program import Program, build
-from train.sets import open_training
-from train.settings import SettingError
-from train.sharding import make_mesh
-from train.state import State
-from train.tasks.classify import Classify
 
 
 def lay_out(experiment: Experiment) -> tuple[Feed, Program]:
@@ -94,14 +94,14 @@ def test_the_pmap_test_would_notice_statistics_of_one_replica(
     tiny_one_device, reference, monkeypatch
 ):
     alone = SimpleNamespace(mean=lambda moments: moments)  # batch norm that knows no replicas
-    monkeypatch.setattr("models.layers.mapped", alone)
+    monkeypatch.setattr("opsin.models.layers.mapped", alone)
     experiment = override(tiny_one_device, {"parallel.data": 8, "loop.strategy": "pmap"})
     losses = run(experiment)[1]["loss"]
     assert not np.allclose(losses, reference[1]["loss"], rtol=1e-3)
 
 
 def without_batch_norm(experiment: Experiment) -> Experiment:
-    from models.layers import group_norm
+    from opsin.models.layers import group_norm
 
     return replace(experiment, task=Classify(model=Tiny(norm=partial(group_norm, groups=2))))
 

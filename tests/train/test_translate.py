@@ -11,19 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.examples import Arrays, Examples
-from data.masks import IGNORE
-from experiments.config import override
-from losses.adversarial import RELATIVISTIC
-from metrics.state import compute_all
-from models.generative.pix2pix import PatchGAN
-from models.segmentation.unet import UNet
+from opsin.config.tree import override
+from opsin.data.examples import Arrays, Examples
+from opsin.data.masks import IGNORE
+from opsin.losses.adversarial import RELATIVISTIC
+from opsin.metrics.state import compute_all
+from opsin.models.generative.pix2pix import PatchGAN
+from opsin.models.segmentation.unet import UNet
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.loop import fit
+from opsin.train.optim import Optimizer, adamw, constant
+from opsin.train.settings import SettingError
+from opsin.train.tasks.translate import Translate
 from tests.train.conftest import assert_trees_close
-from train.experiment import Data, Experiment, Loop
-from train.loop import fit
-from train.optim import Optimizer, adamw, constant
-from train.settings import SettingError
-from train.tasks.translate import Translate
 
 TASK = Translate(
     generator=UNet(num_classes=1, width=4, depth=1, padding="same"),

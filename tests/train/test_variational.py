@@ -13,25 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from analysis.sampling import sample_images
-from data.binarize import binarized, dequantize, random_binarize
-from data.sources import digits, synthetic
-from experiments.config import override
-from losses.likelihoods import Bernoulli, DiscretizedLogistic, Gaussian
-from losses.variational import importance_bound
-from metrics.state import compute_all
-from models.generative.autoencoder import MLP, DenseDecoder, DenseEncoder
-from models.generative.vae import VAE
-from ops.gaussian import Normal, normal_sample, standard_normal
+from opsin.analysis.sampling import sample_images
+from opsin.config.tree import override
+from opsin.data.binarize import binarized, dequantize, random_binarize
+from opsin.data.sources import digits, synthetic
+from opsin.losses.likelihoods import Bernoulli, DiscretizedLogistic, Gaussian
+from opsin.losses.variational import importance_bound
+from opsin.metrics.state import compute_all
+from opsin.models.generative.autoencoder import MLP, DenseDecoder, DenseEncoder
+from opsin.models.generative.vae import VAE
+from opsin.ops.gaussian import Normal, normal_sample, standard_normal
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.loop import fit
+from opsin.train.optim import Optimizer, adamw
+from opsin.train.settings import SettingError
+from opsin.train.sharding import Parallel, make_mesh, replicated
+from opsin.train.tasks.checks import supported
+from opsin.train.tasks.generative import Generative
+from opsin.train.tasks.variational import Variational
 from tests.train.test_step import assert_same_run, run
-from train.experiment import Data, Experiment, Loop
-from train.loop import fit
-from train.optim import Optimizer, adamw
-from train.settings import SettingError
-from train.sharding import Parallel, make_mesh, replicated
-from train.tasks.checks import supported
-from train.tasks.generative import Generative
-from train.tasks.variational import Variational
 
 IMAGE = (8, 8, 1)
 KEY = jax.random.key(3)

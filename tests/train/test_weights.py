@@ -13,21 +13,19 @@ import optax
 import pytest
 from safetensors.numpy import save_file
 
-from experiments.config import override, resolve
-from models.classification.resnet import BasicBlock, ResNet
-from models.segmentation.fcn import FCN
-from tests.train.conftest import Tiny, assert_trees_equal, make_tiny
-from tests.train.test_step import lay_out
-from train import optim
-from train.checkpoint import Checkpoints
-from train.experiment import Data, Experiment
-from train.loop import fit
-from train.paths import flatten, unflatten
-from train.sharding import Parallel, make_mesh, replicated
-from train.state import State
-from train.tasks.classify import Classify
-from train.tasks.diffuse import Diffuse
-from train.weights import (
+from opsin.config.tree import override, resolve
+from opsin.models.classification.resnet import BasicBlock, ResNet
+from opsin.models.segmentation.fcn import FCN
+from opsin.train import optim
+from opsin.train.checkpoint import Checkpoints
+from opsin.train.experiment import Data, Experiment
+from opsin.train.loop import fit
+from opsin.train.paths import flatten, unflatten
+from opsin.train.sharding import Parallel, make_mesh, replicated
+from opsin.train.state import State
+from opsin.train.tasks.classify import Classify
+from opsin.train.tasks.diffuse import Diffuse
+from opsin.train.weights import (
     HEADER,
     Preprocessing,
     Weights,
@@ -36,6 +34,8 @@ from train.weights import (
     save_weights,
     start_from,
 )
+from tests.train.conftest import Tiny, assert_trees_equal, make_tiny
+from tests.train.test_step import lay_out
 
 NETWORK = ResNet(stage_sizes=(1,), block=BasicBlock, width=4, stem="cifar", num_classes=3)
 IMAGES = Preprocessing((0.5,), (0.25,), (8, 8, 3))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from losses.adversarial import (
+from opsin.losses.adversarial import (
     NON_SATURATING,
     WASSERSTEIN,
     AdversarialLoss,
@@ -22,16 +22,16 @@ from losses.adversarial import (
     clip_weights,
     feature_matching_loss,
 )
-from metrics.latent import ClassUsage, code_usage
-from metrics.state import Mean, Metric
-from train.extractor import Extractor
-from train.optim import Optimizer, adamw, constant
-from train.pictures import Curve, Panels, Usage
-from train.settings import SettingError
-from train.tasks.checks import check_outputs, check_range, require_entry
-from train.tasks.generative import Generative
-from train.tasks.latent_pictures import arithmetic, interpolation, square
-from train.tasks.players import (
+from opsin.metrics.latent import ClassUsage, code_usage
+from opsin.metrics.state import Mean, Metric
+from opsin.pictures.kinds import Curve, Panels, Usage
+from opsin.train.extractor import Extractor
+from opsin.train.optim import Optimizer, adamw, constant
+from opsin.train.settings import SettingError
+from opsin.train.tasks.checks import check_outputs, check_range, require_entry
+from opsin.train.tasks.generative import Generative
+from opsin.train.tasks.latent_pictures import arithmetic, interpolation, square
+from opsin.train.tasks.players import (
     DISCRIMINATOR,
     GENERATOR,
     SIGNED,
@@ -45,7 +45,7 @@ from train.tasks.players import (
     told_apart,
     unsigned,
 )
-from train.tasks.task import Aux, Batch, Look, Player
+from opsin.train.tasks.task import Aux, Batch, Look, Player
 
 COLLAPSED = 0.6
 """Share of the classes that are made, as if evenly, below which a generator has collapsed."""

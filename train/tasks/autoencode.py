@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from losses.likelihoods import Gaussian, Likelihood
-from metrics.state import Mean, Metric
-from train.pictures import Curve, Panels
-from train.tasks.checks import check_decoder, check_support, supported
-from train.tasks.latent_pictures import latent_pictures, reconstructions
-from train.tasks.task import Aux, Batch, Look, Task
+from opsin.losses.likelihoods import Gaussian, Likelihood
+from opsin.metrics.state import Mean, Metric
+from opsin.pictures.kinds import Curve, Panels
+from opsin.train.tasks.checks import check_decoder, check_support, supported
+from opsin.train.tasks.latent_pictures import latent_pictures, reconstructions
+from opsin.train.tasks.task import Aux, Batch, Look, Task
 
 Corrupt = Callable[[Key[Array, ""], Batch], Batch]
 

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from data.augment import Batch
-from losses.likelihoods import Likelihood
-from models.generative.diffusion_unet import ScoreUNet
-from ops.diffusion import Process, Target
-from ops.diffusion_schedules import Discrete
-from ops.sde import VarianceExploding
-from train.settings import SettingError
+from opsin.data.augment import Batch
+from opsin.losses.likelihoods import Likelihood
+from opsin.models.generative.diffusion_unet import ScoreUNet
+from opsin.ops.diffusion.process import Process, Target
+from opsin.ops.diffusion.schedules import Discrete
+from opsin.ops.diffusion.sde import VarianceExploding
+from opsin.train.settings import SettingError
 
 ROUNDING = 1e-4
 """What augmentations may round an image out of its range by; a wrong range is further off."""

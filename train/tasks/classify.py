@@ -12,19 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from losses.classification import cross_entropy_loss
-from losses.regularization import l2_loss
-from metrics.classification import (
+from opsin.losses.classification import cross_entropy_loss
+from opsin.losses.regularization import l2_loss
+from opsin.metrics.classification import (
     accuracy,
     calibration,
     confusion_matrix,
     negative_log_likelihood,
     top_k_accuracy,
 )
-from metrics.state import Mean, Metric
-from train.pictures import Confusion, Curve, Labels, Preview
-from train.tasks.checks import check_outputs, require_entry
-from train.tasks.task import Aux, Batch, Look, Task
+from opsin.metrics.state import Mean, Metric
+from opsin.pictures.kinds import Confusion, Curve, Labels, Preview
+from opsin.train.tasks.checks import check_outputs, require_entry
+from opsin.train.tasks.task import Aux, Batch, Look, Task
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from data.augment import Augmentation, apply
-from losses.contrastive import nt_xent_loss
-from metrics.representation import alignment, spread, uniformity
-from metrics.state import Mean, Metric
-from ops import mapped
-from train.heads import around_head
-from train.pictures import Panels
-from train.settings import SettingError
-from train.tasks.checks import check_range, in_range, require_entry
-from train.tasks.task import Aux, Batch, Look, Task
+from opsin.data.augment import Augmentation, apply
+from opsin.losses.contrastive import nt_xent_loss
+from opsin.metrics.representation import alignment, spread, uniformity
+from opsin.metrics.state import Mean, Metric
+from opsin.ops import mapped
+from opsin.pictures.kinds import Panels
+from opsin.train.heads import around_head
+from opsin.train.settings import SettingError
+from opsin.train.tasks.checks import check_range, in_range, require_entry
+from opsin.train.tasks.task import Aux, Batch, Look, Task
 
 NT_XENT = partial(nt_xent_loss, temperature=0.5)
 

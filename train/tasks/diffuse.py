@@ -13,16 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from data.augment import row_keys
-from losses.diffusion import (
+from opsin.data.augment import row_keys
+from opsin.losses.diffusion import (
     Weighting,
     bound_loss,
     denoising_loss,
     hybrid_loss,
     variational_bound,
 )
-from metrics.state import Mean, Metric
-from ops.diffusion import (
+from opsin.metrics.state import Mean, Metric
+from opsin.ops.diffusion.inpainting import Inpaint
+from opsin.ops.diffusion.process import (
     Denoiser,
     Model,
     Process,
@@ -32,29 +33,28 @@ from ops.diffusion import (
     interpolated_log_variance,
     over,
 )
-from ops.diffusion_samplers import ANCESTRAL, Sampler, fold_keys, keyed_normal
-from ops.diffusion_sampling import (
+from opsin.ops.diffusion.samplers import ANCESTRAL, Sampler, fold_keys, keyed_normal
+from opsin.ops.diffusion.sampling import (
     Sampling,
     classifier_free_guidance,
     prior_noise,
     sample,
     sample_path,
 )
-from ops.diffusion_schedules import Discrete
-from ops.inpainting import Inpaint
-from train.pictures import Panels
-from train.settings import SettingError
-from train.tasks.checks import (
+from opsin.ops.diffusion.schedules import Discrete
+from opsin.pictures.kinds import Panels
+from opsin.train.settings import SettingError
+from opsin.train.tasks.checks import (
     check_guidance,
     check_outputs,
     check_process,
     check_range,
     require_entry,
 )
-from train.tasks.generative import Generative
-from train.tasks.latent_pictures import square
-from train.tasks.players import SIGNED, signed, unsigned
-from train.tasks.task import Aux, Batch, Look
+from opsin.train.tasks.generative import Generative
+from opsin.train.tasks.latent_pictures import square
+from opsin.train.tasks.players import SIGNED, signed, unsigned
+from opsin.train.tasks.task import Aux, Batch, Look
 
 
 @dataclass(frozen=True)

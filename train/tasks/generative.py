@@ -7,8 +7,8 @@ from typing import Any, NoReturn, Protocol, Self
 
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from train.settings import SettingError
-from train.tasks.task import Task
+from opsin.train.settings import SettingError
+from opsin.train.tasks.task import Task
 
 
 class Generative(Task):
@@ -69,7 +69,7 @@ class Generative(Task):
         """The task, set up to fill in parts of images.
 
         Args:
-            resamplings: how often each step is done; see ``ops.inpainting``.
+            resamplings: how often each step is done; see ``ops.diffusion.inpainting``.
             steps: of the sampler that takes the place of one that cannot fill in.
             keep_sampler: whether the sampler must stay what it is.
             any_class: whether no class is asked for.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from train.pictures import Panels
+from opsin.pictures.kinds import Panels
 
 Images = Float[Array, "n height width channels"]
 Latents = Float[Array, "n latent"]

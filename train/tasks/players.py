@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from metrics.state import Mean
-from train.settings import SettingError
-from train.tasks.checks import in_range
+from opsin.metrics.state import Mean
+from opsin.train.settings import SettingError
+from opsin.train.tasks.checks import in_range
 
 SATURATED = 0.99
 """Share of pairs that a discriminator tells apart, above which it has won."""

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from losses.likelihoods import Gaussian
-from losses.variational import codebook_loss, commitment_loss
-from metrics.latent import code_usage
-from metrics.state import Mean, Metric
-from train.pictures import Curve, Panels, Usage
-from train.settings import SettingError
-from train.tasks.checks import check_decoder, check_range, in_range
-from train.tasks.latent_pictures import reconstructions
-from train.tasks.task import Aux, Batch, Look, Task
+from opsin.losses.likelihoods import Gaussian
+from opsin.losses.variational import codebook_loss, commitment_loss
+from opsin.metrics.latent import code_usage
+from opsin.metrics.state import Mean, Metric
+from opsin.pictures.kinds import Curve, Panels, Usage
+from opsin.train.settings import SettingError
+from opsin.train.tasks.checks import check_decoder, check_range, in_range
+from opsin.train.tasks.latent_pictures import reconstructions
+from opsin.train.tasks.task import Aux, Batch, Look, Task
 
 
 @dataclass(frozen=True)

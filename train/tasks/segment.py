@@ -12,17 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from data.masks import IGNORE
-from losses.classification import cross_entropy_loss
-from losses.reduction import weighted_mean
-from metrics.classification import accuracy, negative_log_likelihood
-from metrics.segmentation import boundary_f1, foreground_rand, segmentation_matrix
-from metrics.state import Mean, Metric
-from ops.image import centre_crop
-from train.pictures import Confusion, Curve, MaskPreview, Masks
-from train.settings import SettingError
-from train.tasks.checks import check_outputs, require_entry
-from train.tasks.task import Aux, Batch, Look, Task
+from opsin.data.masks import IGNORE
+from opsin.imaging.warp import centre_crop
+from opsin.losses.classification import cross_entropy_loss
+from opsin.losses.reduction import weighted_mean
+from opsin.metrics.classification import accuracy, negative_log_likelihood
+from opsin.metrics.segmentation import boundary_f1, foreground_rand, segmentation_matrix
+from opsin.metrics.state import Mean, Metric
+from opsin.pictures.kinds import Confusion, Curve, MaskPreview, Masks
+from opsin.train.settings import SettingError
+from opsin.train.tasks.checks import check_outputs, require_entry
+from opsin.train.tasks.task import Aux, Batch, Look, Task
 
 AUXILIARY = "auxiliary"
 """The collection that a model sows the logits of an auxiliary head into, in training."""

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 import flax.struct
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from data.augment import Batch
-from metrics.state import Metric
-from train.optim import Optimizer
-from train.pictures import Chart, Curve, Picture, Prediction
-from train.settings import SettingError
+from opsin.data.augment import Batch
+from opsin.metrics.state import Metric
+from opsin.pictures.kinds import Chart, Curve, Picture, Prediction
+from opsin.train.optim import Optimizer
+from opsin.train.settings import SettingError
 
 if TYPE_CHECKING:
-    from train.tasks.generative import Generative
+    from opsin.train.tasks.generative import Generative
 
 Item = TypeVar("Item")
 

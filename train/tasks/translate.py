@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from data.masks import IGNORE
-from losses.adversarial import NON_SATURATING, AdversarialLoss
-from metrics.segmentation import segmentation_matrix
-from metrics.state import Mean, Metric
-from train.optim import Optimizer, adamw, constant
-from train.pictures import Confusion, Curve, Panels
-from train.settings import SettingError
-from train.tasks.checks import check_range, require_entry
-from train.tasks.players import (
+from opsin.data.masks import IGNORE
+from opsin.losses.adversarial import NON_SATURATING, AdversarialLoss
+from opsin.metrics.segmentation import segmentation_matrix
+from opsin.metrics.state import Mean, Metric
+from opsin.pictures.kinds import Confusion, Curve, Panels
+from opsin.train.optim import Optimizer, adamw, constant
+from opsin.train.settings import SettingError
+from opsin.train.tasks.checks import check_range, require_entry
+from opsin.train.tasks.players import (
     DISCRIMINATOR,
     GENERATOR,
     SIGNED,
@@ -33,7 +33,7 @@ from train.tasks.players import (
     told_apart,
     unsigned,
 )
-from train.tasks.task import Aux, Batch, Look, Player, Task
+from opsin.train.tasks.task import Aux, Batch, Look, Player, Task
 
 
 @dataclass(frozen=True)

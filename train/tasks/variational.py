@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from losses.likelihoods import Bernoulli, Likelihood
-from losses.variational import (
+from opsin.losses.likelihoods import Bernoulli, Likelihood
+from opsin.losses.variational import (
     bits_per_dim,
     doubly_reparameterized_bound,
     elbo,
@@ -22,20 +22,26 @@ from losses.variational import (
     importance_bound,
     linear_warmup,
 )
-from metrics.latent import active_units
-from metrics.state import Mean, Metric
-from ops.gaussian import Normal, normal_kl, normal_log_ratio
-from train.pictures import Curve, Panels
-from train.settings import SettingError
-from train.tasks.checks import check_decoder, check_outputs, check_support, require_entry, supported
-from train.tasks.generative import Generative
-from train.tasks.latent_pictures import (
+from opsin.metrics.latent import active_units
+from opsin.metrics.state import Mean, Metric
+from opsin.ops.gaussian import Normal, normal_kl, normal_log_ratio
+from opsin.pictures.kinds import Curve, Panels
+from opsin.train.settings import SettingError
+from opsin.train.tasks.checks import (
+    check_decoder,
+    check_outputs,
+    check_support,
+    require_entry,
+    supported,
+)
+from opsin.train.tasks.generative import Generative
+from opsin.train.tasks.latent_pictures import (
     latent_grid,
     latent_pictures,
     reconstructions,
     square,
 )
-from train.tasks.task import Aux, Batch, Look
+from opsin.train.tasks.task import Aux, Batch, Look
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from models.generative.autoencoder import (
+from opsin.models.generative.autoencoder import (
     Autoencoder,
     ConvAutoencoder,
     ConvDecoder,
     ConvEncoder,
     DenseEncoder,
-    join,
 )
+from opsin.models.generative.inputs import join
 
 IMAGE = (8, 12, 3)
 

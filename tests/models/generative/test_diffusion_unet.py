@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.generative.diffusion_unet import DiffusionUNet, ScoreUNet, sinusoids
-from models.layers import group_norm
+from opsin.models.generative.diffusion_unet import DiffusionUNet, ScoreUNet, sinusoids
+from opsin.models.layers import group_norm
 
 tiny = partial(
     DiffusionUNet,

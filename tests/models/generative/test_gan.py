@@ -9,22 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.config import rebuild, resolve
-from models.generative.gan import (
+from opsin.config.tree import rebuild, resolve
+from opsin.models.generative.dcgan import (
     DCGANDiscriminator,
     DCGANDiscriminator32,
     DCGANGenerator,
     DCGANGenerator32,
-    Discriminator,
+)
+from opsin.models.generative.gan import Discriminator, glorot, small_normal
+from opsin.models.generative.resnet_gan import (
     ResidualBlock,
     ResidualDiscriminator,
     ResidualGenerator,
-    SpectralConv,
-    SpectralDense,
-    glorot,
-    small_normal,
 )
-from models.layers import Conv, group_norm
+from opsin.models.layers import Conv, group_norm
+from opsin.models.spectral import SpectralConv, SpectralDense
 
 LABELS = jnp.asarray([0, 1, 2, 1])
 

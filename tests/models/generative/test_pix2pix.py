@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.generative.pix2pix import PatchGAN, TranslationUNet
+from opsin.models.generative.pix2pix import PatchGAN, TranslationUNet
 
 Small = partial(PatchGAN, width=1, norm=None)
 

@@ -9,8 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.generative.autoencoder import MLP, ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder
-from models.generative.vae import VAE, ConvVAE, TwoLevelVAE
+from opsin.models.generative.autoencoder import (
+    MLP,
+    ConvDecoder,
+    ConvEncoder,
+    DenseDecoder,
+    DenseEncoder,
+)
+from opsin.models.generative.vae import VAE, ConvVAE, TwoLevelVAE
 
 IMAGE = (4, 6, 1)
 Dense = partial(

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from models.generative.vqvae import VQVAE, VectorQuantizer
-from ops.mapped import REPLICAS
-from ops.quantization import EmaCodebook, ema_update, nearest_codes
+from opsin.models.generative.vqvae import VQVAE, VectorQuantizer
+from opsin.ops.mapped import REPLICAS
+from opsin.ops.quantization import EmaCodebook, ema_update, nearest_codes
 
 Small = partial(
     VQVAE, outputs=2, width=4, halvings=1, residual_layers=1, residual_width=3, code_size=3

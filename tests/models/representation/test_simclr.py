@@ -5,19 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.classification.linear import Linear
-from models.classification.resnet import BasicBlock, ResNet, ResNet18Cifar, ResNet50
-from models.classification.vit import ViT
-from models.layers import batch_norm
-from models.representation.simclr import (
+from opsin.models.classification.linear import Linear
+from opsin.models.classification.resnet import BasicBlock, ResNet, ResNet18Cifar, ResNet50
+from opsin.models.classification.vit import ViT
+from opsin.models.layers import batch_norm
+from opsin.models.representation.simclr import (
     ProjectionHead,
     SimCLR,
     SimCLRResNet18Cifar,
     SimCLRResNet50,
 )
-from models.segmentation.unet import UNet
-from ops.mapped import REPLICAS
-from train.paths import flatten
+from opsin.models.segmentation.unet import UNet
+from opsin.ops.mapped import REPLICAS
+from opsin.train.paths import flatten
 
 SMALL = ResNet(stage_sizes=(1, 1), block=BasicBlock, width=4, stem="cifar", num_classes=3)
 IMAGES = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))

@@ -1,0 +1,1 @@
+"""Opsin: computer-vision research in pure-functional JAX and Flax."""

@@ -1,0 +1,6 @@
+"""``python -m experiments`` is ``opsin``."""
+
+from opsin.commands.main import main
+
+if __name__ == "__main__":
+    main()

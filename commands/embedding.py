@@ -1,0 +1,135 @@
+"""Features of a finished run: written with their images' ids, and drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opsin.analysis.features import Layer, check_features, extract_features
+from opsin.commands.runs import RunError
+from opsin.commands.trained import Trained, open_run
+from opsin.config.tree import resolve
+from opsin.data.examples import materialize
+from opsin.data.folder import folder
+from opsin.data.selection import select
+from opsin.data.sources import open_source
+from opsin.pictures import figures
+from opsin.train.program import prepared
+from opsin.train.tasks.task import Track
+from opsin.train.weights import fingerprint
+
+
+def embed(
+    run: Path,
+    source: str | None,
+    *,
+    split: str,
+    count: int,
+    layer: Layer,
+    seed: int,
+    output: Path,
+    track: Track,
+) -> list[Path]:
+    """Writes ``embedding.npz``, features of images, and ``embedding.png``, two maps of them.
+
+    The arrays are ``features`` float32 [count, d] as the network gives them, ``id`` int64 [count],
+    the place in the split, ``label`` int32 [count] where there are classes, ``pca`` and ``tsne``
+    [count, 2], and ``made``, JSON that says of which weights, layer, data and normalisation. Maps
+    are of features at unit length: t-SNE (van der Maaten & Hinton, 2008, JMLR 9) by scikit-learn.
+
+    Args:
+        run: of a classifier or of contrastive learning.
+        source: of the images; None takes the run's own data. Those of a ``folder:PATH`` are brought
+            to the size that the run was trained on.
+        split: of the source.
+        count: images, drawn at random where there are more.
+        layer: which features; see ``analysis.features``.
+        seed: of the draw and of the map.
+        output: directory.
+        track: shows how far it has come.
+
+    Raises:
+        RunError: if this is no run, the images have another size, or nothing can be written.
+        SettingError: if the network has no features, or they are not finite.
+        DataError: if the data cannot be read.
+    """
+    trained = open_run(run)
+    data, task = trained.experiment.data, trained.experiment.task
+    check_features(task, trained.image)
+    height, width, channels = trained.image
+    chosen: Any = data.source if source is None else source
+    if source is not None and source.startswith("folder:") and height == width:
+        path = source.removeprefix("folder:")
+        chosen = partial(folder, path, size=height, channels=channels)
+    examples = open_source(chosen, split)
+    total = len(examples.records)
+    if total < 3:
+        raise RunError(f"a map of {total} images shows nothing: give a split with more")
+    drawn = np.random.default_rng(seed).permutation(total)[:count]
+    ids = np.sort(drawn).astype(np.int64)
+    images = materialize(select(examples, ids))
+    if images["image"].shape[1:] != trained.image:
+        raise RunError(
+            f"{run} was trained on images {list(trained.image)}, and these are "
+            f"{list(images['image'].shape[1:])}: bring them to that size"
+        )
+    found = extract_features(
+        task, trained.params, trained.mutable, {split: images}, partial(prepared, data=data), track
+    )
+    features = found[split][layer]
+    maps = {name: make() for name, make in track(_maps(features, seed).items(), "maps")}
+    labels = images.get("label")
+    described = {"layer": layer, **_described(trained), "images": {"of": source, "split": split}}
+    arrays = {
+        "features": features,
+        "id": ids,
+        **({} if labels is None else {"label": labels}),
+        **maps,
+        "made": np.array(json.dumps(described)),
+    }
+    written = [output / "embedding.png", output / "embedding.npz"]
+    points = {"PCA": arrays["pca"], "t-SNE": arrays["tsne"]}
+    title = f"{trained.experiment.task.__class__.__name__}, {layer} of {len(features)} images"
+    try:
+        figure = figures.scatter(points, labels, examples.class_names, title)
+        figures.save(figure, written[0])
+        with written[1].open("wb") as file:
+            np.savez_compressed(file, **arrays)
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {output} ({error.strerror}): choose another directory with --output"
+        ) from error
+    return written
+
+
+def _maps(features: np.ndarray, seed: int) -> Mapping[str, Callable[[], np.ndarray]]:
+    """Two coordinates an image, by name; made when they are called."""
+    # Imported where it is used: it takes a second.
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    unit = features / np.maximum(lengths, 1e-12)
+    perplexity = min(30.0, (len(unit) - 1) / 3)
+    tsne = TSNE(init="pca", perplexity=perplexity, random_state=seed)
+    return {
+        "pca": partial(PCA(n_components=2, random_state=seed).fit_transform, unit),
+        "tsne": partial(tsne.fit_transform, unit),
+    }
+
+
+def _described(trained: Trained) -> dict[str, Any]:
+    """Which weights, and how images reached them."""
+    data = trained.experiment.data
+    variables = {"params": trained.params, **trained.mutable}
+    return {
+        "checkpoint": {"step": trained.step, "sha256": fingerprint(variables)},
+        "normalization": {"mean": list(data.mean), "std": list(data.std)},
+        "data": resolve(replace(data, augment=())),
+    }

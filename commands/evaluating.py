@@ -1,0 +1,193 @@
+"""``opsin evaluate``: what a trained network is worth, asked of a checkpoint. Nothing trains."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import pkgutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from opsin import analysis
+from opsin.analysis.diffusion import SampledBy
+from opsin.commands.runs import RunError, environment
+from opsin.commands.trained import Reopened, reopen
+from opsin.config import catalogue
+from opsin.config.identity import identity
+from opsin.config.sweep import identity_of
+from opsin.config.tree import named, override, parse, resolve
+from opsin.data.examples import Examples
+from opsin.data.sources import open_source
+from opsin.errors import ConfigError
+from opsin.report import evaluations
+from opsin.train.evaluate import evaluate, final_variables, numbers_of
+from opsin.train.experiment import Experiment
+from opsin.train.measurements import Measurement, check_measurements, measure
+from opsin.train.placement import on_own_devices
+from opsin.train.program import prepared
+from opsin.train.sets import open_training
+from opsin.train.tasks.task import Track
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One file of ``RUN/evaluations``.
+
+    Attributes:
+        name: of the measurement, or ``"splits"``.
+        metrics: that it found.
+        path: of the file.
+    """
+
+    name: str
+    metrics: Mapping[str, float]
+    path: Path
+
+
+def evaluate_run(run: Path, asked: Sequence[str], track: Track) -> Iterator[Evaluated]:
+    """Measures the newest checkpoint of a run, and writes each number where ``report`` finds it.
+
+    Args:
+        run: its directory.
+        asked: names of measurements, each with its overrides behind it (``SampleQuality
+            samples=2000``). Without any: the metrics of all splits, and what the run's experiment
+            measures as it stands, or else what the run was to measure.
+        track: shows how far it has come.
+
+    Raises:
+        RunError: if this is no run, or a file cannot be written.
+        ConfigError: for a measurement that is not there, or options that it does not take.
+        SettingError, DataError, WeightsError: if a measurement does not fit the run.
+    """
+    reopened = reopen(run)
+    experiment = reopened.experiment
+    present = _of_recipe(run, experiment) or experiment.measurements
+    chosen_ones = _parsed(asked, present) if asked else present
+    sets = {"train": open_training(experiment)}
+    for name, split in experiment.data.eval_splits.items():
+        sets[name] = open_source(experiment.data.source, split)
+    check_measurements(chosen_ones, experiment.task, sets)
+    step, commit = int(reopened.state.step), environment()["commit"]
+
+    def written(name: str, what: Any, metrics: Mapping[str, float], seconds: float) -> Path:
+        return evaluations.write(
+            run, name, measurement=what, step=step, metrics=metrics, seconds=seconds, commit=commit
+        )
+
+    try:
+        if not asked and experiment.data.eval_splits:
+            since = time.monotonic()
+            metrics = _of_splits(reopened, sets)
+            path = written(evaluations.SPLITS, None, metrics, time.monotonic() - since)
+            yield Evaluated(evaluations.SPLITS, metrics, path)
+        average, variables = final_variables(reopened.state)
+        for each in measure(
+            chosen_ones,
+            experiment.task,
+            on_own_devices(variables, reopened.program.mesh),
+            sets,
+            partial(prepared, data=experiment.data),
+            track,
+            average=average,
+        ):
+            what = resolve(each.measurement)
+            path = written(identity(each.measurement), what, each.metrics, each.seconds)
+            yield Evaluated(type(each.measurement).__name__, each.metrics, path)
+    except OSError as error:
+        raise RunError(f"cannot write to {run}: {error.strerror}") from error
+
+
+def known_measurements() -> dict[str, type]:
+    """Name → class of everything in ``analysis`` that can be measured."""
+    found: dict[str, type] = {}
+    for module in pkgutil.iter_modules(analysis.__path__):
+        members = vars(importlib.import_module(f"{analysis.__name__}.{module.name}"))
+        found |= {name: member for name, member in members.items() if _is_measurement(member)}
+    return dict(sorted(found.items()))
+
+
+def _is_measurement(member: Any) -> bool:
+    called = isinstance(member, type) and any("__call__" in vars(x) for x in member.__mro__)
+    return called and is_dataclass(member)
+
+
+def _of_recipe(run: Path, experiment: Experiment) -> tuple[Measurement, ...]:
+    """What the experiment of this house that a run is of measures of it now, in all of its arms."""
+    try:
+        name = json.loads((run / "arm.json").read_text())["experiment"]
+        module = catalogue.find(name)
+    except (OSError, ValueError, KeyError):  # no arm.json; ConfigError: no such experiment any more
+        return ()
+    arms, target = catalogue.arms(module), identity(experiment)
+    of = identity_of(module.config(), arms)
+    found = {
+        identity(each): each
+        for arm in arms
+        if of(arm.name, experiment.seed)[0] == target
+        for each in override(module.config(), arm.under(experiment.seed)).measurements
+    }
+    return tuple(found.values())
+
+
+def _parsed(texts: Sequence[str], present: Sequence[Measurement]) -> tuple[Measurement, ...]:
+    """Measurements by name, each with the overrides that stand behind it."""
+    groups: list[tuple[str, dict[str, Any]]] = []
+    for text in texts:
+        if "=" not in text:
+            groups.append((text, {}))
+            continue
+        if not groups:
+            raise ConfigError(
+                f"{text} is of no measurement: name one before it, as in SampleQuality samples=2000"
+            )
+        path, value = parse(text)
+        groups[-1][1][path] = value
+    return tuple(_made(name, overrides, present) for name, overrides in groups)
+
+
+def _made(name: str, overrides: dict[str, Any], present: Sequence[Measurement]) -> Measurement:
+    """The run's own measurement of that name, or a new one, with overrides."""
+    inner = [own.measurement for own in present if isinstance(own, SampledBy)]
+    for own in (*present, *inner):
+        if type(own).__name__ == name:
+            return override(own, overrides)
+    kind = _kind(name)
+    required = [
+        field.name
+        for field in fields(kind)
+        if field.default is MISSING and field.default_factory is MISSING
+    ]
+    if missing := [field for field in required if field not in overrides]:
+        raise ConfigError(
+            f"{name} needs {', '.join(missing)}: give {missing[0]}=…, as in "
+            "extractor=experiments.extractors:LENET"
+        )
+    return override(kind(**{field: overrides[field] for field in required}), overrides)
+
+
+def _kind(name: str) -> Any:
+    found = named(name)  # a class of one's own, package.module:Name
+    known = known_measurements()
+    kind = known.get(name, found)
+    if not _is_measurement(kind):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        raise ConfigError(
+            f"there is no measurement {name!r}: did you mean {near[0]}? There are "
+            f"{', '.join(known)}, and your own as package.module:Name"
+        )
+    return kind
+
+
+def _of_splits(reopened: Reopened, sets: Mapping[str, Examples]) -> dict[str, float]:
+    """The metrics of all splits, of the weights and of their moving average."""
+    data = reopened.experiment.data
+    found: dict[str, float] = {}
+    for name in data.eval_splits:
+        states = evaluate(reopened.program, reopened.state, sets[name], data.eval_batch, name)
+        found |= numbers_of(states)
+    return found

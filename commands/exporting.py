@@ -1,0 +1,35 @@
+"""How a finished run becomes a file of weights: to judge generators by, or to go on from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from opsin.commands.runs import RunError
+from opsin.commands.trained import open_run
+from opsin.train.weights import save_weights
+
+
+def export(run: Path, path: Path) -> str:
+    """Writes the network of a finished run, its moving average if it has one.
+
+    Returns:
+        The sha256 of the file.
+
+    Raises:
+        RunError: if this is no finished run.
+        WeightsError: if the file cannot be written.
+    """
+    trained = open_run(run)
+    if not (run / "DONE").exists():
+        raise RunError(f"{run} is not trained to its end: run it again, it goes on")
+    summary = json.loads((run / "summary.json").read_text())
+    accuracies = {name: x for name, x in summary.items() if name.endswith("/accuracy")}
+    described = {
+        "network": path.stem,
+        **asdict(trained.experiment.preprocessing(trained.image)),
+        "classes": len(trained.class_names),
+        "origin": {"run": run.name, "step": trained.step} | accuracies,
+    }
+    return save_weights(path, {"params": trained.params, **trained.mutable}, described)

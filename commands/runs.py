@@ -1,0 +1,336 @@
+"""A run and its directory: what is written before, during and after training."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from filelock import FileLock, Timeout
+
+from opsin.config.identity import essence, essence_of_resolved, identity
+from opsin.config.tree import resolve
+from opsin.data.files import replace_text
+from opsin.errors import UserError
+from opsin.report import evaluations
+from opsin.report.starts import other_code, read_starts
+from opsin.train.checkpoint import saved_step
+from opsin.train.experiment import Experiment
+from opsin.train.host.processes import ProcessError, check_same, is_first, of_first
+from opsin.train.host.profiling import Steps
+from opsin.train.logging import JsonLines, TensorBoard, WeightsAndBiases, Writer
+from opsin.train.loop import fit
+from opsin.train.measurements import Measurement
+from opsin.train.paths import json_leaves
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
+
+
+class RunError(UserError):
+    """A run directory that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, as far as it has no influence on the result.
+
+    Attributes:
+        workdir: parent of all run directories.
+        progress: whether to show a bar.
+        tensorboard: also write event files.
+        wandb: also log to Weights & Biases.
+        began: ``time.monotonic()`` of the command, to measure its start-up; None leaves that out.
+        profile: steps to trace.
+    """
+
+    workdir: Path = Path("runs")
+    progress: bool = True
+    tensorboard: bool = False
+    wandb: bool = False
+    began: float | None = None
+    profile: Steps | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run.
+
+    Attributes:
+        directory: of the run.
+        finished: False if it was stopped before its last step.
+        metrics: the final numbers, of evaluation and of the measurements of the experiment; empty
+            if it was stopped.
+        step: steps taken.
+        trained_before: True if it was finished already, and is only read.
+        signal: the signal that came meanwhile, or None.
+    """
+
+    directory: Path
+    finished: bool
+    metrics: dict[str, Any] = field(default_factory=dict)
+    step: int = 0
+    trained_before: bool = False
+    signal: int | None = None
+
+
+def directory_of(name: str, experiment: Experiment, workdir: Path) -> Path:
+    """``workdir/name/id``, the id being the hash of what changes a trained number."""
+    return workdir / name / identity(experiment)
+
+
+def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Outcome:
+    """Runs an experiment to its end, or goes on with it; a finished one is only read.
+
+    Measurements that a finished run lacks are made, without training. Several processes call it
+    alike; the first of them writes.
+
+    Raises:
+        ProcessError: processes were started differently, or do not see the same directory.
+        RunError: the directory cannot be written, another run is live in it, or it holds a finished
+            run that is to be profiled, or had other defaults.
+        Exception: whatever training raises; it is also written to ``FAILED``.
+    """
+    directory = directory_of(name, experiment, options.workdir)
+    config, writes = resolve(experiment), is_first()
+    check_same({"experiment": name} | config)
+    with _locked(directory) if writes else nullcontext():
+        if writes:
+            place = {"experiment": name, "arm": arm, "seed": experiment.seed}
+            _write_json(directory / "arm.json", place)
+        trained = of_first((directory / "DONE").exists())
+        if not directory.is_dir():
+            raise ProcessError(
+                f"process {jax.process_index()} does not see {directory}, which process 0 has "
+                "made: choose a --workdir on a disk that all processes share"
+            )
+        todo = experiment.measurements
+        if trained:
+            if options.profile:
+                raise RunError(
+                    f"{directory} is trained, no step is left to profile: train it in another "
+                    "place with --workdir, or rm -r it first"
+                )
+            _check_trained(directory, experiment, say=options.progress and writes)
+            todo = tuple(x for x in todo if not of_first(_is_measured(directory, x)))
+            if not todo:
+                return _finished(directory, experiment, trained_before=True)
+        if writes:
+            (directory / "FAILED").unlink(missing_ok=True)
+        if writes and not trained:
+            _write_json(directory / "config.json", config)
+            _record_start(directory, say=options.progress)
+        try:
+            with _stop_signal() as stopped:
+                result = fit(
+                    replace(experiment, measurements=todo),
+                    directory,
+                    config=config,
+                    essence=essence_of_resolved,
+                    stop=lambda: bool(stopped),
+                    writers=_writers(name, directory, config, options) if writes else (),
+                    progress=options.progress,
+                    began=options.began,
+                    profile=options.profile if writes else None,
+                )
+        except Exception as error:
+            if writes:
+                with suppress(OSError):  # the disk may be full: that is what ``error`` says then
+                    replace_text(directory / "FAILED", f"{type(error).__name__}: {error}\n")
+            raise
+        came = stopped[0] if stopped else None
+        if not (result.finished and writes):
+            return Outcome(directory, result.finished, step=result.step, signal=came)
+        for each in result.measured:
+            evaluations.write(
+                directory,
+                identity(each.measurement),
+                measurement=resolve(each.measurement),
+                step=result.step,
+                metrics=each.metrics,
+                seconds=each.seconds,
+                commit=environment()["commit"],
+            )
+        if not trained:
+            write_summary(directory / "summary.json", result.metrics)
+            replace_text(directory / "DONE", "")
+        return _finished(directory, experiment, trained_before=trained, signal=came)
+
+
+def state_of(directory: Path, experiment: Experiment) -> str:
+    """``DONE``, ``FAILED``, ``to do``, or ``to measure`` for a finished run that lacks numbers."""
+    if not (directory / "DONE").exists():
+        return "FAILED" if (directory / "FAILED").exists() else "to do"
+    measured = all(_is_measured(directory, x) for x in experiment.measurements)
+    return "DONE" if measured else "to measure"
+
+
+def _is_measured(directory: Path, measurement: Measurement) -> bool:
+    """Whether a finished run has the numbers of a measurement, of its last step."""
+    steps = read_summary(directory / "summary.json")["steps"]
+    return evaluations.read(directory, identity(measurement), steps) is not None
+
+
+def _finished(
+    directory: Path, experiment: Experiment, *, trained_before: bool, signal: int | None = None
+) -> Outcome:
+    metrics = read_summary(directory / "summary.json")
+    steps = int(metrics["steps"])
+    for measurement in experiment.measurements:
+        found = evaluations.read(directory, identity(measurement), steps)
+        metrics |= found["metrics"] if found else {}
+    return Outcome(directory, True, metrics, steps, trained_before, signal)
+
+
+def _check_trained(directory: Path, experiment: Experiment, *, say: bool) -> None:
+    """Raises RunError for a finished run that had other defaults; tells of other code."""
+    train_again = f"rm -r {directory} to train it again"
+    try:
+        saved = json.loads((directory / "config.json").read_text())
+        there = json_leaves(essence_of_resolved(saved))
+    except (OSError, ValueError) as error:  # ConfigError among them
+        raise RunError(f"{directory} was trained by other code ({error}): {train_again}") from error
+    here = json_leaves(essence(experiment))
+    if other := sorted(x for x in there.keys() | here.keys() if there.get(x) != here.get(x)):
+        was, now = (json_leaves(x).get(other[0], "absent") for x in (saved, resolve(experiment)))
+        raise RunError(
+            f"{directory} was trained when {other[0]} was {was}, and it is {now} by default now: "
+            f"{train_again}"
+        )
+    note = other_code(read_starts(directory / "env.json"), environment()) if say else None
+    if note:
+        print(note, file=sys.stderr)
+
+
+def _record_start(directory: Path, *, say: bool) -> None:
+    """Adds this start to ``env.json``; a run that goes on by other code says so."""
+    step = saved_step(directory / "checkpoints") or 0
+    now, before = environment() | {"step": step}, read_starts(directory / "env.json")
+    note = other_code(before, now) if step else None
+    _write_json(directory / "env.json", [*before, now])
+    if note is None:
+        return
+    lines = JsonLines(directory / "metrics.jsonl", step)
+    lines.note(step, note)
+    lines.close()
+    if say:
+        print(note, file=sys.stderr)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    replace_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_summary(path: Path, metrics: dict[str, Any]) -> None:
+    """Writes ``summary.json``; JSON knows no NaN: a number that is not finite is null."""
+    known = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in metrics.items()
+    }
+    _write_json(path, known)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """``summary.json`` as it was measured: null is a number that was not finite."""
+    content = json.loads(path.read_text())
+    return {name: math.nan if value is None else value for name, value in content.items()}
+
+
+def environment() -> dict[str, Any]:
+    """Where and with what this runs: commit, versions, devices, hardware."""
+    house = Path(__file__).parents[1]
+    commit = _git(house, "rev-parse", "HEAD")
+    return {
+        "commit": commit,
+        "dirty": bool(_git(house, "status", "--porcelain")) if commit else None,
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
+        "processes": jax.process_count(),
+        "hardware": f"{_processor()}, {os.cpu_count()} cores",
+        "command": shlex.join([_program(), *sys.argv[1:]]),
+    }
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    return "opsin" if name == "__main__.py" else name  # python -m opsin
+
+
+def _git(house: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(house), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None  # no git, or installed from an archive
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _writers(name: str, directory: Path, config: dict[str, Any], options: Options) -> list[Writer]:
+    writers: list[Writer] = []
+    if options.tensorboard:
+        writers.append(TensorBoard(directory / "tensorboard"))
+    if options.wandb:
+        writers.append(WeightsAndBiases(directory, f"{name}-{directory.name}", config))
+    return writers
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Holds the directory for one live run; the lock dies with the process."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise RunError(
+            f"another run is live in {directory}: wait for it, or change something, e.g. seed=1"
+        ) from error
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {directory} ({error.strerror}): choose another place with --workdir"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _stop_signal() -> Iterator[list[int]]:
+    """A list that fills when SIGTERM or Ctrl-C comes; a second Ctrl-C interrupts at once."""
+    received: list[int] = []
+
+    def receive(number: int, frame: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            # None is one that Python did not install: jax has one among several processes.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,0 +1,292 @@
+"""Images from a finished run: a picture to look at, and the arrays themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from opsin.analysis.sampling import check_labels, sample_images
+from opsin.commands.runs import RunError
+from opsin.commands.trained import Trained, open_run
+from opsin.config.tree import resolve
+from opsin.data.augment import row_keys
+from opsin.data.images import read_image
+from opsin.ops.diffusion.langevin import LANGEVIN, PREDICTOR_CORRECTOR
+from opsin.ops.diffusion.samplers import ANCESTRAL, DDIM, DPM_SOLVER, HEUN, Sampler
+from opsin.pictures import figures
+from opsin.train.compiler import jit_here
+from opsin.train.settings import SettingError
+from opsin.train.tasks.generative import Generative
+
+FRAMES, SECONDS = 50, 4.0
+"""Of an animation, at most."""
+
+SAMPLERS: dict[str, Sampler] = {
+    "ancestral": ANCESTRAL,
+    "ddim": DDIM,
+    "dpm++2m": DPM_SOLVER,
+    "heun": HEUN,
+    "langevin": LANGEVIN,
+    "predictor-corrector": PREDICTOR_CORRECTOR,
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What images are wanted, and how a diffusion model is to make them.
+
+    Attributes:
+        label: the class of all; None takes them in turn.
+        seed: of all.
+        weights: the moving average or the trained ones; None takes the average if there is one.
+        sampler: one of ``SAMPLERS``; None, here and below, is as the run was configured.
+        steps: of the sampler.
+        guidance: towards the class.
+    """
+
+    label: int | None = None
+    seed: int = 0
+    weights: Literal["ema", "raw"] | None = None
+    sampler: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+
+
+def sample(run: Path, count: int, asked: Asked, *, path: bool, output: Path) -> list[Path]:
+    """Writes ``samples.png``, a grid, and ``samples.npz``; with ``path`` also ``path.gif``.
+
+    The arrays are ``image`` uint8 [count, height, width, channels], ``label`` int32 [count] where
+    the model takes classes (all in turn, unless one is asked for), ``seed``, ``step``, and
+    ``made``, JSON that says how. Image i of a seed is the same whatever ``count`` is. The animation
+    shows the first 16, from noise on.
+
+    Raises:
+        RunError: if the run makes no images, not in this way, or the directory cannot be written.
+        SettingError: if a class is asked for that the model does not know, or a way to make images
+            that it does not allow.
+    """
+    trained, task = _open(run, asked)
+    labels = _labels(task, count, asked)
+    shown = min(count, 16)  # all steps of an image are in memory
+    few = None if labels is None else jnp.asarray(labels[:shown])
+    with _about(run):  # before the images: not every model has a path
+        made = _path(trained, task, _keys(asked.seed, shown), few) if path else None
+    images = sample_images(
+        task, trained.params, trained.mutable, count, seed=asked.seed, labels=labels
+    )
+    arrays = _how(run, trained, task.sampling, asked)
+    if labels is not None:
+        arrays["label"] = labels
+    rows = partial(_rows, classes=None if asked.label is not None else task.num_classes)
+    written = _write(images, arrays, rows, output / "samples")
+    if made is not None:
+        written.append(_animate([rows(frame) for frame in made], output / "path.gif"))
+    return written
+
+
+def inpaint(
+    run: Path,
+    image: Path,
+    mask: Path,
+    count: int,
+    asked: Asked,
+    *,
+    resamplings: int,
+    output: Path,
+) -> list[Path]:
+    """Writes ``inpainted.png``, the image, what is known of it and versions of the whole.
+
+    Where a run is configured with a sampler that remembers the step before, 100 steps of DDPM take
+    its place, unless another is asked for. Beside it lies ``inpainted.npz`` with ``image`` uint8
+    [count, height, width, channels].
+
+    Args:
+        run: of a diffusion model.
+        image: of which a part is known.
+        mask: an image of the same size, white (at least half) where it is to be filled in.
+        count: number of versions.
+        asked: which, and how they are made.
+        resamplings: how often each step is done; see ``ops.diffusion.inpainting``.
+        output: directory.
+
+    Raises:
+        RunError: if the run is of no diffusion model, the images have another size than it makes,
+            the mask leaves nothing to do, or the directory cannot be written.
+        DataError: for a file that is no image.
+        SettingError: as ``sample``.
+    """
+    if asked.label is None and asked.guidance is not None:
+        raise RunError("--guidance is towards a class: ask for one with --class, or leave it out")
+    trained, task = _open(run, asked)
+    with _about(run):
+        inpainter = task.inpainter(
+            resamplings,
+            steps=asked.steps,
+            keep_sampler=asked.sampler is not None,
+            any_class=asked.label is None,
+        )
+    height, width, channels = inpainter.image
+    for file in (image, mask):
+        _check_opaque(file)
+    known = np.asarray(read_image(image, channels), np.float32) / 255
+    known = known.reshape(*known.shape[:2], channels)
+    unknown = np.asarray(read_image(mask, 1)) >= 128
+    for file, found in ((image, known), (mask, unknown)):
+        if found.shape[:2] != (height, width):
+            raise RunError(
+                f"{file} has {found.shape[1]}x{found.shape[0]} pixels, the run makes "
+                f"{width}x{height}: bring it to that size"
+            )
+    if not unknown.any() or unknown.all():
+        much = "nothing" if not unknown.any() else "everything"
+        raise RunError(f"{mask} asks for {much} to be filled in: make only that part white")
+    labels = None if asked.label is None else _labels(task, count, asked)
+    if labels is not None:
+        check_labels(task, labels)
+    made = jit_here(partial(inpainter.inpaint, resamplings=resamplings))(
+        trained.params,
+        trained.mutable,
+        _keys(asked.seed, count),
+        None if labels is None else jnp.asarray(labels),
+        jnp.broadcast_to(known, (count, *known.shape)),
+        jnp.asarray(~unknown[..., None]),
+    )
+    images = np.clip(np.asarray(made, np.float32), 0, 1)
+    seen = np.where(unknown[..., None], 0.5, known)
+    arrays = _how(run, trained, inpainter.sampling, asked) | {"resamplings": np.array(resamplings)}
+
+    def row(images: np.ndarray) -> np.ndarray:
+        return np.concatenate([known[None], seen[None], images])[None]
+
+    names = ("image", "known", *(f"filled {i + 1}" for i in range(count)))
+    return _write(images, arrays, row, output / "inpainted", names)
+
+
+def _path(
+    trained: Trained, task: Generative, keys: jax.Array, labels: jax.Array | None
+) -> np.ndarray:
+    """Images on their way out of noise, a frame a step."""
+    return np.asarray(jit_here(task.path)(trained.params, trained.mutable, keys, labels)[0])
+
+
+@contextmanager
+def _about(run: Path) -> Iterator[None]:
+    """What a task says it cannot do, as a line about its run."""
+    try:
+        yield
+    except SettingError as error:
+        raise RunError(f"{run}: {error}") from error
+
+
+def _how(run: Path, trained: Trained, sampling: Any, asked: Asked) -> dict[str, np.ndarray]:
+    """What tells images of one command from those of another."""
+    made = {"run": str(run), "weights": asked.weights or "default"}
+    if sampling is not None:
+        made["sampling"] = resolve(sampling)
+    return {
+        "seed": np.array(asked.seed),
+        "step": np.array(trained.step),
+        "made": np.array(json.dumps(made)),
+    }
+
+
+def _check_opaque(file: Path) -> None:
+    """Raises RunError for an image with transparent parts, whose colours are whatever they are."""
+    with suppress(OSError), Image.open(file) as image:  # what is no image is told when it is read
+        if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+            raise RunError(f"{file} has transparent parts: save it without, on black or white")
+
+
+def _open(run: Path, asked: Asked) -> tuple[Trained, Generative]:
+    trained = open_run(run, asked.weights)
+    with _about(run):
+        task = trained.experiment.task.as_generative()
+    changes: dict[str, Any] = {
+        name: value
+        for name, value in (("steps", asked.steps), ("guidance", asked.guidance))
+        if value is not None
+    }
+    if asked.sampler is not None:
+        changes["sampler"] = SAMPLERS[asked.sampler]
+    return trained, task.with_sampling(**changes)
+
+
+def _labels(task: Generative, count: int, asked: Asked) -> np.ndarray | None:
+    if asked.label is not None:
+        return np.full(count, asked.label, np.int32)
+    if task.num_classes is None:
+        return None
+    return np.arange(count, dtype=np.int32) % task.num_classes
+
+
+def _keys(seed: int, count: int) -> jax.Array:
+    """Those of ``analysis.sampling``."""
+    return row_keys(jax.random.key(seed), count)
+
+
+def _write(
+    images: np.ndarray,
+    arrays: dict[str, np.ndarray],
+    rows: Any,
+    stem: Path,
+    columns: Sequence[str] = (),
+) -> list[Path]:
+    """A picture of images in [0, 1] and the arrays, as ``stem.png`` and ``stem.npz``."""
+    written = [stem.with_suffix(".png"), stem.with_suffix(".npz")]
+    whole = {"image": np.round(images * 255).astype(np.uint8), **arrays}
+    try:
+        figures.save(figures.panels(rows(images), columns=columns), written[0])
+        with written[1].open("wb") as file:
+            np.savez_compressed(file, **whole)
+    except OSError as error:
+        raise _unwritten(stem.parent, error) from error
+    return written
+
+
+def _animate(frames: Sequence[np.ndarray], path: Path) -> Path:
+    """A GIF of grids [rows, columns, height, width, channels] in [0, 1]; its end stays a while."""
+    some = np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int)
+    pictures = [_picture(frames[i]) for i in some]
+    durations = [round(1000 * SECONDS / len(pictures))] * (len(pictures) - 1) + [2000]
+    try:
+        pictures[0].save(
+            path, save_all=True, append_images=pictures[1:], duration=durations, loop=0
+        )
+    except OSError as error:
+        raise _unwritten(path.parent, error) from error
+    return path
+
+
+def _picture(grid: np.ndarray) -> Image.Image:
+    """A grid with white lines between the images, each pixel three by three."""
+    padded = np.pad(grid, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=1.0)
+    rows, columns, height, width, channels = padded.shape
+    whole = padded.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
+    whole = np.round(255 * whole.repeat(3, axis=0).repeat(3, axis=1)).astype(np.uint8)
+    return Image.fromarray(whole[..., 0] if channels == 1 else whole)
+
+
+def _unwritten(directory: Path, error: OSError) -> RunError:
+    return RunError(
+        f"cannot write to {directory} ({error.strerror}): choose another directory with --output"
+    )
+
+
+def _rows(images: np.ndarray, classes: int | None) -> np.ndarray:
+    """Images in rows, near to a square; where classes come in turn, each has columns of its own."""
+    columns = int(np.ceil(np.sqrt(len(images))))
+    if classes and len(images) >= classes:
+        columns = classes * max(1, round(columns / classes))
+    missing = -len(images) % columns
+    padded = np.concatenate([images, np.ones((missing, *images.shape[1:]), images.dtype)])
+    return padded.reshape(-1, columns, *images.shape[1:])

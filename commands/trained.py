@@ -1,0 +1,131 @@
+"""A run, opened again from its directory alone: its data set is not needed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from jaxtyping import PyTree
+
+from opsin.commands.runs import RunError
+from opsin.config.identity import essence_of_resolved
+from opsin.config.tree import rebuild
+from opsin.errors import ConfigError
+from opsin.train.checkpoint import Checkpoints
+from opsin.train.experiment import Experiment
+from opsin.train.feed import FeedSpec
+from opsin.train.program import Program, build
+from opsin.train.sharding import Parallel, make_mesh
+from opsin.train.state import State
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run knows.
+
+    Attributes:
+        experiment: rebuilt from its ``config.json``.
+        step: of its newest checkpoint.
+        params: on the host; their moving average if there is one and it is not declined.
+        mutable: the other variables of the model, likewise.
+        image: height, width and channels of the training images.
+        class_names: of its data, maybe none.
+        resized: whether the training images were brought to their size, from whatever they had.
+    """
+
+    experiment: Experiment
+    step: int
+    params: PyTree
+    mutable: PyTree
+    image: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    resized: bool
+
+
+@dataclass(frozen=True)
+class Reopened:
+    """A run as its newest checkpoint left it, laid out on one device.
+
+    Attributes:
+        experiment: rebuilt from its ``config.json``.
+        program: its programs, none of them compiled yet.
+        state: of the checkpoint.
+        described: what its data were like.
+    """
+
+    experiment: Experiment
+    program: Program
+    state: State
+    described: dict[str, Any]
+
+
+def reopen(run: Path) -> Reopened:
+    """Opens the newest checkpoint of a run's directory.
+
+    Raises:
+        RunError: if this is no run, or this code cannot make its experiment.
+        CheckpointError: if it has no checkpoint that can be read, or one of another config.
+    """
+    try:
+        saved = json.loads((run / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{run} is no directory of a run (config.json: {error}): give runs/NAME/ID, which "
+            "`opsin run` prints last"
+        ) from error
+    try:
+        experiment = rebuild(saved)
+    except ConfigError as error:
+        raise RunError(
+            f"{run} was trained by other code: {error}; check out the commit in its env.json"
+        ) from error
+    with Checkpoints(run / "checkpoints", create=False) as checkpoints:
+        metadata = checkpoints.metadata()
+        if "data" not in metadata:
+            raise RunError(f"{run} did not keep what its data were like: train it again")
+        described = metadata["data"]
+        batch = {
+            name: jax.ShapeDtypeStruct((experiment.data.batch, *shape), dtype)
+            for name, (shape, dtype) in described["arrays"].items()
+        }
+        # On one device: what is asked of a finished run is not worth sharing.
+        alone = replace(experiment, parallel=Parallel(data=1))
+        feed = FeedSpec(make_mesh(alone.parallel), batch, described["examples"])
+        program = build(alone, feed)
+        state, _ = checkpoints.restore(program.state, saved, essence_of_resolved)
+    return Reopened(experiment, program, state, described)
+
+
+def open_run(run: Path, weights: Literal["ema", "raw"] | None = None) -> Trained:
+    """Opens the newest checkpoint of a run's directory.
+
+    Args:
+        run: the directory.
+        weights: the moving average, or what was trained; None takes the average if there is one.
+
+    Raises:
+        RunError: if this is no run, this code would not make it, or it kept no moving average.
+        CheckpointError: if it has no checkpoint that can be read.
+    """
+    reopened = reopen(run)
+    state, described = reopened.state, reopened.described
+    if weights == "ema" and not state.ema:
+        raise RunError(
+            f"{run} kept no moving average of its weights: leave out --weights, or train with "
+            "loop.ema_decay=0.999"
+        )
+    averaged = None if weights == "raw" else state.ema
+    variables: Any = averaged or {"params": state.params, "mutable": state.mutable}
+    variables = jax.device_get(variables)
+    return Trained(
+        experiment=reopened.experiment,
+        step=int(state.step),
+        params=variables["params"],
+        mutable=variables["mutable"],
+        image=tuple(described["arrays"]["image"][0]),
+        class_names=tuple(described["class_names"]),
+        resized=described["resized"],
+    )

@@ -1,0 +1,1 @@
+"""Experiments as trees: overrides, identity, the catalogue."""

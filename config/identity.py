@@ -1,0 +1,102 @@
+"""What makes a run the run that it is, and the id that is the hash of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from opsin.config.names import lasting_name
+from opsin.config.tree import children, rebuild, resolve
+from opsin.errors import ConfigError
+
+
+def identity(tree: Any) -> str:
+    """Twelve hexadecimal digits that name what the tree is made of."""
+    text = json.dumps(essence(tree), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def essence(node: Any) -> Any:
+    """The tree as JSON, without what leaves every trained number as it is.
+
+    An object goes by its name without its module, so that files may move. An option that has its
+    default is left out, so that a new one changes no id; and so is a field with the metadata
+    ``{"identity": False}``: measurements, how often something is logged or saved, and the layout
+    of devices.
+
+    Raises:
+        ConfigError: for an object that cannot be found by a name, such as a lambda.
+    """
+    if isinstance(node, Mapping):
+        return {str(key): essence(value) for key, value in node.items()}
+    if isinstance(node, tuple | list):
+        return [essence(value) for value in node]
+    if node is None or isinstance(node, bool | int | float | str):
+        return resolve(node)
+    if isinstance(node, partial):
+        positional = {"args": essence(node.args)} if node.args else {}
+        return {"call": lasting_name(node.func)} | positional | _set(node.func, node.keywords)
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        values = {name: value for name, (value, _) in children(node).items()}
+        return {"type": lasting_name(type(node))} | _set(type(node), values)
+    return {"call": lasting_name(node)}  # with a key, so that no text is taken for a function
+
+
+def essence_of_resolved(config: Mapping[str, Any]) -> Any:
+    """The essence of what ``resolve`` gave this for, at any time.
+
+    Raises:
+        ConfigError: as ``rebuild``.
+    """
+    return essence(rebuild(config))
+
+
+def defaults(owner: Any) -> dict[str, Any]:
+    """Option → its default, of a dataclass, a Flax module or a function."""
+    if dataclasses.is_dataclass(owner):
+        made = {
+            field.name: field.default_factory()
+            for field in dataclasses.fields(owner)
+            if field.default_factory is not dataclasses.MISSING
+        }
+        plain = {field.name: field.default for field in dataclasses.fields(owner)}
+        return {
+            name: value
+            for name, value in (plain | made).items()
+            if value is not dataclasses.MISSING
+        }
+    try:
+        parameters = inspect.signature(owner).parameters
+    except ValueError:  # of a library's own making, without a signature
+        return {}
+    return {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+
+
+def _set(owner: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The essence of the options that differ from their defaults and count."""
+    given = defaults(owner)
+    fields = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
+    apart = {f.name for f in fields if not f.metadata.get("identity", True)}
+    counted = {name: essence(value) for name, value in values.items() if name not in apart}
+    return {
+        name: value
+        for name, value in counted.items()
+        if name not in given or not _same(value, given[name])
+    }
+
+
+def _same(value: Any, default: Any) -> bool:
+    """Whether a value is a default; 1, 1.0 and True are not the same."""
+    try:
+        return json.dumps(value, sort_keys=True) == json.dumps(essence(default), sort_keys=True)
+    except ConfigError:  # a library's own marker for "not given"
+        return False

@@ -1,0 +1,187 @@
+"""Objects by name: the name that finds one, the one that outlives a move, and what a name finds."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+import sysconfig
+import types
+from pathlib import Path
+from typing import Any
+
+from opsin.config import own_files
+from opsin.errors import ConfigError
+
+HOUSE = Path(__file__).parent.parent
+PARENT = __name__.split(".")[:-2]
+"""The packages that all rooms of the house are in."""
+
+OWN = "".join(f"{package}." for package in PARENT)
+"""What names of this house are written without."""
+
+
+def named(text: str) -> Any:
+    """The function or class that a text names; any other text is itself.
+
+    Names are ``package.module:name``, and ``./FILE.py:name`` for what is in a file of the user.
+
+    Raises:
+        ConfigError: the module is there and cannot be imported, or has no such name.
+    """
+    file, _, name = text.rpartition(":")
+    if file.endswith(".py") and name.isidentifier():
+        return own_files.load(Path(file), name)
+    module, colon, name = text.partition(":")
+    if not colon or not all(part.isidentifier() for part in [*module.split("."), name]):
+        return text
+    loaded = _imported(module)
+    if hasattr(loaded, name):
+        return getattr(loaded, name)
+    if getattr(loaded, "__file__", None):  # else a mere directory, called "tfds"
+        raise ConfigError(f"module {module} has no {name!r}")
+    return text
+
+
+def _imported(module: str) -> types.ModuleType | None:
+    """A module, of this house first, or None if there is none.
+
+    Raises:
+        ConfigError: it is there and cannot be imported.
+    """
+    own = [OWN + module] if (HOUSE / module.partition(".")[0]).is_dir() else []
+    for path in [*own, module]:
+        try:
+            return importlib.import_module(path)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{path}.".startswith(f"{error.name}."):
+                raise ConfigError(f"cannot import {path}: {error}") from error
+    return None  # "tfds:mnist" is a string: there is no module of that name
+
+
+def found(text: str) -> Any:
+    """As ``named``, also for what has moved to another module of this house since it was written.
+
+    Raises:
+        ConfigError: as ``named``.
+    """
+    try:
+        known = named(text)
+    except ConfigError:
+        moved = _moved(text)
+        if moved is None:
+            raise
+        return moved
+    moved = _moved(text) if known is text else None
+    return known if moved is None else moved
+
+
+def full_name(node: Any) -> str:
+    """``package.module:name``, or ``/path/FILE.py:name``, by which ``named`` finds the object.
+
+    Modules of this house are written without ``opsin``.
+
+    Raises:
+        ConfigError: for an object that cannot be found by a name, such as a lambda.
+    """
+    module, name = _origin(node)
+    if own_files.is_own(module):
+        return f"{_file(module)}:{name}"
+    public = _public_module(node, module, name)
+    return f"{'.'.join(public.split('.')[len(PARENT) :]) if in_house(module) else public}:{name}"
+
+
+def lasting_name(node: Any) -> str:
+    """The name of an object that stays when its module moves.
+
+    Of this house it is the name alone, of a library ``library:name``, and of a user's own module
+    ``module:name`` without the packages around it.
+
+    Raises:
+        ConfigError: as ``full_name``.
+    """
+    module, name = _origin(node)
+    if in_house(module):
+        return name
+    library, *_, last = module.split(".") if "." in module else (module, module)
+    return f"{library if _is_library(module) else last}:{name}"
+
+
+def in_house(module: str) -> bool:
+    """Whether a module lies in a room of this house. A file beside the rooms is a user's own."""
+    file = _file(module)
+    if file is None or not file.is_relative_to(HOUSE):
+        return False
+    inside = file.relative_to(HOUSE).parts
+    return len(inside) > 1 and "site-packages" not in inside  # of an environment in the house
+
+
+def _is_library(module: str) -> bool:
+    """Whether a module was installed, or comes with Python."""
+    file = _file(module)
+    if file is None or {"site-packages", "dist-packages"} & set(file.parts):
+        return True
+    return file.is_relative_to(sysconfig.get_path("stdlib"))
+
+
+def _file(module: str) -> Path | None:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return Path(file) if file else None
+
+
+def _origin(node: Any) -> tuple[str, str]:
+    name = getattr(node, "__qualname__", None) or getattr(node, "__name__", None)
+    module = getattr(node, "__module__", None)
+    instance = getattr(node, "__self__", None)  # of a bound method: its state has no name
+    bound = instance is not None and not isinstance(instance, type | types.ModuleType)
+    if not name or not module or "<" in name or bound:
+        raise ConfigError(
+            f"{node!r} in a config has no name to find it by: use a function or class of a module, "
+            "or a functools.partial of one"
+        )
+    return module, name
+
+
+def _public_module(node: Any, module: str, name: str) -> str:
+    """The shortest module that offers the object, if its own is private: those move about."""
+    if not _is_private(module):
+        return module
+    package = module.partition(".")[0]
+    offering = [
+        path
+        for path, loaded in list(sys.modules.items())
+        if path.partition(".")[0] == package
+        and not _is_private(path)
+        and isinstance(loaded, types.ModuleType)
+        and vars(loaded).get(name) is node
+    ]
+    return min(offering, key=lambda path: (path.count("."), path), default=module)
+
+
+def _is_private(module: str) -> bool:
+    return any(part.startswith("_") and not part.startswith("__") for part in module.split("."))
+
+
+def _moved(text: str) -> Any:
+    """What ``room.module:name`` named, if exactly one file of the rooms defines that name now."""
+    module, _, name = text.partition(":")
+    parts = module.split(".")
+    room = parts[len(PARENT)] if PARENT and parts[: len(PARENT)] == PARENT else parts[0]
+    if not name.isidentifier() or not room.isidentifier() or not (HOUSE / room).is_dir():
+        return None
+    defines = re.compile(rf"^(class|def) {name}\b", re.MULTILINE)
+    homes = [file for file in house_files() if defines.search(file.read_text(encoding="utf-8"))]
+    if len(homes) != 1:
+        return None
+    path = homes[0].relative_to(HOUSE).with_suffix("").parts
+    return getattr(importlib.import_module(OWN + ".".join(path)), name)
+
+
+def house_files() -> list[Path]:
+    """The Python files of all rooms, but for tests and benchmarks, of which no run is made."""
+    rooms = (
+        room
+        for room in sorted(HOUSE.iterdir())
+        if room.is_dir() and room.name.isidentifier() and room.name not in ("tests", "benchmarks")
+    )
+    return [file for room in rooms for file in sorted(room.rglob("*.py"))]

@@ -1,0 +1,63 @@
+"""A user's own functions, named by the file that they are in: there is no path to set."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from opsin.errors import ConfigError
+
+PREFIX = "own_files_"
+"""What the module of such a file is called, before the name of the file."""
+
+
+def load(path: Path, name: str) -> Any:
+    """The object ``name`` of a Python file, as in ``./my_losses.py:poly1_loss``.
+
+    The file becomes the module ``own_files_<stem>``, wherever it lies and from wherever it is read,
+    and is read once a process. It may import what is installed, not the files beside it.
+
+    Raises:
+        ConfigError: there is no such file or name, another file of the same name was read before,
+            or the file cannot be imported.
+    """
+    if path.suffix != ".py" or not path.is_file():
+        what = "is not the name of a Python file" if path.suffix != ".py" else "is not there"
+        raise ConfigError(f"{path} {what}: write ./FILE.py:NAME, seen from {Path.cwd()}")
+    module = _module(path)
+    if not hasattr(module, name):
+        near = get_close_matches(name, vars(module), n=1, cutoff=0.0)[0]
+        raise ConfigError(f"{path} has no {name!r}: did you mean {near!r}?")
+    return getattr(module, name)
+
+
+def _module(path: Path) -> ModuleType:
+    known_as = PREFIX + path.stem
+    file = str(path.resolve())
+    if known_as in sys.modules:
+        module = sys.modules[known_as]
+        if module.__file__ != file:
+            raise ConfigError(f"{module.__file__} and {file} have the same name: rename one")
+        return module
+    spec = importlib.util.spec_from_file_location(known_as, file)
+    assert spec is not None  # of a file that ends in .py there is always one
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[known_as] = module  # dataclasses look their module up while they are made
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[known_as]
+        raise ConfigError(
+            f"cannot import {path}: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+    return module
+
+
+def is_own(module: str) -> bool:
+    """Whether a module is a file that ``load`` has read."""
+    return module.startswith(PREFIX)

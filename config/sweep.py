@@ -1,0 +1,92 @@
+"""An ablation: every arm under every seed, finished runs skipped, failed ones marked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from opsin.config.identity import identity
+from opsin.config.table import Arm
+from opsin.config.tree import override
+from opsin.errors import ConfigError
+from opsin.train.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a sweep. Several that differ in what is measured alone share a directory."""
+
+    arm: str
+    seed: int
+    experiment: Experiment
+
+
+def expand(
+    experiment: Experiment,
+    arms: Sequence[Arm],
+    seeds: int,
+    overrides: Mapping[str, Any] | None = None,
+) -> list[Planned]:
+    """Every arm under seeds 0 … ``seeds`` − 1; seeds turn slowest, so that each is a whole table.
+
+    Args:
+        experiment: what the arms change.
+        arms: names and overrides.
+        seeds: how many.
+        overrides: for every arm, on top of its own.
+
+    Raises:
+        ConfigError: two arms of the same name, or that run and measure the same thing.
+    """
+    names = [arm.name for arm in arms]
+    if double := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"two arms of this sweep are called {double[0]!r}: rename one")
+    planned = [
+        Planned(
+            arm.name,
+            seed,
+            override(experiment, arm.under(seed) | dict(overrides or {})),
+        )
+        for seed in range(seeds)
+        for arm in arms
+    ]
+    seen: dict[tuple[str, str | None], Planned] = {}
+    for run in planned:
+        twin = seen.setdefault(identities(run.experiment), run)
+        if twin is not run:
+            raise ConfigError(
+                f"{run.arm} with seed {run.seed} and {twin.arm} with seed {twin.seed} are one and "
+                "the same run: give them different overrides"
+            )
+    return planned
+
+
+def identities(experiment: Experiment) -> tuple[str, str | None]:
+    """The id of a run, and that of what is measured of it, or None: together those of a row."""
+    return identity(experiment), "+".join(map(identity, experiment.measurements)) or None
+
+
+def identity_of(
+    experiment: Experiment, arms: Sequence[Arm]
+) -> Callable[[str, int], tuple[str, str | None]]:
+    """``(arm, seed) -> (id, measurement)`` of the runs of a sweep without overrides."""
+    by_name = {arm.name: arm for arm in arms}
+    return lambda arm, seed: identities(override(experiment, by_name[arm].under(seed)))
+
+
+def arm_of(experiment: Experiment, base: Experiment, arms: Sequence[Arm]) -> str:
+    """The arm that an experiment is a run of, under whatever seed; ``"custom"`` if of none."""
+    target, of = identities(experiment), identity_of(base, arms)
+    return next((a.name for a in arms if of(a.name, experiment.seed) == target), "custom")
+
+
+def share(planned: Sequence[Planned], index: int, of: int) -> Iterator[Planned]:
+    """Every ``of``-th run from ``index`` on: ``of`` machines do a sweep together.
+
+    Raises:
+        ConfigError: if the index is not in 0 … of − 1.
+    """
+    if not 0 <= index < of:
+        raise ConfigError(f"--index {index} --of {of}: the index counts from 0 to {of - 1}")
+    return iter(planned[index::of])

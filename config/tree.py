@@ -1,0 +1,250 @@
+"""Experiments as trees of real objects: override any field, resolve to JSON, rebuild from it."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import math
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar, cast
+
+from opsin.config import hints
+from opsin.config.names import found, full_name, named
+from opsin.errors import ConfigError
+
+Tree = TypeVar("Tree")
+_REQUIRED = inspect.Parameter.empty  # stands where an option has no default
+
+
+def parse(text: str) -> tuple[str, Any]:
+    """``"task.model.width=32"`` → ``("task.model.width", 32)``.
+
+    The value is a Python literal, ``package.module:name`` for a function or class, or a string.
+
+    Raises:
+        ConfigError: without an equals sign, or when the named object does not exist.
+    """
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"{text!r} is not an override: write path=value, as in seed=1")
+    with suppress(ValueError, SyntaxError, TypeError):  # then it is a name or a string
+        return path, ast.literal_eval(value)
+    try:
+        return path, named(value)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+RETIRED = frozenset({"axis_name", "final"})
+"""Options of earlier code that changed no trained number: configs of then may still name them."""
+
+
+def rebuild(resolved: Any) -> Any:
+    """The tree that ``resolve`` gave this for, now or in earlier code; lists become tuples.
+
+    What has moved to another module of this house is found by its name.
+
+    Raises:
+        ConfigError: for a name that is not there any more, or no longer takes these fields.
+    """
+    if isinstance(resolved, list):
+        return tuple(rebuild(value) for value in resolved)
+    if isinstance(resolved, str):
+        return float(resolved) if resolved in ("inf", "-inf", "nan") else found(resolved)
+    if not isinstance(resolved, Mapping):
+        return resolved
+    fields = {name: rebuild(value) for name, value in resolved.items()}
+    kind, function = fields.pop("type", None), fields.pop("call", None)
+    args = fields.pop("args", ())
+    if callable(function):
+        fields = _taken(function, resolved["call"], fields)
+        return function if resolve(function) == resolved else partial(function, *args, **fields)
+    if kind is None:
+        return fields
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise ConfigError(f"{resolved['type']} is no dataclass of this code")
+    try:
+        return kind(**_taken(kind, resolved["type"], fields))
+    except TypeError as error:
+        raise ConfigError(f"{resolved['type']}: {error}") from error
+
+
+def _taken(owner: Callable[..., Any], name: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields without retired ones, if the owner takes all others."""
+    parameters = hints.parameters(owner)
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return fields
+    kept = {key: value for key, value in fields.items() if key in parameters or key not in RETIRED}
+    if unknown := sorted(kept.keys() - parameters.keys()):
+        raise ConfigError(f"{name}: it takes no {unknown[0]!r} any more")
+    return kept
+
+
+def parse_all(texts: Iterable[str]) -> dict[str, Any]:
+    """Path → value of several overrides.
+
+    Raises:
+        ConfigError: as ``parse``, and if a path comes twice.
+    """
+    overrides: dict[str, Any] = {}
+    for path, value in map(parse, texts):
+        if path in overrides:
+            raise ConfigError(f"{path} is overridden twice: leave one of them out")
+        overrides[path] = value
+    return overrides
+
+
+def override(tree: Tree, overrides: Mapping[str, Any]) -> Tree:
+    """A copy of the tree with the fields at these dotted paths replaced.
+
+    Paths reach dataclass fields, Flax module fields, keywords of functions and of
+    ``functools.partial``s, keys of dicts and positions of tuples.
+
+    Raises:
+        ConfigError: unknown path (names the nearest one) or a value of the wrong type.
+    """
+    for path, value in overrides.items():
+        tree = _replace(tree, Any, path.split("."), value, path, tree)
+    return tree
+
+
+def resolve(node: Any) -> Any:
+    """The tree as JSON, with the values of all its options.
+
+    It is complete, and ``rebuild`` makes the tree of it again. A function is its name, with the
+    values of its keyword-only options if it has any.
+
+    Raises:
+        ConfigError: for an object that cannot be found by a name, such as a lambda.
+    """
+    if isinstance(node, float) and not math.isfinite(node):
+        return str(node)  # JSON has no infinity
+    if node is None or isinstance(node, bool | int | float | str):
+        return node
+    if isinstance(node, Mapping):
+        return {str(key): resolve(value) for key, value in node.items()}
+    if isinstance(node, tuple | list):
+        return [resolve(value) for value in node]
+    if isinstance(node, partial | types.FunctionType):
+        function, args, given = (
+            (node.func, node.args, node.keywords) if isinstance(node, partial) else (node, (), {})
+        )
+        options = {"args": [resolve(value) for value in args]} if args else {}
+        for name, (value, _) in children(node).items():
+            if name in given or _is_plain(value):
+                options[name] = resolve(value)
+        return {"call": full_name(function), **options} if options else full_name(function)
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        below = {name: resolve(value) for name, (value, _) in children(node).items()}
+        return {"type": full_name(type(node)), **below}
+    return full_name(node)
+
+
+def paths(tree: Any, prefix: str = "") -> Iterator[str]:
+    """Every path that an override can name."""
+    for name, (value, _) in children(tree).items():
+        path = f"{prefix}{name}"
+        yield path
+        yield from paths(value, f"{path}.")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a default can be resolved: a library's own marker for "not given" cannot."""
+    try:
+        resolve(value)
+    except ConfigError:
+        return False
+    return value is not _REQUIRED
+
+
+def children(node: Any, hint: Any = Any) -> dict[str, tuple[Any, Any]]:
+    """Name → (value, type hint) of what lies below a node."""
+    if isinstance(node, Mapping):
+        return {str(key): (value, hints.element_hint(hint)) for key, value in node.items()}
+    if isinstance(node, tuple | list):
+        return {str(i): (value, hints.element_hint(hint, i)) for i, value in enumerate(node)}
+    if isinstance(node, partial):
+        options = {
+            name: (parameter.default, hints.evaluated(node.func, parameter.annotation))
+            for name, parameter in hints.parameters(node.func).items()
+            if name in node.keywords or parameter.kind is inspect.Parameter.KEYWORD_ONLY
+            if not _is_linens_own(node.func, name)
+        }
+        given = {
+            name: (value, options.get(name, (None, Any))[1])
+            for name, value in node.keywords.items()
+        }
+        return options | given
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        return {
+            field.name: (getattr(node, field.name), hints.field_hint(type(node), field.name))
+            for field in dataclasses.fields(node)
+            if field.init and not _is_linens_own(node, field.name)
+        }
+    if isinstance(node, types.FunctionType):
+        return {
+            name: (parameter.default, hints.evaluated(node, parameter.annotation))
+            for name, parameter in hints.parameters(node).items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+    return {}
+
+
+def _is_linens_own(module: Any, field: str) -> bool:
+    return field in ("parent", "name") and hasattr(module, "scope")
+
+
+def _replace(node: Any, hint: Any, path: list[str], value: Any, full: str, root: Any) -> Any:
+    name, rest = path[0], path[1:]
+    below = children(node, hint)
+    if name not in below:
+        near = difflib.get_close_matches(full, list(paths(root)), n=1, cutoff=0.0)
+        raise ConfigError(f"there is no {full!r} to override: did you mean {near[0]!r}?")
+    child, hint = below[name]
+    if rest:
+        new = _replace(child, hint, rest, value, full, root)
+    else:
+        new = _checked(value, hint, full, child)
+    if isinstance(node, Mapping):
+        return {key: new if str(key) == name else item for key, item in node.items()}
+    if isinstance(node, tuple | list):
+        items = list(node)
+        items[int(name)] = new
+        return type(node)(items)
+    if isinstance(node, partial):
+        return partial(node.func, *node.args, **{**node.keywords, name: new})
+    if isinstance(node, types.FunctionType):
+        return partial(node, **{name: new})
+    try:
+        return dataclasses.replace(cast(Any, node), **{name: new})
+    except ValueError as error:  # a field's own check
+        raise ConfigError(f"{full}={value!r}: {error}") from error
+
+
+def _checked(value: Any, hint: Any, path: str, present: Any) -> Any:
+    """The value, if it is of the type that the path takes."""
+    if hint is Any and type(present) in (bool, int, float, str):
+        hint = type(present)
+    fitted = hints.fitted(value, hint)
+    if not hints.fits(fitted, hint):
+        default = "it has no" if present is _REQUIRED else f"it is {_shown(present)} by"
+        raise ConfigError(
+            f"{path} takes {hints.in_words(hint)}, not {_shown(value)}; {default} default"
+        )
+    return fitted
+
+
+def _shown(value: Any) -> str:
+    """A value as it is written in an override, an object by its name."""
+    try:
+        resolved = resolve(value)
+    except ConfigError:
+        return repr(value)
+    if not callable(value) and not dataclasses.is_dataclass(value):
+        return repr(value)
+    return resolved if isinstance(resolved, str) else resolved.get("type") or resolved["call"]

@@ -1,0 +1,1 @@
+"""Image processing without learning: one image, pure functions."""

@@ -1,0 +1,1 @@
+"""Diffusion: processes, schedules, samplers and the equations that they solve."""

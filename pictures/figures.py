@@ -1,0 +1,399 @@
+"""Pictures of a run: curves, a confusion matrix, images with their classes or masks."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from functools import singledispatch
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from opsin.data.files import read_lines
+from opsin.data.masks import IGNORE
+from opsin.pictures import palette
+from opsin.pictures.kinds import (
+    Chart,
+    Confusion,
+    Curve,
+    MaskPreview,
+    Panels,
+    Picture,
+    Preview,
+    Usage,
+)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG, its directory included."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def training_curve(metrics: Path, curves: Sequence[Curve]) -> Figure:
+    """Metrics against the step, from ``metrics.jsonl``: a panel for each curve that is in it."""
+    lines = read_lines(metrics)
+    names = sorted({name for line in lines for name in line})
+    panels = [
+        (drawn, kinds, logarithmic)
+        for kinds, logarithmic in curves
+        if (drawn := [n for n in names if n.count("/") == 1 and n.rpartition("/")[2] in kinds])
+    ]
+    figure = Figure(figsize=(4.5 * max(len(panels), 1), 3.6), dpi=120, layout="constrained")
+    row = figure.subplots(1, max(len(panels), 1), squeeze=False)[0]
+    for axes, (drawn, kinds, logarithmic) in zip(row, panels, strict=False):
+        colours = itertools.cycle(palette.LINES)
+        handles = []
+        for name in drawn:
+            points = [(x["step"], x[name]) for x in lines if x.get(name) is not None]
+            evaluated = not name.startswith("train/")
+            handles += axes.plot(
+                *zip(*points, strict=True),
+                color=next(colours),
+                marker="o" if evaluated else None,
+                linewidth=1.8 if evaluated else 1.0,
+                markersize=3,
+            )
+        axes.set_xlabel("step")
+        axes.set_ylabel(" / ".join(kind for kind in kinds if any(n.endswith(kind) for n in drawn)))
+        axes.grid(alpha=0.3)
+        _legend(axes, handles, drawn, frameon=False)
+        if logarithmic and all(min(line.get_ydata()) > 0 for line in axes.lines):
+            axes.set_yscale("log")  # a density can be above 1, and its loss below 0
+    return figure
+
+
+def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
+    """Rows are true classes, columns predicted; shaded by the share of the row, labelled by count.
+
+    Args:
+        counts: [classes, classes] integers.
+        class_names: one name a class.
+        title: written above.
+    """
+    classes = len(counts)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 2.2 + 0.42 * min(classes, 40)
+    figure = Figure(figsize=(side + 0.8, side), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    names = [as_written(name) for name in class_names] or list(map(str, range(classes)))
+    if classes <= 25:
+        axes.set_xticks(range(classes), names, rotation=45, ha="right")
+        axes.set_yticks(range(classes), names)
+        for row, column in np.ndindex(classes, classes):
+            if counts[row, column]:
+                colour = "white" if share[row, column] > 0.5 else "black"
+                axes.text(
+                    column, row, str(counts[row, column]), ha="center", va="center",
+                    color=colour, fontsize=7,
+                )  # fmt: skip
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(as_written(title))
+    return figure
+
+
+def scatter(
+    maps: Mapping[str, np.ndarray],
+    labels: np.ndarray | None,
+    class_names: Sequence[str],
+    title: str,
+) -> Figure:
+    """Images as points in the plane, coloured by class, one panel a map.
+
+    Args:
+        maps: name → [n, 2].
+        labels: class of each point [n]; None draws all alike.
+        class_names: by label.
+        title: written above.
+    """
+    figure = Figure(figsize=(5.2 * len(maps) + 1.6, 5.2), dpi=120, layout="constrained")
+    row = figure.subplots(1, len(maps), squeeze=False)[0]
+    classes = np.zeros(len(next(iter(maps.values()))), int) if labels is None else labels
+    found, handles = np.unique(classes), []
+    for axes, (name, points) in zip(row, maps.items(), strict=True):
+        handles = [
+            axes.scatter(
+                *points[classes == label].T,
+                s=9,
+                alpha=0.7,
+                linewidths=0,
+                color=palette.AREAS[index % len(palette.AREAS)],
+            )
+            for index, label in enumerate(found)
+        ]
+        axes.set_title(as_written(name))
+        axes.set_xticks([])
+        axes.set_yticks([])
+    if labels is not None:
+        shown = [class_names[x] if x < len(class_names) else str(x) for x in found]
+        # More classes than fit beside the maps are told by their place alone.
+        place: Any = {"loc": "outside right center", "frameon": False, "markerscale": 2}
+        _legend(figure, handles[:25], shown[:25], **place)
+    figure.suptitle(as_written(title))
+    return figure
+
+
+@singledispatch
+def draw(picture: Picture | Chart, class_names: Sequence[str], title: str) -> Figure:
+    """What a task shows of a batch, or of the counts of an evaluation."""
+    raise TypeError(f"{type(picture).__name__} is no picture")
+
+
+@draw.register
+def _(picture: Preview, class_names: Sequence[str], title: str) -> Figure:
+    images, labels, predictions = jax.device_get(
+        (picture.images, picture.labels, picture.predictions)
+    )
+    return image_grid(
+        images, labels=labels, predictions=predictions, class_names=class_names, title=title
+    )
+
+
+@draw.register
+def _(picture: MaskPreview, class_names: Sequence[str], title: str) -> Figure:
+    images, masks, predictions = jax.device_get(
+        (picture.images, picture.masks, picture.predictions)
+    )
+    return mask_grid(images, masks, predictions=predictions, class_names=class_names, title=title)
+
+
+@draw.register
+def _(picture: Panels, class_names: Sequence[str], title: str) -> Figure:
+    images = jax.device_get(picture.images)
+    return panels(images, rows=picture.rows, columns=picture.columns, title=title)
+
+
+@draw.register
+def _(picture: Confusion, class_names: Sequence[str], title: str) -> Figure:
+    return confusion_matrix(picture.counts, class_names, title)
+
+
+@draw.register
+def _(picture: Usage, class_names: Sequence[str], title: str) -> Figure:
+    return usage(picture.counts, picture.what, title)
+
+
+def image_grid(
+    images: np.ndarray,
+    *,
+    labels: np.ndarray | None = None,
+    predictions: np.ndarray | None = None,
+    class_names: Sequence[str] = (),
+    title: str = "",
+) -> Figure:
+    """Images side by side; above each its class, and in red what it was taken for instead.
+
+    Args:
+        images: [n, H, W, C] in [0, 1]; values outside are clipped.
+        labels: true classes [n], or soft labels [n, classes], or None.
+        predictions: predicted classes [n], or None.
+        class_names: one name a class.
+        title: written above all.
+    """
+    count = len(images)
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(1.35 * columns, 1.55 * rows + 0.4), dpi=110, layout="constrained")
+    figure.suptitle(as_written(title))
+    for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if index >= count:
+            continue
+        axes.imshow(_rgb(images[index]))
+        if labels is None:
+            continue
+        caption, colour = class_caption(labels[index], class_names), "black"
+        if predictions is not None and predictions[index] != labels[index]:
+            caption += f" → {class_caption(predictions[index], class_names)}"
+            colour = palette.RED
+        axes.set_title(as_written(caption), fontsize=7, color=colour)
+    return figure
+
+
+def panels(
+    images: np.ndarray,
+    *,
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    title: str = "",
+) -> Figure:
+    """Images in rows, edge to edge but for a thin line between them.
+
+    Args:
+        images: [rows, columns, H, W, C] in [0, 1]; values outside are clipped.
+        rows: what stands to the left of each row, or nothing.
+        columns: what stands above each column, or nothing.
+        title: written above all.
+    """
+    page, (height, width) = tiled(images), images.shape[2:4]
+    across, down = images.shape[1], images.shape[0]
+    inch = 0.8 if across <= 12 else 9.6 / across
+    figure = Figure(
+        figsize=(inch * across + (1.2 if rows else 0.3), inch * down * height / width + 0.7),
+        dpi=110,
+        layout="constrained",
+    )
+    figure.suptitle(as_written(title))
+    axes = figure.subplots()
+    axes.imshow(page, interpolation="nearest")
+    above, beside = ([as_written(name) for name in names] for names in (columns, rows))
+    axes.set_xticks([(width + 1) * (i + 0.5) for i in range(len(columns))], above, fontsize=8)
+    axes.set_yticks([(height + 1) * (i + 0.5) for i in range(len(rows))], beside, fontsize=8)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def tiled(images: np.ndarray) -> np.ndarray:
+    """One image of many, a white line of a pixel around each.
+
+    Args:
+        images: [rows, columns, H, W, C] in [0, 1]; values outside are clipped.
+
+    Returns:
+        RGB in [0, 1].
+    """
+    rows, _, height, _, channels = images.shape
+    space = ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0))
+    page = np.pad(np.clip(images, 0, 1), space, constant_values=1.0)
+    page = page.transpose(0, 2, 1, 3, 4).reshape(rows * (height + 1), -1, channels)
+    return _rgb(np.pad(page, ((1, 0), (1, 0), (0, 0)), constant_values=1.0))
+
+
+def usage(counts: np.ndarray, what: str, title: str) -> Figure:
+    """How often each code of a codebook, or each class, is used, the most used first.
+
+    Args:
+        counts: [codes] integers.
+        what: is counted, such as "code".
+        title: written above.
+    """
+    share = np.sort(counts)[::-1] / max(int(counts.sum()), 1)
+    figure = Figure(figsize=(6, 3), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.bar(np.arange(len(share)), share, width=1.0, color=palette.LINES[0])
+    axes.axhline(1 / len(share), color="0.5", linewidth=1, linestyle="--", label="all alike")
+    axes.set_xlabel(f"{what} ({np.count_nonzero(counts)} of {len(counts)} used)")
+    axes.set_ylabel("share of positions")
+    axes.set_title(as_written(title))
+    axes.legend(frameon=False)
+    return figure
+
+
+def mask_grid(
+    images: np.ndarray,
+    masks: np.ndarray,
+    *,
+    predictions: np.ndarray | None = None,
+    class_names: Sequence[str] = (),
+    title: str = "",
+    mask_title: str = "mask",
+    rows: int = 6,
+) -> Figure:
+    """A row for each image: itself, its mask, and what was predicted and where that is wrong.
+
+    Args:
+        images: [n, H, W, C] in [0, 1]; values outside are clipped.
+        masks: true classes [n, H, W], ``data.masks.IGNORE`` where there is none.
+        predictions: predicted classes [n, H, W], or None.
+        class_names: one name a class.
+        title: written above all.
+        mask_title: written above the masks.
+        rows: at most so many images are drawn.
+    """
+    count = min(len(images), rows)
+    names = ["image", mask_title, *(() if predictions is None else ("predicted", "error"))]
+    height = 2.6 * images.shape[1] / images.shape[2]
+    figure = Figure(figsize=(2.6 * len(names), height * count + 0.9), dpi=110, layout="constrained")
+    figure.suptitle(as_written(title))
+    for index, row in enumerate(figure.subplots(count, len(names), squeeze=False)):
+        image, mask = images[index], masks[index]
+        pictures = [_rgb(image), blended(image, mask)]
+        if predictions is not None:
+            wrong = (predictions[index] != mask) & (mask != IGNORE)
+            pictures += [blended(image, predictions[index]), _marked(image, wrong)]
+        for axes, picture, name in zip(row, pictures, names, strict=True):
+            axes.imshow(picture)
+            axes.set_axis_off()
+            if index == 0:
+                axes.set_title(as_written(name), fontsize=8)
+    shown = masks[:count] if predictions is None else [masks[:count], predictions[:count]]
+    found = [int(c) for c in np.unique(shown) if c != IGNORE]
+    entries = list(enumerate(class_names)) or [(c, str(c)) for c in found]
+    patches = [Patch(color=tuple(class_colours(c))) for c, _ in entries]
+    names = [name for _, name in entries]
+    if predictions is not None:
+        patches.append(Patch(color=palette.RED))
+        names.append("error")
+    place: Any = {"loc": "outside lower center", "ncols": 6, "fontsize": 7, "frameon": False}
+    _legend(figure, patches, names, **place)
+    return figure
+
+
+def as_written(text: str) -> str:
+    """Text that Matplotlib draws as it is: between dollars it would read formulas."""
+    return text.replace("$", r"\$")
+
+
+def _legend(
+    of: Axes | Figure, handles: Sequence[Any], names: Sequence[str], **options: Any
+) -> None:
+    """A legend with all names: Matplotlib leaves out those that begin with "_"."""
+    legend = of.legend(handles, [""] * len(handles), **options)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(as_written(name))
+
+
+def class_colours(classes: np.ndarray | int) -> np.ndarray:
+    """The colour of each class, RGB in [0, 1] [..., 3].
+
+    ``data.masks.IGNORE`` is white. Beyond the colours of the palette they come again, lighter.
+    """
+    table = np.array([to_rgb(colour) for colour in palette.AREAS])
+    cycle, place = np.divmod(np.asarray(classes), len(table))
+    colours = 1 - (1 - table[place]) * 0.6 ** cycle[..., None]
+    ignored = np.asarray(classes)[..., None] == IGNORE
+    return np.where(ignored, to_rgb(palette.IGNORED), colours)
+
+
+def blended(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The image [H, W, C] in [0, 1], tinted by the class [H, W] of each pixel: RGB in [0, 1].
+
+    It is grey below the tint: colours of its own would contradict the legend.
+    """
+    luma = _rgb(image) @ (0.299, 0.587, 0.114)  # ITU-R BT.601
+    return 0.5 * luma[..., None] + 0.5 * class_colours(mask)
+
+
+def _marked(image: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """The image, paler, with the wrong pixels in red."""
+    pale = 0.5 + 0.5 * _rgb(image)
+    return np.where(wrong[..., None], to_rgb(palette.RED), pale)
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    """[H, W, 3] in [0, 1] of a grey or coloured image."""
+    return np.broadcast_to(np.clip(image, 0, 1), (*image.shape[:2], 3))
+
+
+def class_caption(label: np.ndarray, class_names: Sequence[str]) -> str:
+    """The name of a class, or the shares of a soft label: ``cat 0.7 dog 0.3``."""
+    if np.ndim(label) == 0:
+        return class_names[int(label)] if class_names else str(label)
+    class_names = class_names or [str(index) for index in range(len(label))]
+    parts = [(share, name) for share, name in zip(label, class_names, strict=True) if share > 0.005]
+    if len(parts) == 1:
+        return parts[0][1]
+    return " ".join(f"{name} {share:.2f}" for share, name in sorted(parts, reverse=True)[:2])

@@ -1,0 +1,1 @@
+"""The training step for devices that are not here."""

@@ -1,0 +1,1 @@
+"""From rows of runs to tables and figures."""

@@ -1,0 +1,69 @@
+"""What was measured of a run: ``RUN/evaluations/ID.json``, one file for each measurement.
+
+The id of a measurement is the hash of what it is. Nothing here imports jax.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SPLITS = "splits"
+"""Stands in place of an id for the metrics of all splits, as the task itself evaluates them."""
+
+
+def path_of(run: Path, name: str) -> Path:
+    """The file of a measurement, by its id, or of ``SPLITS``."""
+    return run / "evaluations" / f"{name}.json"
+
+
+def write(
+    run: Path,
+    name: str,
+    *,
+    measurement: Any,
+    step: int,
+    metrics: Mapping[str, float],
+    seconds: float,
+    commit: str | None,
+) -> Path:
+    """Writes a file, whole or not at all. JSON knows no NaN: such numbers are null.
+
+    Args:
+        run: directory of the run.
+        name: id of the measurement, or ``SPLITS``.
+        measurement: resolved.
+        step: of the weights.
+        metrics: ``split/metric`` numbers.
+        seconds: that it took.
+        commit: of the code that measured.
+
+    Returns:
+        The file.
+    """
+    from opsin.data.files import replace_text
+
+    content = {
+        "measurement": measurement,
+        "step": step,
+        "metrics": {n: x if math.isfinite(x) else None for n, x in metrics.items()},
+        "seconds": seconds,
+        "commit": commit,
+    }
+    path = path_of(run, name)
+    path.parent.mkdir(exist_ok=True)
+    replace_text(path, json.dumps(content, indent=2) + "\n")
+    return path
+
+
+def read(run: Path, name: str, step: int) -> dict[str, Any] | None:
+    """What was measured of the weights of a step; None if it was not, or of those of another."""
+    try:
+        found = json.loads(path_of(run, name).read_text())
+        numbers = {n: math.nan if x is None else float(x) for n, x in found["metrics"].items()}
+        return {**found, "metrics": numbers} if found["step"] == step else None
+    except (OSError, ValueError, KeyError, AttributeError):  # one that is no such file is not there
+        return None

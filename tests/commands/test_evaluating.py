@@ -1,0 +1,289 @@
+"""A run is measured at its end, again and in other ways; whatever is asked, nothing trains."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from opsin.analysis.diffusion import Inpainting, VariationalBound
+from opsin.analysis.generators import SampleQuality
+from opsin.analysis.latents import LatentClassifier
+from opsin.analysis.likelihoods import ImportanceNLL
+from opsin.analysis.probes import Probe
+from opsin.analysis.sampling import untracked
+from opsin.commands.evaluating import Evaluated, evaluate_run, known_measurements
+from opsin.commands.runs import Options, Outcome, RunError, execute, state_of
+from opsin.config import catalogue
+from opsin.config.identity import identity
+from opsin.config.sweep import identity_of
+from opsin.config.table import Arm
+from opsin.config.tree import override, resolve
+from opsin.data.files import read_lines
+from opsin.errors import ConfigError
+from opsin.experiments import cli
+from opsin.experiments.extractors import LENET
+from opsin.report import evaluations
+from opsin.report.rows import collect
+from opsin.train import loop
+from opsin.train.experiment import Experiment
+from opsin.train.program import build
+from opsin.train.settings import SettingError
+from tests.train.conftest import make_tiny
+
+HERE = "tests.experiments.test_evaluating"
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Sums of powers of the parameters."""
+
+    power: int = 2
+    seed: int = 0
+
+    def check(self, task: Any, sets: Any) -> None:
+        if self.power < 1:
+            raise SettingError(f"Norm: power={self.power} is below 1")
+
+    def __call__(
+        self, task: Any, params: Any, mutable: Any, sets: Any, prepare: Any, track: Any
+    ) -> dict[str, float]:
+        leaves = jax.tree.leaves(params)
+        return {"test/norm": sum(float(jnp.sum(jnp.abs(x) ** self.power)) for x in leaves)}
+
+
+PROBE = Probe(neighbours=3, penalties=(1e-2,), validation=0.2)
+
+
+def tiny(**changes: Any) -> Experiment:
+    measured = {"parallel.data": 1, "measurements": (Norm(), PROBE)}
+    return override(make_tiny(), measured | changes)
+
+
+def ended(experiment: Experiment, workdir: Path) -> Outcome:
+    return execute("tiny", "arm", experiment, Options(workdir, progress=False))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return ended(tiny(), tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def untrainable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on, to compile a training step is an error."""
+
+    def refuse(*arguments: Any) -> Any:
+        raise AssertionError("a training step is compiled")
+
+    def built(*arguments: Any, **options: Any) -> Any:
+        return replace(build(*arguments, **options), compile=refuse)
+
+    monkeypatch.setattr("opsin.train.loop.build", built)
+    monkeypatch.setattr("opsin.commands.trained.build", built)
+
+
+def evaluated(run: Path, *asked: str) -> list[Evaluated]:
+    return list(evaluate_run(run, asked, untracked))
+
+
+def test_what_must_not_train_would_be_noticed(untrainable, tmp_path):
+    with pytest.raises(AssertionError, match="a training step is compiled"):
+        ended(tiny(), tmp_path)
+
+
+def test_a_run_is_measured_again_as_it_was_at_its_end(trained, untrainable):
+    before = (trained.directory / "summary.json").read_text()
+    splits, norm, probe = evaluated(trained.directory)
+    assert [splits.name, norm.name, probe.name] == ["splits", "Norm", "Probe"]
+    assert splits.metrics.keys() >= {"test/accuracy", "test_ema/nll"}
+    assert norm.metrics.keys() == {"test_ema/norm"}
+    assert "test_ema/linear_accuracy" in probe.metrics
+    again = {**splits.metrics, **norm.metrics, **probe.metrics}
+    assert {name: x for name, x in trained.metrics.items() if "/" in name} == again  # to the bit
+    assert (trained.directory / "summary.json").read_text() == before
+    record = json.loads(norm.path.read_text())
+    assert norm.path == trained.directory / "evaluations" / f"{identity(Norm())}.json"
+    assert record.keys() == {"measurement", "step", "metrics", "seconds", "commit"}
+    assert record["measurement"] == resolve(Norm())
+    assert (record["step"], record["metrics"]) == (6, norm.metrics)
+
+
+def test_a_measurement_that_a_run_never_had(trained, untrainable):
+    (found,) = evaluated(trained.directory, f"{HERE}:Norm", "power=1")
+    (two,) = evaluated(trained.directory, "Norm")  # its own
+    assert found.metrics["test_ema/norm"] > two.metrics["test_ema/norm"] > 0
+    assert two.metrics["test_ema/norm"] == trained.metrics["test_ema/norm"]
+    wide, narrow = evaluated(trained.directory, "Probe", "images=20", "Norm", "power=3")
+    assert resolve(replace(PROBE, images=20)) == json.loads(wide.path.read_text())["measurement"]
+    assert narrow.metrics["test_ema/norm"] < two.metrics["test_ema/norm"]
+
+
+def test_a_finished_run_makes_the_measurements_that_it_lacks(trained, untrainable):
+    """And no others: those that are there are read."""
+    workdir, own = trained.directory.parents[1], trained.directory / "summary.json"
+    before, more = own.read_text(), tiny(measurements=(Norm(), Norm(power=5)))
+    assert state_of(trained.directory, more) == "to measure"
+    made = evaluations.path_of(trained.directory, identity(Norm())).stat().st_mtime_ns
+    outcome = ended(more, workdir)
+    assert outcome.directory == trained.directory
+    assert outcome.trained_before
+    (found,) = evaluated(trained.directory, f"{HERE}:Norm", "power=5")
+    assert outcome.metrics["test_ema/norm"] == found.metrics["test_ema/norm"]
+    assert state_of(trained.directory, more) == state_of(trained.directory, tiny()) == "DONE"
+    assert evaluations.path_of(trained.directory, identity(Norm())).stat().st_mtime_ns == made
+    assert own.read_text() == before
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("opsin.commands.runs.fit", None)  # calling it would raise
+        assert ended(tiny(), workdir).metrics == trained.metrics
+
+
+def test_numbers_of_an_earlier_step_are_not_those_of_the_end(trained):
+    found = evaluations.read(trained.directory, identity(Norm()), 6)
+    assert found is not None
+    assert evaluations.read(trained.directory, identity(Norm()), 5) is None
+    assert evaluations.read(trained.directory, "nothing", 6) is None
+
+
+def test_a_run_of_no_steps_is_initialised_and_measured(untrainable, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "measured_work", None)  # no benchmark of the device either
+    outcome = ended(tiny(**{"loop.duration": "0 steps"}), tmp_path)
+    assert (outcome.finished, outcome.step) == (True, 0)
+    assert [x.name for x in (outcome.directory / "checkpoints").iterdir()] == ["0"]
+    assert outcome.metrics.keys() >= {"test/accuracy", "test_ema/norm", "test_ema/knn_accuracy"}
+    assert outcome.metrics["parameters"] == trained_parameters()
+    assert "model_flops_per_step" not in outcome.metrics
+    lines = read_lines(outcome.directory / "metrics.jsonl")
+    assert {line["step"] for line in lines} == {0}
+    assert not any(name.startswith("train/") for line in lines for name in line)
+    splits, norm, _ = evaluated(outcome.directory)
+    assert norm.metrics["test_ema/norm"] == outcome.metrics["test_ema/norm"]
+    assert splits.metrics["test/nll"] == outcome.metrics["test/nll"]
+
+
+def trained_parameters() -> int:
+    return 9 * 8 + 8 + 2 * 8 + 128 * 16 + 16 + 16 * 4 + 4
+
+
+@pytest.fixture
+def opsin(monkeypatch, capsys, tmp_path) -> Iterator[Any]:
+    """Runs a command in an empty directory; ``tiny`` is an experiment that only measures there."""
+    base = tiny(**{"loop.duration": "0 steps", "measurements": (Norm(),)})
+    arms = [Arm(f"p{n}", {"measurements.0.power": n}, ("measurements.0.seed",)) for n in (1, 2, 3)]
+    module = SimpleNamespace(config=lambda: base, sweep=lambda: arms)
+    find = catalogue.find
+    monkeypatch.setattr(catalogue, "find", lambda name: module if name == "tiny" else find(name))
+    monkeypatch.setattr(cli, "set_up", lambda runtime: None)  # jax is imported by now
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exited:
+            cli.main(arguments)
+        captured = capsys.readouterr()
+        return int(exited.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_arms_that_only_measure_share_a_run_and_are_reported(opsin, untrainable, monkeypatch):
+    code, out, _ = opsin("sweep", "tiny", "--seeds", "2", "--quiet")
+    assert code == 0
+    folders = sorted(path for path in Path("runs/tiny").iterdir())
+    assert len(folders) == 2  # one a seed
+    assert out.count("(to do)") == 2
+    assert out.count("(to measure)") == 4
+    module = catalogue.find("tiny")
+    of = identity_of(module.config(), catalogue.arms(module))
+    rows = collect(Path("runs/tiny"), ["p1", "p2", "p3"], of)
+    assert [(row.arm, row.seed) for row in rows] == [
+        (f"p{n}", s) for n in (1, 2, 3) for s in (0, 1)
+    ]
+    assert [(row.id, row.measurement) for row in rows] == [of(row.arm, row.seed) for row in rows]
+    assert len({row.id for row in rows}) == 2
+    assert rows[2].measurement == identity(Norm(power=2, seed=0))
+    norms = np.reshape([row.metrics["test_ema/norm"] for row in rows], (3, 2))
+    assert (np.diff(norms, axis=0) < 0).all()  # of small parameters, higher powers are smaller
+    assert len({row.metrics["test/nll"] for row in rows}) == 2
+
+    monkeypatch.setattr("opsin.commands.runs.fit", None)  # calling it would raise
+    code, out, _ = opsin("sweep", "tiny", "--seeds", "2", "--quiet")
+    assert (code, out.count("(DONE)")) == (0, 6)
+
+
+def test_by_default_a_run_is_measured_as_its_experiment_stands(opsin, untrainable):
+    """In all arms that are runs of it; one that is of none, as its own config says."""
+    assert opsin("run", "tiny", "measurements.0.power=7", "--quiet")[0] == 0
+    (run,) = Path("runs/tiny").iterdir()
+    code, out, err = opsin("evaluate", str(run))
+    assert (code, err) == (0, "")
+    for power in (1, 2, 3):
+        assert str(evaluations.path_of(run, identity(Norm(power)))) in out
+    assert str(evaluations.path_of(run, identity(Norm(7)))) not in out
+    code, out, _ = opsin("evaluate", str(run), "Norm", "power=2")
+    value = json.loads(evaluations.path_of(run, identity(Norm(2))).read_text())["metrics"]
+    assert out.splitlines()[:2] == [
+        "Norm",
+        f"  test_ema/norm                    {value['test_ema/norm']:.4f}",
+    ]
+    assert opsin("run", "tiny", "data.batch=8", "measurements.0.power=7", "--quiet")[0] == 0
+    (other,) = (path for path in Path("runs/tiny").iterdir() if path != run)
+    assert str(evaluations.path_of(other, identity(Norm(7)))) in opsin("evaluate", str(other))[1]
+    code, _, err = opsin("evaluate", "nowhere")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is no directory of a run" in err
+
+
+def test_what_can_be_measured_is_found_by_name():
+    assert known_measurements().keys() == {
+        "ImportanceNLL", "Inpainting", "LatentClassifier", "Probe", "SampleQuality", "SampledBy",
+        "VariationalBound",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "message"),
+    [
+        (["Probee"], ConfigError, "no measurement 'Probee': did you mean Probe.*VariationalBound"),
+        ([f"{HERE}:tiny"], ConfigError, "no measurement"),
+        (["images=3"], ConfigError, "images=3 is of no measurement: name one before it"),
+        (["Probe", "image=3"], ConfigError, "no 'image' to override: did you mean 'images'"),
+        (["SampleQuality"], ConfigError, "SampleQuality needs extractor: give extractor=…"),
+        (["SampleQuality", "extractor=3"], ConfigError, "extractor takes Extractor, not 3"),
+        (["Norm", "power=0"], SettingError, "power=0 is below 1"),
+        (
+            ["SampleQuality", "extractor=experiments.extractors:LENET"], SettingError,
+            "of models that make images, and Classify makes none",
+        ),
+        (["VariationalBound"], SettingError, "VariationalBound is of diffusion models, not of"),
+        (["ImportanceNLL"], SettingError, "ImportanceNLL is of models with latent variables"),
+        (["LatentClassifier"], SettingError, "Classify has none"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_in_a_line_before_anything_is_measured(trained, asked, error, message):
+    with pytest.raises(error, match=message) as caught:
+        evaluated(trained.directory, *asked)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_measurement_takes_a_task_that_it_does_not_fit():
+    for measurement in (SampleQuality(LENET), Inpainting(LENET), VariationalBound()):
+        with pytest.raises(SettingError, match="object"):
+            measurement.check(object(), {"train": None, "test": None})  # pyright: ignore
+    for measurement in (ImportanceNLL(), LatentClassifier()):
+        with pytest.raises(SettingError, match="object has none"):
+            measurement.check(object(), {})  # pyright: ignore
+
+
+def test_a_directory_that_cannot_be_written_is_told(trained, tmp_path, monkeypatch):
+    def full(*arguments: Any, **options: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(evaluations, "write", full)
+    with pytest.raises(RunError, match=r"cannot write to .*No space left"):
+        evaluated(trained.directory, "Norm")

@@ -1,0 +1,603 @@
+"""Overrides reach every field, and nothing else; a resolved tree is JSON, its hash the run's id."""
+
+import dataclasses
+import inspect
+import json
+import math
+import os
+import subprocess
+import sys
+from functools import partial
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opsin.config import catalogue
+from opsin.config.identity import identity
+from opsin.config.table import Arm
+from opsin.config.tree import override, parse, parse_all, paths, rebuild, resolve
+from opsin.data.geometry import random_crop, random_flip
+from opsin.errors import ConfigError
+from opsin.losses.classification import cross_entropy_loss, focal_loss
+from opsin.losses.likelihoods import Bernoulli, Gaussian
+from opsin.models.classification.lenet import LeNet5
+from opsin.models.classification.resnet import (
+    BasicBlock,
+    BottleneckBlock,
+    ResNet18Cifar,
+    cifar_resnet,
+)
+from opsin.models.layers import batch_norm
+from opsin.ops.diffusion.samplers import Ancestral, DpmSolver2M
+from opsin.train.experiment import Data, Experiment
+from opsin.train.optim import Optimizer, adamw, sgd
+from opsin.train.tasks.classify import Classify
+from opsin.train.weights import Weights
+
+
+def another(*values: Any, option: float = 0.0) -> None:
+    """A function by another name, for the property test."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A field of each type that is treated in a way of its own."""
+
+    integer: int = 1
+    real: float = 1.0
+    switch: bool = False
+    text: str = "x"
+    maybe: float | None = None
+    reals: tuple[float, ...] = (1.0, 2.0)
+    pairs: tuple[tuple[str, tuple[float, ...]], ...] = (("a", (1.0,)),)
+    names: tuple[str, ...] = ()
+    kind: Literal["one", "two"] = "one"
+    table: dict[str, float] = dataclasses.field(default_factory=lambda: {"a": 1.0})
+    positive: float = 1.0
+    anything: Any = None
+
+    def __post_init__(self) -> None:
+        if self.positive <= 0:
+            raise ValueError("positive must be")
+
+    def method(self) -> float:
+        return self.real
+
+
+@pytest.fixture
+def experiment() -> Experiment:
+    return Experiment(
+        task=Classify(model=LeNet5(), loss_function=partial(focal_loss, gamma=1.0)),
+        data=Data(augment=(partial(random_crop, padding=1), random_flip), mean=(0.5, 0.5)),
+        optimizer=Optimizer(method=sgd),
+    )
+
+
+def value_at(tree: Any, path: str) -> Any:
+    """What stands at a path, found independently of the code that is tested."""
+    for name in path.split("."):
+        if isinstance(tree, dict):
+            tree = tree[name]
+        elif isinstance(tree, tuple):
+            tree = tree[int(name)]
+        elif isinstance(tree, partial):
+            default = inspect.signature(tree.func).parameters[name].default
+            tree = tree.keywords.get(name, default)
+        elif dataclasses.is_dataclass(tree):
+            tree = getattr(tree, name)
+        else:
+            tree = (tree.__kwdefaults__ or {}).get(name)
+    return tree
+
+
+# What an override reaches.
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("seed", 7),  # a dataclass field
+        ("data.batch", 32),  # one further down
+        ("task.model.num_classes", 3),  # a field of a Flax module
+        ("task.loss_function.gamma", 3.0),  # a keyword of a partial
+        ("task.loss_function.ignore_label", 255),  # one that the partial does not set
+        ("optimizer.method.momentum", 0.5),  # a keyword of a plain function
+        ("data.eval_splits.test", "train"),  # a key of a dict
+        ("data.mean.1", 0.25),  # a position of a tuple
+        ("data.augment.1", random_crop),
+        ("data.augment.0.padding", 3),  # all of them in one path
+        ("data.augment.1.probability", 0.25),
+        ("task.model", LeNet5(num_classes=2)),  # a whole subtree
+        ("data.select", None),
+    ],
+)
+def test_an_override_changes_its_path_and_nothing_else(experiment, path, value):
+    before = resolve(experiment)
+    changed = override(experiment, {path: value})
+    assert value_at(changed, path) == value
+    assert resolve(experiment) == before  # the original stays as it was
+    restored = override(changed, {path: value_at(experiment, path)})
+    assert resolve(restored) == before  # and nothing beside the path was touched
+
+
+def test_overrides_are_applied_in_order():
+    changed = override(
+        Experiment(task=Classify(model=LeNet5())),
+        {"task.model": LeNet5(num_classes=2), "task.model.num_classes": 3},
+    )
+    assert changed.task.model.num_classes == 3
+
+
+def test_a_changed_function_still_works_and_keeps_its_other_keywords(experiment):
+    changed = override(experiment, {"task.loss_function.ignore_label": 1})
+    logits, labels = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.array([0, 1])
+    expected = focal_loss(logits, labels, gamma=1.0, ignore_label=1)
+    assert (changed.task.loss_function(logits, labels) == expected).all()
+
+
+def test_a_changed_module_still_works(key):
+    model = override(Classify(model=LeNet5()), {"model.num_classes": 3}).model
+    shapes = jax.eval_shape(model.init, key, jnp.zeros((1, 32, 32, 1)))
+    assert shapes["params"]["head"]["bias"].shape == (3,)
+
+
+def test_positional_arguments_and_unlisted_keywords_of_a_partial_survive():
+    tree = {"f": partial(another, 1, 2), "norm": partial(batch_norm, name="n")}
+    changed = override(tree, {"f.option": 0.5, "norm.name": "m"})
+    assert changed["f"].args == (1, 2)
+    assert changed["f"].keywords == {"option": 0.5}
+    assert changed["norm"].keywords == {"name": "m"}  # through **options
+
+
+def test_keys_that_are_not_strings_are_replaced_not_added():
+    assert override({1: "a", 2: "b"}, {"2": "c"}) == {1: "a", 2: "c"}
+
+
+def test_the_fields_that_linen_adds_are_not_settings():
+    found = set(paths({"model": LeNet5(), "variant": ResNet18Cifar}))
+    assert "model.num_classes" in found
+    assert "variant.stem" in found
+    assert not {p for p in found if p.endswith((".parent", ".name"))}
+
+
+# Types.
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("integer", 1.5, "integer takes int, not 1.5; it is 1 by default"),
+        ("integer", "3", "integer takes int, not '3'; it is 1 by default"),
+        ("integer", True, "integer takes int, not True; it is 1 by default"),
+        ("real", False, "real takes float, not False; it is 1.0 by default"),
+        ("real", "fast", "real takes float, not 'fast'; it is 1.0 by default"),
+        ("switch", 1, "switch takes bool, not 1; it is False by default"),
+        ("switch", "true", "switch takes bool, not 'true'; it is False by default"),
+        ("text", 5, "text takes str, not 5; it is 'x' by default"),
+        ("maybe", "x", "maybe takes float | None, not 'x'; it is None by default"),
+        ("maybe", True, "maybe takes float | None, not True; it is None by default"),
+        ("reals", 1.0, "reals takes tuple[float, ...], not 1.0; it is (1.0, 2.0) by default"),
+        ("reals", (1.0, True), "reals takes tuple[float, ...], not (1.0, True)"),
+        ("reals.0", "x", "reals.0 takes float, not 'x'; it is 1.0 by default"),
+        ("names", "bias", "names takes tuple[str, ...], not 'bias'; it is () by default"),
+        ("kind", "three", "kind takes Literal['one', 'two'], not 'three'"),
+        ("table.a", "x", "table.a takes float, not 'x'; it is 1.0 by default"),
+        ("positive", -1.0, "positive=-1.0: positive must be"),
+    ],
+)
+def test_a_wrong_type_is_named_with_its_path_and_the_default(path, value, message):
+    with pytest.raises(ConfigError) as caught:
+        override(Leaf(), {path: value})
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (
+            "data.augment.1",
+            "flip",
+            "data.augment.1 takes a function, not 'flip'; it is data.geometry:random_flip by",
+        ),
+        (
+            "task.model",
+            3,
+            "task.model takes Module, not 3; it is models.classification.lenet:LeNet5 by",
+        ),
+        ("data.batch", 6.4e1, "data.batch takes int, not 64.0; it is 128 by default"),
+        ("loop.duration", 5, "loop.duration takes str, not 5; it is '10 epochs' by default"),
+        ("data.augment.0.padding", "1", "data.augment.0.padding takes int, not '1'; it is 1"),
+        ("task.model.num_classes", "ten", "task.model.num_classes takes int, not 'ten'; it is 10"),
+    ],
+)
+def test_hints_are_read_from_dataclasses_modules_and_signatures(experiment, path, value, message):
+    with pytest.raises(ConfigError) as caught:
+        override(experiment, {path: value})
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "meant"),
+    [
+        ("real", 1, 1.0),
+        ("maybe", 2, 2.0),
+        ("reals", [1, 2], (1.0, 2.0)),
+        ("reals", (1, 2), (1.0, 2.0)),
+        ("reals.1", 2, 2.0),
+        ("names", ["a"], ("a",)),
+        ("pairs", [["a", [1]]], (("a", (1.0,)),)),
+        ("table.a", 1, 1.0),
+        ("table", {"a": 1}, {"a": 1.0}),
+    ],
+)
+def test_integers_become_reals_and_lists_tuples_so_that_the_hash_is_the_same(path, given, meant):
+    changed, straight = override(Leaf(), {path: given}), override(Leaf(), {path: meant})
+    assert repr(changed) == repr(straight)  # 1 == 1.0, but their texts differ
+    assert identity(changed) == identity(straight)
+
+
+def test_an_integer_stays_one_where_either_would_do():
+    @dataclasses.dataclass(frozen=True)
+    class Either:
+        value: int | float = 0
+
+    assert repr(override(Either(), {"value": 3}).value) == "3"
+    assert repr(override(Either(), {"value": 3.0}).value) == "3.0"
+
+
+# Unknown paths.
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("sead", "seed"),
+        ("learning_rate", "optimizer.learning_rate"),
+        ("batch_size", "data.batch"),
+        ("model.num_classes", "task.model.num_classes"),
+        ("task.model.num_class", "task.model.num_classes"),
+        ("optimizer.momentum", "optimizer.method.momentum"),
+        ("data.agument.0.padding", "data.augment.0.padding"),
+        ("data.augment.7.padding", "data.augment.0.padding"),
+        ("data.augment.-1", "data.augment.1"),
+        ("data.eval_splits.tset", "data.eval_splits.test"),
+        ("seed.x", "seed"),  # below a leaf
+        ("task.loss_function.gama", "task.loss_function.gamma"),
+    ],
+)
+def test_an_unknown_path_names_the_nearest(experiment, wrong, right):
+    with pytest.raises(ConfigError) as caught:
+        override(experiment, {wrong: 1})
+    assert str(caught.value) == f"there is no {wrong!r} to override: did you mean {right!r}?"
+
+
+# The command line's notation.
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a.b=1", 1),
+        ("a.b=-1", -1),
+        ("a.b=1e-3", 1e-3),
+        ("a.b=True", True),
+        ("a.b=None", None),
+        ("a.b=(1, 2)", (1, 2)),
+        ("a.b=[1, 2]", [1, 2]),
+        ("a.b={'test': 'test'}", {"test": "test"}),
+        ("a.b='1'", "1"),
+        ("a.b=", ""),
+        ("a.b=20 epochs", "20 epochs"),
+        ("a.b=train[:80%]", "train[:80%]"),
+        ("a.b=x=y", "x=y"),
+        ("a.b={[1]: 2}", "{[1]: 2}"),  # a list cannot be a key
+        ("a.b=jit", "jit"),
+        ("a.b=tfds:mnist", "tfds:mnist"),
+        ("a.b=tfds:mnist:3.0.1", "tfds:mnist:3.0.1"),
+        ("a.b=folder:/data/cats", "folder:/data/cats"),
+        ("a.b=folder:photos", "folder:photos"),
+        ("a.b=train.no_such_module:name", "train.no_such_module:name"),
+        ("a.b=jax.numpy:bfloat16", jnp.bfloat16),
+        ("a.b=data.geometry:random_flip", random_flip),
+        ("a.b=models.classification.lenet:LeNet5", LeNet5),
+    ],
+)
+def test_parse_reads_literals_names_and_strings(text, value):
+    path, parsed = parse(text)
+    assert path == "a.b"
+    assert type(parsed) is type(value)
+    assert parsed == value
+
+
+@pytest.mark.parametrize("text", ["seed", "=3", "", "--seed 3"])
+def test_parse_asks_for_path_and_value(text):
+    with pytest.raises(ConfigError, match="write path=value, as in seed=1"):
+        parse(text)
+
+
+def test_a_name_that_its_module_lacks_is_named():
+    with pytest.raises(ConfigError, match=r"task.x: module data.augment has no 'random_flop'"):
+        parse("task.x=data.augment:random_flop")
+
+
+def test_a_module_that_cannot_be_imported_is_not_taken_for_a_string(tmp_path, monkeypatch):
+    (tmp_path / "my_loss_of_test_config.py").write_text("import no_such_library\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="cannot import my_loss_of_test_config: No module named"):
+        parse("task.loss_function=my_loss_of_test_config:loss")
+
+
+def test_a_directory_called_tfds_does_not_hide_the_data_set(tmp_path, monkeypatch):
+    (tmp_path / "tfds" / "mnist").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert parse("data.source=tfds:mnist") == ("data.source", "tfds:mnist")
+
+
+def test_a_dtype_reaches_the_model(experiment):
+    changed = override(experiment, parse_all(["task.model.dtype=jax.numpy:bfloat16"]))
+    assert changed.task.model.dtype == jnp.bfloat16
+    assert resolve(changed)["task"]["model"]["dtype"] == "jax.numpy:bfloat16"
+
+
+def test_a_path_may_come_once():
+    assert parse_all(["seed=1", "data.batch=2"]) == {"seed": 1, "data.batch": 2}
+    with pytest.raises(ConfigError, match="seed is overridden twice"):
+        parse_all(["seed=1", "data.batch=2", "seed=3"])
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=6,
+    )
+)  # fmt: skip
+def test_any_literal_survives_parse_and_resolve(value):
+    parsed = parse(f"anything={value!r}")[1]
+    assert parsed == value
+    assert json.loads(json.dumps(resolve(parsed))) == value
+
+
+# The resolved tree and its name.
+
+ALL = sorted(catalogue.experiments())
+REQUIRED = ".norm.train"  # an option without a default: the model gives it in its call
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_resolve_is_json_and_contains_every_path(name):
+    experiment = catalogue.find(name).config()
+    resolved = json.loads(json.dumps(resolve(experiment), allow_nan=False))
+    assert resolved == resolve(experiment)
+    for path in (path for path in paths(experiment) if not path.endswith(REQUIRED)):
+        node = resolved
+        for part in path.split("."):
+            node = node[int(part)] if isinstance(node, list) else node[part]
+    assert "._" not in json.dumps(resolved)  # names that another version of a library knows too
+
+
+def test_resolve_in_full():
+    tree = {
+        "module": cifar_resnet(8, norm=partial(batch_norm, momentum=0.5)),
+        "function": partial(adamw, b1=0.5),
+        "plain": jnp.tanh,
+        "library": optax.adamw,
+        "positional": partial(another, 1, option=2.0),
+        "numbers": (1, 2.5, None, True, float("inf")),
+    }
+    resolved = resolve(tree)
+    module = resolved["module"]
+    assert module["type"] == "models.classification.resnet:ResNet"
+    assert module["stage_sizes"] == [1, 1, 1]
+    assert module["block"] == "models.classification.resnet:BasicBlock"
+    assert module["norm"]["call"] == "models.layers:batch_norm"
+    assert module["norm"]["momentum"] == 0.5
+    assert module["norm"]["epsilon"] == 1e-5  # a default
+    assert "train" not in module["norm"]  # no default: the caller gives it
+    assert resolved["function"] == {
+        "call": "train.optim:adamw",
+        "b1": 0.5,
+        "b2": 0.999,
+        "eps": 1e-8,
+    }
+    assert resolved["plain"] == "jax.numpy:tanh"
+    assert resolved["library"]["call"] == "optax:adamw"
+    assert resolved["positional"] == {"call": f"{__name__}:another", "args": [1], "option": 2.0}
+    assert resolved["numbers"] == [1, 2.5, None, True, "inf"]
+
+
+SCRIPT = """
+from opsin.config import catalogue
+from opsin.config.identity import identity
+print({name: identity(catalogue.find(name).config()) for name in sorted(catalogue.experiments())})
+"""
+
+
+def test_the_identity_is_the_same_in_another_process():
+    here = {name: identity(catalogue.find(name).config()) for name in ALL}
+    env = {**os.environ, "PYTHONHASHSEED": "12345"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == repr(here)
+    # One training, of which the two ask other questions.
+    assert here.pop("isbi_losses") == here["isbi_skip_connections"]
+    assert len(set(here.values())) == len(here)
+    assert all(len(name) == 12 for name in here.values())
+
+
+def different(value: Any) -> list[Any]:
+    """Values unlike this one, of which a path of the same type takes at least one."""
+    match value:
+        case bool():
+            return [not value]
+        case int():
+            return [value + 1]
+        case float():
+            return [value + 0.5 if math.isfinite(value) else 0.5]
+        case str():
+            pairs = (
+                ("jit", "pmap"),
+                ("constant", "reflect"),
+                ("cifar", "imagenet"),
+                ("valid", "same"),
+                ("transposed", "resize"),
+                ("projection", "identity-pad"),
+                ("elbo", "importance"),
+                ("reparameterized", "doubly_reparameterized"),
+                ("ema", "gradient"),
+                ("projection", "planes"),
+                ("mask to image", "image to mask"),
+                ("conv", "resize"),
+                ("epsilon", "v"),
+                ("score", "x0"),
+                ("time", "noise"),
+                ("small", "large"),
+                ("features", "head"),
+                ("cls", "gap"),
+                ("learned", "sincos"),
+                ("sincos", "beyer"),
+            )
+            others = [b if value == a else a for a, b in pairs if value in (a, b)]
+            return others or [value + "x"]
+        case None:
+            return [True, 0.5, 3, "x", "time", (0.5,), (1,), another, Weights("x")]
+        case dict() if not value:
+            return [{"test": "test"}]
+        case tuple() if not value:
+            return [("x",), (1,), (("x", 0.5),), (("x", (1,)),), (another,)]
+        case type():
+            kinds = (jnp.bfloat16, jnp.float32, BottleneckBlock, BasicBlock)
+            return [kind for kind in kinds if kind is not value]
+        case Bernoulli():
+            return [Gaussian()]
+        case DpmSolver2M():
+            return [Ancestral()]
+        case _ if callable(value):
+            return [another]
+    return []
+
+
+FREE = (
+    "loop.log_every",
+    "loop.evaluate_every",
+    "loop.checkpoint_every",
+    "loop.steps_per_dispatch",
+    "loop.previews",
+    "data.eval_splits",
+    "data.eval_batch",
+    "data.resident_megabytes",
+    "parallel",
+    "task.groups",
+    "task.observer",
+    "task.boundary_tolerance",
+    "task.rand",
+)
+"""What changes no trained number."""
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_leaf_that_trains_and_no_other_is_part_of_the_identity(name):
+    # Of what is measured an id says nothing.
+    experiment = override(catalogue.find(name).config(), {"measurements": ()})
+    own = identity(experiment)
+    identities, free = {own}, 0
+    every = [path for path in paths(experiment) if not path.endswith((REQUIRED, "measurements"))]
+    leaves = [path for path in every if not any(other.startswith(f"{path}.") for other in every)]
+    for path in leaves:
+        value = value_at(experiment, path)
+        assert identity(override(experiment, {path: value})) == own
+        if apart := any(f"{path}.".startswith(f"{prefix}.") for prefix in FREE):
+            free += 1
+        for other in different(value):
+            try:
+                changed = override(experiment, {path: other})
+            except ConfigError:
+                continue
+            assert (identity(changed) == own) == apart, path
+            identities.add(identity(changed))
+            break
+        else:
+            assert path.endswith(".where"), f"nothing to change {path} to"  # an array, by its type
+            identities.add(path)
+    assert len(identities) == 1 + len(leaves) - free  # each gave an identity of its own
+
+
+def test_an_option_set_to_its_default_is_the_same_run():
+    explicit = partial(cross_entropy_loss, smoothing=0.0)
+    assert identity(explicit) == identity(cross_entropy_loss) == identity(partial(explicit))
+    assert identity(partial(explicit, smoothing=0.1)) != identity(explicit)
+
+
+def test_the_order_of_keys_does_not_matter():
+    assert identity({"a": 1, "b": 2}) == identity({"b": 2, "a": 1})
+    assert identity({"a": 1}) != identity({"a": 1.0}) != identity({"a": True})
+
+
+def closure():
+    def inner() -> None: ...
+
+    return inner
+
+
+@pytest.mark.parametrize(
+    "nameless",
+    [lambda x: x, closure(), Leaf().method, object(), {1, 2}, b"x", partial(lambda x: x)],
+    ids=["lambda", "closure", "method", "object", "set", "bytes", "partial"],
+)
+def test_what_has_no_name_is_refused_in_one_line(nameless):
+    with pytest.raises(ConfigError, match="has no name to find it by") as caught:
+        identity(override(Leaf(), {"anything": nameless}))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_arm_without_overrides_changes_nothing():
+    assert override(Leaf(), Arm("baseline").overrides) == Leaf()
+
+
+@pytest.mark.parametrize("name", sorted(catalogue.experiments()))
+def test_a_tree_is_rebuilt_from_what_it_resolves_to(name):
+    module = catalogue.find(name)
+    for arm in catalogue.arms(module):
+        experiment = override(module.config(), arm.overrides)
+        again = rebuild(json.loads(json.dumps(resolve(experiment))))
+        assert type(again) is Experiment
+        assert type(again.task) is type(experiment.task)
+        for name, value in vars(experiment.task).items():
+            if isinstance(value, nn.Module):  # partials are never equal
+                assert type(getattr(again.task, name)) is type(value)
+        assert resolve(again) == resolve(experiment)
+
+
+def test_a_rebuilt_function_computes_the_same():
+    loss = partial(focal_loss, gamma=0.5, alpha=(0.2, 0.8))
+    logits, labels = jnp.array([[1.0, -1.0], [0.5, 0.0]]), jnp.array([1, 0])
+    again = rebuild(resolve(loss))
+    assert jnp.array_equal(again(logits, labels), loss(logits, labels))
+    assert rebuild(resolve({"a": float("inf"), "b": "tfds:mnist", "c": (1, (2.0,))})) == {
+        "a": float("inf"),
+        "b": "tfds:mnist",
+        "c": (1, (2.0,)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("resolved", "message"),
+    [
+        ({"type": "train.experiment:Daata"}, "has no 'Daata'"),
+        ({"type": "train.experiment:Data", "bach": 3}, "train.experiment:Data: .*bach"),
+        ({"type": "os:getcwd"}, "os:getcwd is no dataclass"),
+        ({"call": "losses.classification:no_loss", "gamma": 2.0}, "has no 'no_loss'"),
+    ],
+)
+def test_what_is_not_there_any_more_is_named(resolved, message):
+    with pytest.raises(ConfigError, match=message):
+        rebuild(resolved)

@@ -1,0 +1,159 @@
+"""Pictures of masks, of images in rows, and curves: what is shown, and what says so."""
+
+import json
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
+
+from opsin.data.masks import IGNORE
+from opsin.pictures import figures, palette
+from opsin.pictures.kinds import Curve, MaskPreview, Panels, Preview
+
+
+def test_each_class_has_a_colour_of_its_own_and_what_is_ignored_is_white():
+    colours = figures.class_colours(np.array([*range(len(palette.AREAS)), IGNORE]))
+    assert len({tuple(colour) for colour in colours}) == len(palette.AREAS) + 1
+    np.testing.assert_array_equal(colours[-1], [1, 1, 1])
+    many = figures.class_colours(np.arange(21))
+    assert len({tuple(colour) for colour in many}) == 21
+    np.testing.assert_allclose(1 - many[len(palette.AREAS)], 0.6 * (1 - many[0]))
+
+
+def test_blending_is_half_image_and_half_class():
+    image = np.array([[[0.2], [0.8]]])
+    tinted = figures.blended(image, np.array([[0, IGNORE]]))
+    np.testing.assert_allclose(tinted[0, 0], 0.1 + 0.5 * np.array(to_rgb(palette.AREAS[0])))
+    np.testing.assert_allclose(tinted[0, 1], 0.9)
+    green = figures.blended(np.array([[[0.0, 1.0, 0.0]]]), np.array([[IGNORE]]))
+    np.testing.assert_allclose(green[0, 0], 0.5 * 0.587 + 0.5)
+
+
+def preview(masks: np.ndarray, predictions: np.ndarray) -> MaskPreview:
+    images = np.zeros((*masks.shape, 1), np.float32)
+    return MaskPreview(images, masks, predictions)  # pyright: ignore
+
+
+def test_errors_are_marked_where_a_label_counts():
+    masks = np.array([[[0, 1], [IGNORE, 1]]])
+    predictions = np.array([[[0, 0], [0, 1]]])
+    figure = figures.draw(preview(masks, predictions), ("a", "b"), "title")
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["image", "mask", "predicted", "error"]
+    shown = np.asarray(figure.axes[3].images[0].get_array())
+    red = (shown == to_rgb(palette.RED)).all(-1)
+    np.testing.assert_array_equal(red, [[False, True], [False, False]])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "error"]
+
+
+def test_without_names_the_legend_has_the_labels_that_are_shown():
+    masks = np.array([[[0, 2], [IGNORE, 2]]])
+    figure = figures.draw(preview(masks, np.array([[[0, 4], [0, 2]]])), (), "title")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["0", "2", "4", "error"]
+    colours = [patch.get_facecolor()[:3] for patch in legend.get_patches()]
+    np.testing.assert_allclose(colours[:3], figures.class_colours(np.array([0, 2, 4])))
+
+
+def test_no_more_rows_than_asked_for():
+    masks = np.zeros((5, 3, 4), np.uint8)
+    images = np.zeros((5, 3, 4, 3))
+    assert len(figures.mask_grid(images, masks, rows=2).axes) == 4
+    assert len(figures.mask_grid(images[:1], masks[:1], predictions=masks[:1]).axes) == 4
+
+
+def test_classes_above_images_as_before():
+    images = np.zeros((2, 3, 3, 1), np.float32)
+    shown = Preview(images, np.array([0, 1]), np.array([0, 0]))  # pyright: ignore
+    figure = figures.draw(shown, ("cat", "dog"), "title")
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["cat", "dog → cat"]
+
+
+def test_panels_stand_edge_to_edge_with_their_titles():
+    images = np.random.default_rng(0).random((2, 3, 4, 5, 1))
+    page = figures.tiled(images)
+    assert page.shape == (2 * 5 + 1, 3 * 6 + 1, 3)
+    for row, column in np.ndindex(2, 3):
+        top, left = 1 + 5 * row, 1 + 6 * column
+        tile = page[top : top + 4, left : left + 5]
+        np.testing.assert_array_equal(tile, np.repeat(images[row, column], 3, axis=-1))
+    np.testing.assert_array_equal(page[::5], 1)
+    shown = Panels(images, rows=("image", "code"), columns=("a", "b", "c"))  # pyright: ignore
+    (axes,) = figures.draw(shown, (), "title").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["image", "code"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
+
+
+def test_codes_are_drawn_by_how_often_they_are_used():
+    (axes,) = figures.usage(np.array([1, 0, 3, 0]), "code", "title").axes
+    np.testing.assert_allclose([bar.get_height() for bar in axes.patches], [0.75, 0.25, 0, 0])
+    assert axes.get_xlabel() == "code (2 of 4 used)"
+
+
+CURVES = (
+    Curve(("loss", "nll"), logarithmic=True),
+    Curve(("rate", "distortion"), logarithmic=True),
+    Curve(("discriminator_loss", "generator_loss")),
+)
+
+
+def test_a_curve_has_a_panel_for_what_a_run_logs(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 1, "train/loss": 2.0}\n{"step": 2, "train/loss": 1.0}\n')
+    assert [axes.get_ylabel() for axes in figures.training_curve(log, CURVES).axes] == ["loss"]
+    with log.open("a") as file:
+        file.write('{"step": 2, "test/rate": 3.0, "test/distortion": 4.0, "test/iou/0": 1.0}\n')
+    loss, bound = figures.training_curve(log, CURVES).axes
+    assert [text.get_text() for text in bound.get_legend().get_texts()] == [
+        "test/distortion",
+        "test/rate",
+    ]
+    assert loss.get_yscale() == "log"
+    players = tmp_path / "players.jsonl"
+    players.write_text('{"step": 1, "train/generator_loss": 2.0, "train/discriminator_loss": -1}\n')
+    (both,) = figures.training_curve(players, CURVES).axes
+    assert len(both.lines) == 2
+    with log.open("a") as file:
+        file.write('{"step": 3, "train/loss": -1.0}\n')
+    assert figures.training_curve(log, CURVES).axes[0].get_yscale() == "linear"
+
+
+NAMES = ("cost_$1_$2", "_background_", "a$b", "plain")
+
+
+def shown_texts(figure):
+    """All texts as they come out of Matplotlib, which reads formulas between two dollars."""
+    FigureCanvasAgg(figure).draw()
+    texts = [text for text in figure.findobj(Text) if text.get_text()]
+    drawn = [text._preprocess_math(text.get_text()) for text in texts]
+    assert not any(formula for _, formula in drawn), drawn
+    return {written for written, _ in drawn}
+
+
+@pytest.mark.parametrize("kind", ["matrix", "images", "masks", "maps", "panels"])
+def test_names_are_drawn_as_they_are_written(kind):
+    labels, title = np.arange(4), "$split$, step 1"
+    masks = np.broadcast_to(np.arange(4)[:, None, None], (4, 2, 2))
+    draw = {
+        "matrix": lambda: figures.confusion_matrix(np.eye(4, dtype=int), NAMES, title),
+        "images": lambda: figures.image_grid(
+            np.zeros((4, 2, 2, 1)), labels=labels, class_names=NAMES, title=title
+        ),
+        "masks": lambda: figures.draw(preview(masks, masks), NAMES, title),
+        "maps": lambda: figures.scatter({"pca": np.eye(4)[:, :2]}, labels, NAMES, title),
+        "panels": lambda: figures.panels(np.zeros((4, 1, 2, 2, 1)), rows=NAMES, title=title),
+    }
+    texts = shown_texts(draw[kind]())
+    assert {*NAMES, title} <= texts
+
+
+def test_a_curve_of_a_split_is_named_whatever_it_is_called(tmp_path):
+    lines = [{"step": s, "_held/loss": 1.0 + s, "a$b$/loss": 2.0 + s} for s in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    figure = figures.training_curve(tmp_path / "metrics.jsonl", CURVES)
+    (legend,) = (axes.get_legend() for axes in figure.axes)
+    assert [text.get_text() for text in legend.get_texts()] == ["_held/loss", r"a\$b\$/loss"]
+    FigureCanvasAgg(figure).draw()
