@@ -1,6 +1,7 @@
 """Eight CPU devices for the whole session, fixed before jax is first used."""
 
 import os
+from collections import Counter
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -13,7 +14,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 def pytest_configure(config: pytest.Config):
     # Compilation is most of the time of fast tests, and a quarter of it is for speed they do not
     # need. Slow ones train.
-    if config.option.markexpr == "not slow":
+    if config.option.markexpr != "slow":
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of processes that tests start
         jax.config.update("jax_disable_most_optimizations", True)
 
@@ -21,3 +22,46 @@ def pytest_configure(config: pytest.Config):
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Compiled programs of one file are of no use to the next, and would fill the memory."""
+    yield
+    jax.clear_caches()
+
+
+# What each file costs, in CPU seconds of the test process and its children: the budget of a family
+# is 30 seconds (docs/design.md).
+
+BEGAN = pytest.StashKey[float]()
+
+
+def cpu_seconds() -> float:
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item):
+    item.stash[BEGAN] = cpu_seconds()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    report = yield
+    if report.when == "teardown":
+        report.user_properties.append(("cpu_seconds", cpu_seconds() - item.stash[BEGAN]))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config):
+    spent: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()):
+                if name == "cpu_seconds" and getattr(report, "when", "") == "teardown":
+                    spent[report.nodeid.partition("::")[0]] += value
+    terminalreporter.section("CPU seconds of the ten most expensive files")
+    for name, seconds in spent.most_common(10):
+        terminalreporter.line(f"{seconds:8.1f}  {name}")
+    terminalreporter.line(f"{sum(spent.values()):8.1f}  of all files")
