@@ -14,11 +14,8 @@ from opsin.config import own_files
 from opsin.errors import ConfigError
 
 HOUSE = Path(__file__).parent.parent
-PARENT = __name__.split(".")[:-2]
-"""The packages that all rooms of the house are in."""
-
-OWN = "".join(f"{package}." for package in PARENT)
-"""What names of this house are written without."""
+OWN = __name__.removesuffix("config.names")
+"""The package that all rooms are in, and a dot: names of this house are written without."""
 
 
 def named(text: str) -> Any:
@@ -87,8 +84,7 @@ def full_name(node: Any) -> str:
     module, name = _origin(node)
     if own_files.is_own(module):
         return f"{_file(module)}:{name}"
-    public = _public_module(node, module, name)
-    return f"{'.'.join(public.split('.')[len(PARENT) :]) if in_house(module) else public}:{name}"
+    return f"{_public_module(node, module, name).removeprefix(OWN)}:{name}"
 
 
 def lasting_name(node: Any) -> str:
@@ -165,8 +161,7 @@ def _is_private(module: str) -> bool:
 def _moved(text: str) -> Any:
     """What ``room.module:name`` named, if exactly one file of the rooms defines that name now."""
     module, _, name = text.partition(":")
-    parts = module.split(".")
-    room = parts[len(PARENT)] if PARENT and parts[: len(PARENT)] == PARENT else parts[0]
+    room = module.removeprefix(OWN).partition(".")[0]
     if not name.isidentifier() or not room.isidentifier() or not (HOUSE / room).is_dir():
         return None
     defines = re.compile(rf"^(class|def) {name}\b", re.MULTILINE)
