@@ -93,11 +93,11 @@ class Table:
     log_metrics: Sequence[str] = ()
 
     def all_metrics(self) -> dict[str, str]:
-        """`metrics`, then `details`."""
+        """``metrics``, then ``details``."""
         return {**self.metrics, **self.details}
 
     def baseline_of(self, arm: str) -> str | None:
-        """The arm that `arm` is compared to; None if it is not compared."""
+        """The arm that ``arm`` is compared to; None if it is not compared."""
         if isinstance(self.baseline, Mapping):
             return self.baseline.get(arm)
         return self.baseline if arm != self.baseline else None
@@ -116,10 +116,10 @@ class Report:
         name: the experiment's name, and that of its files.
         claim: the first line of its docstring.
         arms: the arms of its sweep, in order: the rows that must be there, run or not.
-        table: its `TABLE`.
+        table: its ``TABLE``.
 
     Raises:
-        ReportError: `table` names an arm or a metric that is not there.
+        ReportError: ``table`` names an arm or a metric that is not there.
     """
 
     name: str

@@ -20,13 +20,13 @@ def read_image(path: Path, channels: int, *, deep: bool = False) -> Image.Image:
     """Reads an image file, turned upright (EXIF), without its transparency, 8 bits a channel.
 
     Args:
-      path: of the file.
-      channels: 1 (grey) or 3 (RGB); images of the other kind, and of a palette, are converted.
-      deep: take images of 16 bits a channel too, of which the 8 highest are kept.
+        path: of the file.
+        channels: 1 (grey) or 3 (RGB); images of the other kind, and of a palette, are converted.
+        deep: take images of 16 bits a channel too, of which the 8 highest are kept.
 
     Raises:
-      DataError: if the file is missing, empty, truncated or no image, has several pages, or has
-        more than 8 bits a channel where `deep` does not allow it.
+        DataError: if the file is missing, empty, truncated or no image, has several pages, or has
+            more than 8 bits a channel where ``deep`` does not allow it.
     """
     try:
         with Image.open(path) as image:

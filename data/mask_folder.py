@@ -27,38 +27,39 @@ def mask_folder(
 ) -> Examples:
     """Opens a folder of images and masks.
 
-    The mask of `images/…/name.jpg` is `masks/…/name.png`. With `path/train/images` each folder
-    beside "train" with images of its own is a split. Otherwise `path/images` holds both splits, and
-    every image whose name below it has a SHA-256 divisible by five is in "test", about 20 %, the
-    others in "train".
+    The mask of ``images/…/name.jpg`` is ``masks/…/name.png``. With ``path/train/images`` each
+    folder beside "train" with images of its own is a split. Otherwise ``path/images`` holds both
+    splits, and every image whose name below it has a SHA-256 divisible by five is in "test", about
+    20 %, the others in "train".
 
     A mask is a PNG file, grey with 8 bits or a palette: its numbers are the labels, 255 means
-    ignored. One with 1 bit has the labels 0 and 1. Class names are the lines of `path/classes.txt`,
-    for the labels 0, 1, …; without that file, they are the numbers up to the largest label of the
-    training split, or of all masks where the splits have no folders.
+    ignored. One with 1 bit has the labels 0 and 1. Class names are the lines of
+    ``path/classes.txt``, for the labels 0, 1, …; without that file, they are the numbers up to the
+    largest label of the training split, or of all masks where the splits have no folders.
 
     Images may be of any kind that Pillow reads: they are turned upright (EXIF), transparency is
-    dropped, and a palette, grey or RGB become what `channels` asks for. Hidden files are ignored. A
-    split of at most `limit_bytes` is read at once, so that a bad file is found at the start; a
+    dropped, and a palette, grey or RGB become what ``channels`` asks for. Hidden files are ignored.
+    A split of at most ``limit_bytes`` is read at once, so that a bad file is found at the start; a
     larger one is read file by file.
 
     Args:
-      path: the folder.
-      split: "train", "test", or the name of another folder beside "train".
-      size: height and width that images (bilinear, antialiased) and masks (nearest) are resized
-        to, whatever their aspect ratio; None requires all to be of one size.
-      channels: 1 (grey) or 3 (RGB).
-      limit_bytes: the largest split that is kept in memory.
+        path: the folder.
+        split: "train", "test", or the name of another folder beside "train".
+        size: height and width that images (bilinear, antialiased) and masks (nearest) are resized
+            to, whatever their aspect ratio; None requires all to be of one size.
+        channels: 1 (grey) or 3 (RGB).
+        limit_bytes: the largest split that is kept in memory.
 
     Returns:
-      Examples with `image`, uint8 [height, width, channels], and `mask`, uint8 [height, width].
+        Examples with ``image``, uint8 [height, width, channels], and ``mask``, uint8 [height,
+        width].
 
     Raises:
-      DataError: if the folder or the split is missing or empty, there are fewer than two classes,
-        an image or a mask lacks the other, a file cannot be read or has more than 8 bits a channel,
-        a mask has colours instead of labels, a label that is no class or no pixel that counts, or
-        it does not lie on its image pixel by pixel (in a split above `limit_bytes`, when that file
-        is read).
+        DataError: if the folder or the split is missing or empty, there are fewer than two classes,
+            an image or a mask lacks the other, a file cannot be read or has more than 8 bits a
+            channel, a mask has colours instead of labels, a label that is no class or no pixel that
+            counts, or it does not lie on its image pixel by pixel (in a split above
+            ``limit_bytes``, when that file is read).
     """
     if channels not in MODES or (size is not None and min(size) < 1):
         raise DataError(f"size {size} with {channels} channels; use 1 or 3 and at least one pixel")
@@ -104,7 +105,7 @@ def mask_folder(
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Files of images and of their masks, resized to `size`, or else all of the `first` size."""
+    """Files of images and masks, resized to ``size``, or else all of the ``first`` size."""
 
     paths: Sequence[tuple[Path, Path]]
     channels: int

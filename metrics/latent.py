@@ -28,7 +28,7 @@ class ActiveUnits(Metric):
         return np.maximum(np.asarray(self.squares, np.float64) / count - mean**2, 0.0)
 
     def compute(self) -> dict[str, float]:
-        """How many dimensions have an activity above `ACTIVE`; NaN of no examples."""
+        """How many dimensions have an activity above ``ACTIVE``; NaN of no examples."""
         activity = self.activity()
         return {"": float(np.sum(np.where(np.isnan(activity), np.nan, activity > ACTIVE)))}
 
@@ -64,7 +64,7 @@ class CodeUsage(Metric):
     counts: Sum  # [codes], int32
 
     def compute(self) -> dict[str, float]:
-        """`perplexity`, in [1, codes], and `used_codes`; NaN of no choices.
+        """``perplexity``, in [1, codes], and ``used_codes``; NaN of no choices.
 
         The perplexity is exp(H) of the entropy H of the shares: codes as if used evenly.
         """
@@ -81,7 +81,7 @@ class ClassUsage(CodeUsage):
     """How often a classifier saw each class, in what a generator made."""
 
     def compute(self) -> dict[str, float]:
-        """`class_perplexity`, in [1, classes], and `classes_made`; as `CodeUsage` of codes."""
+        """``class_perplexity``, in [1, classes], and ``classes_made``, as ``CodeUsage``."""
         found = super().compute()
         return {
             "class_perplexity": found["perplexity"],

@@ -59,8 +59,8 @@ def uniformity(
 
     Wang & Isola, 2020, arXiv:2005.10242, section 4.1.2, with t = 2. It is 0 if all are at one
     point, and nears −4 for a uniform distribution as d grows. Pairs are those within a batch (under
-    `pmap`, within that of a device), each once: over a set it is the mean over all pairs that fell
-    into one batch.
+    ``pmap``, within that of a device), each once: over a set it is the mean over all pairs that
+    fell into one batch.
 
     Args:
         embeddings: at most 65,536, whose pairs int32 can count.
@@ -91,7 +91,9 @@ class Spread(Metric):
     count: Sum  # [], int32
 
     def compute(self) -> dict[str, float]:
-        """`embedding_rank`, in [1, d], and `embedding_std`, in [0, 1]; NaN of no or broken ones.
+        """``embedding_rank``, in [1, d], and ``embedding_std``, in [0, 1].
+
+        Both are NaN where there are no embeddings or some are not finite.
 
         The rank is exp(H) of the entropy H of σ / Σσ for the singular values σ of the matrix of
         embeddings, [images, d], less their mean (Roy & Vetterli, 2007, "The effective rank: a
@@ -124,7 +126,7 @@ class Spread(Metric):
 def spread(
     embeddings: Float[Array, "batch d"], valid: Bool[Array, "batch"] | None = None
 ) -> Spread:
-    """How many directions embeddings take up, and how much they vary: see `Spread.compute`.
+    """How many directions embeddings take up, and how much they vary: see ``Spread.compute``.
 
     Args:
         embeddings: of images; the state is [d, d].

@@ -23,16 +23,16 @@ def spectral_norm(
     leaves u as it is, from where a later kernel goes on.
 
     Args:
-      kernel: of a dense layer or a convolution, outputs last.
-      u: from the last call; at first, a draw from a normal distribution. Its length is free, unless
-        it is 0: then all that follows is.
-      iterations: rounds, at least 1.
+        kernel: of a dense layer or a convolution, outputs last.
+        u: from the last call; at first, a draw from a normal distribution. Its length is free,
+            unless it is 0: then all that follows is.
+        iterations: rounds, at least 1.
 
     Returns:
-      σ and a u of length 1, float32.
+        σ and a u of length 1, float32.
 
     Raises:
-      ValueError: a kernel of fewer than two axes, u of another size, or fewer than one round.
+        ValueError: a kernel of fewer than two axes, u of another size, or fewer than one round.
     """
     if kernel.ndim < 2 or u.shape != kernel.shape[-1:]:
         raise ValueError(

@@ -3,8 +3,8 @@
 Mirza & Osindero, 2014, arXiv:1411.1784, condition both players on the class; here the discriminator
 does it by projection (Miyato & Koyama, 2018, arXiv:1802.05637), with spectral normalisation (Miyato
 et al., 2018, arXiv:1802.05957) and the hinge loss, and the generator by a class joined to its
-latents. The reader is the LeNet-5 of `mnist_lenet`, which reads 99.3 % of real test digits; 97 % of
-10,000 samples is the aim.
+latents. The reader is the LeNet-5 of ``mnist_lenet``, which reads 99.3 % of real test digits; 97 %
+of 10,000 samples is the aim.
 
 Small: a DCGAN of 64 channels with 256 hidden units, 6,000 steps of 64 images (6.4 passes).
 

@@ -9,7 +9,7 @@ Ours, three seeds: crops with colours 43.2 ± 0.4 %, crops alone 37.2 ± 0.2, co
 paper it takes both; colours alone teach less than flips do.
 
 Unlike the paper's figure, which always crops and changes one of the two views, both views are
-changed here, and single augmentations have no crop. In small: as `cifar10_simclr`, with half the
+changed here, and single augmentations have no crop. In small: as ``cifar10_simclr``, with half the
 width, the first 10,000 training images, of which the probes learn too, and 1,000 steps (12.8
 epochs). Two and a half minutes a run on one core.
 

@@ -3,7 +3,7 @@
 Ronneberger et al., 2015, arXiv:1505.04597, Table 1, on the ISBI 2012 challenge of segmenting
 neurons in electron micrographs: 30 slices of 512×512 pixels, of which the last six are held out
 here (the challenge's own test labels are not public). The paper reports errors of the challenge's
-server, warping 0.000353 and Rand 0.0382, of seven rotated versions averaged; `test/rand` here is
+server, warping 0.000353 and Rand 0.0382, of seven rotated versions averaged; ``test/rand`` here is
 the foreground-restricted Rand score, of which more is better, of one prediction without a search
 for the best threshold.
 

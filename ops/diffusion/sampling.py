@@ -19,10 +19,10 @@ class Sampling:
     """How images are made of noise.
 
     Attributes:
-        sampler: how a step goes from a time to the next; see `ops.diffusion.samplers`.
+        sampler: how a step goes from a time to the next; see ``ops.diffusion.samplers``.
         steps: number of them.
         spacing: "time", even in time, or "noise", after Karras et al., 2022, eq. 5; None is "noise"
-            for `Heun`, which is made for it, and "time" for all others.
+            for ``Heun``, which is made for it, and "time" for all others.
         guidance: of a model that is asked for a class: 1 is without, more is more of the class (Ho
             & Salimans, 2022, arXiv:2207.12598; their w is this less 1), and asks the network twice
             a step. 0 is without the class.
@@ -84,12 +84,12 @@ def sample(
 
     Args:
         denoiser: asked once a step, but where the sampler says otherwise; not at the last time,
-            but by the correction of `Heun` if that has noise and `denoise_last` is False.
+            but by the correction of ``Heun`` if that has noise and ``denoise_last`` is False.
         process: that its model was trained on.
-        sampler: see `ops.diffusion.samplers`.
-        keys: one for each image; those of `prior_noise` serve again.
-        x: `prior_noise`, or anything with as much noise as the process has at the first time.
-        times: falling, of `process.times` or `process.karras_times`.
+        sampler: see ``ops.diffusion.samplers``.
+        keys: one for each image; those of ``prior_noise`` serve again.
+        x: ``prior_noise``, or anything with as much noise as the process has at the first time.
+        times: falling, of ``process.times`` or ``process.karras_times``.
         denoise_last: whether the last step goes to the estimate of x_0, free of whatever noise the
             process has at the last time.
 
@@ -111,7 +111,7 @@ def sample_path(
     times: Num[np.ndarray, "steps+1"],
     denoise_last: bool = True,
 ) -> State:
-    """`sample` with all that it passes: x and x_0 after each step, [steps, batch, ...]."""
+    """``sample`` with all that it passes: x and x_0 after each step, [steps, batch, ...]."""
     return _run(denoiser, process, sampler, keys, x, times, denoise_last, keep=True)[1]
 
 
