@@ -27,8 +27,8 @@ from opsin.train.tasks.task import Batch, Prepare, Track
 class VariationalBound:
     """A bound of −log p(x) for diffusion models: ``bound_bits_per_dim``, and ``bound``, nats.
 
-    Ho et al., 2020, arXiv:2006.11239, eq. 5, with one draw for each image and step. Of a model that
-    is told the class it is of log p(x | class): ``bound_given_class``, ….
+    Ho et al., 2020, arXiv:2006.11239, eq. 5, with one draw for each image and step. For a
+    class-conditional model it bounds log p(x | class): ``bound_given_class``, ….
 
     Attributes:
         steps: of the bound; None takes all that the process has, which is the tightest.
@@ -123,7 +123,7 @@ class SampledBy:
 
 @dataclass(frozen=True)
 class Inpainting:
-    """How well the lower half of an image is filled in, of which the class is not told.
+    """How well the lower half of an image is filled in, without knowing its class.
 
     ``inpainted_accuracy`` is the share in which a classifier then sees the true class,
     ``inpainted_mse`` the squared error of a pixel of the lower half in [0, 1], and
@@ -208,6 +208,6 @@ class Inpainting:
 def _check_diffuses(measurement: Measurement, task: object) -> None:
     if not isinstance(task, Diffuse):
         raise SettingError(
-            f"{type(measurement).__name__} is of diffusion models, not of {type(task).__name__}: "
+            f"{type(measurement).__name__} needs a diffusion model, not {type(task).__name__}: "
             "leave it out"
         )

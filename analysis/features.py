@@ -79,7 +79,7 @@ def extract_features(
 
     Raises:
         SettingError: if the network has no features, they are not finite, or it changes its
-            statistics on being asked.
+            statistics while features are extracted.
     """
     model = _model(task)
 
@@ -110,8 +110,8 @@ def extract_features(
         )
         if changed.any():
             raise SettingError(
-                f"{type(model).__name__} changes its statistics when it is asked for features: "
-                "with train=False its norms must go by those of training"
+                f"{type(model).__name__} changes its statistics while features are extracted: "
+                "with train=False its norms must use those of training"
             )
         if not all(np.isfinite(x).all() for x in layers):
             raise SettingError(
@@ -190,7 +190,7 @@ def _model(task: Any) -> nn.Module:
     model = getattr(task, "model", None)
     if not isinstance(model, nn.Module):
         raise SettingError(
-            f"{type(task).__name__} has no task.model of which to take features: give a run of a "
+            f"{type(task).__name__} has no task.model to take features from: give a run of a "
             "classifier or of SimCLR"
         )
     return model

@@ -26,8 +26,8 @@ class SampleQuality:
     ``fd_<net>``, ``kd_<net>``, ``is_<net>``, precision, recall, density and coverage of as many
     samples as real images (see ``metrics.generative``), and the same as ``floor_…`` of images of
     ``floor_split`` in their place: what a perfect generator would reach. A
-    conditional model is asked for all classes in turn, and ``sample_accuracy`` is the share of
-    samples in which the network sees the class that was asked for.
+    conditional model samples all classes in turn, and ``sample_accuracy`` is the share of samples
+    in which the network sees the requested class.
 
     Attributes:
         extractor: the network.
@@ -60,7 +60,7 @@ class SampleQuality:
         """
         if not isinstance(task, Generative):
             raise SettingError(
-                f"SampleQuality is of models that make images, and {type(task).__name__} makes "
+                f"SampleQuality needs a model that makes images, and {type(task).__name__} makes "
                 "none: leave it out"
             )
         *_, image = self.extractor.open()

@@ -26,7 +26,7 @@ class LatentVariableTask(Protocol):
 
     @property
     def num_classes(self) -> int | None:
-        """Classes that the model is told; None if it is not."""
+        """The number of classes of a conditional model; None if it is unconditional."""
         ...
 
     @property
@@ -68,7 +68,7 @@ class ImportanceNLL:
         """Raises SettingError for another task, samples that do not divide, or no such split."""
         if not isinstance(task, LatentVariableTask):
             raise SettingError(
-                f"ImportanceNLL is of models with latent variables, such as a VAE, and "
+                f"ImportanceNLL needs a model with latent variables, such as a VAE, and "
                 f"{type(task).__name__} has none: leave it out"
             )
         if self.at_once < 1 or self.samples < 1 or self.samples % self.at_once:

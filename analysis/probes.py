@@ -1,4 +1,4 @@
-"""What frozen features are worth to a classifier."""
+"""How well simple classifiers do on frozen features."""
 
 from __future__ import annotations
 

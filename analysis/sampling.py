@@ -57,7 +57,7 @@ def sample_images(
         mutable: the other variables of its model.
         count: number of images.
         seed: of all images.
-        labels: the class of each, for a model that is asked for one.
+        labels: the class of each, for a class-conditional model.
         track: shows how far it has come.
 
     Raises:

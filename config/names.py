@@ -178,7 +178,7 @@ def _moved(text: str) -> Any:
 
 
 def house_files() -> list[Path]:
-    """The Python files of all rooms, but for tests and benchmarks, of which no run is made."""
+    """The Python files of all rooms but tests and benchmarks, which no config can name."""
     rooms = (
         room
         for room in sorted(HOUSE.iterdir())

@@ -8,7 +8,7 @@ from opsin.errors import UserError
 
 
 class ReportError(UserError):
-    """A report that cannot be written as asked: one line that names the cause and the way out."""
+    """A report that cannot be written as requested: one line, the cause and the way out."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class Table:
             differences, and not in the figure. An arm may lack some.
         failed_as: metric -> what a failed run counts as, such as 1 among those that diverged. Of
             other metrics it has no value.
-        lower_is_better: the metrics of which less is better.
+        lower_is_better: the metrics for which lower is better.
         baseline: the arm that all others are compared to, or arm -> the arm that it is compared
             to, or None for no comparison.
-        references: arms that others are read against, such as an upper bound: in the table, but not
-            among those of which the README names the best.
+        references: arms that others are read against, such as an upper bound: in the table, but
+            never the best arm that the README names.
         paper: (arm, metric) -> the published figure and its source. It is shown, never used.
         seeds: how many seeds are planned; they are 0 … seeds - 1.
         lines: None draws the arms below each other; arm -> (line, x) draws curves over x, which is

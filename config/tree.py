@@ -41,7 +41,7 @@ def parse(text: str) -> tuple[str, Any]:
 
 
 RETIRED = frozenset({"axis_name", "final"})
-"""Options of earlier code that changed no trained number: configs of then may still name them."""
+"""Options of earlier code that changed no trained number: older configs may still name them."""
 
 
 def rebuild(resolved: Any) -> Any:

@@ -1,4 +1,4 @@
-"""From grey levels to what a likelihood of images is of: binary pixels, or numbers in [0, 1].
+"""From grey levels to what a likelihood describes: binary pixels, or numbers in [0, 1].
 
 Dynamic binarisation and dequantisation draw anew at each step: they are augmentations, see
 ``data.augment``. Fixed binarisation is one draw for good: it is a source.

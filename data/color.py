@@ -36,7 +36,7 @@ def color_jitter(
     """Changes brightness, contrast, saturation and hue, in a random order for each image.
 
     As torchvision's ColorJitter. A strength s draws a factor uniformly from [max(0, 1 - s), 1 + s]
-    (see ``imaging.image``), ``hue`` a turn from [-hue, hue] of a full circle; 0 leaves the step
+    (see ``imaging.color``), ``hue`` a turn from [-hue, hue] of a full circle; 0 leaves the step
     out. Saturation and hue leave an image of one channel as it is.
 
     Raises:

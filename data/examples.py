@@ -17,7 +17,7 @@ _CHUNK = 256  # examples that a thread reads at a time: enough to hide what it c
 
 
 class DataError(UserError):
-    """A mistake in the data or in how they are asked for: one line, the cause and the way out."""
+    """A mistake in the data or in how they are requested: one line, the cause and the way out."""
 
 
 class Records(Protocol):

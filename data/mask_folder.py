@@ -121,15 +121,15 @@ class _Pairs:
         height, width = image.height, image.width
         if mask.size != image.size:
             raise DataError(
-                f"mask {mask_path} is of {mask.height}x{mask.width} pixels and image {path} of "
+                f"mask {mask_path} has {mask.height}x{mask.width} pixels and image {path} has "
                 f"{height}x{width}, upright (EXIF), height first; save both upright and of one size"
             )
         with Image.open(path) as stored:
             turn = _turn(stored)
         if not _is_aligned(image, turn, mask_turn):
             raise DataError(
-                f"image {path} and mask {mask_path} differ in their EXIF orientation, and how the "
-                "mask lies cannot be told; save both upright"
+                f"image {path} and mask {mask_path} differ in their EXIF orientation, so how the "
+                "mask lies on the image is unknown; save both upright"
             )
         if self.size is not None:
             height, width = self.size
@@ -137,7 +137,7 @@ class _Pairs:
             mask = mask.resize((width, height), Image.Resampling.NEAREST)
         elif (height, width) != self.first:
             raise DataError(
-                f"image {path} is of {height}x{width} pixels and {self.paths[0][0]} of "
+                f"image {path} has {height}x{width} pixels and {self.paths[0][0]} has "
                 f"{self.first[0]}x{self.first[1]}; pass size=(height, width) to mask_folder"
             )
         pixels = np.asarray(image).reshape(height, width, self.channels)
@@ -225,7 +225,7 @@ def _turn(stored: Image.Image) -> int:
 
 
 def _is_aligned(upright: Image.Image, turn: int, mask_turn: int) -> bool:
-    """Whether a mask that is of the size of its image, both upright, surely lies as it does.
+    """Whether a mask is certain to lie on its image; upright, both have the same size.
 
     If both were stored with one orientation, it does. Otherwise the mask may have been drawn on the
     upright image or on the stored one, and only an exchange of height and width tells.

@@ -43,8 +43,8 @@ def tfds(
 
     Raises:
         DataError: if the set is missing, incomplete or damaged, or has no such split. Files other
-            than the first and the last of a split are read only when asked for; damage there raises
-            on reading, and so does a wrong mask.
+            than the first and the last of a split are opened only when they are read; damage there
+            raises then, and so does a wrong mask.
     """
     # Imported where it is used: it takes half a second, and other sources do not need it.
     import tensorflow_datasets

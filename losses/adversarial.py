@@ -32,7 +32,7 @@ class AdversarialLoss:
         discriminator: ``(real, fake) -> [batch]`` of the logits of real and of generated images.
         generator: ``(fake, real) -> [batch]``; ``real`` may be None unless the loss is relative.
         relative: whether logits count by their distance from the mean of the other side. The
-            generator then needs those of real images, and a batch in parts is not the batch.
+            generator then needs those of real images, and microbatches do not add up to the batch.
     """
 
     discriminator: Callable[..., Array]
@@ -300,7 +300,7 @@ def feature_matching_loss(
 
     Salimans et al., 2016, arXiv:1606.03498, section 3.1, where it is the sum over the features f of
     a layer of the discriminator; the mean does not grow with their number. One number for the
-    batch, for it compares means: a batch in parts is not the batch.
+    batch, because it compares means: microbatches do not add up to the batch.
 
     Args:
         real: features of real images; they may be more or fewer than the others.

@@ -1,7 +1,7 @@
 """Losses of diffusion models and of scores, and the variational bound of their likelihood.
 
-Weights are of the error of x_0, whatever is predicted: a weighted loss is the same number for all
-targets that say the same.
+Weights multiply the error of x_0, whatever is predicted, so that equivalent predictions of
+different targets have the same weighted loss.
 """
 
 from collections.abc import Callable

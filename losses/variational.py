@@ -55,9 +55,9 @@ def free_bits(kl: Float[Array, "batch groups"], *, nats: float) -> Float[Array, 
     """The divergences, but the constant λ for all examples in groups whose mean is below it.
 
     Its mean over the batch, then, is max(λ, mean KL) of each group, as is the gradient: Kingma et
-    al., 2016, arXiv:1606.04934, eq. 15. Which groups are free is a matter of the whole batch: an
-    example's entry depends on the others, and a batch in parts is not the batch. Sum over the
-    groups for ``elbo``, which is then no bound for each single example.
+    al., 2016, arXiv:1606.04934, eq. 15. Which groups are free depends on the whole batch: an
+    example's entry depends on the others, and microbatches do not add up to the batch. Sum over
+    the groups for ``elbo``, which is then no bound for each single example.
 
     Args:
         kl: of each example and latent dimension, or of each group of them, summed.

@@ -1,7 +1,7 @@
 """Metrics of segmentation, from the predictions and labels of one batch to a state that merges.
 
 ``valid`` says which pixels count: in the batch (no padding) and not ignored, ``labels != 255``.
-States are of one batch; merged on the host (see ``metrics.state``), they hold a set of any size.
+A state counts one batch; merged on the host (see ``metrics.state``), states hold a set of any size.
 """
 
 import functools

@@ -68,5 +68,5 @@ def normal_kl(q: Normal, p: Normal) -> Float[Array, "*batch d"]:
     log_ratio = q.log_std.astype(jnp.float32) - p.log_std.astype(jnp.float32)
     distance = q.mean.astype(jnp.float32) - p.mean.astype(jnp.float32)
     shift = distance * jnp.exp(-p.log_std.astype(jnp.float32))
-    # Near 0 what expm1 gives up to rounding, exp loses: the divergence is of second order there.
+    # expm1 and not exp: near 0 the divergence is of second order, which exp loses to rounding.
     return 0.5 * jnp.expm1(2.0 * log_ratio) - log_ratio + 0.5 * jnp.square(shift)

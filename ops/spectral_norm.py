@@ -20,7 +20,7 @@ def spectral_norm(
     σ comes near the largest singular value from below; kept from one training step to the next, u
     follows it with one round a step (appendix A). The gradient of σ is v uᵀ, with u and v held
     constant. The new u has none. A kernel of zeros has σ = 0, which is not to be divided by, and
-    leaves u as it is, from where a later kernel goes on.
+    leaves u as it is, so that a later kernel starts from it.
 
     Args:
         kernel: of a dense layer or a convolution, outputs last.

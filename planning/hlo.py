@@ -105,7 +105,7 @@ class Instruction:
 
     @property
     def branches(self) -> list[str]:
-        """Names of the computations of which a condition runs one."""
+        """Names of the computations that a condition chooses from."""
         found = _BRANCHES.findall(self.text)
         return [name for pair in found for part in pair for name in re.findall(r"[\w.\-]+", part)]
 
@@ -125,7 +125,7 @@ class Program:
     partitions: int
 
     def loop(self, instruction: Instruction) -> tuple[str, int]:
-        """Body of a while loop, and how often it runs; 1 if that cannot be told.
+        """Body of a while loop, and how often it runs; 1 if that is unknown.
 
         The number is XLA's, or else the only constant that the condition has to compare with:
         JAX's loops count from zero.
@@ -216,7 +216,7 @@ def _collectives(
             started = instruction.kind != kind
             devices = _group(instruction.text, program.partitions)
             yield Collective(
-                # How a TPU writes it: an all-reduce of which a slice is kept.
+                # How a TPU writes it: an all-reduce that keeps a slice of the result.
                 "reduce-scatter" if name.startswith("all-reduce-scatter") else kind,
                 _payload(instruction, kind, devices),
                 devices,

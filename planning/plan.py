@@ -79,7 +79,7 @@ class Exchange:
         kind: such as ``all-reduce``.
         count: how many run.
         asynchronous: how many of these leave the chip free to compute meanwhile.
-        bytes: of the arrays that they are of, in all.
+        bytes: of all arrays that they communicate.
         sent: bytes that the chip sends for them; see ``planning.hlo.Collective``.
     """
 

@@ -53,7 +53,7 @@ class Planner:
         experiment: as configured, with the overrides of the user.
         examples: its training set, or what stands for it.
         topology: what to plan for.
-        say: told what is being compiled.
+        say: called with a line about what is being compiled.
     """
 
     experiment: Experiment

@@ -14,7 +14,7 @@ from opsin.planning.hlo import KINDS, Instruction, Program
 
 Computation = Mapping[str, Instruction]
 
-# Names for what is there already, and what takes no bytes worth counting.
+# Names for what is there already, and what takes hardly any bytes.
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
     "replica-id", "opt-barrier", "iota", "domain",
@@ -164,7 +164,7 @@ def _new(inside: Computation, result: Instruction) -> int:
 
 
 def _continues(instruction: Instruction) -> bool:
-    """Whether a collective goes on here that another fusion has begun, and counted."""
+    """Whether this continues a collective that another fusion has begun, and counted."""
     if instruction.kind in KINDS:
         return "chain_id" in instruction.text
     return instruction.kind == "custom-call" and "AsyncCollective" in instruction.text

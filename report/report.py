@@ -350,7 +350,7 @@ def _delta_text(delta: Estimate | None, form: str) -> str:
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown, of which the first line is the header."""
+    """A Markdown table; the first line is the header."""
     header, *body = [f"| {' | '.join(cells)} |" for cells in lines]
     return "\n".join([header, "|---" * len(lines[0]) + "|", *body])
 

@@ -20,7 +20,7 @@ def sinusoids(values: Num[Array, " batch"], width: int) -> Float[Array, "batch {
     """Sines, then cosines, of values times frequencies from 1 down to 1/10000.
 
     The positions of Vaswani et al., 2017, arXiv:1706.03762, section 3.5, with the ends that Ho et
-    al. give the frequencies. Values of 0 to 1000 are told apart well.
+    al. give the frequencies. They are made for values from 0 to 1000.
 
     Raises:
         ValueError: a width that is odd or below 4.

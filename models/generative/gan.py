@@ -39,7 +39,7 @@ class Generator(nn.Module):
     Attributes:
         image: height, width and channels.
         latent: dimensions of z.
-        width: channels; of which map, the generator says.
+        width: channels of one of the maps; each generator says of which.
         halvings: how often the size is doubled; 2**halvings must divide height and width.
         num_classes: of the labels that are joined to z as one-hot, whose weights in the first layer
             are their embedding; None if there are none.
@@ -89,7 +89,7 @@ class DiscriminatorLayers(nn.Module):
     """The fields of what makes a discriminator's layers.
 
     Attributes:
-        width: channels; of which map, the discriminator says.
+        width: channels of one of the maps; each discriminator says of which.
         norm: ``batch_norm``, ``group_norm`` or a ``partial`` of them; None for none. With batch
             norm the logit of an image depends on the others, as a penalty on its gradient must not.
         spectral: normalise each kernel by its largest singular value; see ``SpectralLayer``.

@@ -80,7 +80,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualDiscriminator(Discriminator):
-    """Residual blocks, of which the first halve the size, ReLU, the sum over pixels, a dense layer.
+    """Residual blocks (the first ones halve the size), ReLU, sum over pixels, dense layer.
 
     All maps have ``width`` channels. With the defaults and three channels it is the network of
     Miyato et al. for CIFAR-10, of 1,053,824 parameters. For the other fields see ``Discriminator``.

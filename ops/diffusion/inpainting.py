@@ -30,7 +30,7 @@ class _Plan(NamedTuple):
 
 @dataclass(frozen=True)
 class Inpaint:
-    """Steps of a sampler, after each of which the known pixels are put back, with their noise.
+    """A sampler that puts the known pixels back, with their noise, after each step.
 
     Replacement alone (Song et al., 2021, arXiv:2011.13456, appendix I.2) gives a rest that fits the
     known pixels too little: the step did not know them. With resamplings each step is taken back by

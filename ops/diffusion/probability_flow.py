@@ -43,7 +43,7 @@ def solve(
     """The probability flow from noise at time 1 to data at ``process.start``; or the other way.
 
     By diffrax, with Dormand and Prince's method of order 5. Each image has steps of its own, so
-    that it is the same in any batch, and the model is asked for the whole batch at once. Not for
+    that it is the same in any batch, and the model is called once for the whole batch. Not for
     reverse-mode differentiation.
 
     Args:

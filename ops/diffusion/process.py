@@ -47,11 +47,11 @@ class Process(Protocol):
         ...
 
     def levels(self, t: Any) -> Levels:
-        """α and σ at times of any shape, in the library that the times are of."""
+        """α and σ at times of any shape, as arrays of the library that ``t`` comes from."""
         ...
 
     def conditioning(self, t: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
-        """What a network is told of the time: a number that says how much noise there is."""
+        """The time as a network receives it: a number that says how much noise there is."""
         ...
 
     def times(self, steps: int) -> Num[np.ndarray, "steps+1"]:
@@ -132,7 +132,7 @@ def reverse_log_variances(
     after Nichol & Dhariwal.
 
     Args:
-        levels: of times that fall, [steps + 1], of which only the last may have σ = 0.
+        levels: at falling times, [steps + 1]; only the last may have σ = 0.
     """
     now, before = between(levels)
     small = posterior(before, now).variance
@@ -230,7 +230,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A model, asked for the data.
+    """A model as an estimator of the data x_0, whatever it predicts.
 
     Attributes:
         model: see the head of this file.

@@ -69,7 +69,7 @@ class Coefficients(NamedTuple):
 
 
 class Forgetful:
-    """A sampler of which each step stands alone."""
+    """A sampler whose steps do not depend on earlier ones."""
 
     @property
     def remembers(self) -> bool:

@@ -169,11 +169,11 @@ class Discrete:
 
 
 class Continuous:
-    """What processes in continuous time share; their ``levels`` tell them apart.
+    """What processes in continuous time share; they differ in their ``levels``.
 
     Attributes:
-        start: the least time above 0 that a model is trained and asked at. Its levels are close to
-            those of time 0, where a score may have no bound.
+        start: the smallest time, above 0, that a model is trained and used at. Its levels are close
+            to those of time 0, where a score may have no bound.
     """
 
     start: float

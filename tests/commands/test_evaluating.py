@@ -251,7 +251,7 @@ def test_what_can_be_measured_is_found_by_name():
     [
         (["Probee"], ConfigError, "no measurement 'Probee': did you mean Probe.*VariationalBound"),
         ([f"{HERE}:tiny"], ConfigError, "no measurement"),
-        (["images=3"], ConfigError, "images=3 is of no measurement: name one before it"),
+        (["images=3"], ConfigError, "images=3 has no measurement: name one before it"),
         (["Probe", "image=3"], ConfigError, "no 'image' to override: did you mean 'images'"),
         (["SampleQuality"], ConfigError, "SampleQuality needs extractor: give extractor=…"),
         (["SampleQuality", "extractor=3"], ConfigError, "extractor takes Extractor, not 3"),

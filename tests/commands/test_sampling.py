@@ -235,7 +235,7 @@ def test_a_classifier_becomes_an_extractor(classifier, plain, tmp_path):
     expected = load(classifier).probabilities(pixels)  # the moving average, in both
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
     (classifier / "DONE").rename(classifier / "UNDONE")
-    with pytest.raises(RunError, match="not trained to its end"):
+    with pytest.raises(RunError, match="is not finished: run it again"):
         export(classifier, path)
     (classifier / "UNDONE").rename(classifier / "DONE")
     with pytest.raises(WeightsError, match="cannot write"):
