@@ -353,7 +353,7 @@ NAMES = re.compile(rf"`(?:opsin\.)?((?:{'|'.join(ROOMS)})(?:/[\w/]+\.py(?::\w+)?
 
 
 def exists(name: str) -> bool:
-    """Whether the house has such a file, ``ops/gaussian.py``, or object, ``ops.gaussian.Normal``."""
+    """Whether the house has a file, ``ops/gaussian.py``, or object, ``ops.gaussian.Normal``."""
     if "/" in name:
         path, _, member = name.partition(":")
         return (HOUSE / path).exists() and (not member or member in (HOUSE / path).read_text())
@@ -376,6 +376,7 @@ def test_what_the_documents_name_exists(document):
         if not name.endswith((".json", ".jsonl"))
         and not (name.startswith("data.") and name.split(".")[1] in Data.__dataclass_fields__)
     }
+    named |= set(re.findall(r"`(tests/[\w/.]+)`", DOCUMENTS[document]))
     assert sorted(name for name in named if not exists(name)) == []
     assert exists("ops/gaussian.py")
     assert exists("ops.gaussian.Normal")
