@@ -30,7 +30,7 @@ class LatentEncoder(Protocol):
 
 @dataclass(frozen=True)
 class LatentClassifier:
-    """Accuracy of a logistic regression on latents, and on pixels, that few labels teach.
+    """Accuracy of logistic regression on latents, and on pixels, with few labels.
 
     ``latent_accuracy_<n>`` and ``pixel_accuracy_<n>`` for n labelled images of each class: the
     mean over ``repeats`` draws of them. Both classifiers see standardised inputs, and choose the
@@ -39,8 +39,8 @@ class LatentClassifier:
     Attributes:
         labels_per_class: numbers of labelled images.
         repeats: draws of the labelled images.
-        train_split: that they are drawn from.
-        split: that is classified.
+        train_split: they are drawn from it.
+        split: it is classified.
     """
 
     labels_per_class: tuple[int, ...] = (5, 10, 50)

@@ -1,4 +1,4 @@
-"""Images from a model that makes them."""
+"""Images from a generative model."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def sample_images(
     It is the same bits for any count, and to float32 rounding on any number of devices.
 
     Args:
-        task: what was learned.
+        task: of the run.
         params: of its model.
         mutable: the other variables of its model.
         count: number of images.
@@ -61,7 +61,7 @@ def sample_images(
         track: shows how far it has come.
 
     Raises:
-        SettingError: if labels are given or missing against what the model takes, or out of range.
+        SettingError: if the model needs labels and has none, takes none, or does not know them.
     """
     check_labels(task, labels)
 

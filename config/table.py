@@ -19,7 +19,7 @@ class Arm:
         name: of the row.
         overrides: what it changes.
         seeded: paths that take the seed of a run besides ``seed`` itself, such as
-            ``measurements.0.seed``, that of samples of a model that is not trained any more.
+            ``measurements.0.seed``, the seed of samples in arms that only measure.
     """
 
     name: str
@@ -62,8 +62,8 @@ class Table:
             ".2%". The first one is the headline.
         details: more of them, such as the recall of each class: a table of their own without
             differences, and not in the figure. An arm may lack some.
-        failed_as: metric -> what a failed run counts as, such as 1 among those that diverged. Of
-            other metrics it has no value.
+        failed_as: metric -> the value of a failed run, such as 1 for the share that diverged. It
+            has no value for other metrics.
         lower_is_better: the metrics for which lower is better.
         baseline: the arm that all others are compared to, or arm -> the arm that it is compared
             to, or None for no comparison.
@@ -75,7 +75,7 @@ class Table:
             a number, or the metric whose mean it is.
         x_label: what x is.
         x_scale: scale of the x axis.
-        log_metrics: metrics that curves are drawn of on a logarithmic axis.
+        log_metrics: metrics whose curves are drawn on a logarithmic axis.
     """
 
     title: str
@@ -110,7 +110,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All that an experiment's result files are derived from, beside its rows.
+    """Everything but the rows that an experiment's result files are derived from.
 
     Attributes:
         name: the experiment's name, and that of its files.

@@ -149,7 +149,7 @@ def synthetic(
 
 
 def blank(count: int, *, image: tuple[int, int, int]) -> Examples:
-    """Examples for a plan, in place of a set that is not here: as many, of its shapes, all zero.
+    """Examples of zeros that replace a set that is not here, in a plan: its number and shapes.
 
     They take no memory, whatever their number.
 

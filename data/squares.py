@@ -15,17 +15,16 @@ def squared(
 ) -> Examples:
     """The largest central square of each image, resized to ``size`` pixels a side.
 
-    That is to bring the shorter side to ``size`` and to crop the centre; bilinear and antialiased.
-    Of masks, and weights of their pixels, the same square is taken, each pixel from the nearest.
-    The training split keeps these squares for random crops on the device. Of other splits the
-    centre of ``held_out`` pixels is cut out, which is the usual way to test ("resize 256, crop
-    224").
+    The shorter side is resized to ``size`` and the centre is cropped, bilinear and antialiased.
+    Masks, and weights of their pixels, are cropped to the same square and sampled at the nearest
+    pixel. The training split keeps these squares for random crops on the device. Other splits are
+    cropped to the central ``held_out`` pixels, the usual way to test ("resize 256, crop 224").
 
     Args:
         split: of the source; training splits are called "train…".
         source: of images of 8 bits a channel, as for ``open_source``.
         size: of the squares.
-        held_out: of the squares of other splits; None leaves them as those of training.
+        held_out: size of the squares of other splits; None crops them as those of training.
 
     Raises:
         DataError: a size is not positive or ``held_out`` larger than ``size``, or as

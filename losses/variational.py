@@ -1,7 +1,7 @@
 """Variational bounds of log p(x) in nats, their gradients, and the losses of vector quantisation.
 
-Bounds are to be maximised: the loss is minus a bound. All are unreduced; what is summed over is
-the latent dimensions, what the mean goes over is the batch.
+Bounds are to be maximised: the loss is minus a bound. All are unreduced: sum over the latent
+dimensions, and average over the batch.
 """
 
 from collections.abc import Callable

@@ -93,7 +93,7 @@ class ConfusionMatrix(Metric):
         As in scikit-learn with zero_division=0 and the labels that occur: 0/0 is 0 (a class that is
         never predicted has precision 0), and a class neither true nor predicted anywhere has no
         entry and takes no part in a macro average, the plain mean over classes. One label per
-        example makes micro precision, recall and F1 all equal to accuracy. All is NaN of no
+        example makes micro precision, recall and F1 all equal to accuracy. All are NaN without
         examples.
         """
         counts = np.asarray(self.counts, np.int64)
@@ -150,7 +150,7 @@ class Calibration(Metric):
     count: Sum  # [bins], int32
 
     def compute(self) -> dict[str, float]:
-        """The error Σ_b n_b / n · |accuracy_b − confidence_b|, in [0, 1]; NaN of no examples."""
+        """The error Σ_b n_b / n · |accuracy_b − confidence_b|, in [0, 1]; NaN without examples."""
         examples = np.asarray(self.count, np.int64).sum()
         confidence = np.asarray(self.confidence, np.float64)
         gaps = np.abs(np.asarray(self.correct, np.int64) - confidence).sum()  # n_b cancels
@@ -185,7 +185,7 @@ def calibration(
 
 @flax.struct.dataclass
 class Ranking(Collected):
-    """How each example ranks for each class: see ``ranking``."""
+    """Scores of each example for each class: see ``ranking``."""
 
     scores: Rows  # [examples, classes], float32
     labels: Rows  # [examples], int32

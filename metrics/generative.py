@@ -83,17 +83,17 @@ def frechet_distance(real: Features, made: Features) -> float:
 
 @flax.struct.dataclass
 class FrechetDistance(Collected):
-    """Features of real images, and of what was made of or beside each of them.
+    """Features of real images, and of a generated image for each of them.
 
-    They are kept, not summed to a mean and Σ x xᵀ: from that sum the root of a covariance of fewer
-    samples than features comes out with half of the digits.
+    They are kept, not summed to a mean and Σ x xᵀ: with fewer samples than features, that sum would
+    lose half of the digits of the root of the covariance.
     """
 
     real: Rows  # [examples, features]
     made: Rows  # [examples, features]
 
     def compute(self) -> dict[str, float]:
-        """``frechet_distance``; NaN of fewer than two examples, or if a feature is not finite."""
+        """``frechet_distance``; NaN with fewer than two examples, or if a feature is not finite."""
         pair = np.asarray(self.real), np.asarray(self.made)
         if len(pair[0]) < 2 or not all(np.isfinite(features).all() for features in pair):
             return {"": float("nan")}

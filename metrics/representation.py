@@ -1,4 +1,4 @@
-"""Quality of embeddings: where a network puts images on the sphere, and what lies next to what.
+"""Quality of embeddings: how they spread over the sphere, and which are neighbours.
 
 Embeddings are [batch, d] and are brought to unit length; a zero vector stays at the centre.
 """
@@ -47,7 +47,7 @@ class Uniformity(Metric):
     pairs: Sum  # [], int32
 
     def compute(self) -> dict[str, float]:
-        """log of the mean over the pairs, in [−8, 0]; NaN of no pairs."""
+        """log of the mean over the pairs, in [−8, 0]; NaN without pairs."""
         pairs = int(self.pairs)
         return {"": float(np.log(self.total / pairs)) if pairs else float("nan")}
 

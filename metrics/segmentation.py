@@ -29,7 +29,7 @@ class SegmentationMatrix(ConfusionMatrix):
         Pixels of all images are counted together, and each macro average is the plain mean over the
         classes. IoU = TP / (TP + FP + FN), Dice = 2 TP / (2 TP + FP + FN). A class neither true nor
         predicted anywhere has no entry and takes no part in the means; 0/0 is 0 otherwise (a class
-        that is never predicted has precision 0). Accuracy is the share of right pixels. All is NaN
+        that is never predicted has precision 0). Accuracy is the share of right pixels. All are NaN
         of no pixels.
         """
         per_class = self.per_class()
@@ -168,7 +168,7 @@ class RandScore(Metric):
     predicted: Sum  # [], float32: in prediction
 
     def compute(self) -> dict[str, float]:
-        """2 both / (true + predicted), in [0, 1]; NaN of no cells."""
+        """2 both / (true + predicted), in [0, 1]; NaN without cells."""
         pairs = float(self.true) + float(self.predicted)
         # Rounded sums of squares may pass each other by a millionth.
         return {"": min(2 * float(self.both) / pairs, 1.0) if pairs else float("nan")}

@@ -74,7 +74,7 @@ class Mean(Metric):
         return cls(total=total, count=jnp.sum(valid, dtype=jnp.int32))
 
     def compute(self) -> dict[str, float]:
-        """The mean; NaN of no examples."""
+        """The mean; NaN without examples."""
         count = int(self.count)
         return {"": float(self.total) / count if count else float("nan")}
 

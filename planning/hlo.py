@@ -33,8 +33,8 @@ class Collective:
 
     Attributes:
         kind: one of ``KINDS``.
-        bytes: of the whole array on one device, once: what is reduced, what comes out of a gather,
-            what goes into a reduce-scatter, what is exchanged.
+        bytes: of the whole array on one device, once: the array that is reduced or exchanged, the
+            result of a gather, the operand of a reduce-scatter.
         devices: how many take part in one exchange.
         times: how often it runs in a call of the program.
         asynchronous: whether other work may run meanwhile.
@@ -61,7 +61,7 @@ class Collective:
 
 @dataclass(frozen=True)
 class Array:
-    """An array that comes out of an instruction.
+    """An array that an instruction returns.
 
     Attributes:
         bytes: of its elements, without padding.

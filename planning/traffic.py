@@ -26,8 +26,8 @@ def bytes_accessed(program: Program) -> int:
     """Bytes that one device reads from its memory and writes to it in a call of a program.
 
     Operands and results of every operation that is not inside a fusion, each as often as it runs.
-    Of what is sliced or updated in place the slice counts alone. What the compiler keeps on the
-    chip (a memory space of its own) does not count. A loop of unknown length counts once.
+    If an array is sliced or updated in place, only the slice counts. Arrays that the compiler keeps
+    on the chip (in a memory space of its own) do not count. A loop of unknown length counts once.
     """
     return _moved(program, program.entry)
 

@@ -64,7 +64,7 @@ def derive(report: Report, results: Path) -> None:
 
 
 def check(report: Report, results: Path) -> list[str]:
-    """Names the files of ``report`` that the jsonl in ``results`` does not give again.
+    """Names the files of ``report`` that do not follow from the jsonl in ``results``.
 
     Text is compared by its bytes, the figure by its pixels.
 
@@ -313,7 +313,7 @@ def _gaps(rows: Sequence[Row], report: Report) -> list[str]:
 
 
 def _mixed(row: Row) -> str:
-    """A line for a run that went on by other code than it began with."""
+    """A line for a run that resumed under other code."""
     after = " and then ".join(f"`{commit[:10]}`" for commit in row.commits or ())
     return f"- `{row.arm}`, seed {row.seed}: {after}"
 

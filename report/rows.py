@@ -21,11 +21,11 @@ class Row:
         arm: the arm of the sweep; "default" for a run without one.
         seed: the run's seed.
         id: the name of its folder, which is the hash of what changes its trained numbers.
-        measurement: the id of what was measured of it, which arms that only measure differ by; the
-            ids of several are joined by "+". None if nothing was.
+        measurement: the id of its measurements, in which arms that only measure differ; several
+            ids are joined by "+". None without measurements.
         status: how it ended.
         commit: the commit that it ran on, the last of several, or "unknown".
-        commits: all of them in order, where it went on by other code; None for one alone.
+        commits: all of them in order, if it resumed under other code; None for a single one.
         dirty: whether files differed from that commit, or one of them.
         devices: the kind of each device.
         hardware: the machine.
@@ -58,15 +58,15 @@ def collect(
 ) -> list[Row]:
     """Reads the runs below ``run_dir`` that ended, sorted by arm and seed.
 
-    A folder gives a row to each arm that is a run of it. One without ``DONE`` or ``FAILED`` gives
-    none, nor to an arm whose measurements were not made, and the report lists its seed as missing.
-    Runs of another config (with overrides, or from before the experiment was changed) give none
-    either: a warning is logged.
+    A folder makes a row for each arm that it belongs to. There is no row without ``DONE`` or
+    ``FAILED``, nor for an arm whose measurements were not made; the report lists its seed as
+    missing. Runs of another config (with overrides, or older than a change of the experiment) make
+    no row either: a warning is logged.
 
     Args:
         run_dir: ``runs/<experiment>``, with a folder for each run.
         arms: the arms of the sweep, in order.
-        identity_of: (arm, seed) -> the id of that run of the sweep, and that of what is measured.
+        identity_of: (arm, seed) -> the id of that run of the sweep, and that of its measurements.
 
     Raises:
         ReportError: no run of the sweep has ended, or a file is missing or broken.

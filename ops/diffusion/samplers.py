@@ -38,7 +38,7 @@ class Sampler(Protocol):
 
     @property
     def remembers(self) -> bool:
-        """Whether a step needs the one before, so that none can be taken back and done again."""
+        """Whether a step needs the one before, so that no step can be undone and repeated."""
         ...
 
     def plan(self, process: Process, grid: Point) -> Any:
@@ -52,7 +52,7 @@ class Sampler(Protocol):
     def step(
         self, denoise: Denoiser, state: State, point: Point, plan: Any, keys: Key[Array, "batch"]
     ) -> State:
-        """From a point to the next, by its part of the plan and a key for each image."""
+        """One step, from its part of the plan and a key for each image."""
         ...
 
 

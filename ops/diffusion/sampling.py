@@ -112,7 +112,7 @@ def sample_path(
     times: Num[np.ndarray, "steps+1"],
     denoise_last: bool = True,
 ) -> State:
-    """``sample`` with all that it passes: x and x_0 after each step, [steps, batch, ...]."""
+    """``sample`` with its whole path: x and x_0 after each step, [steps, batch, ...]."""
     return _run(denoiser, process, sampler, keys, x, times, denoise_last, keep=True)[1]
 
 
