@@ -80,7 +80,7 @@ class Probe:
                 f"Probe: layers={self.layers} are not among {', '.join(map(repr, LAYERS))}"
             )
         if not self.penalties or min(self.penalties) <= 0 or not 0 < self.validation < 1:
-            raise SettingError("Probe: penalties are above 0, and validation is a share of 1")
+            raise SettingError("Probe: penalties must be above 0, and validation in (0, 1)")
         train, test = (split_of(sets, name) for name in (self.train_split, self.split))
         classes = labels(train)[self._drawn(train)]
         labels(test)
@@ -94,7 +94,7 @@ class Probe:
             )
         if self.neighbours > len(classes):
             raise SettingError(
-                f"Probe: neighbours={self.neighbours} of {len(classes)} images: ask for fewer"
+                f"Probe: neighbours={self.neighbours} of {len(classes)} images: set fewer"
             )
         check_features(task, np.shape(train.records[0]["image"]))
 

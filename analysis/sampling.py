@@ -24,9 +24,9 @@ def check_labels(task: Generative, labels: Int[np.ndarray, " count"] | None) -> 
     """Raises SettingError for labels that a model does not take, or that it does not know."""
     classes = task.num_classes
     if classes is None and labels is not None:
-        raise SettingError("the model was trained without classes: there is none to ask for")
+        raise SettingError("the model was trained without classes: give no class")
     if classes is not None and labels is None:
-        raise SettingError(f"the model makes images of a class: ask for one of 0 to {classes - 1}")
+        raise SettingError(f"the model needs a class: give one of 0 to {classes - 1}")
     if labels is not None and not (labels.min() >= 0 and labels.max() < (classes or 0)):
         wrong = labels[(labels < 0) | (labels >= (classes or 0))][0]
         raise SettingError(f"class {wrong} is not one of 0 to {(classes or 0) - 1}")

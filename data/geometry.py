@@ -58,7 +58,7 @@ def map_layers(
         pixels = images if name == "image" else batch[name][..., None]
         if pixels.shape[:3] != images.shape[:3]:
             raise ValueError(
-                f"{name} {list(batch[name].shape)} is not of the size of images {images.shape}"
+                f"{name} {list(batch[name].shape)} does not have the size of images {images.shape}"
             )
         new = jax.vmap(lambda key, x, layer=LAYERS[name]: move(key, x, layer))(
             keys, pixels.astype(images.dtype)

@@ -47,7 +47,7 @@ def open_source(source: str | Source, split: str) -> Examples:
             inspect.signature(source).bind(split)
         except TypeError as error:
             raise DataError(
-                f"a source is called with a split alone, and {source} wants otherwise ({error}): "
+                f"a source is called with a split alone, and {source} needs more ({error}): "
                 "bind its options with functools.partial"
             ) from error
         return source(split)

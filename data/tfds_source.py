@@ -104,7 +104,7 @@ def tfds(
     if "segmentation_mask" in kinds:
         mask = kinds["segmentation_mask"]
         if mask.shape[2:] != (1,) or mask.np_dtype != np.uint8:
-            raise DataError(f"the masks of {where} are not of one 8-bit channel; convert them")
+            raise DataError(f"the masks of {where} do not have one 8-bit channel; convert them")
         meaning = labels or TFDS_LABELS.get(builder.name)
         records = CheckedMasks(
             _Masked(records, meaning.void if meaning else None),

@@ -238,7 +238,7 @@ def variational_bound(
         raise ValueError(f'variance is "small" or "large", not {variance!r}')
     levels = process.levels(times)
     if levels.sigma[-1] != 0:
-        raise ValueError(f"there is noise left at time {times[-1]}: the bound is not of the data")
+        raise ValueError(f"noise is left at time {times[-1]}, so this is no bound for the data")
     logs = reverse_log_variances(levels)
 
     def term(_: None, step: Any) -> tuple[None, Array]:

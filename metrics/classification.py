@@ -130,7 +130,7 @@ def confusion_matrix(
     if jnp.issubdtype(predictions.dtype, jnp.floating):
         _check_labels(predictions, labels)
         if predictions.shape[-1] != num_classes:
-            raise ValueError(f"logits {predictions.shape} are not of {num_classes} classes")
+            raise ValueError(f"logits {predictions.shape} do not have {num_classes} classes")
         broken = jnp.isnan(predictions).any(axis=-1)
         predictions = jnp.where(broken, (labels + 1) % num_classes, predictions.argmax(axis=-1))
     elif predictions.shape != labels.shape:
@@ -222,7 +222,7 @@ def ranking(
     """
     _check_labels(logits, labels)
     if logits.shape[-1] < 2:
-        raise ValueError(f"logits {logits.shape} rank nothing: two classes at least")
+        raise ValueError(f"logits {logits.shape}: a ranking needs at least two classes")
     logits = logits.astype(jnp.float32)
     own = jax.nn.one_hot(logits.argmax(axis=-1), logits.shape[-1], dtype=bool)
     rest = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=-1, keepdims=True)

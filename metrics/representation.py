@@ -34,7 +34,7 @@ def alignment(
         ValueError: shapes that do not fit.
     """
     if a.shape != b.shape:
-        raise ValueError(f"views {a.shape} and {b.shape} must be of the same images")
+        raise ValueError(f"views {a.shape} and {b.shape} must come from the same images")
     apart = unit_length(a) - unit_length(b)
     return Mean.from_values(jnp.sum(jnp.square(apart), axis=-1), valid)
 
@@ -181,11 +181,13 @@ def knn_accuracy(
         if points.ndim != 2 or of.shape != points.shape[:1]:
             raise ValueError(f"{name} {points.shape} must have a row for each label, {of.shape}")
         if not len(points):
-            raise ValueError(f"{name} must have a row at least")
+            raise ValueError(f"{name} must have at least one row")
         if np.min(of) < 0 or np.max(of) >= classes:
             raise ValueError(f"labels of {name} must lie in [0, {classes})")
     if bank.shape[1] != queries.shape[1]:
-        raise ValueError(f"bank {bank.shape} and queries {queries.shape} are not of one network")
+        raise ValueError(
+            f"bank {bank.shape} and queries {queries.shape} must come from one network"
+        )
     if not 1 <= k <= len(bank):
         raise ValueError(f"k={k} neighbours in a bank of {len(bank)}: take 1 to {len(bank)}")
     if not temperature > 0:

@@ -30,7 +30,7 @@ class SegmentationMatrix(ConfusionMatrix):
         classes. IoU = TP / (TP + FP + FN), Dice = 2 TP / (2 TP + FP + FN). A class neither true nor
         predicted anywhere has no entry and takes no part in the means; 0/0 is 0 otherwise (a class
         that is never predicted has precision 0). Accuracy is the share of right pixels. All are NaN
-        of no pixels.
+        without pixels.
         """
         per_class = self.per_class()
         dice = per_class["f1"]

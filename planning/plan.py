@@ -268,7 +268,7 @@ def predict(cost: Cost, chip: Chip, batch: int) -> Prediction:
     """
     peak, memory, links = chip.peak_flops_bf16, chip.hbm_bandwidth, chip.interconnect_bandwidth
     if peak is None or memory is None or links is None:
-        raise ValueError(f"nobody has measured a {chip.name}")
+        raise ValueError(f"no published numbers for {chip.name}")
     parts = {
         "compute": cost.flops / peak,
         "memory": cost.bytes_accessed / memory,

@@ -8,7 +8,7 @@ of 10,000 samples is the aim.
 
 Small: a DCGAN of 64 channels with 256 hidden units, 6,000 steps of 64 images (6.4 passes).
 
-Ours, three seeds: LeNet-5 reads the asked digit in 98.19 ± 0.04 % of the samples, at a Fréchet
+Ours, three seeds: LeNet-5 reads the right digit in 98.19 ± 0.04 % of the samples, at a Fréchet
 distance of 2.2 ± 0.1 where training images have 1.1, and a recall of 0.82 where they have 0.88. 13
 to 20 minutes a seed on one core of two, which other runs shared.
 

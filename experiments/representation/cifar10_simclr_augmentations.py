@@ -1,8 +1,8 @@
 """Which augmentations must two views differ by: is cropping enough, are colours, or only both?
 
 Chen et al., 2020, arXiv:2002.05709, Fig. 5: on ImageNet no single one learns good features, and
-random cropping composed with colour distortion stands out: crops of an image have much the same
-histogram of colours, by which they are told from others without a look at what is in them.
+random cropping composed with colour distortion stands out: crops of an image have similar
+histograms of colours, which suffice to recognise them, whatever they show.
 
 Ours, three seeds: crops with colours 43.2 ± 0.4 %, crops alone 37.2 ± 0.2, colours alone
 32.6 ± 0.3, and flips, which are in all arms, 36.3 ± 0.3; random features give 30.3 ± 1.5. As in the

@@ -57,7 +57,7 @@ class Inpaint:
             raise ValueError(f"a step is done at least once, not {self.resamplings} times")
         if self.sampler.remembers:
             raise ValueError(
-                "inpainting takes steps back, which this sampler cannot: choose ddim or ancestral"
+                "inpainting repeats steps, which this sampler cannot: choose ddim or ancestral"
             )
 
     @property

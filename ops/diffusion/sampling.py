@@ -168,8 +168,8 @@ def _run(
         levels = Levels(np.append(levels.alpha[:-1], 1.0), np.append(levels.sigma[:-1], 0.0))
     if levels.alpha[0] == 0 and denoiser.target in ("epsilon", "score"):
         raise ValueError(
-            f"at time {times[0]} there is no signal, and a prediction of {denoiser.target} tells "
-            'nothing of the data: predict "v" or "x0"'
+            f"at time {times[0]} there is no signal, and a prediction of {denoiser.target} does "
+            'not determine the data: predict "v" or "x0"'
         )
     plan = sampler.plan(process, Point(times, levels))
 

@@ -160,8 +160,8 @@ class Discrete:
     def _require_signal(self) -> None:
         if self._table().alpha[-1] == 0:
             raise ValueError(
-                "without any signal at the last time noise has no end to space by: use times, even "
-                "in t"
+                "there is no signal at the last time, so steps cannot be even in the noise: use "
+                "times, even in t"
             )
 
 
@@ -196,7 +196,7 @@ class Continuous:
         most = int(1 / self.start + 1e-6)
         if not 1 <= steps <= most:
             raise ValueError(
-                f"steps must lie in 1 to {most}, or they would ask below start={self.start:g}; "
+                f"steps must lie in 1 to {most}, or a time would be below start={self.start:g}; "
                 f"got {steps}"
             )
         return np.linspace(1.0, 0.0, steps + 1)

@@ -258,10 +258,10 @@ def test_what_can_be_measured_is_found_by_name():
         (["Norm", "power=0"], SettingError, "power=0 is below 1"),
         (
             ["SampleQuality", "extractor=experiments.extractors:LENET"], SettingError,
-            "of models that make images, and Classify makes none",
+            "needs a model that makes images, and Classify makes none",
         ),
-        (["VariationalBound"], SettingError, "VariationalBound is of diffusion models, not of"),
-        (["ImportanceNLL"], SettingError, "ImportanceNLL is of models with latent variables"),
+        (["VariationalBound"], SettingError, "VariationalBound needs a diffusion model, not"),
+        (["ImportanceNLL"], SettingError, "ImportanceNLL needs a model with latent variables"),
         (["LatentClassifier"], SettingError, "Classify has none"),
     ],
 )  # fmt: skip
