@@ -1,1 +1,1 @@
-"""What is asked of a trained network: measurements, features, samples. Nothing here trains it."""
+"""What is measured of a trained network: quality, features, samples. Nothing here trains it."""

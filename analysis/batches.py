@@ -1,4 +1,4 @@
-"""What a network gives for a whole set, batch by batch, once training has ended."""
+"""The outputs of a trained network for a whole set, batch by batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def over_batches(
     track: Track,
     what: str,
 ) -> Any:
-    """What ``compute`` gives for every image of a set.
+    """The results of ``compute`` for every image of a set.
 
     Args:
         compute: ``(params, mutable, batch, indices)`` → arrays [batch, …]; ``indices`` int32
@@ -34,7 +34,7 @@ def over_batches(
         arrays: the set, [images, …] each.
         batch: images that are in memory together.
         track: shows how far it has come.
-        what: the name of its bar of progress.
+        what: the name of its progress bar.
 
     Returns:
         The arrays of ``compute`` with as many images as the set, on the host.

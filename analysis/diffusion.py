@@ -1,4 +1,4 @@
-"""What is measured of diffusion models: a likelihood, other samplers, and how they fill in."""
+"""Measurements of diffusion models: a likelihood bound, other samplers, and inpainting."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from opsin.train.tasks.task import Batch, Prepare, Track
 
 @dataclass(frozen=True)
 class VariationalBound:
-    """A bound of −log p(x) for diffusion models: ``bound_bits_per_dim``, and ``bound``, nats.
+    """An upper bound of −log p(x): ``bound_bits_per_dim``, and ``bound`` in nats.
 
-    Ho et al., 2020, arXiv:2006.11239, eq. 5, with one draw for each image and step. Of a model that
-    is told the class it is of log p(x | class): ``bound_given_class``, ….
+    Ho et al., 2020, arXiv:2006.11239, eq. 5, with one draw for each image and step. For a
+    class-conditional model it bounds log p(x | class): ``bound_given_class``, ….
 
     Attributes:
         steps: of the bound; None takes all that the process has, which is the tightest.
         images: of the split; None takes all.
-        choice: of so many images; see ``analysis.sets.Choice``.
+        choice: which images, if not all; see ``analysis.sets.Choice``.
         batch: images that are in memory together.
         split: of the data.
     """
@@ -82,15 +82,15 @@ class VariationalBound:
 
 @dataclass(frozen=True)
 class SampledBy:
-    """Another measurement, of samples that are made in another way than the task says.
+    """Another measurement, with samples that are made in another way than the task says.
 
-    So that one network is measured in several ways.
+    It compares several ways of sampling from one network.
 
     Attributes:
         sampling: in place of the task's own.
         measurement: what is measured.
-        name: in front of its names: ``test/fd_lenet`` becomes ``test/<name>_fd_lenet``; an empty
-            one changes none.
+        name: prefix of the metrics: ``test/fd_lenet`` becomes ``test/<name>_fd_lenet``; empty for
+            none.
     """
 
     sampling: Sampling
@@ -123,11 +123,11 @@ class SampledBy:
 
 @dataclass(frozen=True)
 class Inpainting:
-    """How well the lower half of an image is filled in, of which the class is not told.
+    """How well the lower half of an image is filled in, without knowing its class.
 
-    ``inpainted_accuracy`` is the share in which a classifier then sees the true class,
-    ``inpainted_mse`` the squared error of a pixel of the lower half in [0, 1], and
-    ``known_accuracy`` what the classifier sees in the whole images.
+    ``inpainted_accuracy`` is the share of images in which a classifier then sees the true class,
+    ``inpainted_mse`` the mean squared error of the pixels of the lower half, in [0, 1], and
+    ``known_accuracy`` the accuracy of the classifier on the complete images.
 
     Attributes:
         extractor: the classifier.
@@ -208,6 +208,6 @@ class Inpainting:
 def _check_diffuses(measurement: Measurement, task: object) -> None:
     if not isinstance(task, Diffuse):
         raise SettingError(
-            f"{type(measurement).__name__} is of diffusion models, not of {type(task).__name__}: "
+            f"{type(measurement).__name__} needs a diffusion model, not {type(task).__name__}: "
             "leave it out"
         )

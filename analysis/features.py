@@ -1,4 +1,4 @@
-"""What a network makes of images: the features that go into its head, and what the head gives."""
+"""Features of images: the input of a network's head, or its output."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from opsin.train.state import stream
 from opsin.train.tasks.task import Batch, Prepare, Track
 
 Layer = Literal["features", "head"]
-"""``"features"`` are what goes into the layer of a network called ``head``, ``"head"`` what comes
-out of it: logits, or the embedding that a contrastive loss sees."""
+"""``"features"`` are the input of the layer of a network that is called ``head``, ``"head"`` its
+output: logits, or the embedding that a contrastive loss sees."""
 
 LAYERS: tuple[Layer, ...] = ("features", "head")
 BATCH = 512  # images in one call of the network
@@ -64,7 +64,7 @@ def extract_features(
     prepare: Prepare,
     track: Track,
 ) -> dict[str, dict[Layer, Float[np.ndarray, "images numbers"]]]:
-    """Features of images, each image seen once as a whole, by frozen weights.
+    """Features of whole images, from frozen weights, each image once.
 
     Args:
         task: with a ``model``.
@@ -79,7 +79,7 @@ def extract_features(
 
     Raises:
         SettingError: if the network has no features, they are not finite, or it changes its
-            statistics on being asked.
+            statistics while features are extracted.
     """
     model = _model(task)
 
@@ -110,8 +110,8 @@ def extract_features(
         )
         if changed.any():
             raise SettingError(
-                f"{type(model).__name__} changes its statistics when it is asked for features: "
-                "with train=False its norms must go by those of training"
+                f"{type(model).__name__} changes its statistics while features are extracted: "
+                "with train=False its norms must use those of training"
             )
         if not all(np.isfinite(x).all() for x in layers):
             raise SettingError(
@@ -125,7 +125,7 @@ def extract_features(
 def untrained_variables(
     task: Any, image: tuple[int, ...], prepare: Prepare, seed: int
 ) -> tuple[PyTree, PyTree]:
-    """Random parameters of a task's network, as a run with this seed begins with, and the rest.
+    """Random parameters of a task's network, as a run with this seed starts, and other variables.
 
     Args:
         task: with a ``model``.
@@ -155,9 +155,9 @@ def with_statistics(
     batches: int,
     seed: int,
 ) -> PyTree:
-    """The mutable variables after some batches of training images: norms then have statistics.
+    """The mutable variables after some training batches, which give norms their statistics.
 
-    A network that was not trained has none of its own. Nothing else changes.
+    An untrained network has no statistics. Nothing else changes.
 
     Args:
         task: with a ``model``.
@@ -166,7 +166,7 @@ def with_statistics(
         examples: the training set.
         prepare: from a batch to what the model sees.
         track: shows how far it has come.
-        batches: how many, of 128 images each, as they are in evaluation.
+        batches: how many, of 128 images each, prepared as in evaluation.
         seed: of their order.
     """
     model = _model(task)
@@ -190,7 +190,7 @@ def _model(task: Any) -> nn.Module:
     model = getattr(task, "model", None)
     if not isinstance(model, nn.Module):
         raise SettingError(
-            f"{type(task).__name__} has no task.model of which to take features: give a run of a "
+            f"{type(task).__name__} has no task.model to take features from: give a run of a "
             "classifier or of SimCLR"
         )
     return model

@@ -1,4 +1,4 @@
-"""How good the images are that a model makes."""
+"""How good generated images are."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from opsin.train.tasks.task import Prepare, Track
 
 @dataclass(frozen=True)
 class SampleQuality:
-    """How near samples are to real images in the features of a network.
+    """How close samples are to real images, by the features of a network.
 
     ``fd_<net>``, ``kd_<net>``, ``is_<net>``, precision, recall, density and coverage of as many
-    samples as real images (see ``metrics.generative``), and the same as ``floor_…`` of images of
-    ``floor_split`` in their place: what a perfect generator would reach. A
-    conditional model is asked for all classes in turn, and ``sample_accuracy`` is the share of
-    samples in which the network sees the class that was asked for.
+    samples as real images (see ``metrics.generative``). The same numbers of real images from
+    ``floor_split``, called ``floor_…``, say what a perfect generator would reach. A conditional
+    model samples all classes in turn, and ``sample_accuracy`` is the share of samples in which the
+    network sees the requested class.
 
     Attributes:
         extractor: the network.
-        samples: number of samples; real images are as many, or all there are.
-        choice: of the real images, where there are more; see ``analysis.sets.Choice``.
+        samples: number of samples, and of real images, if there are as many.
+        choice: which real images, if there are more; see ``analysis.sets.Choice``.
         source: of the real images, as for ``data.source``; None takes those of the run.
         split: that samples are compared to.
         floor_split: that gives the floor.
-        diverged_above: the Fréchet distance above which a run counts as ``diverged``, 1 or 0, which
-            is the share of them in a table; None leaves that out.
+        diverged_above: the Fréchet distance above which a run counts as ``diverged``, 1 or 0, whose
+            mean in a table is the share of such runs; None leaves that out.
         seed: of the samples.
     """
 
@@ -60,7 +60,7 @@ class SampleQuality:
         """
         if not isinstance(task, Generative):
             raise SettingError(
-                f"SampleQuality is of models that make images, and {type(task).__name__} makes "
+                f"SampleQuality needs a model that makes images, and {type(task).__name__} makes "
                 "none: leave it out"
             )
         *_, image = self.extractor.open()

@@ -1,4 +1,4 @@
-"""What the latents of an autoencoder are worth to a classifier."""
+"""How well a classifier reads the latents of an autoencoder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LatentEncoder(Protocol):
 
 @dataclass(frozen=True)
 class LatentClassifier:
-    """Accuracy of a logistic regression on latents, and on pixels, that few labels teach.
+    """Accuracy of logistic regression on latents, and on pixels, with few labels.
 
     ``latent_accuracy_<n>`` and ``pixel_accuracy_<n>`` for n labelled images of each class: the
     mean over ``repeats`` draws of them. Both classifiers see standardised inputs, and choose the
@@ -39,8 +39,8 @@ class LatentClassifier:
     Attributes:
         labels_per_class: numbers of labelled images.
         repeats: draws of the labelled images.
-        train_split: that they are drawn from.
-        split: that is classified.
+        train_split: they are drawn from it.
+        split: it is classified.
     """
 
     labels_per_class: tuple[int, ...] = (5, 10, 50)
@@ -53,18 +53,18 @@ class LatentClassifier:
 
         Raises:
             SettingError: if the task gives no vectors, there is no such split, or the model itself
-                is told the class.
-            DataError: if a class has fewer images than are asked for, or there are no classes.
+                is conditional on the class.
+            DataError: if a class has fewer images than requested, or there are no classes.
         """
         if not hasattr(task, "latents"):
             raise SettingError(
-                f"LatentClassifier is of models with latents, such as an autoencoder, and "
+                f"LatentClassifier needs a model with latents, such as an autoencoder, and "
                 f"{type(task).__name__} has none: leave it out"
             )
         if getattr(task, "num_classes", None) is not None:
             raise SettingError(
-                "LatentClassifier: the model is told the class, and its latents would tell it "
-                "again: set task.model.num_classes=None"
+                "LatentClassifier: the model receives the class as input, so its latents need not "
+                "hold it: set task.model.num_classes=None"
             )
         split_of(sets, self.split)
         per_class(labels(split_of(sets, self.train_split)), n=max(self.labels_per_class))

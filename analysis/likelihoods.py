@@ -1,4 +1,4 @@
-"""How likely a model finds images that it was not trained on."""
+"""Likelihoods of held-out images under a model."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ class LatentVariableTask(Protocol):
 
     @property
     def num_classes(self) -> int | None:
-        """Classes that the model is told; None if it is not."""
+        """The number of classes of a conditional model; None if it is unconditional."""
         ...
 
     @property
     def likelihood(self) -> Likelihood:
-        """Of an image given its latents."""
+        """The likelihood of an image given its latents."""
         ...
 
     def log_weights(
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""], samples: int
     ) -> Float[Array, "samples batch"]:
-        """log p(x, z) − log q(z | x) of so many draws z."""
+        """log p(x, z) − log q(z | x) for the given number of draws z."""
         ...
 
 
 @dataclass(frozen=True)
 class ImportanceNLL:
-    """−log p(x) by importance samples: ``nll``, nats, and of bytes ``nll_bits_per_dim``.
+    """−log p(x) by importance sampling: ``nll`` in nats, and for bytes ``nll_bits_per_dim``.
 
-    Burda et al., 2016, arXiv:1509.00519, section 5: the bound of 5,000 samples, close to the
-    likelihood itself. An image draws from its own key, which its place in the set gives it.
+    Burda et al., 2016, arXiv:1509.00519, section 5: the bound with 5,000 samples, close to the
+    likelihood itself. Each image draws from its own key, which depends on its place in the set.
 
     Attributes:
         samples: draws for each image; a multiple of ``at_once``.
@@ -68,7 +68,7 @@ class ImportanceNLL:
         """Raises SettingError for another task, samples that do not divide, or no such split."""
         if not isinstance(task, LatentVariableTask):
             raise SettingError(
-                f"ImportanceNLL is of models with latent variables, such as a VAE, and "
+                f"ImportanceNLL needs a model with latent variables, such as a VAE, and "
                 f"{type(task).__name__} has none: leave it out"
             )
         if self.at_once < 1 or self.samples < 1 or self.samples % self.at_once:
@@ -86,7 +86,7 @@ class ImportanceNLL:
         prepare: Prepare,
         track: Track,
     ) -> dict[str, float]:
-        """The estimate; of a conditional model it is that of log p(x | class), and called so."""
+        """The estimate; of a conditional model it is, and is called, that of log p(x | class)."""
         arrays = some_examples(split_of(sets, self.split), self.images, self.choice)
 
         def likelihoods(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:

@@ -1,4 +1,4 @@
-"""What a linear classifier reads off frozen features."""
+"""Linear classifiers on frozen features."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def linear_probe(
 ) -> tuple[float, float]:
     """Multinomial logistic regression on standardised features, by full-batch L-BFGS.
 
-    It minimises the mean cross-entropy and l2/2 · ‖W‖², and is fitted once more to all features
-    with the l2 that did best on those that were set aside.
+    It minimises the mean cross-entropy plus l2/2 · ‖W‖². The l2 that does best on the features that
+    are set aside is used to fit all features.
 
     Args:
         features: of the images to learn from, float.
         classes: theirs, int.
         held_out: features that are classified.
         truth: their classes.
-        penalties: candidates for l2. While one is chosen, on fewer images, it weighs as much more
-            as they are fewer.
-        splits: what is set aside to choose by, as ``cv`` of scikit-learn's ``GridSearchCV``; with
-            one candidate nothing is.
+        penalties: candidates for l2. During the choice, on fewer images, each is scaled up by the
+            ratio of their numbers.
+        splits: what is set aside for the choice, as ``cv`` of scikit-learn's ``GridSearchCV``;
+            unused with one candidate.
 
     Returns:
-        The accuracy on what was held out, and the l2 that was chosen.
+        The accuracy on the held-out features, and the chosen l2.
     """
     # Imported where it is used: it takes a second.
     from sklearn.exceptions import ConvergenceWarning
@@ -94,7 +94,7 @@ def sgd_probe(
         truth: their classes.
         epochs: passes over the features; the paper's are 90.
         seed: of the order.
-        learning_rate: for a batch of 256, which it is unless there are fewer images.
+        learning_rate: for a batch of 256, the size used unless there are fewer images.
     """
     mean, std = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
     count, batch = len(features), min(SGD_BATCH, len(features))

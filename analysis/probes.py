@@ -1,4 +1,4 @@
-"""What frozen features are worth to a classifier."""
+"""How well simple classifiers do on frozen features."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ UNTRAINED_BATCHES = 100  # that give the norms of the untrained network their st
 class Probe:
     """Linear and nearest-neighbour classification of features that are extracted once.
 
-    ``linear_accuracy`` is that of full-batch logistic regression, ``linear_l2`` the penalty that a
-    part of the training images chose for it; ``knn_accuracy`` that of weighted nearest neighbours
-    (Wu et al., 2018, arXiv:1805.01978, section 3.4, with τ = 0.1); ``sgd_accuracy`` that of SGD on
-    the same features; ``feature_rank`` and ``feature_std`` say how test features spread (see
-    ``metrics.representation.spread``). Names of numbers behind the head end in ``_head``. Images
-    are seen whole and prepared as in evaluation.
+    ``linear_accuracy`` is that of full-batch logistic regression, and ``linear_l2`` its penalty,
+    chosen on held-out training images; ``knn_accuracy`` that of weighted nearest neighbours (Wu et
+    al., 2018, arXiv:1805.01978, section 3.4, with τ = 0.1); ``sgd_accuracy`` that of SGD on the
+    same features. ``feature_rank`` and ``feature_std`` say how test features spread (see
+    ``metrics.representation.spread``). Numbers for the output of the head end in ``_head``. Images
+    are not cropped, and are prepared as in evaluation.
 
     Attributes:
         layers: which features; see ``analysis.features``.
         penalties: candidates for l2.
-        validation: share of the training images that chooses among them.
+        validation: share of the training images that is held out to choose l2.
         neighbours: k of the nearest neighbours, 0 for none.
         sgd_epochs: of the probe by SGD, 0 for none; the paper's are 90.
         images: of the training split, drawn at random; None takes all.
-        statistics_batches: batches of 128 training images that give the norms of the network their
-            statistics first, for one that was not trained; 0 takes those that it has.
-        untrained: whether to probe the same network with random weights too, its norms with the
-            statistics of 100 batches; names of its numbers begin with ``untrained_``.
-        train_split: that teaches the probes.
-        split: that is classified.
-        seed: of what is drawn and set aside, of the order of SGD, and of random weights.
+        statistics_batches: batches of 128 training images over which the statistics of norms are
+            computed first, for an untrained network; 0 keeps those that it has.
+        untrained: whether to probe the same network with random weights too, with norms that have
+            the statistics of 100 batches; the names of these numbers begin with ``untrained_``.
+        train_split: the probes learn from it.
+        split: it is classified.
+        seed: of all draws, of the order of SGD, and of random weights.
     """
 
     layers: tuple[Layer, ...] = ("features",)
@@ -72,7 +72,7 @@ class Probe:
         """Looks at the network and at the labels.
 
         Raises:
-            SettingError: for options that cannot be, no such split, or a network without features.
+            SettingError: for options out of range, no such split, or a network without features.
             DataError: if the images have no classes.
         """
         if not self.layers or not set(self.layers) <= set(LAYERS):
@@ -80,7 +80,7 @@ class Probe:
                 f"Probe: layers={self.layers} are not among {', '.join(map(repr, LAYERS))}"
             )
         if not self.penalties or min(self.penalties) <= 0 or not 0 < self.validation < 1:
-            raise SettingError("Probe: penalties are above 0, and validation is a share of 1")
+            raise SettingError("Probe: penalties must be above 0, and validation in (0, 1)")
         train, test = (split_of(sets, name) for name in (self.train_split, self.split))
         classes = labels(train)[self._drawn(train)]
         labels(test)
@@ -94,7 +94,7 @@ class Probe:
             )
         if self.neighbours > len(classes):
             raise SettingError(
-                f"Probe: neighbours={self.neighbours} of {len(classes)} images: ask for fewer"
+                f"Probe: neighbours={self.neighbours} of {len(classes)} images: set fewer"
             )
         check_features(task, np.shape(train.records[0]["image"]))
 
@@ -136,7 +136,7 @@ class Probe:
         return found
 
     def _drawn(self, examples: Examples) -> np.ndarray:
-        """Where the images that teach the probe are: folders are in the order of their classes."""
+        """Places of the images that the probe learns from, drawn: folders are ordered by class."""
         total = len(examples.records)
         count = total if self.images is None else self.images
         return drawn_places(count, total, seed=self.seed)

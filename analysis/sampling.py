@@ -1,4 +1,4 @@
-"""Images from a model that makes them."""
+"""Images from a generative model."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def check_labels(task: Generative, labels: Int[np.ndarray, " count"] | None) -> 
     """Raises SettingError for labels that a model does not take, or that it does not know."""
     classes = task.num_classes
     if classes is None and labels is not None:
-        raise SettingError("the model was trained without classes: there is none to ask for")
+        raise SettingError("the model was trained without classes: give no class")
     if classes is not None and labels is None:
-        raise SettingError(f"the model makes images of a class: ask for one of 0 to {classes - 1}")
+        raise SettingError(f"the model needs a class: give one of 0 to {classes - 1}")
     if labels is not None and not (labels.min() >= 0 and labels.max() < (classes or 0)):
         wrong = labels[(labels < 0) | (labels >= (classes or 0))][0]
         raise SettingError(f"class {wrong} is not one of 0 to {(classes or 0) - 1}")
@@ -52,16 +52,16 @@ def sample_images(
     It is the same bits for any count, and to float32 rounding on any number of devices.
 
     Args:
-        task: what was learned.
+        task: of the run.
         params: of its model.
         mutable: the other variables of its model.
         count: number of images.
         seed: of all images.
-        labels: the class of each, for a model that is asked for one.
+        labels: the class of each, for a class-conditional model.
         track: shows how far it has come.
 
     Raises:
-        SettingError: if labels are given or missing against what the model takes, or out of range.
+        SettingError: if the model needs labels and has none, takes none, or does not know them.
     """
     check_labels(task, labels)
 

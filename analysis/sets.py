@@ -1,4 +1,4 @@
-"""The images that a measurement is made of."""
+"""The images that a measurement uses."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from opsin.data.selection import select
 from opsin.train.settings import SettingError
 
 Choice = Literal["drawn", "first"]
-"""Which images stand for a set where not all are taken: ``"drawn"`` at random, always the same, or
-the ``"first"`` of a set whose order is random, as that of MNIST. The first images of a folder are
-of one class alone."""
+"""Which images represent a set if not all are used: ``"drawn"`` at random, always the same, or the
+``"first"``, for a set whose order is random, such as MNIST. The first images of a folder have one
+class."""
 
 
 def some_examples(examples: Examples, count: int | None, choice: Choice) -> dict[str, np.ndarray]:
-    """At most so many examples, in memory, in the order of the set; None takes all."""
+    """At most that many examples, in memory, in the order of the set; None takes all."""
     total = len(examples.records)
     if count is None or count >= total:
         return materialize(examples)

@@ -1,4 +1,4 @@
-"""The networks that are raced, on what, and how much faster they are asked to train."""
+"""The networks that are raced, their inputs, and the speed-ups that they must reach."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Case:
         channels: of an image.
         optimizer: with a rate so small that hundreds of steps on one batch stay well-behaved:
             vanishing gradients would be denormal numbers, which are slow.
-        targets: peer → the training speed over it that is asked for.
+        targets: peer → the required ratio of training speeds.
         task: of what it learns, called with the model.
-        label: the entry of a batch that it learns to tell.
+        label: the entry of a batch that it learns to predict.
         images: makes a set of images, called with its number of examples and their size.
-        denoises: whether it learns to tell the noise that is added to images, whose strength it is
-            told; it has no labels then.
+        denoises: whether it learns to predict the noise that is added to images, given its
+            strength; it has no labels then.
     """
 
     title: str
@@ -78,7 +78,7 @@ class Case:
         return images, np.stack([row[self.label] for row in rows]).astype(np.int32)
 
     def told(self) -> tuple[np.ndarray, ...]:
-        """What the network is told beside the images, one batch of it: times of all strengths."""
+        """Inputs beside the images, for one batch: times of all strengths of noise."""
         if not self.denoises:
             return ()
         return (np.linspace(1, ALPHA.size - 1, self.batch).round().astype(np.float32),)

@@ -66,7 +66,7 @@ def looped(experiment: Experiment) -> Measure:
 
         with tempfile.TemporaryDirectory() as directory:
             fit(experiment, Path(directory), config=resolve(experiment), stop=stop, progress=False)
-        # ``stop`` is asked once a step is dispatched; over many steps that paces with the device.
+        # ``stop`` is called once a step is dispatched; over many steps it keeps the device's pace.
         return (times[-1] - times[0]) / (len(times) - 1)
 
     return measure

@@ -45,7 +45,7 @@ class Times:
 
 
 def add_options(parser: argparse.ArgumentParser, *, runs: int, seconds: float) -> None:
-    """What every race can be told; the numbers are the defaults."""
+    """Adds the options that every race has; the numbers are the defaults."""
     parser.add_argument("--runs", type=int, default=runs, help="timed runs of each peer")
     parser.add_argument("--seconds", type=float, default=seconds, help="length of a run")
     parser.add_argument("--output", type=Path, default=Path("results"), help="directory")

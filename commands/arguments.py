@@ -1,4 +1,4 @@
-"""From the signature of a command to its call: tyro reads the words, we word what is wrong."""
+"""From the signature of a command to its call: tyro parses the words, we word the errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def parse(command: Callable[..., int], words: Sequence[str], program: str) -> pa
 
     Raises:
         ConfigError: they do not fit the command.
-        SystemExit: help was asked for, and is printed.
+        SystemExit: help was requested, and is printed.
     """
 
     @functools.wraps(command)

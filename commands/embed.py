@@ -24,9 +24,9 @@ def embed(
     """Writes features of images, and a map of them.
 
     Args:
-        data: such as folder:PATH; the run's own, unless it is given
-        n: images, at most
-        output: RUN/embedding, unless it is given
+        data: such as folder:PATH; default: the data of the run
+        n: largest number of images
+        output: default: RUN/embedding
     """
     runtime.set_up()
     from opsin.commands import embedding

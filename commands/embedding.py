@@ -40,13 +40,14 @@ def embed(
 
     The arrays are ``features`` float32 [count, d] as the network gives them, ``id`` int64 [count],
     the place in the split, ``label`` int32 [count] where there are classes, ``pca`` and ``tsne``
-    [count, 2], and ``made``, JSON that says of which weights, layer, data and normalisation. Maps
-    are of features at unit length: t-SNE (van der Maaten & Hinton, 2008, JMLR 9) by scikit-learn.
+    [count, 2], and ``made``, JSON that names the weights, layer, data and normalisation. Maps are
+    made of features at unit length; t-SNE (van der Maaten & Hinton, 2008, JMLR 9) is
+    scikit-learn's.
 
     Args:
         run: of a classifier or of contrastive learning.
-        source: of the images; None takes the run's own data. Those of a ``folder:PATH`` are brought
-            to the size that the run was trained on.
+        source: of the images; None takes the run's own data. Images of a ``folder:PATH`` are
+            resized to the size that the run was trained on.
         split: of the source.
         count: images, drawn at random where there are more.
         layer: which features; see ``analysis.features``.

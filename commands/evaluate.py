@@ -17,10 +17,10 @@ def evaluate(
     *,
     runtime: Runtime,
 ) -> int:
-    """Measures a run again, or in another way; nothing trains.
+    """Measures a trained run again, or in another way; nothing trains.
 
-    Without a name: the metrics of all splits, and what the experiment measures as it stands. Each
-    goes to RUN/evaluations, where opsin report finds it.
+    Without a name: the metrics of all splits and the measurements of the experiment in its present
+    form. Results go to RUN/evaluations, where opsin report finds them.
 
     Args:
         overrides: such as SampleQuality samples=2000, or Probe untrained=True

@@ -1,4 +1,4 @@
-"""``opsin evaluate``: what a trained network is worth, asked of a checkpoint. Nothing trains."""
+"""``opsin evaluate``: measures a checkpoint. Nothing trains."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def evaluate_run(run: Path, asked: Sequence[str], track: Track) -> Iterator[Eval
     Args:
         run: its directory.
         asked: names of measurements, each with its overrides behind it (``SampleQuality
-            samples=2000``). Without any: the metrics of all splits, and what the run's experiment
-            measures as it stands, or else what the run was to measure.
+            samples=2000``). Without any: the metrics of all splits, and the measurements of the
+            run's experiment in its present form, or else those of the run's config.
         track: shows how far it has come.
 
     Raises:
@@ -117,7 +117,7 @@ def _is_measurement(member: Any) -> bool:
 
 
 def _of_recipe(run: Path, experiment: Experiment) -> tuple[Measurement, ...]:
-    """What the experiment of this house that a run is of measures of it now, in all of its arms."""
+    """The measurements that all arms of a run's experiment make in its present form."""
     try:
         name = json.loads((run / "arm.json").read_text())["experiment"]
         module = catalogue.find(name)
@@ -143,7 +143,7 @@ def _parsed(texts: Sequence[str], present: Sequence[Measurement]) -> tuple[Measu
             continue
         if not groups:
             raise ConfigError(
-                f"{text} is of no measurement: name one before it, as in SampleQuality samples=2000"
+                f"{text} has no measurement: name one before it, as in SampleQuality samples=2000"
             )
         path, value = parse(text)
         groups[-1][1][path] = value

@@ -1,4 +1,4 @@
-"""How a finished run becomes a file of weights: to judge generators by, or to go on from."""
+"""How a finished run becomes a file of weights: to judge generators, or to start other runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def export(run: Path, path: Path) -> str:
     """
     trained = open_run(run)
     if not (run / "DONE").exists():
-        raise RunError(f"{run} is not trained to its end: run it again, it goes on")
+        raise RunError(f"{run} is not finished: run it again, and it resumes")
     summary = json.loads((run / "summary.json").read_text())
     accuracies = {name: x for name, x in summary.items() if name.endswith("/accuracy")}
     described = {

@@ -27,9 +27,9 @@ class Runtime:
     """Where it runs.
 
     Attributes:
-        platform: the best there is, unless it is given
-        devices: fake as many on the CPU
-        deterministic: the same bits on a GPU, slower
+        platform: default: the best available
+        devices: number of CPU devices to fake
+        deterministic: bit-for-bit reproducible on a GPU, but slower
         memory_fraction: share of the GPU's memory to reserve
         cache: directory of compiled programs
     """
@@ -44,11 +44,11 @@ class Runtime:
         """Sets up the runtime; jax may be imported from then on.
 
         Args:
-            alone: False if jax must not start yet, as it is to know of other processes first:
-                call ``require`` when it does.
+            alone: False if jax must not start yet, because this process has to join others first:
+                call ``require`` after that.
 
         Raises:
-            ConfigError: if that cannot be, or the platform is not there.
+            ConfigError: if options exclude each other, or the platform is not there.
         """
         runtime.set_up(
             runtime.Runtime(
@@ -63,7 +63,7 @@ class Runtime:
             self.require()
 
     def require(self) -> None:
-        """Starts jax on the platform that was asked for, if one was."""
+        """Starts jax on the requested platform, if there is one."""
         if self.platform:
             runtime.require(self.platform)
 
@@ -100,18 +100,18 @@ class Output:
 class Images:
     """How images are made.
 
-    Of a diffusion model as the run was configured, unless it is given. A step asks the network
-    once, of heun and predictor-corrector twice, of langevin once a correction; guidance doubles the
-    work. dpm++2m and heun need 10 to 20 steps, ddim 50, ancestral 100 and more; langevin is for
-    networks of scores.
+    A diffusion model samples as the run was configured, unless options say otherwise. Most samplers
+    evaluate the network once a step, heun and predictor-corrector twice, langevin once for each
+    correction; guidance doubles the work. dpm++2m and heun need 10 to 20 steps, ddim 50, ancestral
+    100 or more; langevin is for score networks.
 
     Attributes:
-        label: of all; opsin sample takes the classes in turn without it
-        seed: of all
-        weights: the moving average, if there is one, unless it is given
-        sampler: how noise is taken away
+        label: of all images; without it, opsin sample takes the classes in turn
+        seed: of all images
+        weights: default: the moving average, if there is one
+        sampler: how noise is removed
         steps: of the sampler
-        guidance: 1 is without, 3 is much
+        guidance: towards the class: 1 is none, 3 is strong
     """
 
     label: Annotated[Whole[int | None], arg(name="class")] = None
@@ -137,12 +137,12 @@ class Images:
 
 @dataclass(frozen=True)
 class Features:
-    """Which features, of which images.
+    """Which features of which images.
 
     Attributes:
         layer: what goes into the network's head, or what the head gives
         split: of the data
-        seed: of whatever is drawn
+        seed: of all random draws
     """
 
     layer: Literal["features", "head"] = "features"

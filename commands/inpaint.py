@@ -23,16 +23,16 @@ def inpaint(
     images: Images,
     runtime: Runtime,
 ) -> int:
-    """Fills in the rest of an image by a diffusion model.
+    """Fills in a part of an image with a diffusion model.
 
-    In place of a sampler that remembers its steps, as dpm++2m, stand 100 steps of ancestral, each
-    done --resamplings times.
+    A sampler that remembers earlier steps, such as dpm++2m, is replaced by 100 steps of ancestral,
+    each repeated --resamplings times.
 
     Args:
         image: of the size that the run makes
         mask: white where to fill in
         n: how many versions
-        resamplings: of each step
+        resamplings: how often each step is repeated
         output: directory of the images
     """
     runtime.set_up()

@@ -25,7 +25,7 @@ def inspect(
 
     Args:
         batches: how many
-        output: NAME_batch.png, unless it is given
+        output: default: NAME_batch.png
     """
     runtime.set_up()
     _, experiment, changes = named(name, overrides)

@@ -1,7 +1,7 @@
 """The entry point of ``opsin``: finds a command, runs it, and ends the process as it should end.
 
 jax is imported only once the runtime is set up, and not at all to list experiments; a command's
-file only when it is asked for.
+file only when that command runs.
 """
 
 from __future__ import annotations

@@ -28,14 +28,14 @@ def plan(
     out: Annotated[Path | None, arg(metavar="JSON")] = None,
     words: Suppress[tuple[str, ...]] = (),
 ) -> int:
-    """Compiles for devices that are not here, and predicts.
+    """Compiles the training step for devices that are not here, and predicts its speed.
 
     Args:
         topology: such as v5e:16x16 or cpu:8
         parallelism: the mesh, such as data=16,fsdp=16
-        global_batch: images of a step
-        sweep: also other batches and meshes
-        out: plans/NAME-TOPOLOGY.json, unless it is given
+        global_batch: images in a step, over all devices
+        sweep: also try other batches and meshes
+        out: default: plans/NAME-TOPOLOGY.json
         words: the command, for the record
     """
     from opsin.planning.chips import Topology

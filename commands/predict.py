@@ -20,11 +20,11 @@ def predict(
     output: Path = Path("predictions"),
     runtime: Runtime,
 ) -> int:
-    """Asks a run about images.
+    """Predicts labels or masks of images.
 
     Args:
         images: of any size and mode
-        output: directory of what it says
+        output: directory of the predictions
     """
     if not images:
         raise ConfigError("name at least one image: see opsin predict --help")

@@ -1,4 +1,4 @@
-"""What a finished run says of images: a class, or a mask, and a picture of it."""
+"""Predictions of a finished run for images: a class or a mask, and a picture of it."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ TILES = 8  # of a large image, in one call of the network
 
 @dataclass(frozen=True)
 class Predictor:
-    """A run that can be asked about images.
+    """A trained network, ready to predict.
 
     Attributes:
-        kind: of what it says of an image.
+        kind: of its predictions.
         class_names: one name a class.
         image: height, width and channels of what it was trained on.
         tile: height and width of what ``probabilities`` takes.
         result: shape of what it gives for one tile.
-        resized: whether the training images were brought to their size, from whatever they had.
+        resized: whether the training images were resized, from any size.
         probabilities: from images uint8 [batch, *tile, channels] to probabilities
             [batch, *result], with the moving average of the parameters if there is one.
     """
@@ -86,7 +86,7 @@ def load(run: Path) -> Predictor:
 
 
 def predict(predictor: Predictor, paths: Sequence[Path], output: Path) -> Iterator[str]:
-    """Writes what a run says of each image, and yields a line about it.
+    """Writes the prediction for each image, and yields a line about it.
 
     Classification writes ``labels.csv`` and ``NAME_label.png``; the image is cut to the largest
     centred rectangle of the training images' shape and resized to their size. Segmentation writes,
@@ -108,7 +108,7 @@ def predict(predictor: Predictor, paths: Sequence[Path], output: Path) -> Iterat
     if channels not in MODES:
         raise RunError(f"the run was trained on images of {channels} channels, not of 1 or 3")
     named = list(_names(paths))
-    for _, path in named:  # a mistake is told before anything is written
+    for _, path in named:  # a mistake is reported before anything is written
         read_image(path, channels, deep=True)
     images = ((name, path, read_image(path, channels, deep=True)) for name, path in named)
     try:

@@ -24,7 +24,7 @@ def report(
     """Writes tables and figures.
 
     Args:
-        name: of an experiment, to read its runs; without it, those of results/ are derived anew
+        name: of an experiment, to read its runs; without it, tables are derived from results/ anew
         workdir: parent of the directories of runs
         results: where the tables are
         readme: whose table is written too

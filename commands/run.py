@@ -19,14 +19,14 @@ from opsin.errors import ConfigError
 class Several:
     """Several processes: one command on each machine, the same but for --process.
 
-    See docs/pods.md. Under srun and on GKE's TPUs they find one another by themselves. Elsewhere
-    that jax knows its way they do so where their number is auto.
+    See docs/pods.md. Under srun and on GKE's TPUs the processes find one another without options;
+    on other clusters that jax knows, --processes auto does it.
 
     Attributes:
         coordinator: address of process 0
         processes: how many, or auto
         process: which this is, counted from 0
-        timeout: how long the others may take to come, or be silent
+        timeout: seconds that other processes may take to join, or be silent
     """
 
     coordinator: Address[str | None] = None
@@ -50,7 +50,7 @@ def run(
     """Trains one experiment.
 
     Args:
-        smoke: two steps, to see that it runs
+        smoke: train two steps, to see that it runs
         profile: trace the steps A to B, in whole dispatches
         began: ``time.monotonic()`` of the command, to measure its start-up
     """
@@ -89,9 +89,9 @@ def _train(
     if not is_first():
         return after_signal(outcome)
     if not outcome.finished:
-        print(f"stopped at step {outcome.step}, saved; the same command goes on from there")
+        print(f"stopped at step {outcome.step}, saved; the same command resumes from there")
     if outcome.trained_before:
-        print(f"trained before, by the code of then; to train it again: rm -r {outcome.directory}")
+        print(f"already trained, so only read; to train it again: rm -r {outcome.directory}")
     for metric, value in outcome.metrics.items():
         if metric.count("/") == 1:
             print(f"{metric:<24} {value:.4f}")

@@ -44,7 +44,7 @@ class RunError(UserError):
 
 @dataclass(frozen=True)
 class Options:
-    """How to run, as far as it has no influence on the result.
+    """How to run, apart from what influences the result.
 
     Attributes:
         workdir: parent of all run directories.
@@ -91,7 +91,7 @@ def directory_of(name: str, experiment: Experiment, workdir: Path) -> Path:
 
 
 def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Outcome:
-    """Runs an experiment to its end, or goes on with it; a finished one is only read.
+    """Runs an experiment to its end, or resumes it; a finished one is only read.
 
     Measurements that a finished run lacks are made, without training. Several processes call it
     alike; the first of them writes.
@@ -194,7 +194,7 @@ def _finished(
 
 
 def _check_trained(directory: Path, experiment: Experiment, *, say: bool) -> None:
-    """Raises RunError for a finished run that had other defaults; tells of other code."""
+    """Raises RunError for a finished run that had other defaults; prints a note on other code."""
     train_again = f"rm -r {directory} to train it again"
     try:
         saved = json.loads((directory / "config.json").read_text())
@@ -214,7 +214,7 @@ def _check_trained(directory: Path, experiment: Experiment, *, say: bool) -> Non
 
 
 def _record_start(directory: Path, *, say: bool) -> None:
-    """Adds this start to ``env.json``; a run that goes on by other code says so."""
+    """Adds this start to ``env.json``; a run that resumes under other code says so."""
     step = saved_step(directory / "checkpoints") or 0
     now, before = environment() | {"step": step}, read_starts(directory / "env.json")
     note = other_code(before, now) if step else None

@@ -49,7 +49,7 @@ class Runtime:
 def set_up(runtime: Runtime) -> None:
     """Writes the settings to the environment.
 
-    What is asked for wins over variables that the user has set, and those over the defaults.
+    Options override variables that the user has set, and those override the defaults.
 
     Raises:
         ConfigError: if CPU devices are to be faked on another platform.
@@ -94,7 +94,7 @@ def set_up(runtime: Runtime) -> None:
 def given(
     coordinator: str | None, processes: int | None, process: int | None
 ) -> tuple[str | None, int | None, int | None] | None:
-    """Coordinator, number and index of the processes of a run; None of one that is alone.
+    """Coordinator, number and index of the processes of a run; None for a single process.
 
     Where ``processes`` is None, or the environment is that of one task of several (``srun``, or
     TPUs of GKE), jax finds all three.
@@ -123,7 +123,7 @@ def given(
 
 
 def require(platform: str) -> None:
-    """Starts jax on a platform that was asked for.
+    """Starts jax on the requested platform.
 
     Raises:
         ConfigError: if it is not there.

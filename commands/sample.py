@@ -18,11 +18,11 @@ def sample(
     images: Images,
     runtime: Runtime,
 ) -> int:
-    """Draws images that a run makes.
+    """Makes images with a trained generator.
 
     Args:
         n: how many images
-        path: also how they come out of noise
+        path: also an animation of how they emerge from noise
         output: directory of the images
     """
     runtime.set_up()

@@ -66,14 +66,14 @@ def sample(run: Path, count: int, asked: Asked, *, path: bool, output: Path) -> 
     """Writes ``samples.png``, a grid, and ``samples.npz``; with ``path`` also ``path.gif``.
 
     The arrays are ``image`` uint8 [count, height, width, channels], ``label`` int32 [count] where
-    the model takes classes (all in turn, unless one is asked for), ``seed``, ``step``, and
+    the model takes classes (all in turn, unless one is requested), ``seed``, ``step``, and
     ``made``, JSON that says how. Image i of a seed is the same whatever ``count`` is. The animation
     shows the first 16, from noise on.
 
     Raises:
         RunError: if the run makes no images, not in this way, or the directory cannot be written.
-        SettingError: if a class is asked for that the model does not know, or a way to make images
-            that it does not allow.
+        SettingError: if the model does not know the requested class, or cannot make images in the
+            requested way.
     """
     trained, task = _open(run, asked)
     labels = _labels(task, count, asked)
@@ -106,27 +106,27 @@ def inpaint(
 ) -> list[Path]:
     """Writes ``inpainted.png``, the image, what is known of it and versions of the whole.
 
-    Where a run is configured with a sampler that remembers the step before, 100 steps of DDPM take
-    its place, unless another is asked for. Beside it lies ``inpainted.npz`` with ``image`` uint8
-    [count, height, width, channels].
+    A sampler that remembers earlier steps cannot inpaint: if the run is configured with one, 100
+    steps of DDPM replace it, unless another is requested. Beside the picture lies
+    ``inpainted.npz`` with ``image`` uint8 [count, height, width, channels].
 
     Args:
         run: of a diffusion model.
-        image: of which a part is known.
+        image: the file of an image; what the mask leaves is known.
         mask: an image of the same size, white (at least half) where it is to be filled in.
         count: number of versions.
-        asked: which, and how they are made.
+        asked: which images are wanted, and how they are made.
         resamplings: how often each step is done; see ``ops.diffusion.inpainting``.
         output: directory.
 
     Raises:
-        RunError: if the run is of no diffusion model, the images have another size than it makes,
-            the mask leaves nothing to do, or the directory cannot be written.
+        RunError: if the run has no diffusion model, the images have another size than it makes, the
+            mask leaves nothing to do, or the directory cannot be written.
         DataError: for a file that is no image.
         SettingError: as ``sample``.
     """
     if asked.label is None and asked.guidance is not None:
-        raise RunError("--guidance is towards a class: ask for one with --class, or leave it out")
+        raise RunError("--guidance needs a class: give one with --class, or leave it out")
     trained, task = _open(run, asked)
     with _about(run):
         inpainter = task.inpainter(
@@ -189,7 +189,7 @@ def _about(run: Path) -> Iterator[None]:
 
 
 def _how(run: Path, trained: Trained, sampling: Any, asked: Asked) -> dict[str, np.ndarray]:
-    """What tells images of one command from those of another."""
+    """What distinguishes the images of one command from those of another."""
     made = {"run": str(run), "weights": asked.weights or "default"}
     if sampling is not None:
         made["sampling"] = resolve(sampling)
@@ -202,7 +202,7 @@ def _how(run: Path, trained: Trained, sampling: Any, asked: Asked) -> dict[str, 
 
 def _check_opaque(file: Path) -> None:
     """Raises RunError for an image with transparent parts, whose colours are whatever they are."""
-    with suppress(OSError), Image.open(file) as image:  # what is no image is told when it is read
+    with suppress(OSError), Image.open(file) as image:  # reading it raises where it is no image
         if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
             raise RunError(f"{file} has transparent parts: save it without, on black or white")
 

@@ -26,7 +26,7 @@ def sweep(
     """Runs an ablation: every arm under every seed.
 
     Args:
-        seeds: those of its table, unless it is given
+        seeds: default: as many as its table plans
         index: this machine's share, counted from 0
         of: number of shares
         dry_run: only list the runs
@@ -57,7 +57,7 @@ def sweep(
             failed.append(run)
             continue
         if outcome.signal is not None:
-            print(f"stopped at step {outcome.step}, saved; the same command goes on from there")
+            print(f"stopped at step {outcome.step}, saved; the same command resumes from there")
             return after_signal(outcome)
     if failed:
         names = ", ".join(f"{run.arm} (seed {run.seed})" for run in failed)

@@ -29,11 +29,11 @@ class Trained:
     Attributes:
         experiment: rebuilt from its ``config.json``.
         step: of its newest checkpoint.
-        params: on the host; their moving average if there is one and it is not declined.
+        params: on the host; by default their moving average, if there is one.
         mutable: the other variables of the model, likewise.
         image: height, width and channels of the training images.
         class_names: of its data, maybe none.
-        resized: whether the training images were brought to their size, from whatever they had.
+        resized: whether the training images were resized, from any size.
     """
 
     experiment: Experiment
@@ -91,7 +91,7 @@ def reopen(run: Path) -> Reopened:
             name: jax.ShapeDtypeStruct((experiment.data.batch, *shape), dtype)
             for name, (shape, dtype) in described["arrays"].items()
         }
-        # On one device: what is asked of a finished run is not worth sharing.
+        # On one device: predictions and samples are too little work to share.
         alone = replace(experiment, parallel=Parallel(data=1))
         feed = FeedSpec(make_mesh(alone.parallel), batch, described["examples"])
         program = build(alone, feed)

@@ -41,12 +41,12 @@ def find(name: str) -> ModuleType:
 
 
 def arms(module: ModuleType) -> list[Arm]:
-    """The arms of an experiment's sweep; one that changes nothing where it has no ``sweep``."""
+    """The arms of an experiment's sweep; without ``sweep`` a single one that changes nothing."""
     return list(module.sweep()) if hasattr(module, "sweep") else [Arm("default")]
 
 
 def report_of(name: str) -> Report:
-    """What the result files of an experiment are derived from.
+    """The report of an experiment, from which its result files are derived.
 
     Raises:
         ConfigError: if there is no such experiment, or it has no ``TABLE``.

@@ -1,4 +1,4 @@
-"""What makes a run the run that it is, and the id that is the hash of it."""
+"""The identity of a run: everything that changes its numbers, and the id, its hash."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def identity(tree: Any) -> str:
 
 
 def essence(node: Any) -> Any:
-    """The tree as JSON, without what leaves every trained number as it is.
+    """The tree as JSON, without anything that changes no trained number.
 
-    An object goes by its name without its module, so that files may move. An option that has its
-    default is left out, so that a new one changes no id; and so is a field with the metadata
+    An object is named without its module, so that files may move. An option at its default is left
+    out, so that a new one changes no id; and so is a field with the metadata
     ``{"identity": False}``: measurements, how often something is logged or saved, and the layout
     of devices.
 
@@ -48,7 +48,7 @@ def essence(node: Any) -> Any:
 
 
 def essence_of_resolved(config: Mapping[str, Any]) -> Any:
-    """The essence of what ``resolve`` gave this for, at any time.
+    """The essence of a tree, from what ``resolve`` made of it, now or in earlier code.
 
     Raises:
         ConfigError: as ``rebuild``.

@@ -1,4 +1,4 @@
-"""Objects by name: the name that finds one, the one that outlives a move, and what a name finds."""
+"""Objects by name: full names, names that survive a move of the module, and look-up."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OWN = __name__.removesuffix("config.names")
 
 
 def named(text: str) -> Any:
-    """The function or class that a text names; any other text is itself.
+    """The function or class that a text names; any other text is returned as it is.
 
     Names are ``package.module:name``, and ``./FILE.py:name`` for what is in a file of the user.
 
@@ -88,10 +88,10 @@ def full_name(node: Any) -> str:
 
 
 def lasting_name(node: Any) -> str:
-    """The name of an object that stays when its module moves.
+    """A name of an object that does not change when its module moves.
 
-    Of this house it is the name alone, of a library ``library:name``, and of a user's own module
-    ``module:name`` without the packages around it.
+    An object of this house has its name alone, one of a library ``library:name``, and one of a
+    user's own module ``module:name``, without the packages around it.
 
     Raises:
         ConfigError: as ``full_name``.
@@ -159,7 +159,7 @@ def _is_private(module: str) -> bool:
 
 
 def _moved(text: str) -> Any:
-    """What ``room.module:name`` named, if exactly one file of the rooms defines that name now."""
+    """The object of ``room.module:name`` in its new file, if exactly one file defines the name."""
     module, _, name = text.partition(":")
     room = module.removeprefix(OWN).partition(".")[0]
     if not name.isidentifier() or not room.isidentifier() or not (HOUSE / room).is_dir():
@@ -173,7 +173,7 @@ def _moved(text: str) -> Any:
 
 
 def house_files() -> list[Path]:
-    """The Python files of all rooms, but for tests and benchmarks, of which no run is made."""
+    """The Python files of all rooms but tests and benchmarks, which no config can name."""
     rooms = (
         room
         for room in sorted(HOUSE.iterdir())

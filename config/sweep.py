@@ -15,7 +15,7 @@ from opsin.train.experiment import Experiment
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a sweep. Several that differ in what is measured alone share a directory."""
+    """One run of a sweep. Runs that differ only in their measurements share a directory."""
 
     arm: str
     seed: int
@@ -28,7 +28,7 @@ def expand(
     seeds: int,
     overrides: Mapping[str, Any] | None = None,
 ) -> list[Planned]:
-    """Every arm under seeds 0 … ``seeds`` − 1; seeds turn slowest, so that each is a whole table.
+    """Every arm under seeds 0 … ``seeds`` − 1; all arms of one seed come before the next seed.
 
     Args:
         experiment: what the arms change.
@@ -63,7 +63,7 @@ def expand(
 
 
 def identities(experiment: Experiment) -> tuple[str, str | None]:
-    """The id of a run, and that of what is measured of it, or None: together those of a row."""
+    """The id of a run and that of its measurements, or None: together the key of a row."""
     return identity(experiment), "+".join(map(identity, experiment.measurements)) or None
 
 
@@ -76,13 +76,13 @@ def identity_of(
 
 
 def arm_of(experiment: Experiment, base: Experiment, arms: Sequence[Arm]) -> str:
-    """The arm that an experiment is a run of, under whatever seed; ``"custom"`` if of none."""
+    """The arm that an experiment belongs to, under any seed; ``"custom"`` if to none."""
     target, of = identities(experiment), identity_of(base, arms)
     return next((a.name for a in arms if of(a.name, experiment.seed) == target), "custom")
 
 
 def share(planned: Sequence[Planned], index: int, of: int) -> Iterator[Planned]:
-    """Every ``of``-th run from ``index`` on: ``of`` machines do a sweep together.
+    """Every ``of``-th run from ``index`` on: ``of`` machines share a sweep.
 
     Raises:
         ConfigError: if the index is not in 0 … of − 1.

@@ -8,7 +8,7 @@ from opsin.errors import UserError
 
 
 class ReportError(UserError):
-    """A report that cannot be written as asked: one line that names the cause and the way out."""
+    """A report that cannot be written as requested: one line, the cause and the way out."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Arm:
         name: of the row.
         overrides: what it changes.
         seeded: paths that take the seed of a run besides ``seed`` itself, such as
-            ``measurements.0.seed``, that of samples of a model that is not trained any more.
+            ``measurements.0.seed``, the seed of samples in arms that only measure.
     """
 
     name: str
@@ -62,20 +62,20 @@ class Table:
             ".2%". The first one is the headline.
         details: more of them, such as the recall of each class: a table of their own without
             differences, and not in the figure. An arm may lack some.
-        failed_as: metric -> what a failed run counts as, such as 1 among those that diverged. Of
-            other metrics it has no value.
-        lower_is_better: the metrics of which less is better.
+        failed_as: metric -> the value of a failed run, such as 1 for the share that diverged. It
+            has no value for other metrics.
+        lower_is_better: the metrics for which lower is better.
         baseline: the arm that all others are compared to, or arm -> the arm that it is compared
             to, or None for no comparison.
-        references: arms that others are read against, such as an upper bound: in the table, but not
-            among those of which the README names the best.
+        references: arms that others are read against, such as an upper bound: in the table, but
+            never the best arm that the README names.
         paper: (arm, metric) -> the published figure and its source. It is shown, never used.
         seeds: how many seeds are planned; they are 0 … seeds - 1.
         lines: None draws the arms below each other; arm -> (line, x) draws curves over x, which is
             a number, or the metric whose mean it is.
         x_label: what x is.
         x_scale: scale of the x axis.
-        log_metrics: metrics that curves are drawn of on a logarithmic axis.
+        log_metrics: metrics whose curves are drawn on a logarithmic axis.
     """
 
     title: str
@@ -93,11 +93,11 @@ class Table:
     log_metrics: Sequence[str] = ()
 
     def all_metrics(self) -> dict[str, str]:
-        """`metrics`, then `details`."""
+        """``metrics``, then ``details``."""
         return {**self.metrics, **self.details}
 
     def baseline_of(self, arm: str) -> str | None:
-        """The arm that `arm` is compared to; None if it is not compared."""
+        """The arm that ``arm`` is compared to; None if it is not compared."""
         if isinstance(self.baseline, Mapping):
             return self.baseline.get(arm)
         return self.baseline if arm != self.baseline else None
@@ -110,16 +110,16 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All that an experiment's result files are derived from, beside its rows.
+    """Everything but the rows that an experiment's result files are derived from.
 
     Attributes:
         name: the experiment's name, and that of its files.
         claim: the first line of its docstring.
         arms: the arms of its sweep, in order: the rows that must be there, run or not.
-        table: its `TABLE`.
+        table: its ``TABLE``.
 
     Raises:
-        ReportError: `table` names an arm or a metric that is not there.
+        ReportError: ``table`` names an arm or a metric that is not there.
     """
 
     name: str

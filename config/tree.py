@@ -41,11 +41,11 @@ def parse(text: str) -> tuple[str, Any]:
 
 
 RETIRED = frozenset({"axis_name", "final"})
-"""Options of earlier code that changed no trained number: configs of then may still name them."""
+"""Options of earlier code that changed no trained number: older configs may still name them."""
 
 
 def rebuild(resolved: Any) -> Any:
-    """The tree that ``resolve`` gave this for, now or in earlier code; lists become tuples.
+    """The tree, from what ``resolve`` made of it, now or in earlier code; lists become tuples.
 
     What has moved to another module of this house is found by its name.
 
@@ -163,7 +163,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def children(node: Any, hint: Any = Any) -> dict[str, tuple[Any, Any]]:
-    """Name → (value, type hint) of what lies below a node."""
+    """Name → (value, type hint) of everything below a node."""
     if isinstance(node, Mapping):
         return {str(key): (value, hints.element_hint(hint)) for key, value in node.items()}
     if isinstance(node, tuple | list):

@@ -14,7 +14,7 @@ Augmentation = Callable[[PRNGKeyArray, Batch], Batch]
 
 
 def apply(key: PRNGKeyArray, batch: Batch, augmentations: Sequence[Augmentation]) -> Batch:
-    """Applies the augmentations in order, the n-th with the key `fold_in(key, n)`."""
+    """Applies the augmentations in order, the n-th with the key ``fold_in(key, n)``."""
     for position, augmentation in enumerate(augmentations):
         batch = augmentation(jax.random.fold_in(key, position), batch)
     return batch
@@ -23,10 +23,10 @@ def apply(key: PRNGKeyArray, batch: Batch, augmentations: Sequence[Augmentation]
 def map_images(
     function: Callable[[PRNGKeyArray, Array], Array], key: PRNGKeyArray, batch: Batch
 ) -> Batch:
-    """Replaces each image by `function(fold_in(key, row), image)`.
+    """Replaces each image by ``function(fold_in(key, row), image)``.
 
     Raises:
-      ValueError: the images are not float [batch, height, width, channels].
+        ValueError: the images are not float [batch, height, width, channels].
     """
     images = float_images(batch)
     return {**batch, "image": jax.vmap(function)(row_keys(key, len(images)), images)}
@@ -36,7 +36,7 @@ def float_images(batch: Batch) -> Array:
     """The images of a batch.
 
     Raises:
-      ValueError: they are not float [batch, height, width, channels].
+        ValueError: they are not float [batch, height, width, channels].
     """
     images = batch["image"]
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
@@ -48,12 +48,12 @@ def float_images(batch: Batch) -> Array:
 
 
 def row_keys(key: PRNGKeyArray, rows: int) -> PRNGKeyArray:
-    """One key for each row of a batch, whatever their number: `fold_in(key, row)`."""
+    """One key for each row of a batch, whatever their number: ``fold_in(key, row)``."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
 
 
 def check_probability(name: str, probability: float) -> None:
-    """Raises ValueError, in the name of an augmentation, if `probability` is outside [0, 1]."""
+    """Raises ValueError, in the name of an augmentation, if ``probability`` is outside [0, 1]."""
     if not 0 <= probability <= 1:
         raise ValueError(f"{name}: probability must be in [0, 1], got {probability}")
 
@@ -61,13 +61,13 @@ def check_probability(name: str, probability: float) -> None:
 def random_apply(
     key: PRNGKeyArray, batch: Batch, *, augmentation: Augmentation, probability: float
 ) -> Batch:
-    """Applies `augmentation` to each example with `probability`; the others keep all their entries.
+    """Applies ``augmentation`` to each example with ``probability``.
 
-    It is computed for the whole batch.
+    The other examples keep all their entries. It is computed for the whole batch.
 
     Raises:
-      ValueError: the probability is outside [0, 1], or an entry of the batch would change its shape
-        or type (a crop of another size, labels that become soft).
+        ValueError: the probability is outside [0, 1], or an entry of the batch would change its
+            shape or type (a crop of another size, labels that become soft).
     """
     check_probability("random_apply", probability)
     key_choice, key_augmentation = jax.random.split(key)
@@ -94,7 +94,7 @@ def scale(batch: Batch) -> Batch:
     """Turns uint8 images into float32 in [0, 1].
 
     Raises:
-      ValueError: the images are not uint8 (scaled already, perhaps).
+        ValueError: the images are not uint8 (scaled already, perhaps).
     """
     if batch["image"].dtype != jnp.uint8:
         raise ValueError(f"scale: uint8 images are needed, got {batch['image'].dtype}")
@@ -102,11 +102,11 @@ def scale(batch: Batch) -> Batch:
 
 
 def normalize(batch: Batch, mean: float | Sequence[float], std: float | Sequence[float]) -> Batch:
-    """Subtracts `mean` and divides by `std`, one number or one a channel, in units of [0, 1].
+    """Subtracts ``mean`` and divides by ``std``, one number or one a channel, in units of [0, 1].
 
     Raises:
-      ValueError: a standard deviation is not positive, or there are neither one nor as many numbers
-        as channels.
+        ValueError: a standard deviation is not positive, or there are neither one nor as many
+            numbers as channels.
     """
     if np.any(np.asarray(std) <= 0):
         raise ValueError(f"normalize: std must be positive, got {std}")

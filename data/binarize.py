@@ -1,7 +1,7 @@
-"""From grey levels to what a likelihood of images is of: binary pixels, or numbers in [0, 1].
+"""From grey levels to what a likelihood describes: binary pixels, or numbers in [0, 1].
 
 Dynamic binarisation and dequantisation draw anew at each step: they are augmentations, see
-`data.augment`. Fixed binarisation is one draw for good: it is a source.
+``data.augment``. Fixed binarisation is one draw for good: it is a source.
 """
 
 import zlib
@@ -25,7 +25,7 @@ def random_binarize(key: PRNGKeyArray, batch: Batch) -> Batch:
     et al., 2016, arXiv:1509.00519. Pixels of 0 and 1 stay as they are.
 
     Raises:
-      ValueError: the images are not float [batch, height, width, channels].
+        ValueError: the images are not float [batch, height, width, channels].
     """
 
     def draw(key: PRNGKeyArray, image: Array) -> Array:
@@ -41,7 +41,7 @@ def dequantize(key: PRNGKeyArray, batch: Batch) -> Batch:
     2016, arXiv:1511.01844, section 3.1.
 
     Raises:
-      ValueError: the images are not float [batch, height, width, channels].
+        ValueError: the images are not float [batch, height, width, channels].
     """
 
     def spread(key: PRNGKeyArray, image: Array) -> Array:
@@ -64,15 +64,16 @@ def binarized(
     its draws are not those of "train", nor those of the rest.
 
     Args:
-      split: of the source.
-      source: of images of bytes, as for `open_source`.
-      seed: of the draw, at least 0.
-      splits: what is binarised, by the name of the split without the slice; other splits pass as
-        they are, such as a training split for `random_binarize`.
+        split: of the source.
+        source: of images of bytes, as for ``open_source``.
+        seed: of the draw, at least 0.
+        splits: what is binarised, by the name of the split without the slice; other splits pass as
+            they are, such as a training split for ``random_binarize``.
 
     Raises:
-      DataError: if the source cannot be opened, `splits` is no tuple or names one part of
-        "train+test" but not the other, the seed is negative, or, on reading, images are not uint8.
+        DataError: if the source cannot be opened, ``splits`` is no tuple or names one part of
+            "train+test" but not the other, the seed is negative, or, on reading, images are not
+            uint8.
     """
     if isinstance(splits, str):
         raise DataError(f'splits is a tuple of names, such as ("{splits}",), not "{splits}"')

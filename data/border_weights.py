@@ -23,12 +23,12 @@ def border_weights(
     """Weights w_c + w0 exp(−(d1 + d2)² / (2 σ²)) by which the losses of the pixels are multiplied.
 
     d1 and d2 are the distances of a pixel, in the gap or in a cell, to the borders of the nearest
-    and of the second nearest cell. A cell is a 4-connected component of `foreground`; its border
+    and of the second nearest cell. A cell is a 4-connected component of ``foreground``; its border
     are the pixels that have a side in common with what is not the cell, not the edge of the image.
     Ronneberger et al., 2015, arXiv:1505.04597, eq. 2. With fewer than two cells, w_c is left.
 
     Args:
-        mask: labels from 0 to 255; ignored pixels (`data.masks.IGNORE`) get weight 0.
+        mask: labels from 0 to 255; ignored pixels (``data.masks.IGNORE``) get weight 0.
         foreground: the label of the cells.
         w0: weight in a gap of no width, at least 0.
         sigma: in pixels, above 0. Borders more than 5 σ away are left out; they would add less than
@@ -40,8 +40,8 @@ def border_weights(
         float32 weights ≥ 0.
 
     Raises:
-        DataError: labels outside 0 to 255, `sigma` not above 0, `w0` below 0, or a label without a
-            class weight.
+        DataError: labels outside 0 to 255, ``sigma`` not above 0, ``w0`` below 0, or a label
+            without a class weight.
     """
     if mask.min() < 0 or mask.max() > 255:
         raise DataError(f"labels from {mask.min()} to {mask.max()}: they must lie in 0 to 255")
@@ -83,15 +83,15 @@ def _class_weights(
 
 
 def border_weighted(split: str, *, source: str | Source, **options: Any) -> Examples:
-    """A set of masks with `weight` [height, width], the `border_weights` of each mask, beside them.
+    """A set of masks with the ``border_weights`` of each as ``weight`` [height, width].
 
     Args:
         split: of the source.
-        source: what to weigh, as for `open_source`.
-        **options: of `border_weights`.
+        source: what to weigh, as for ``open_source``.
+        **options: of ``border_weights``.
 
     Raises:
-        DataError: as `open_source` and `border_weights`, or if the source has no masks.
+        DataError: as ``open_source`` and ``border_weights``, or if the source has no masks.
     """
     examples = open_source(source, split)
     arrays = materialize(examples)

@@ -36,11 +36,11 @@ def color_jitter(
     """Changes brightness, contrast, saturation and hue, in a random order for each image.
 
     As torchvision's ColorJitter. A strength s draws a factor uniformly from [max(0, 1 - s), 1 + s]
-    (see `imaging.image`), `hue` a turn from [-hue, hue] of a full circle; 0 leaves the step out.
-    Saturation and hue leave an image of one channel as it is.
+    (see ``imaging.color``), ``hue`` a turn from [-hue, hue] of a full circle; 0 leaves the step
+    out. Saturation and hue leave an image of one channel as it is.
 
     Raises:
-      ValueError: a strength is negative, or the hue outside [0, 0.5].
+        ValueError: a strength is negative, or the hue outside [0, 0.5].
     """
     strengths = (brightness, contrast, saturation, hue)
     if min(strengths) < 0 or hue > 0.5:
@@ -74,12 +74,12 @@ def color_jitter(
 
 
 def random_grayscale(key: PRNGKeyArray, batch: Batch, *, probability: float = 0.2) -> Batch:
-    """Replaces every channel of an image by its luma with `probability`.
+    """Replaces every channel of an image by its luma with ``probability``.
 
-    See `imaging.color.grayscale`.
+    See ``imaging.color.grayscale``.
 
     Raises:
-      ValueError: the probability is outside [0, 1], or images have neither 1 nor 3 channels.
+        ValueError: the probability is outside [0, 1], or images have neither 1 nor 3 channels.
     """
     check_probability("random_grayscale", probability)
 
@@ -93,10 +93,10 @@ def color_distortion(key: PRNGKeyArray, batch: Batch, *, strength: float = 1.0) 
     """Colour jitter with probability 0.8, then grey with probability 0.2.
 
     Chen et al., 2020, arXiv:2002.05709, appendix A: brightness, contrast and saturation of 0.8
-    `strength`, hue of 0.2 `strength`. Strength 0 leaves the grey alone.
+    ``strength``, hue of 0.2 ``strength``. Strength 0 leaves the grey alone.
 
     Raises:
-      ValueError: the strength is outside [0, 2.5], where the hue leaves its range.
+        ValueError: the strength is outside [0, 2.5], where the hue leaves its range.
     """
     if not 0 <= strength <= 2.5:
         raise ValueError(f"color_distortion: strength must be in [0, 2.5], got {strength}")
@@ -114,22 +114,22 @@ def gaussian_blur(
     sigma: tuple[float, float] = (0.1, 2.0),
     kernel_share: float = 0.1,
 ) -> Batch:
-    """Blurs each image with `probability`; borders are mirrored.
+    """Blurs each image with ``probability``; borders are mirrored.
 
-    See `imaging.filters.gaussian_filter`.
+    See ``imaging.filters.gaussian_filter``.
 
     Chen et al., 2020, arXiv:2002.05709, appendix A.
 
     Args:
-      key: the key of the batch.
-      batch: see the module.
-      probability: of each image to be blurred.
-      sigma: least and greatest standard deviation in pixels, drawn uniformly.
-      kernel_share: size of the kernel as a share of the shorter side, in (0, 1]. The kernel has an
-        odd number of pixels, at least 3: at 0.1 that is 3 for a side of 32 and 23 for 224.
+        key: the key of the batch.
+        batch: see the module.
+        probability: of each image to be blurred.
+        sigma: least and greatest standard deviation in pixels, drawn uniformly.
+        kernel_share: size of the kernel as a share of the shorter side, in (0, 1]. The kernel has
+            an odd number of pixels, at least 3: at 0.1 that is 3 for a side of 32 and 23 for 224.
 
     Raises:
-      ValueError: the probability, sigma or the share is out of range.
+        ValueError: the probability, sigma or the share is out of range.
     """
     check_probability("gaussian_blur", probability)
     if not 0 < sigma[0] <= sigma[1]:
@@ -153,12 +153,12 @@ def gaussian_noise(key: PRNGKeyArray, batch: Batch, *, std: float) -> Batch:
     Vincent et al., 2010, "Stacked denoising autoencoders", JMLR 11, section 3.3.
 
     Args:
-      key: of the draw.
-      batch: with `image` float [batch, height, width, channels] in [0, 1].
-      std: standard deviation, at least 0.
+        key: of the draw.
+        batch: with ``image`` float [batch, height, width, channels] in [0, 1].
+        std: standard deviation, at least 0.
 
     Raises:
-      ValueError: if `std` is negative, or the images are not float.
+        ValueError: if ``std`` is negative, or the images are not float.
     """
     if std < 0:
         raise ValueError(f"std={std} is negative")

@@ -17,15 +17,15 @@ _CHUNK = 256  # examples that a thread reads at a time: enough to hide what it c
 
 
 class DataError(UserError):
-    """A mistake in the data or in how they are asked for: one line, the cause and the way out."""
+    """A mistake in the data or in how they are requested: one line, the cause and the way out."""
 
 
 class Records(Protocol):
     """Random access to examples: each is a flat dict of numpy arrays.
 
-    A classification source gives `image`, uint8 [height, width, channels], and `label`, an int32
-    scalar. Reading must be safe from several threads. Records that read several at a time faster
-    than one by one have `__getitems__` too, from a list of indices to a list of examples.
+    A classification source gives ``image``, uint8 [height, width, channels], and ``label``, an
+    int32 scalar. Reading must be safe from several threads. Records that read several at a time
+    faster than one by one have ``__getitems__`` too, from a list of indices to a list of examples.
     """
 
     def __len__(self) -> int: ...
@@ -51,11 +51,11 @@ class Examples:
     """One split of a data set.
 
     Attributes:
-      records: the examples, read when indexed.
-      class_names: the name of each label, in order; empty where the set has no classes.
-      read_labels: a faster way to all labels than reading every example, if there is one.
-      resized: whether the source brought images of any size to one, as opposed to showing them as
-        they are.
+        records: the examples, read when indexed.
+        class_names: the name of each label, in order; empty where the set has no classes.
+        read_labels: a faster way to all labels than reading every example, if there is one.
+        resized: whether the source brought images of any size to one, as opposed to showing them as
+            they are.
     """
 
     records: Records
@@ -78,11 +78,12 @@ def check_same_data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Compares what was recorded about the training data to what they are now.
 
     Args:
-      saved: as JSON: `class_names`, `examples` (how many) and `arrays` (name → shape and type).
-      now: the same of the data that were opened; what was not saved is not compared.
+        saved: as JSON: ``class_names``, ``examples`` (how many) and ``arrays`` (name → shape and
+            type).
+        now: the same of the data that were opened; what was not saved is not compared.
 
     Raises:
-      DataError: if they differ: says in what first.
+        DataError: if they differ: says in what first.
     """
     for name, what in (("class_names", "classes"), ("examples", "examples"), ("arrays", "arrays")):
         there, here = saved.get(name, now[name]), now[name]
@@ -107,16 +108,16 @@ def _short(value: Any) -> str:
 
 
 def require_split(name: str, split: str) -> None:
-    """Raises DataError for a split that is not one of `SPLITS`."""
+    """Raises DataError for a split that is not one of ``SPLITS``."""
     if split not in SPLITS:
         raise DataError(f'"{name}" has no split "{split}"; use "train" or "test"')
 
 
 def stack(records: Records, indices: Iterable[int]) -> dict[str, np.ndarray]:
-    """Reads some records and stacks them: `image` becomes [len(indices), height, width, channels].
+    """Reads some records and stacks their arrays along a new first axis.
 
     Raises:
-      DataError: if the records differ in shape.
+        DataError: if the records differ in shape.
     """
     if isinstance(records, Arrays):
         chosen = np.fromiter(indices, np.int64)
@@ -133,10 +134,11 @@ def materialize(examples: Examples) -> dict[str, np.ndarray]:
     """Reads a whole split into memory with one thread a core.
 
     Returns:
-      Each record's arrays stacked: `image` uint8 [n, height, width, channels], `label` int32 [n].
+        Each record's arrays stacked: ``image`` uint8 [n, height, width, channels], ``label`` int32
+        [n].
 
     Raises:
-      DataError: if the split is empty, an example cannot be read, or shapes differ.
+        DataError: if the split is empty, an example cannot be read, or shapes differ.
     """
     records = examples.records
     if isinstance(records, Arrays):
@@ -153,7 +155,7 @@ def materialize(examples: Examples) -> dict[str, np.ndarray]:
 
 
 def fits_in_memory(examples: Examples, limit_bytes: int) -> bool:
-    """Whether the materialised split takes at most `limit_bytes`, judged by its first example."""
+    """Whether the materialised split takes at most ``limit_bytes``, judged by its first example."""
     count = len(examples.records)
     if count == 0:
         return True
@@ -164,7 +166,7 @@ def labels(examples: Examples) -> Int[np.ndarray, " n"]:
     """All labels of a split, int32 [n], without decoding images where the source can do so.
 
     Raises:
-      DataError: if the examples have no scalar `label`.
+        DataError: if the examples have no scalar ``label``.
     """
     if examples.read_labels is not None:
         return np.asarray(examples.read_labels(), np.int32)

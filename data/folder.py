@@ -27,29 +27,30 @@ def folder(
 ) -> Examples:
     """Opens a folder of images.
 
-    With `path/train/<class>/…` each folder beside "train" is a split, and the classes are the
+    With ``path/train/<class>/…`` each folder beside "train" is a split, and the classes are the
     sub-folders of "train", in alphabetical order. Otherwise the classes are the sub-folders of
-    `path`, and every image whose `class/name` has a SHA-256 divisible by five is in "test", about
-    20 %, the others in "train": adding images does not move others to the other side. A folder
-    without sub-folders is a set without classes, for generators; it is split in the same way.
+    ``path``, and every image whose ``class/name`` has a SHA-256 divisible by five is in "test",
+    about 20 %, the others in "train": adding images does not move others to the other side. A
+    folder without sub-folders is a set without classes, for generators; it is split in the same
+    way.
 
     Images may lie deeper inside a class folder, and behind links. Hidden files are ignored, a link
     to nowhere is left out with a warning, any other file must be an image that Pillow reads. It is
     turned upright (EXIF), its transparency is dropped, and its largest centred square is resized
-    (bilinear, antialiased). A split of at most `limit_bytes` after that is read at once, so that a
-    bad file is found at the start; a larger one is read image by image.
+    (bilinear, antialiased). A split of at most ``limit_bytes`` after that is read at once, so that
+    a bad file is found at the start; a larger one is read image by image.
 
     Args:
-      path: the folder.
-      split: "train", "test", or the name of another folder beside "train".
-      size: height and width of the images, in pixels.
-      channels: 1 (grey) or 3 (RGB); images of the other kind are converted.
-      limit_bytes: the largest split that is kept in memory.
+        path: the folder.
+        split: "train", "test", or the name of another folder beside "train".
+        size: height and width of the images, in pixels.
+        channels: 1 (grey) or 3 (RGB); images of the other kind are converted.
+        limit_bytes: the largest split that is kept in memory.
 
     Raises:
-      DataError: if the folder or the split is missing or empty, there is only one class,
-        or a file is not an image, is truncated, or has more than 8 bits a channel (in a
-        split above `limit_bytes`, when that image is read).
+        DataError: if the folder or the split is missing or empty, there is only one class,
+            or a file is not an image, is truncated, or has more than 8 bits a channel (in a
+            split above ``limit_bytes``, when that image is read).
     """
     if channels not in MODES or size < 1:
         raise DataError(f"size {size} with {channels} channels; use 1 or 3 and at least one pixel")
@@ -175,7 +176,7 @@ def _subfolders(directory: Path) -> list[str]:
 
 
 def _readable(name: str) -> str:
-    """A name as text: bytes that are no UTF-8 are written out, as in "caf\\xe9"."""
+    r"""A name as text: bytes that are no UTF-8 are written out, as in "caf\xe9"."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 

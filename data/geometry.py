@@ -1,10 +1,10 @@
 """Augmentations that move pixels: of the image, and alike of what belongs to its pixels.
 
-As those of `data.augment`, these are `f(key, batch, *, options) -> batch`, and example i draws from
-`fold_in(key, i)`. `image` is sampled bilinearly, and so is `weight` [batch, height, width], where
-a batch has one; `mask`, int [batch, height, width], takes the nearest pixel. Where nothing of the
-original is left to see, the image is 0, the weight 0 and the mask `IGNORE`, unless borders are
-mirrored. No batch with boxes.
+As those of ``data.augment``, these are ``f(key, batch, *, options) -> batch``, and example i draws
+from ``fold_in(key, i)``. ``image`` is sampled bilinearly, and so is ``weight`` [batch, height,
+width], where a batch has one; ``mask``, int [batch, height, width], takes the nearest pixel. Where
+nothing of the original is left to see, the image is 0, the weight 0 and the mask ``IGNORE``, unless
+borders are mirrored. No batch with boxes.
 """
 
 from collections.abc import Callable
@@ -28,8 +28,8 @@ class Layer:
     """How one entry of a batch is sampled.
 
     Attributes:
-      order: 0 for the nearest pixel, 1 for bilinear.
-      outside: the value of what lies outside the image.
+        order: 0 for the nearest pixel, 1 for bilinear.
+        outside: the value of what lies outside the image.
     """
 
     order: int
@@ -42,14 +42,14 @@ LAYERS = {"image": Layer(1, 0.0), "mask": Layer(0, IGNORE), "weight": Layer(1, 0
 def map_layers(
     move: Callable[[PRNGKeyArray, Array, Layer], Array], key: PRNGKeyArray, batch: Batch
 ) -> Batch:
-    """Moves the layers of each example alike: `move(fold_in(key, row), pixels, layer)`.
+    """Moves the layers of each example alike: ``move(fold_in(key, row), pixels, layer)``.
 
-    `pixels` are [height, width, channels]; masks and weights have one channel. Masks come as
+    ``pixels`` are [height, width, channels]; masks and weights have one channel. Masks come as
     float32, which holds every label, and keep their type.
 
     Raises:
-      ValueError: the images are not float [batch, height, width, channels], or another layer is not
-        of their size.
+        ValueError: the images are not float [batch, height, width, channels], or another layer is
+            not of their size.
     """
     images = float_images(batch)
     keys = row_keys(key, len(images))
@@ -58,7 +58,7 @@ def map_layers(
         pixels = images if name == "image" else batch[name][..., None]
         if pixels.shape[:3] != images.shape[:3]:
             raise ValueError(
-                f"{name} {list(batch[name].shape)} is not of the size of images {images.shape}"
+                f"{name} {list(batch[name].shape)} does not have the size of images {images.shape}"
             )
         new = jax.vmap(lambda key, x, layer=LAYERS[name]: move(key, x, layer))(
             keys, pixels.astype(images.dtype)
@@ -75,20 +75,21 @@ def random_crop(
     padding: int = 0,
     mode: Border = "constant",
 ) -> Batch:
-    """Pads each side by `padding` pixels and crops at random.
+    """Pads each side by ``padding`` pixels and crops at random.
 
     With padding=4 and the old size, this is the recipe of He et al., 2015, arXiv:1512.03385,
     section 4.2, for CIFAR.
 
     Args:
-      key: the key of the batch.
-      batch: see the module.
-      size: height and width of the crop, or one number for both; None keeps the old ones.
-      padding: pixels that are added on each side first.
-      mode: "constant", see the module, or "reflect" for mirrored borders.
+        key: the key of the batch.
+        batch: see the module.
+        size: height and width of the crop, or one number for both; None keeps the old ones.
+        padding: pixels that are added on each side first.
+        mode: "constant", see the module, or "reflect" for mirrored borders.
 
     Raises:
-      ValueError: the padding is negative, the mode unknown, or the crop larger than what there is.
+        ValueError: the padding is negative, the mode unknown, or the crop larger than what there
+            is.
     """
     _check_border("random_crop", mode)
     if padding < 0:
@@ -117,10 +118,10 @@ def random_crop(
 def random_flip(
     key: PRNGKeyArray, batch: Batch, *, probability: float = 0.5, vertical: bool = False
 ) -> Batch:
-    """Mirrors each image with `probability`, left to right or, if `vertical`, top to bottom.
+    """Mirrors each image with ``probability``, left to right or, if ``vertical``, top to bottom.
 
     Raises:
-      ValueError: the probability is outside [0, 1].
+        ValueError: the probability is outside [0, 1].
     """
     check_probability("random_flip", probability)
 
@@ -135,7 +136,7 @@ def random_quarter_turn(key: PRNGKeyArray, batch: Batch) -> Batch:
     """Turns each image by 0, 90, 180 or 270 degrees, with equal probability.
 
     Raises:
-      ValueError: the images are not square.
+        ValueError: the images are not square.
     """
     height, width = float_images(batch).shape[1:3]
     if height != width:
@@ -158,20 +159,20 @@ def random_resized_crop(
 ) -> Batch:
     """Crops a random part of the image and resizes it; bilinear and antialiased but for masks.
 
-    Szegedy et al., 2014, arXiv:1409.4842, section 6. The area is uniform in `scale`, a fraction of
-    the image, the aspect ratio width / height log-uniform in `ratio`. As in torchvision, the first
-    of ten draws that fits is taken. Unlike there, the box is not rounded to whole pixels, and where
-    none of the ten fits, the first is shrunk until it does (torchvision: a central crop).
+    Szegedy et al., 2014, arXiv:1409.4842, section 6. The area is uniform in ``scale``, a fraction
+    of the image, the aspect ratio width / height log-uniform in ``ratio``. As in torchvision, the
+    first of ten draws that fits is taken. Unlike there, the box is not rounded to whole pixels, and
+    where none of the ten fits, the first is shrunk until it does (torchvision: a central crop).
 
     Args:
-      key: the key of the batch.
-      batch: see the module.
-      size: the new height and width, or one number for both; None keeps the old ones.
-      scale: least and greatest area, in (0, 1].
-      ratio: least and greatest aspect ratio.
+        key: the key of the batch.
+        batch: see the module.
+        size: the new height and width, or one number for both; None keeps the old ones.
+        scale: least and greatest area, in (0, 1].
+        ratio: least and greatest aspect ratio.
 
     Raises:
-      ValueError: a range is empty or outside its bounds, or the size not positive.
+        ValueError: a range is empty or outside its bounds, or the size not positive.
     """
     if not 0 < scale[0] <= scale[1] <= 1:
         raise ValueError(f"random_resized_crop: scale must be a range in (0, 1], got {scale}")
@@ -213,17 +214,17 @@ def random_affine(
     """Turns, scales, shears and moves each image about its centre, in one resampling.
 
     Args:
-      key: the key of the batch.
-      batch: see the module.
-      rotation: the largest angle in degrees, to both sides.
-      scale: least and greatest magnification, drawn log-uniformly.
-      shear: the largest angle in degrees by which columns lean, to both sides.
-      translation: the largest shift along each axis, as a share of the side.
-      mode: "constant", see the module, or "reflect" for mirrored borders.
+        key: the key of the batch.
+        batch: see the module.
+        rotation: the largest angle in degrees, to both sides.
+        scale: least and greatest magnification, drawn log-uniformly.
+        shear: the largest angle in degrees by which columns lean, to both sides.
+        translation: the largest shift along each axis, as a share of the side.
+        mode: "constant", see the module, or "reflect" for mirrored borders.
 
     Raises:
-      ValueError: a strength is negative, an angle of shear 90 degrees or more, the range of scales
-        empty or not positive, or the mode unknown.
+        ValueError: a strength is negative, an angle of shear 90 degrees or more, the range of
+            scales empty or not positive, or the mode unknown.
     """
     _check_border("random_affine", mode)
     if min(rotation, shear, translation) < 0 or shear >= 90 or not 0 < scale[0] <= scale[1]:
@@ -261,17 +262,17 @@ def random_elastic(
     """Displaces the pixels of each image smoothly.
 
     Ronneberger et al., 2015, arXiv:1505.04597, section 3.1: displacement vectors on a coarse grid,
-    each component Gaussian with standard deviation `sigma`, are interpolated bicubically.
+    each component Gaussian with standard deviation ``sigma``, are interpolated bicubically.
 
     Args:
-      key: the key of the batch.
-      batch: see the module.
-      grid: places along each axis that draw a displacement, at least 2.
-      sigma: in pixels.
-      mode: "constant", see the module, or "reflect" for mirrored borders.
+        key: the key of the batch.
+        batch: see the module.
+        grid: places along each axis that draw a displacement, at least 2.
+        sigma: in pixels.
+        mode: "constant", see the module, or "reflect" for mirrored borders.
 
     Raises:
-      ValueError: the grid is below 2, sigma negative, or the mode unknown.
+        ValueError: the grid is below 2, sigma negative, or the mode unknown.
     """
     _check_border("random_elastic", mode)
     if grid < 2 or sigma < 0:

@@ -20,13 +20,13 @@ def read_image(path: Path, channels: int, *, deep: bool = False) -> Image.Image:
     """Reads an image file, turned upright (EXIF), without its transparency, 8 bits a channel.
 
     Args:
-      path: of the file.
-      channels: 1 (grey) or 3 (RGB); images of the other kind, and of a palette, are converted.
-      deep: take images of 16 bits a channel too, of which the 8 highest are kept.
+        path: of the file.
+        channels: 1 (grey) or 3 (RGB); images of the other kind, and of a palette, are converted.
+        deep: take images of 16 bits a channel too, and keep the 8 highest.
 
     Raises:
-      DataError: if the file is missing, empty, truncated or no image, has several pages, or has
-        more than 8 bits a channel where `deep` does not allow it.
+        DataError: if the file is missing, empty, truncated or no image, has several pages, or has
+            more than 8 bits a channel where ``deep`` does not allow it.
     """
     try:
         with Image.open(path) as image:
@@ -60,7 +60,7 @@ def raw_mode(image: Image.Image) -> str:
 
 
 def require_one_page(image: Image.Image) -> None:
-    """Raises ValueError for a file of several pages, of which Pillow would take the first."""
+    """Raises ValueError for a file of several pages: Pillow would read the first alone."""
     pages = _pages(image)
     if pages > 1:
         raise ValueError(f"it has {pages} pages; save each as a file of its own")

@@ -27,38 +27,39 @@ def mask_folder(
 ) -> Examples:
     """Opens a folder of images and masks.
 
-    The mask of `images/…/name.jpg` is `masks/…/name.png`. With `path/train/images` each folder
-    beside "train" with images of its own is a split. Otherwise `path/images` holds both splits, and
-    every image whose name below it has a SHA-256 divisible by five is in "test", about 20 %, the
-    others in "train".
+    The mask of ``images/…/name.jpg`` is ``masks/…/name.png``. With ``path/train/images`` each
+    folder beside "train" with images of its own is a split. Otherwise ``path/images`` holds both
+    splits, and every image whose name below it has a SHA-256 divisible by five is in "test", about
+    20 %, the others in "train".
 
     A mask is a PNG file, grey with 8 bits or a palette: its numbers are the labels, 255 means
-    ignored. One with 1 bit has the labels 0 and 1. Class names are the lines of `path/classes.txt`,
-    for the labels 0, 1, …; without that file, they are the numbers up to the largest label of the
-    training split, or of all masks where the splits have no folders.
+    ignored. One with 1 bit has the labels 0 and 1. Class names are the lines of
+    ``path/classes.txt``, for the labels 0, 1, …; without that file, they are the numbers up to the
+    largest label of the training split, or of all masks where the splits have no folders.
 
     Images may be of any kind that Pillow reads: they are turned upright (EXIF), transparency is
-    dropped, and a palette, grey or RGB become what `channels` asks for. Hidden files are ignored. A
-    split of at most `limit_bytes` is read at once, so that a bad file is found at the start; a
+    dropped, and a palette, grey or RGB become what ``channels`` asks for. Hidden files are ignored.
+    A split of at most ``limit_bytes`` is read at once, so that a bad file is found at the start; a
     larger one is read file by file.
 
     Args:
-      path: the folder.
-      split: "train", "test", or the name of another folder beside "train".
-      size: height and width that images (bilinear, antialiased) and masks (nearest) are resized
-        to, whatever their aspect ratio; None requires all to be of one size.
-      channels: 1 (grey) or 3 (RGB).
-      limit_bytes: the largest split that is kept in memory.
+        path: the folder.
+        split: "train", "test", or the name of another folder beside "train".
+        size: height and width that images (bilinear, antialiased) and masks (nearest) are resized
+            to, whatever their aspect ratio; None requires all to be of one size.
+        channels: 1 (grey) or 3 (RGB).
+        limit_bytes: the largest split that is kept in memory.
 
     Returns:
-      Examples with `image`, uint8 [height, width, channels], and `mask`, uint8 [height, width].
+        Examples with ``image``, uint8 [height, width, channels], and ``mask``, uint8 [height,
+        width].
 
     Raises:
-      DataError: if the folder or the split is missing or empty, there are fewer than two classes,
-        an image or a mask lacks the other, a file cannot be read or has more than 8 bits a channel,
-        a mask has colours instead of labels, a label that is no class or no pixel that counts, or
-        it does not lie on its image pixel by pixel (in a split above `limit_bytes`, when that file
-        is read).
+        DataError: if the folder or the split is missing or empty, there are fewer than two classes,
+            an image or a mask lacks the other, a file cannot be read or has more than 8 bits a
+            channel, a mask has colours instead of labels, a label that is no class or no pixel that
+            counts, or it does not lie on its image pixel by pixel (in a split above
+            ``limit_bytes``, when that file is read).
     """
     if channels not in MODES or (size is not None and min(size) < 1):
         raise DataError(f"size {size} with {channels} channels; use 1 or 3 and at least one pixel")
@@ -104,7 +105,7 @@ def mask_folder(
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Files of images and of their masks, resized to `size`, or else all of the `first` size."""
+    """Files of images and masks, resized to ``size``, or else all of the ``first`` size."""
 
     paths: Sequence[tuple[Path, Path]]
     channels: int
@@ -120,15 +121,15 @@ class _Pairs:
         height, width = image.height, image.width
         if mask.size != image.size:
             raise DataError(
-                f"mask {mask_path} is of {mask.height}x{mask.width} pixels and image {path} of "
+                f"mask {mask_path} has {mask.height}x{mask.width} pixels and image {path} has "
                 f"{height}x{width}, upright (EXIF), height first; save both upright and of one size"
             )
         with Image.open(path) as stored:
             turn = _turn(stored)
         if not _is_aligned(image, turn, mask_turn):
             raise DataError(
-                f"image {path} and mask {mask_path} differ in their EXIF orientation, and how the "
-                "mask lies cannot be told; save both upright"
+                f"image {path} and mask {mask_path} differ in their EXIF orientation, so how the "
+                "mask lies on the image is unknown; save both upright"
             )
         if self.size is not None:
             height, width = self.size
@@ -136,7 +137,7 @@ class _Pairs:
             mask = mask.resize((width, height), Image.Resampling.NEAREST)
         elif (height, width) != self.first:
             raise DataError(
-                f"image {path} is of {height}x{width} pixels and {self.paths[0][0]} of "
+                f"image {path} has {height}x{width} pixels and {self.paths[0][0]} has "
                 f"{self.first[0]}x{self.first[1]}; pass size=(height, width) to mask_folder"
             )
         pixels = np.asarray(image).reshape(height, width, self.channels)
@@ -224,7 +225,7 @@ def _turn(stored: Image.Image) -> int:
 
 
 def _is_aligned(upright: Image.Image, turn: int, mask_turn: int) -> bool:
-    """Whether a mask that is of the size of its image, both upright, surely lies as it does.
+    """Whether a mask is certain to lie on its image; upright, both have the same size.
 
     If both were stored with one orientation, it does. Otherwise the mask may have been drawn on the
     upright image or on the stored one, and only an exchange of height and width tells.

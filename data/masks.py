@@ -1,7 +1,7 @@
 """Masks for segmentation: what their labels mean, and checks of every example that is read.
 
-An example has `image`, uint8 [height, width, channels], `mask`, uint8 [height, width], one class a
-pixel, and possibly `weight`, float32 [height, width].
+An example has ``image``, uint8 [height, width, channels], ``mask``, uint8 [height, width], one
+class a pixel, and possibly ``weight``, float32 [height, width].
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ class Labels:
     """What the labels of a set mean.
 
     Attributes:
-      class_names: the name of each label, in order.
-      void: the label that the set gives to pixels that do not count, if it has one.
+        class_names: the name of each label, in order.
+        void: the label that the set gives to pixels that do not count, if it has one.
     """
 
     class_names: tuple[str, ...]
@@ -56,12 +56,12 @@ class CheckedMasks:
     """Records whose masks are checked when they are read.
 
     Reading raises DataError where a mask is not of the size of its image, has a label that is
-    neither a class nor `IGNORE`, or has no pixel that counts.
+    neither a class nor ``IGNORE``, or has no pixel that counts.
 
     Attributes:
-      records: with `image` and `mask`.
-      name: names the mask of an example in an error, by its index.
-      num_classes: labels are 0 to num_classes - 1; None leaves them unchecked.
+        records: with ``image`` and ``mask``.
+        name: names the mask of an example in an error, by its index.
+        num_classes: labels are 0 to num_classes - 1; None leaves them unchecked.
     """
 
     records: Records

@@ -13,13 +13,13 @@ from opsin.imaging.warp import rectangle
 def cutout(
     key: PRNGKeyArray, batch: Batch, *, size: int, fill: float | Sequence[float] = 0.0
 ) -> Batch:
-    """Sets a square to `fill`; its centre is any pixel, what lies outside the image is cut off.
+    """Sets a square to ``fill``; its centre is any pixel, what lies outside the image is cut off.
 
     DeVries & Taylor, 2017, arXiv:1708.04552, section 3.2. The authors fill with the mean of the
-    data; `fill` is one number or one a channel.
+    data; ``fill`` is one number or one a channel.
 
     Raises:
-      ValueError: the size is not positive or larger than the image.
+        ValueError: the size is not positive or larger than the image.
     """
     height, width = float_images(batch).shape[1:3]
     if not 0 < size <= min(height, width):
@@ -52,14 +52,14 @@ def mixup(
     image itself. The batch is taken to be in random order.
 
     Args:
-      key: the key of the batch.
-      batch: see the module.
-      alpha: greater than 0; 1 makes lambda uniform, towards 0 images stay nearly pure.
-      num_classes: needed for integer labels, which become one-hot.
-      per_example: one lambda for each image, not one for the batch.
+        key: the key of the batch.
+        batch: see the module.
+        alpha: greater than 0; 1 makes lambda uniform, towards 0 images stay nearly pure.
+        num_classes: needed for integer labels, which become one-hot.
+        per_example: one lambda for each image, not one for the batch.
 
     Raises:
-      ValueError: alpha is not positive, or `num_classes` is missing or not that of soft labels.
+        ValueError: alpha is not positive, or ``num_classes`` is missing or not that of soft labels.
     """
     images, labels = float_images(batch), _soft_labels(batch, num_classes)
     if alpha <= 0:
@@ -90,7 +90,8 @@ def cutmix(
     lambda ~ Beta(alpha, alpha), the centre is any pixel. The rectangle is rounded down to whole
     pixels and clipped at the border; the labels follow the area that is truly pasted.
 
-    Arguments, partners and errors as in `mixup`; `per_example` draws a rectangle for each image.
+    Arguments, partners and errors as in ``mixup``; ``per_example`` draws a rectangle for each
+    image.
     """
     images, labels = float_images(batch), _soft_labels(batch, num_classes)
     if alpha <= 0:

@@ -1,7 +1,7 @@
 """The order of the examples, and batches in that order.
 
-Training has one order, set by the seed alone. `train_indices` gives it to a loop that keeps the
-data on the device; `train_batches` reads the same examples from a source. Neither depends on the
+Training has one order, set by the seed alone. ``train_indices`` gives it to a loop that keeps the
+data on the device; ``train_batches`` reads the same examples from a source. Neither depends on the
 number of processes: each process gets its slice of the same global batches.
 """
 
@@ -24,19 +24,19 @@ def train_indices(
     epoch, so none is short and nothing is dropped; a batch may be larger than the split.
 
     Args:
-      n: number of examples.
-      batch: global batch size, over all processes.
-      seed: of the order, from 0 to 2**32 - 1.
-      process_index: which slice of each global batch to give.
-      process_count: number of slices.
+        n: number of examples.
+        batch: global batch size, over all processes.
+        seed: of the order, from 0 to 2**32 - 1.
+        process_index: which slice of each global batch to give.
+        process_count: number of slices.
 
     Returns:
-      An iterator over int32 [batch / process_count]. Its `get_state()` is a dict that JSON can
-      hold, the number of batches taken; `set_state(state)` continues from there, exactly.
+        An iterator over int32 [batch / process_count]. Its ``get_state()`` is a dict that JSON can
+        hold, the number of batches taken; ``set_state(state)`` continues from there, exactly.
 
     Raises:
-      DataError: if the split is empty, the batch is below 1 or does not divide, or the seed is out
-        of range.
+        DataError: if the split is empty, the batch is below 1 or does not divide, or the seed is
+            out of range.
     """
     order = _order(n, batch, seed, process_index, process_count)
     # No threads: it is arithmetic, which Python's threads would only slow down.
@@ -46,22 +46,22 @@ def train_indices(
 def train_batches(
     examples: Examples, *, batch: int, seed: int, process_index: int = 0, process_count: int = 1
 ) -> grain.DatasetIterator[dict[str, np.ndarray]]:
-    """Endless shuffled batches, read ahead by threads, in the order of `train_indices`.
+    """Endless shuffled batches, read ahead by threads, in the order of ``train_indices``.
 
     Args:
-      examples: the training split.
-      batch: global batch size, over all processes.
-      seed: of the order, from 0 to 2**32 - 1.
-      process_index: which slice of each global batch to give.
-      process_count: number of slices.
+        examples: the training split.
+        batch: global batch size, over all processes.
+        seed: of the order, from 0 to 2**32 - 1.
+        process_index: which slice of each global batch to give.
+        process_count: number of slices.
 
     Returns:
-      An iterator over dicts such as `image` uint8 [batch / process_count, height, width, channels]
-      and `label` int32 [batch / process_count], with the states of `train_indices`.
+        An iterator over dicts such as ``image`` uint8 [batch / process_count, height, width,
+        channels] and ``label`` int32 [batch / process_count], with the states of ``train_indices``.
 
     Raises:
-      DataError: as `train_indices`; while iterating, if an example cannot be read or differs in
-        shape.
+        DataError: as ``train_indices``; while iterating, if an example cannot be read or differs in
+            shape.
     """
     order = _order(len(examples.records), batch, seed, process_index, process_count)
     return iter(order.map(partial(stack, examples.records)).to_iter_dataset(_read_ahead()))
@@ -77,20 +77,20 @@ def eval_batches(
     """Every example once, in order, in batches of one shape.
 
     What the last batch lacks is filled with the first example, so that padding is as well-behaved
-    as data, and marked False in `valid`.
+    as data, and marked False in ``valid``.
 
     Args:
-      examples: a split, or its arrays as `materialize` gives them.
-      batch: global batch size, over all processes.
-      process_index: which slice of each global batch to give.
-      process_count: number of slices; every process gets the same number of batches.
+        examples: a split, or its arrays as ``materialize`` gives them.
+        batch: global batch size, over all processes.
+        process_index: which slice of each global batch to give.
+        process_count: number of slices; every process gets the same number of batches.
 
     Returns:
-      An iterator over dicts as those of `train_batches`, and `valid`, bool
-      [batch / process_count].
+        An iterator over dicts as those of ``train_batches``, and ``valid``, bool
+        [batch / process_count].
 
     Raises:
-      DataError: as `train_batches`.
+        DataError: as ``train_batches``.
     """
     records = examples.records if isinstance(examples, Examples) else Arrays(examples)
     n = len(records)

@@ -22,24 +22,24 @@ def rand_augment(
     magnitude: float = 9.0,
     fill: float = 0.5,
 ) -> Batch:
-    """Applies `layers` operations to each image, each drawn evenly from `OPERATIONS`.
+    """Applies ``layers`` operations to each image, each drawn evenly from ``OPERATIONS``.
 
     Cubuk et al., 2020, arXiv:1909.13719, figure 2. An operation with a direction takes each with
     probability 1/2. Strength grows with the magnitude for all of them: posterize and solarize,
     which weaken in the authors' code, are reversed, and enhancements go both ways, as in
-    torchvision. Under `vmap` all fourteen are computed and one is kept.
+    torchvision. Under ``vmap`` all fourteen are computed and one is kept.
 
     Args:
-      key: the key of the batch.
-      batch: images [batch, height, width, 1 or 3]; the rest passes through.
-      layers: N of the paper, at least 1.
-      magnitude: M of the paper, in [0, 10]; 10 is the upper end of AutoAugment's ranges
-        (arXiv:1805.09501, appendix). Bin m of torchvision's 31 is m / 3 here.
-      fill: the value of the pixels that a geometric operation uncovers.
+        key: the key of the batch.
+        batch: images [batch, height, width, 1 or 3]; the rest passes through.
+        layers: N of the paper, at least 1.
+        magnitude: M of the paper, in [0, 10]; 10 is the upper end of AutoAugment's ranges
+            (arXiv:1805.09501, appendix). Bin m of torchvision's 31 is m / 3 here.
+        fill: the value of the pixels that a geometric operation uncovers.
 
     Raises:
-      ValueError: `layers` is below 1, the magnitude outside [0, 10], or the images have masks,
-        which the geometric operations would not move.
+        ValueError: ``layers`` is below 1, the magnitude outside [0, 10], or the images have masks,
+            which the geometric operations would not move.
     """
     if "mask" in batch:
         raise ValueError("rand_augment does not move masks; choose from data.geometry")

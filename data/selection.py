@@ -20,15 +20,15 @@ def long_tail(
     Source: Cui et al., 2019, arXiv:1901.05555, section 5.1.
 
     Args:
-      labels: int [n].
-      imbalance: the first class has this many times the examples of the last; at least 1.
-      seed: which examples of each class, at least 0.
+        labels: int [n].
+        imbalance: the first class has this many times the examples of the last; at least 1.
+        seed: which examples of each class, at least 0.
 
     Returns:
-      Sorted indices into `labels`.
+        Sorted indices into ``labels``.
 
     Raises:
-      DataError: if there are fewer than two classes, or `imbalance` is below 1.
+        DataError: if there are fewer than two classes, or ``imbalance`` is below 1.
     """
     classes, available = np.unique(labels, return_counts=True)
     if len(classes) < 2:
@@ -43,20 +43,20 @@ def long_tail(
 
 
 def per_class(labels: Int[np.ndarray, " n"], *, n: int, seed: int = 0) -> Int[np.ndarray, " kept"]:
-    """Indices of a subset with `n` examples of every class, drawn at random.
+    """Indices of a subset with ``n`` examples of every class, drawn at random.
 
     Subsets of one seed are nested: a smaller n keeps a part of what a larger n keeps.
 
     Args:
-      labels: int [n].
-      n: examples of each class, at least 1.
-      seed: which examples of each class, at least 0.
+        labels: int [n].
+        n: examples of each class, at least 1.
+        seed: which examples of each class, at least 0.
 
     Returns:
-      Sorted indices into `labels`.
+        Sorted indices into ``labels``.
 
     Raises:
-      DataError: if `n` is below 1, or a class has fewer examples.
+        DataError: if ``n`` is below 1, or a class has fewer examples.
     """
     classes, available = np.unique(labels, return_counts=True)
     if n < 1:
@@ -70,10 +70,10 @@ def per_class(labels: Int[np.ndarray, " n"], *, n: int, seed: int = 0) -> Int[np
 
 
 def select(examples: Examples, indices: Int[np.ndarray, " kept"]) -> Examples:
-    """The examples at `indices`, in that order.
+    """The examples at ``indices``, in that order.
 
     Raises:
-      DataError: if there are no indices, or one is outside the split.
+        DataError: if there are no indices, or one is outside the split.
     """
     count = len(examples.records)
     if len(indices) == 0:
@@ -93,7 +93,7 @@ def select(examples: Examples, indices: Int[np.ndarray, " kept"]) -> Examples:
 
 @dataclass(frozen=True)
 class Subset:
-    """Some of the records, in the order of `indices`."""
+    """Some of the records, in the order of ``indices``."""
 
     records: Records
     indices: Int[np.ndarray, " kept"]

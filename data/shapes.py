@@ -12,19 +12,19 @@ def shapes(split: str, *, n: int = 256, size: int = 64, seed: int = 0) -> Exampl
     class, background 0, disc 1, square 2 or triangle 3, is the form alone, as colours and areas are
     drawn alike for all (as wide as a disc with a radius of 0.1 to 0.22 images). A pixel has the
     class of the shape that its centre lies in. Gaussian noise has a standard deviation of 0.08 of
-    the range. Example i does not depend on `n`.
+    the range. Example i does not depend on ``n``.
 
     Args:
-      split: "train" or "test", independent draws of `n` examples each.
-      n: number of examples.
-      size: height and width, in pixels.
-      seed: at least 0.
+        split: "train" or "test", independent draws of ``n`` examples each.
+        n: number of examples.
+        size: height and width, in pixels.
+        seed: at least 0.
 
     Returns:
-      Examples with `image`, uint8 [size, size, 3], and `mask`, uint8 [size, size].
+        Examples with ``image``, uint8 [size, size, 3], and ``mask``, uint8 [size, size].
 
     Raises:
-      DataError: if `split` is neither "train" nor "test".
+        DataError: if ``split`` is neither "train" nor "test".
     """
     require_split("shapes", split)
     image = np.empty((n, size, size, 3), np.uint8)
@@ -62,7 +62,7 @@ def _draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cells(split: str, *, n: int = 256, size: int = 64, seed: int = 0) -> Examples:
-    """`shapes` in grey, and with two classes: "membrane" for the background, "cell" for a shape."""
+    """``shapes`` in grey with two classes: "membrane" (background) and "cell" (a shape)."""
     arrays = materialize(shapes(split, n=n, size=size, seed=seed))
     grey = np.round(arrays["image"].mean(axis=-1, keepdims=True)).astype(np.uint8)
     mask = np.minimum(arrays["mask"], 1)

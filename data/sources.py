@@ -33,21 +33,21 @@ def open_source(source: str | Source, split: str) -> Examples:
     """Opens one split of a data set.
 
     Args:
-      source: "digits", "synthetic", "shapes", "tfds:NAME" (NAME as TFDS has it, with a version if
-        wanted), "folder:PATH", "masks:PATH" (images with masks), or a function
-        `split -> Examples`; `functools.partial` sets the options of `synthetic`, `shapes`, `tfds`,
-        `folder` and `mask_folder`.
-      split: such as "train" or "test"; TFDS's slices, such as "train[:80%]", with "tfds:NAME".
+        source: "digits", "synthetic", "shapes", "tfds:NAME" (NAME as TFDS has it, with a version if
+            wanted), "folder:PATH", "masks:PATH" (images with masks), or a function
+            ``split -> Examples``; ``functools.partial`` sets the options of ``synthetic``,
+            ``shapes``, ``tfds``, ``folder`` and ``mask_folder``.
+        split: such as "train" or "test"; TFDS's slices, such as "train[:80%]", with "tfds:NAME".
 
     Raises:
-      DataError: if the source or the split is unknown, or the data cannot be read.
+        DataError: if the source or the split is unknown, or the data cannot be read.
     """
     if callable(source):
         try:
             inspect.signature(source).bind(split)
         except TypeError as error:
             raise DataError(
-                f"a source is called with a split alone, and {source} wants otherwise ({error}): "
+                f"a source is called with a split alone, and {source} needs more ({error}): "
                 "bind its options with functools.partial"
             ) from error
         return source(split)
@@ -90,7 +90,7 @@ def digits(split: str) -> Examples:
     (its test set).
 
     Raises:
-      DataError: if `split` is neither "train" nor "test".
+        DataError: if ``split`` is neither "train" nor "test".
     """
     require_split("digits", split)
     # Imported where it is used: it takes a second, and other sources do not need it.
@@ -116,21 +116,21 @@ def synthetic(
 ) -> Examples:
     """A set that any classifier learns in seconds: striped images, for tests and dry runs.
 
-    Example i has label i mod `classes`. The label sets the direction of the stripes (three periods
-    an image) and the tint; their phase varies by ±45 degrees, and Gaussian noise with a standard
-    deviation of a tenth of the range lies over them. Directions stay within a quarter turn, so a
-    flipped image keeps a label of its own. Example i does not depend on `n`.
+    Example i has label i mod ``classes``. The label sets the direction of the stripes (three
+    periods an image) and the tint; their phase varies by ±45 degrees, and Gaussian noise with a
+    standard deviation of a tenth of the range lies over them. Directions stay within a quarter
+    turn, so a flipped image keeps a label of its own. Example i does not depend on ``n``.
 
     Args:
-      split: "train" or "test", independent draws of `n` examples each.
-      n: number of examples.
-      size: height and width, in pixels.
-      channels: number of channels.
-      classes: number of classes.
-      seed: of the phases and of the noise, at least 0.
+        split: "train" or "test", independent draws of ``n`` examples each.
+        n: number of examples.
+        size: height and width, in pixels.
+        channels: number of channels.
+        classes: number of classes.
+        seed: of the phases and of the noise, at least 0.
 
     Raises:
-      DataError: if `split` is neither "train" nor "test".
+        DataError: if ``split`` is neither "train" nor "test".
     """
     require_split("synthetic", split)
     phase_rng, noise_rng = np.random.default_rng([seed, SPLITS.index(split)]).spawn(2)
@@ -149,13 +149,13 @@ def synthetic(
 
 
 def blank(count: int, *, image: tuple[int, int, int]) -> Examples:
-    """Examples for a plan, in place of a set that is not here: as many, of its shapes, all zero.
+    """Examples of zeros that replace a set that is not here, in a plan: its number and shapes.
 
     They take no memory, whatever their number.
 
     Args:
-      count: number of examples.
-      image: height, width and channels.
+        count: number of examples.
+        image: height, width and channels.
     """
     return Examples(
         Arrays(
@@ -168,18 +168,18 @@ def blank(count: int, *, image: tuple[int, int, int]) -> Examples:
 
 
 def shrunk(split: str, *, source: str | Source, factor: int) -> Examples:
-    """A set with its images made smaller: each pixel is the mean of `factor` × `factor` of them.
+    """A set with smaller images: each pixel is the mean of ``factor`` × ``factor`` pixels.
 
     Masks, and weights of their pixels, are made smaller too, by taking the nearest pixel: that
-    below and right of the middle where `factor` is even.
+    below and right of the middle where ``factor`` is even.
 
     Args:
-      split: of the source.
-      source: what to shrink, as for `open_source`.
-      factor: must divide height and width.
+        split: of the source.
+        source: what to shrink, as for ``open_source``.
+        factor: must divide height and width.
 
     Raises:
-      DataError: if it does not, or the source cannot be opened.
+        DataError: if it does not, or the source cannot be opened.
     """
     examples = open_source(source, split)
     arrays = materialize(examples)

@@ -13,21 +13,22 @@ from opsin.data.sources import open_source
 def squared(
     split: str, *, source: str | Source, size: int, held_out: int | None = None
 ) -> Examples:
-    """The largest central square of each image, resized to `size` pixels a side.
+    """The largest central square of each image, resized to ``size`` pixels a side.
 
-    That is to bring the shorter side to `size` and to crop the centre; bilinear and antialiased.
-    Of masks, and weights of their pixels, the same square is taken, each pixel from the nearest.
-    The training split keeps these squares for random crops on the device. Of other splits the
-    centre of `held_out` pixels is cut out, which is the usual way to test ("resize 256, crop 224").
+    The shorter side is resized to ``size`` and the centre is cropped, bilinear and antialiased.
+    Masks, and weights of their pixels, are cropped to the same square and sampled at the nearest
+    pixel. The training split keeps these squares for random crops on the device. Other splits are
+    cropped to the central ``held_out`` pixels, the usual way to test ("resize 256, crop 224").
 
     Args:
-      split: of the source; training splits are called "train…".
-      source: of images of 8 bits a channel, as for `open_source`.
-      size: of the squares.
-      held_out: of the squares of other splits; None leaves them as those of training.
+        split: of the source; training splits are called "train…".
+        source: of images of 8 bits a channel, as for ``open_source``.
+        size: of the squares.
+        held_out: size of the squares of other splits; None crops them as those of training.
 
     Raises:
-      DataError: a size is not positive or `held_out` larger than `size`, or as `open_source`.
+        DataError: a size is not positive or ``held_out`` larger than ``size``, or as
+            ``open_source``.
     """
     if not 0 < (size if held_out is None else held_out) <= size:
         raise DataError(f"size={size} and held_out={held_out}: take 0 < held_out <= size")
@@ -39,7 +40,7 @@ def squared(
 def square(
     image: UInt8[np.ndarray, "height width channels"], size: int, cropped: int
 ) -> UInt8[np.ndarray, "cropped cropped channels"]:
-    """The central `cropped` pixels of an image whose shorter side is brought to `size`."""
+    """The central ``cropped`` pixels of an image whose shorter side is brought to ``size``."""
     height, width, channels = image.shape
     left, top, side = _central(height, width, size, cropped)
     pixels = Image.fromarray(image[..., 0] if channels == 1 else image)
@@ -54,7 +55,7 @@ def square(
 def nearest_square(
     values: Shaped[np.ndarray, "height width"], size: int, cropped: int
 ) -> Shaped[np.ndarray, "cropped cropped"]:
-    """The pixels of a mask that lie nearest to those of `square`, of the image below it."""
+    """The pixels of a mask that lie nearest to those of ``square``, of the image below it."""
     height, width = values.shape
     left, top, side = _central(height, width, size, cropped)
     centres = (np.arange(cropped) + 0.5) * side / cropped
@@ -63,7 +64,7 @@ def nearest_square(
 
 
 def _central(height: int, width: int, size: int, cropped: int) -> tuple[float, float, float]:
-    """Left, top and side of the part that ends up in the central `cropped` of `size` pixels."""
+    """Left, top and side of the part that ends up in the central ``cropped`` of ``size`` pixels."""
     side = min(height, width) * cropped / size
     return (width - side) / 2, (height - side) / 2, side
 

@@ -29,21 +29,22 @@ def tfds(
     integers become int32, the width that JAX computes with. Text, such as an "id", is dropped.
     Class names are those of the feature "label", if there is one.
 
-    A feature "segmentation_mask" becomes `mask`, uint8 [height, width], and is checked when it is
-    read (`data.masks.CheckedMasks`). Where `labels` or `data.masks.TFDS_LABELS` say what its labels
-    mean, class names are those found there, labels are compared to them, and void pixels become
-    `IGNORE`.
+    A feature "segmentation_mask" becomes ``mask``, uint8 [height, width], and is checked when it is
+    read (``data.masks.CheckedMasks``). Where ``labels`` or ``data.masks.TFDS_LABELS`` say what its
+    labels mean, class names are those found there, labels are compared to them, and void pixels
+    become ``IGNORE``.
 
     Args:
-      name: as TFDS has it: "mnist", "mnist:3.0.1" or "set/config".
-      split: as TFDS has it: "train", "train[:80%]", "train+test".
-      data_dir: where sets are prepared; by default $TFDS_DATA_DIR, or else ~/tensorflow_datasets.
-      labels: what the labels of the masks mean; None looks the set up in `data.masks.TFDS_LABELS`.
+        name: as TFDS has it: "mnist", "mnist:3.0.1" or "set/config".
+        split: as TFDS has it: "train", "train[:80%]", "train+test".
+        data_dir: where sets are prepared; by default $TFDS_DATA_DIR, or else ~/tensorflow_datasets.
+        labels: what the labels of the masks mean; None looks the set up in
+            ``data.masks.TFDS_LABELS``.
 
     Raises:
-      DataError: if the set is missing, incomplete or damaged, or has no such split. Files other
-        than the first and the last of a split are read only when asked for; damage there raises
-        on reading, and so does a wrong mask.
+        DataError: if the set is missing, incomplete or damaged, or has no such split. Files other
+            than the first and the last of a split are opened only when they are read; damage there
+            raises then, and so does a wrong mask.
     """
     # Imported where it is used: it takes half a second, and other sources do not need it.
     import tensorflow_datasets
@@ -103,7 +104,7 @@ def tfds(
     if "segmentation_mask" in kinds:
         mask = kinds["segmentation_mask"]
         if mask.shape[2:] != (1,) or mask.np_dtype != np.uint8:
-            raise DataError(f"the masks of {where} are not of one 8-bit channel; convert them")
+            raise DataError(f"the masks of {where} do not have one 8-bit channel; convert them")
         meaning = labels or TFDS_LABELS.get(builder.name)
         records = CheckedMasks(
             _Masked(records, meaning.void if meaning else None),
@@ -135,7 +136,7 @@ class _Records:
 
 @dataclass(frozen=True)
 class _Masked:
-    """Records with TFDS's `segmentation_mask` [height, width, 1] as `mask` [height, width]."""
+    """Records with TFDS's ``segmentation_mask`` [height, width, 1] as ``mask`` [height, width]."""
 
     records: Records
     void: int | None

@@ -1,4 +1,4 @@
-"""Trained networks in `results/extractors/`: to judge generators by, or to go on from."""
+"""Trained networks in ``results/extractors/``: to judge generators, or to start other runs."""
 
 from opsin.models.classification.lenet import LeNet5
 from opsin.train.extractor import Extractor

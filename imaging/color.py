@@ -14,7 +14,7 @@ def grayscale(image: Float[Array, "height width channels"]) -> Float[Array, "hei
     """Luma of an RGB image (ITU-R BT.601, as Pillow's mode "L"); a grey image is returned as is.
 
     Raises:
-      ValueError: the image has neither 1 nor 3 channels.
+        ValueError: the image has neither 1 nor 3 channels.
     """
     channels = image.shape[-1]
     if channels == 1:
@@ -27,7 +27,7 @@ def grayscale(image: Float[Array, "height width channels"]) -> Float[Array, "hei
 
 
 def blend(image: Array, degenerate: ArrayLike, factor: ArrayLike) -> Array:
-    """`degenerate` at factor 0, exactly `image` at 1, its exaggeration above; clipped to [0, 1]."""
+    """``degenerate`` at factor 0, exactly ``image`` at 1, extrapolated above; clipped to [0, 1]."""
     return jnp.clip(factor * image + (1 - factor) * degenerate, 0, 1)
 
 
@@ -57,7 +57,7 @@ def adjust_saturation(
 def adjust_hue(
     image: Float[Array, "height width channels"], turn: Float[ArrayLike, ""]
 ) -> Float[Array, "height width channels"]:
-    """Turns the hue by `turn` of a full circle, in HSV. Identity on one channel."""
+    """Turns the hue by ``turn`` of a full circle, in HSV. Identity on one channel."""
     if image.shape[-1] == 1:
         return image
     # Imported where it is used: it takes a tenth of a second, which a mistyped command should not.

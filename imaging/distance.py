@@ -8,10 +8,11 @@ from jaxtyping import Array, Bool, Float
 def distance_transform(mask: Bool[Array, "height width"]) -> Float[Array, "height width"]:
     """Euclidean distance from each pixel to the nearest True one, in pixels, exact.
 
-    It is 0 where the mask is True, and inf everywhere if it is True nowhere. `jax.vmap` makes it a
-    batch. First along the columns, in one sweep each way; then along the rows, as the lowest of the
-    parabolas that stand on them (Felzenszwalb & Huttenlocher, 2012, Distance Transforms of Sampled
-    Functions, section 2.1), all compared: O(height · width²) time, O(width²) memory for a mask.
+    It is 0 where the mask is True, and inf everywhere if it is True nowhere. ``jax.vmap`` makes it
+    a batch. First along the columns, in one sweep each way; then along the rows, as the lowest of
+    the parabolas that stand on them (Felzenszwalb & Huttenlocher, 2012, Distance Transforms of
+    Sampled Functions, section 2.1), all compared: O(height · width²) time, O(width²) memory for a
+    mask.
 
     Returns:
         float32 distances; all before the last square root are whole numbers.

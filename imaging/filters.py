@@ -25,12 +25,12 @@ def gaussian_filter(
 ) -> Float[Array, "height width channels"]:
     """Blurs along each axis by exp(-d² / 2 sigma²), |d| <= radius, scaled to sum to 1.
 
-    Borders are mirrored at the centres of the border pixels, as by `jnp.pad`. Any float range.
+    Borders are mirrored at the centres of the border pixels, as by ``jnp.pad``. Any float range.
 
     Args:
-      image: the image.
-      sigma: standard deviation in pixels, greater than 0.
-      radius: pixels on either side that count, at least 0.
+        image: the image.
+        sigma: standard deviation in pixels, greater than 0.
+        radius: pixels on either side that count, at least 0.
     """
     for axis, product in ((0, "op,pwc->owc"), (1, "op,hpc->hoc")):
         side = image.shape[axis]

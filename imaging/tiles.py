@@ -24,17 +24,17 @@ def over_tiles(
     """Applies a function of tiles to an image and puts its results together.
 
     Args:
-      function: from [batch, *tile, channels] to [batch, *result, features]; it is always called
-        with the same shape.
-      image: of any size; it is mirrored where a tile reaches beyond.
-      tile: height and width of what the function takes.
-      result: height and width of what it gives, for the centre of a tile; None if for all of it.
-      overlap: pixels at each side of a result that are left to the neighbouring tile; none along an
-        axis that one tile covers.
-      batch: tiles in a call.
+        function: from [batch, *tile, channels] to [batch, *result, features]; it is always called
+            with the same shape.
+        image: of any size; it is mirrored where a tile reaches beyond.
+        tile: height and width of what the function takes.
+        result: height and width of what it gives, for the centre of a tile; None if for all of it.
+        overlap: pixels at each side of a result that are left to the neighbouring tile; none along
+            an axis that one tile covers.
+        batch: tiles in a call.
 
     Raises:
-      ValueError: the image is empty, or the overlap leaves nothing of a tile.
+        ValueError: the image is empty, or the overlap leaves nothing of a tile.
     """
     height, width = image.shape[:2]
     if 0 in image.shape:

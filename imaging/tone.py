@@ -19,7 +19,7 @@ def autocontrast(
 
 
 def equalize(image: Float[Array, "height width channels"]) -> Float[Array, "height width channels"]:
-    """Flattens the histogram of each channel, in 256 levels, as `PIL.ImageOps.equalize`.
+    """Flattens the histogram of each channel, in 256 levels, as ``PIL.ImageOps.equalize``.
 
     A channel with fewer than 255 pixels below its brightest level stays, as in Pillow.
     """
@@ -37,7 +37,7 @@ def equalize(image: Float[Array, "height width channels"]) -> Float[Array, "heig
 def posterize(
     image: Float[Array, "height width channels"], bits: ArrayLike
 ) -> Float[Array, "height width channels"]:
-    """Keeps the `bits` highest bits, a whole number from 0 to 8, of each of the 256 levels."""
+    """Keeps the ``bits`` highest bits, a whole number from 0 to 8, of each of the 256 levels."""
     step = jnp.exp2(8 - jnp.asarray(bits, image.dtype)).astype(jnp.int32)
     return _to_levels(image) // step * step / 255
 
@@ -50,5 +50,5 @@ def _to_levels(image: Array) -> Int[Array, "..."]:
 def solarize(
     image: Float[Array, "height width channels"], threshold: Float[ArrayLike, ""]
 ) -> Float[Array, "height width channels"]:
-    """Inverts the values that are not below `threshold`."""
+    """Inverts the values that are not below ``threshold``."""
     return jnp.where(image < threshold, image, 1 - image)

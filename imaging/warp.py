@@ -16,16 +16,16 @@ def affine_warp(
     order: int,
     fill: float = 0.0,
 ) -> Float[Array, "height width channels"]:
-    """Samples the image at `matrix @ (y, x, 1)` for each output pixel (y, x).
+    """Samples the image at ``matrix @ (y, x, 1)`` for each output pixel (y, x).
 
     Coordinates are in pixels with the origin at the corner, so that the first pixel's centre is
     (0.5, 0.5), as in Pillow.
 
     Args:
-      image: the image to sample; any float range.
-      matrix: the pull (inverse) map, from output to input coordinates.
-      order: 0 for the nearest pixel (masks), 1 for bilinear.
-      fill: the value outside the image.
+        image: the image to sample; any float range.
+        matrix: the pull (inverse) map, from output to input coordinates.
+        order: 0 for the nearest pixel (masks), 1 for bilinear.
+        fill: the value outside the image.
     """
     height, width, _ = image.shape
     y, x = jnp.mgrid[:height, :width] + 0.5
@@ -42,15 +42,15 @@ def warp(
     mode: Literal["constant", "reflect"] = "constant",
     fill: float = 0.0,
 ) -> Float[Array, "new_height new_width channels"]:
-    """Samples the image at `source` (y, x) for each output pixel; the first pixel is at (0, 0).
+    """Samples the image at ``source`` (y, x) for each output pixel; the first pixel is at (0, 0).
 
     Args:
-      image: the image to sample; any float range.
-      source: coordinates in pixels; they may lie outside.
-      order: 0 for the nearest pixel (masks), 1 for bilinear.
-      mode: outside the image, "constant" is `fill` and "reflect" the image mirrored at the centres
-        of its border pixels, as by `jnp.pad`.
-      fill: see `mode`.
+        image: the image to sample; any float range.
+        source: coordinates in pixels; they may lie outside.
+        order: 0 for the nearest pixel (masks), 1 for bilinear.
+        mode: outside the image, "constant" is ``fill`` and "reflect" the image mirrored at the
+            centres of its border pixels, as by ``jnp.pad``.
+        fill: see ``mode``.
     """
     border = {"constant": "constant", "reflect": "mirror"}[mode]  # as scipy calls them
 
@@ -67,15 +67,15 @@ def resized_crop(
     size: tuple[int, int],
     order: int = 1,
 ) -> Float[Array, "new_height new_width channels"]:
-    """Crops `box` and resizes it to `size`, bilinear, with antialiasing when it shrinks.
+    """Crops ``box`` and resizes it to ``size``, bilinear, with antialiasing when it shrinks.
 
     Unlike a crop followed by a resize, the filter at the edge of the box sees the image around it.
 
     Args:
-      image: the image; any float range.
-      box: top, left, height, width, in pixels; fractions are allowed.
-      size: height and width of the result.
-      order: 1, or 0 to take the nearest pixel (masks).
+        image: the image; any float range.
+        box: top, left, height, width, in pixels; fractions are allowed.
+        size: height and width of the result.
+        order: 1, or 0 to take the nearest pixel (masks).
     """
     if order == 0:
         y, x = (
@@ -92,10 +92,10 @@ def resized_crop(
 def centre_crop(
     pixels: Shaped[Array, "batch height width *rest"], size: Sequence[int]
 ) -> Shaped[Array, "batch new_height new_width *rest"]:
-    """The middle of a batch of images or masks, `size` (height, width) pixels of it.
+    """The middle of a batch of images or masks, ``size`` (height, width) pixels of it.
 
     Raises:
-      ValueError: that is more than there are.
+        ValueError: that is more than there are.
     """
     top, left = ((old - new) // 2 for old, new in zip(pixels.shape[1:3], size, strict=True))
     if min(top, left) < 0:
@@ -110,7 +110,7 @@ def rectangle(
     corner: Int[Array, "2"],
     size: Int[ArrayLike, "2"],
 ) -> Bool[Array, "height width"]:
-    """A mask, True inside the rectangle from `corner` (y, x) with `size` (height, width).
+    """A mask, True inside the rectangle from ``corner`` (y, x) with ``size`` (height, width).
 
     The corner may lie outside the mask; the rectangle is clipped at the border.
     """

@@ -5,7 +5,7 @@ They are [batch], or a map for each example, [batch, ...], as of the patches of 
 losses are computed in float32 and are [batch]: that of a map is the mean over its places. Both
 players minimise. Images and logits of the two sides have the same shape.
 
-A pair of losses is an `AdversarialLoss`, such as `HINGE`; a penalty is added to the loss of the
+A pair of losses is an ``AdversarialLoss``, such as ``HINGE``; a penalty is added to the loss of the
 discriminator.
 """
 
@@ -32,7 +32,7 @@ class AdversarialLoss:
         discriminator: ``(real, fake) -> [batch]`` of the logits of real and of generated images.
         generator: ``(fake, real) -> [batch]``; ``real`` may be None unless the loss is relative.
         relative: whether logits count by their distance from the mean of the other side. The
-            generator then needs those of real images, and a batch in parts is not the batch.
+            generator then needs those of real images, and microbatches do not add up to the batch.
     """
 
     discriminator: Callable[..., Array]
@@ -78,7 +78,7 @@ def logistic_discriminator_loss(
 def minimax_generator_loss(
     fake: Float[Array, "batch *places"], real: Float[Array, "batch *places"] | None = None
 ) -> Float[Array, " batch"]:
-    """log(1 − D(fake)), the generator's side of the same game; `real` does not matter.
+    """log(1 − D(fake)), the generator's side of the same game; ``real`` does not matter.
 
     Goodfellow et al., 2014, eq. 1. Its slope is −D(fake), which vanishes where the discriminator is
     sure that an image is generated: when the generator has most to learn.
@@ -90,7 +90,7 @@ def minimax_generator_loss(
 def non_saturating_generator_loss(
     fake: Float[Array, "batch *places"], real: Float[Array, "batch *places"] | None = None
 ) -> Float[Array, " batch"]:
-    """−log D(fake); `real` does not matter.
+    """−log D(fake); ``real`` does not matter.
 
     Goodfellow et al., 2014, section 3. Its slope, D(fake) − 1, vanishes where the discriminator is
     deceived.
@@ -130,7 +130,7 @@ def least_squares_generator_loss(
     *,
     target: float = 1.0,
 ) -> Float[Array, " batch"]:
-    """½ (fake − c)², where c is `target`; `real` does not matter. Mao et al., 2017."""
+    """½ (fake − c)², where c is ``target``; ``real`` does not matter. Mao et al., 2017."""
     del real
     return _by_example(optax.losses.l2_loss(fake.astype(jnp.float32) - target))
 
@@ -156,7 +156,7 @@ def wasserstein_discriminator_loss(
     """fake − real. Arjovsky et al., 2017, arXiv:1701.07875.
 
     At the best critic of Lipschitz constant 1 it is minus the distance W₁(p, q). It has no bound
-    without such a constant: see `gradient_penalty` and `clip_weights`.
+    without such a constant: see ``gradient_penalty`` and ``clip_weights``.
 
     Raises:
         ValueError: shapes that differ.
@@ -168,7 +168,7 @@ def wasserstein_discriminator_loss(
 def linear_generator_loss(
     fake: Float[Array, "batch *places"], real: Float[Array, "batch *places"] | None = None
 ) -> Float[Array, " batch"]:
-    """−fake, the generator's side of the hinge and of the Wasserstein loss; `real` is not used."""
+    """−fake, the generator's side of the hinge and the Wasserstein loss; ``real`` is unused."""
     del real
     return _by_example(-fake.astype(jnp.float32))
 
@@ -198,7 +198,7 @@ def relativistic_generator_loss(
     fake: Float[Array, "batch *places"],
     real: Float[Array, "batch *places"] | None,
 ) -> Float[Array, " batch"]:
-    """`relativistic_discriminator_loss` with the two sides exchanged.
+    """``relativistic_discriminator_loss`` with the two sides exchanged.
 
     Raises:
         ValueError: shapes that differ, or no logits of real images.
@@ -224,10 +224,10 @@ def gradient_penalty(
     real: Float[Array, "batch *image"],
     fake: Float[Array, "batch *image"],
 ) -> Float[Array, " batch"]:
-    """(‖∇D(x)‖ − 1)² at x = u real + (1 − u) fake, with u uniform in [0, 1]: a `Penalty`.
+    """(‖∇D(x)‖ − 1)² at x = u real + (1 − u) fake, with u uniform in [0, 1]: a ``Penalty``.
 
     Gulrajani et al., 2017, arXiv:1704.00028, eq. 3, without its weight λ = 10. Image i takes its u
-    from `fold_in(key, i)`. Where the slope is 0 the penalty is 1 and its gradient 0.
+    from ``fold_in(key, i)``. Where the slope is 0 the penalty is 1 and its gradient 0.
 
     Args:
         key: of the draws.
@@ -251,7 +251,7 @@ def r1_penalty(
     real: Float[Array, "batch *image"],
     fake: Float[Array, "batch *image"],
 ) -> Float[Array, " batch"]:
-    """½ ‖∇D(real)‖², whose weight is γ: a `Penalty` that neither draws nor looks at `fake`.
+    """½ ‖∇D(real)‖², whose weight is γ: a ``Penalty`` that neither draws nor looks at ``fake``.
 
     Mescheder et al., 2018, arXiv:1801.04406, R₁.
 
@@ -271,7 +271,7 @@ def r2_penalty(
     real: Float[Array, "batch *image"],
     fake: Float[Array, "batch *image"],
 ) -> Float[Array, " batch"]:
-    """½ ‖∇D(fake)‖²: R₂ of Mescheder et al., 2018; as `r1_penalty`, but of generated images."""
+    """½ ‖∇D(fake)‖²: R₂ of Mescheder et al., 2018; as ``r1_penalty``, but of generated images."""
     del key, real
     return _half_squared_slope(critic, fake)
 
@@ -285,7 +285,7 @@ def clip_weights(
     not by a number that is known.
 
     Raises:
-        ValueError: `limit` not above 0.
+        ValueError: ``limit`` not above 0.
     """
     if limit <= 0.0:
         raise ValueError(f"limit must be above 0, not {limit}")
@@ -300,7 +300,7 @@ def feature_matching_loss(
 
     Salimans et al., 2016, arXiv:1606.03498, section 3.1, where it is the sum over the features f of
     a layer of the discriminator; the mean does not grow with their number. One number for the
-    batch, for it compares means: a batch in parts is not the batch.
+    batch, because it compares means: microbatches do not add up to the batch.
 
     Args:
         real: features of real images; they may be more or fewer than the others.

@@ -1,8 +1,8 @@
 """Losses of classification: of images, pixels or anchors, whatever axes the logits lead with.
 
-All are unreduced. `jnp.mean` is the empirical risk; its 1/m is no ornament, for it fixes the step
+All are unreduced. ``jnp.mean`` is the empirical risk; its 1/m is no ornament, for it fixes the step
 size and the balance against a regulariser. Where entries are left out, average with
-`losses.reduction.weighted_mean`.
+``losses.reduction.weighted_mean``.
 """
 
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ def cross_entropy_loss(
     The gradient with respect to the logits is p − t (without weights). For soft labels the loss is
     H(t) + KL(t ‖ p).
 
-    With `class_weights`, `jnp.mean` keeps one fixed scale for every batch. PyTorch divides each
+    With ``class_weights``, ``jnp.mean`` keeps one fixed scale for every batch. PyTorch divides each
     batch by its own sum of weights instead:
-    `weighted_mean(cross_entropy_loss(logits, labels), class_weights[labels])`.
+    ``weighted_mean(cross_entropy_loss(logits, labels), class_weights[labels])``.
 
     Args:
         logits: unnormalised log-probabilities; −inf takes a class out (without smoothing).
@@ -47,8 +47,8 @@ def cross_entropy_loss(
         map must not pass.
 
     Raises:
-        ValueError: shapes that do not fit, `smoothing` outside [0, 1], or `ignore_label` with soft
-            labels.
+        ValueError: shapes that do not fit, ``smoothing`` outside [0, 1], or ``ignore_label`` with
+            soft labels.
     """
     if not 0.0 <= smoothing <= 1.0:
         raise ValueError(f"smoothing must lie in [0, 1], not {smoothing}")
@@ -73,7 +73,7 @@ def focal_loss(
     For an integer label y it is −α_y (1 − p_y)^γ log p_y. The factor makes easy examples count
     less; γ = 0 is cross-entropy. Lin et al., 2017, arXiv:1708.02002, eq. 5, with softmax
     probabilities and soft labels as in Mukhoti et al., 2020, arXiv:2002.09437. For the per-class
-    sigmoid of RetinaNet see `sigmoid_focal_loss`.
+    sigmoid of RetinaNet see ``sigmoid_focal_loss``.
 
     Args:
         logits: unnormalised log-probabilities; −inf takes a class out.
@@ -88,7 +88,7 @@ def focal_loss(
         float32 losses; NaN for a label outside [0, classes) that is not ignored.
 
     Raises:
-        ValueError: shapes that do not fit, `gamma` below 0, or `ignore_label` with soft labels.
+        ValueError: shapes that do not fit, ``gamma`` below 0, or ``ignore_label`` with soft labels.
     """
     if gamma < 0.0:
         raise ValueError(f"gamma must be at least 0, not {gamma}")
@@ -156,7 +156,7 @@ def sigmoid_focal_loss(
         float32 losses.
 
     Raises:
-        ValueError: shapes that differ (nothing is broadcast), or `gamma` below 0.
+        ValueError: shapes that differ (nothing is broadcast), or ``gamma`` below 0.
     """
     if gamma < 0.0:
         raise ValueError(f"gamma must be at least 0, not {gamma}")

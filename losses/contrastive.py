@@ -3,12 +3,12 @@
 Embeddings are brought to unit length inside, so that their products are cosines; a zero vector has
 cosine 0 to all and no gradient. All is computed in float32 and nothing is reduced.
 
-The others are those of the whole batch. Under `jit` that is the global batch by construction. Under
-`pmap` and `shard_map` over the axis `ops.mapped.REPLICAS` the embeddings of all replicas are
-gathered, which must have equally many: the mean over the replicas of their mean losses, and of the
-gradients of these, is then that of the global batch. Over an axis of another name each would know
-its own examples only. Either way the loss of an example depends on the others, and microbatches do
-not add up to the batch.
+The others are those of the whole batch. Under ``jit`` that is the global batch by construction.
+Under ``pmap`` and ``shard_map`` over the axis ``ops.mapped.REPLICAS`` the embeddings of all
+replicas are gathered, which must have equally many: the mean over the replicas of their mean
+losses, and of the gradients of these, is then that of the global batch. Over an axis of another
+name each would know its own examples only. Either way the loss of an example depends on the others,
+and microbatches do not add up to the batch.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def nt_xent_loss(
         views: embeddings, row i of every view from image i.
         temperature: τ > 0.
         chunk: images whose anchors meet all others at a time, which makes memory linear in the
-            batch; value and gradient stay the same, but products are made twice. Under `jit` all
+            batch; value and gradient stay the same, but products are made twice. Under ``jit`` all
             devices share in each chunk. None: all at once.
 
     Raises:
@@ -66,12 +66,12 @@ def decoupled_contrastive_loss(
     its gradient does not fade as the positive gets more likely than all negatives.
 
     Args:
-        views: as of `nt_xent_loss`, of two images or more.
+        views: as of ``nt_xent_loss``, of two images or more.
         temperature: τ > 0.
-        chunk: as of `nt_xent_loss`.
+        chunk: as of ``nt_xent_loss``.
 
     Raises:
-        ValueError: as `nt_xent_loss`, or a batch of one image, which has no negatives.
+        ValueError: as ``nt_xent_loss``, or a batch of one image, which has no negatives.
     """
     positives, negatives = _positives_and_negatives(views, temperature, chunk)
     if views.shape[1] * mapped.size() < 2:
@@ -89,7 +89,7 @@ def supervised_contrastive_loss(
 
     Khosla et al., 2020, arXiv:2004.11362, eq. 2 (L_out). Positives are all other views of all
     images with the label of the anchor, and the denominator has them all, with the negatives. Of
-    two views and labels that all differ it is `nt_xent_loss`.
+    two views and labels that all differ it is ``nt_xent_loss``.
 
     Args:
         views: embeddings, row i of every view from image i.
@@ -130,7 +130,8 @@ def info_nce_loss(
 
     Args:
         queries: embeddings.
-        keys: embeddings of what belongs to them; `jax.lax.stop_gradient` is for the caller to set.
+        keys: embeddings of what belongs to them; ``jax.lax.stop_gradient`` is for the caller to
+            set.
         temperature: τ > 0.
         negatives: other keys, such as a queue (He et al., 2020, arXiv:1911.05722, eq. 1), in place
             of those in the other rows; each replica takes its own.

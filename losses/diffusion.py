@@ -1,7 +1,7 @@
 """Losses of diffusion models and of scores, and the variational bound of their likelihood.
 
-Weights are of the error of x_0, whatever is predicted: a weighted loss is the same number for all
-targets that say the same.
+Weights multiply the error of x_0, whatever is predicted, so that equivalent predictions of
+different targets have the same weighted loss.
 """
 
 from collections.abc import Callable
@@ -142,7 +142,7 @@ def bound_loss(
         x0: the data.
         before: levels at s, [batch].
         now: levels at t, [batch].
-        log_variance: of p, such as of `ops.diffusion.schedules.Discrete.log_variances`.
+        log_variance: of p, such as of ``ops.diffusion.schedules.Discrete.log_variances``.
         bins: values that data in [−1, 1] can have, evenly spaced: the last step has their
             probability (Ho et al., eq. 13). If None, it has a density.
     """
@@ -184,8 +184,8 @@ def hybrid_loss(
     Nichol & Dhariwal, 2021, arXiv:2102.09672, eq. 16, with L_vlb in bits for each dimension.
 
     Args:
-        simple: `denoising_loss`.
-        bound: `bound_loss` of an estimate behind `stop_gradient`, at a time drawn of all steps.
+        simple: ``denoising_loss``.
+        bound: ``bound_loss`` of an estimate behind ``stop_gradient``, at a time drawn of all steps.
         steps: of the schedule.
         dimensions: of x.
         weight: λ.
@@ -197,8 +197,8 @@ class Bound(NamedTuple):
     """−log p(x_0) ≤ prior + Σ steps, in nats.
 
     Attributes:
-        prior: `prior_loss`.
-        steps: `bound_loss` of each step, from noise to data.
+        prior: ``prior_loss``.
+        steps: ``bound_loss`` of each step, from noise to data.
     """
 
     prior: Float[Array, "batch"]
@@ -223,13 +223,13 @@ def variational_bound(
     """The whole bound, with one draw of x_t for each time: Ho et al., eq. 5.
 
     Args:
-        denoiser: of the model; a variance that it learned goes before `variance`.
+        denoiser: of the model; a variance that it learned goes before ``variance``.
         process: of the model.
         x0: the data.
         keys: one for each image.
-        times: falling, to data without noise: `process.times` of the steps of p.
+        times: falling, to data without noise: ``process.times`` of the steps of p.
         variance: "small" is β̃, "large" is β, also in the last step, where others take β̃_2.
-        bins: see `bound_loss`.
+        bins: see ``bound_loss``.
 
     Raises:
         ValueError: times that end in noise, or another variance.
@@ -238,7 +238,7 @@ def variational_bound(
         raise ValueError(f'variance is "small" or "large", not {variance!r}')
     levels = process.levels(times)
     if levels.sigma[-1] != 0:
-        raise ValueError(f"there is noise left at time {times[-1]}: the bound is not of the data")
+        raise ValueError(f"noise is left at time {times[-1]}, so this is no bound for the data")
     logs = reverse_log_variances(levels)
 
     def term(_: None, step: Any) -> tuple[None, Array]:

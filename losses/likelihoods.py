@@ -77,7 +77,7 @@ class Bernoulli:
     def log_prob(
         self, outputs: Float[Array, "*#batch h w o"], images: Float[Array, "*#batch h w c"]
     ) -> Float[Array, "*batch"]:
-        """See `Likelihood`."""
+        """See ``Likelihood``."""
         logits, images = _checked(self, outputs, images)
         return -jnp.sum(optax.losses.sigmoid_binary_cross_entropy(logits, images), axis=_PIXELS)
 
@@ -96,15 +96,15 @@ class Bernoulli:
 class Gaussian:
     """A density of pixels: normal about a mean, with one deviation for all or one for each.
 
-    Of bytes that were not dequantised (`data.binarize.dequantize`) a density can be had as high as
-    the floor of the log-scales lets it be.
+    Of bytes that were not dequantised (``data.binarize.dequantize``) a density can be had as high
+    as the floor of the log-scales lets it be.
 
     Attributes:
         std: deviation of every pixel; if None, the outputs are the means of all channels and then
             their log-deviations.
 
     Raises:
-        ValueError: `std` not above 0.
+        ValueError: ``std`` not above 0.
     """
 
     std: float | None = None
@@ -125,7 +125,7 @@ class Gaussian:
     def log_prob(
         self, outputs: Float[Array, "*#batch h w o"], images: Float[Array, "*#batch h w c"]
     ) -> Float[Array, "*batch"]:
-        """See `Likelihood`."""
+        """See ``Likelihood``."""
         outputs, images = _checked(self, outputs, images)
         mean, log_std = self._parts(outputs)
         standardised = (images - mean) * jnp.exp(-log_std)
@@ -189,7 +189,7 @@ class DiscretizedLogistic:
     def log_prob(
         self, outputs: Float[Array, "*#batch h w o"], images: Float[Array, "*#batch h w c"]
     ) -> Float[Array, "*batch"]:
-        """See `Likelihood`. Images count as the nearest bytes."""
+        """See ``Likelihood``. Images count as the nearest bytes."""
         outputs, images = _checked(self, outputs, images)
         log_weights, means, log_scales = self._parts(outputs)
         levels = jnp.round(255.0 * images)[..., None, :]  # [..., h, w, 1, c]

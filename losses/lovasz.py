@@ -5,7 +5,7 @@ The Jaccard loss of a class is a function of the set of its wrong pixels. Its Lo
 the loss if exactly the i largest errors were wrong, is convex in m, piecewise linear, and equal to
 the Jaccard loss where all errors are 0 or 1: Berman et al., 2018, arXiv:1705.08790, eq. 8 and 9.
 
-Arguments are those of `losses.segmentation`.
+Arguments are those of ``losses.segmentation``.
 """
 
 import jax
@@ -26,10 +26,10 @@ def lovasz_softmax_loss(
     """Lovász extension of the Jaccard loss at the errors |t − p|, in [0, 1]; ibid., eq. 11.
 
     One extension per image and class, then the mean over the classes that the image's labels name;
-    an image without any has loss 0 and gradient 0 (`lovasz_hinge_loss` learns from empty masks).
+    an image without any has loss 0 and gradient 0 (``lovasz_hinge_loss`` learns from empty masks).
 
     Args:
-        logits: see `losses.segmentation`, as for `labels`, `classes` and `where`.
+        logits: see ``losses.segmentation``, as for ``labels``, ``classes`` and ``where``.
         labels: integers.
         classes: those that are averaged.
         where: the pixels that count.

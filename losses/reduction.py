@@ -10,7 +10,7 @@ def weighted_mean(
 ) -> Float[Array, ""]:
     """Σ w v / Σ w over all axes, in float32; 0 if no weight is left (all labels ignored).
 
-    `weighted_mean(loss, labels != ignore_label)` is the mean over what counts. Under `jit` both
+    ``weighted_mean(loss, labels != ignore_label)`` is the mean over what counts. Under ``jit`` both
     sums run over the global batch, so it does not depend on how the counted entries are spread over
     devices.
 

@@ -1,7 +1,7 @@
 """Losses of regression: of images, boxes or any numbers, one loss for each.
 
-All are unreduced. Entries that `where` leaves out have loss 0 and gradient 0, whatever they hold;
-average the others with `losses.reduction.weighted_mean`. Shapes must be equal: a column against a
+All are unreduced. Entries that ``where`` leaves out have loss 0 and gradient 0, whatever they hold;
+average the others with ``losses.reduction.weighted_mean``. Shapes must be equal: a column against a
 row would be broadcast to a matrix of wrong pairs.
 """
 
@@ -55,7 +55,7 @@ def squared_log_error_loss(
     """(log(1 + p) − log(1 + t))², for counts and sizes: it measures ratios, not differences.
 
     Args:
-        predictions: numbers above −1, such as the result of `jax.nn.softplus`.
+        predictions: numbers above −1, such as the result of ``jax.nn.softplus``.
         targets: numbers above −1.
         where: entries that count.
 
@@ -91,7 +91,7 @@ def huber_loss(
         float32 losses.
 
     Raises:
-        ValueError: shapes that differ, or `delta` not above 0.
+        ValueError: shapes that differ, or ``delta`` not above 0.
     """
     if delta <= 0.0:
         raise ValueError(f"delta must be above 0, not {delta}")
@@ -107,7 +107,7 @@ def smooth_l1_loss(
 ) -> Num[Array, "*shape"]:
     """½ e² / β for errors |e| up to β, and |e| − ½ β beyond: a gradient of at most 1.
 
-    It is `huber_loss` with δ = β, divided by β; the two agree at 1. Towards β = 0 it becomes the
+    It is ``huber_loss`` with δ = β, divided by β; the two agree at 1. Towards β = 0 it becomes the
     absolute error. Girshick, 2015, arXiv:1504.08083, eq. 3, where β is 1.
 
     Args:
@@ -120,7 +120,7 @@ def smooth_l1_loss(
         float32 losses.
 
     Raises:
-        ValueError: shapes that differ, or `beta` not above 0.
+        ValueError: shapes that differ, or ``beta`` not above 0.
     """
     if beta <= 0.0:
         raise ValueError(f"beta must be above 0, not {beta}")

@@ -13,12 +13,12 @@ def l2_loss(params: PyTree[Float[Array, "..."]], *, match: str = r"kernel$") -> 
     Added to the mean loss L as λ · l2_loss, it turns a step of gradient descent with rate η into
     w ← (1 − ηλ) w − η ∇L, which is weight decay (without the ½ the factor is 1 − 2ηλ). The two
     differ under Adam, which divides the penalty's gradient by the running scale of all gradients:
-    there use `optax.adamw` (Loshchilov & Hutter, 2019, arXiv:1711.05101, section 2).
+    there use ``optax.adamw`` (Loshchilov & Hutter, 2019, arXiv:1711.05101, section 2).
 
     Args:
         params: tree of parameters.
         match: regular expression, searched in the path with "/" between names
-            (`block_0/conv/kernel`). By default kernels only: biases, normalisation scales and
+            (``block_0/conv/kernel``). By default kernels only: biases, normalisation scales and
             embeddings are left alone.
 
     Returns:

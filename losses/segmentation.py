@@ -1,20 +1,21 @@
 """Losses of segmentation that see an image as a whole: the overlap of regions, and boundaries.
 
-Losses of single pixels are those of `losses.classification`: `cross_entropy_loss` and `focal_loss`
-take logits and labels of any shape. The losses here share their arguments and results:
+Losses of single pixels are those of ``losses.classification``: ``cross_entropy_loss`` and
+``focal_loss`` take logits and labels of any shape. The losses here share their arguments and
+results:
 
-- `logits` [batch, *pixels, classes] become probabilities by a softmax. A single class is the
+- ``logits`` [batch, *pixels, classes] become probabilities by a softmax. A single class is the
   foreground: its logit goes through a sigmoid, and labels are 0 and 1.
-- `labels` [batch, *pixels] are integers. One outside the classes gives NaN: a wrong label map must
-  not pass.
-- `where` [batch, *pixels], the pixels that count. The others might as well be cropped away: they
+- ``labels`` [batch, *pixels] are integers. One outside the classes gives NaN: a wrong label map
+  must not pass.
+- ``where`` [batch, *pixels], the pixels that count. The others might as well be cropped away: they
   change neither value nor gradient, whatever their logits and labels hold.
-- `classes`, the places on the last axis of the logits that are averaged, all if None. With two
+- ``classes``, the places on the last axis of the logits that are averaged, all if None. With two
   classes FP of one is FN of the other, so that over both, alpha and beta all but cancel: take the
-  foreground, `classes=(1,)`.
+  foreground, ``classes=(1,)``.
 - The result is float32 [batch], the mean over the classes; each has a loss of its own first.
 - A class that no counted label of an image names is skipped there; an image with no class left has
-  loss 0 and gradient 0. Of the foreground alone, then, empty images teach nothing. `smooth` > 0
+  loss 0 and gradient 0. Of the foreground alone, then, empty images teach nothing. ``smooth`` > 0
   counts absent classes too, and an absent class costs its false positives.
 - ValueError is raised for shapes that do not fit, for labels that are no integers, and for options
   outside their range.
@@ -50,7 +51,7 @@ def tversky_loss(
     not defined, and 0 here, once no pixel is predicted any more.
 
     Args:
-        logits: see the module, as for `labels`, `classes` and `where`.
+        logits: see the module, as for ``labels``, ``classes`` and ``where``.
         labels: integers.
         alpha: α ≥ 0.
         beta: β ≥ 0; not both are 0.
@@ -75,7 +76,7 @@ def dice_loss(
     """1 − D with the Dice coefficient D = 2 Σ p t / (Σ p + Σ t), in [0, 1]: Tversky's at ½, ½.
 
     Args:
-        logits: see the module, as for `labels`, `classes` and `where`.
+        logits: see the module, as for ``labels``, ``classes`` and ``where``.
         labels: integers.
         squared: with Σ p² + Σ t² below instead (Milletari et al., 2016, arXiv:1606.04797,
             section 3).
@@ -103,13 +104,13 @@ def jaccard_loss(
 ) -> Float[Array, "batch"]:
     """1 − J with the Jaccard index (IoU) J = TP / (TP + FP + FN), in [0, 1]: Tversky's at 1, 1.
 
-    J = D / (2 − D) of the Dice coefficient D. `losses.lovasz` extends J to probabilities in the way
-    that is convex.
+    J = D / (2 − D) of the Dice coefficient D. ``losses.lovasz`` extends J to probabilities in the
+    way that is convex.
 
     Args:
-        logits: see the module, as for `labels`, `classes` and `where`.
+        logits: see the module, as for ``labels``, ``classes`` and ``where``.
         labels: integers.
-        smooth: as for `tversky_loss`.
+        smooth: as for ``tversky_loss``.
         classes: those that are averaged.
         where: the pixels that count.
     """
@@ -133,16 +134,16 @@ def focal_tversky_loss(
 
     Abraham & Khan, 2018, arXiv:1810.07842, with their γ: the exponent is its inverse, and
     they take γ in [1, 3], best 4/3. Some libraries call the exponent γ. Their α weighs false
-    negatives; here it is β, as for `tversky_loss`, so that their α = 0.7, β = 0.3 is
-    `alpha=0.3, beta=0.7`. They sum over the classes; here it is the mean.
+    negatives; here it is β, as for ``tversky_loss``, so that their α = 0.7, β = 0.3 is
+    ``alpha=0.3, beta=0.7``. They sum over the classes; here it is the mean.
 
     Args:
-        logits: see the module, as for `labels`, `classes` and `where`.
+        logits: see the module, as for ``labels``, ``classes`` and ``where``.
         labels: integers.
         alpha: α ≥ 0, of false positives.
         beta: β ≥ 0, of false negatives; not both are 0.
-        gamma: γ > 0; 1 is `tversky_loss`.
-        smooth: as for `tversky_loss`.
+        gamma: γ > 0; 1 is ``tversky_loss``.
+        smooth: as for ``tversky_loss``.
         classes: those that are averaged.
         where: the pixels that count.
     """
@@ -167,7 +168,7 @@ def generalized_dice_loss(
     al., 2017, arXiv:1707.03237, section 2.1. Absent classes have no weight.
 
     Args:
-        logits: see the module, as for `labels`, `classes` and `where`.
+        logits: see the module, as for ``labels``, ``classes`` and ``where``.
         labels: integers.
         classes: those that are summed over.
         where: the pixels that count.
@@ -199,7 +200,8 @@ def boundary_loss(
     512×512 pixels on one core of a CPU.
 
     Args:
-        logits: see the module, as for `labels`, `classes` and `where`; images of two axes only.
+        logits: see the module, as for ``labels``, ``classes`` and ``where``; images of two axes
+            only.
         labels: integers.
         classes: those that are averaged. Over both of two classes, gradients are those of one.
         where: the pixels that count.
@@ -231,13 +233,13 @@ def combined_loss(
 ) -> Float[Array, "batch"]:
     """Weighted sum of losses, such as cross-entropy and Dice.
 
-    It is a loss of images: weights of pixels (`data.border_weights`) do not reach its terms.
+    It is a loss of images: weights of pixels (``data.border_weights``) do not reach its terms.
 
     Args:
         logits: as the terms want them.
         labels: as the terms want them.
-        terms: pairs of a weight and a loss, called as `loss(logits, labels, where=where)`; bind
-            other options with `functools.partial`. A loss of pixels is averaged over the counted
+        terms: pairs of a weight and a loss, called as ``loss(logits, labels, where=where)``; bind
+            other options with ``functools.partial``. A loss of pixels is averaged over the counted
             pixels of each image first; it is 0 if there are none.
         where: the pixels that count.
 

@@ -1,7 +1,7 @@
 """Variational bounds of log p(x) in nats, their gradients, and the losses of vector quantisation.
 
-Bounds are to be maximised: the loss is minus a bound. All are unreduced; what is summed over is
-the latent dimensions, what the mean goes over is the batch.
+Bounds are to be maximised: the loss is minus a bound. All are unreduced: sum over the latent
+dimensions, and average over the batch.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def elbo(
     Args:
         log_likelihood: log p(x|z) of one draw z, summed over the pixels.
         kl: summed over the latent dimensions, or one draw of log q(z|x) − log p(z).
-        beta: β, a number or what `linear_warmup` gives.
+        beta: β, a number or what ``linear_warmup`` gives.
 
     Raises:
         ValueError: shapes that differ.
@@ -39,12 +39,12 @@ def elbo(
 
 
 def linear_warmup(step: int | Int[Array, ""], steps: int) -> Float[Array, ""]:
-    """β from 0 at step 0 to 1 at `steps`, where it stays; 1 throughout if `steps` is 0.
+    """β from 0 at step 0 to 1 at ``steps``, where it stays; 1 throughout if ``steps`` is 0.
 
     The warm-up of Sønderby et al., 2016, arXiv:1602.02282.
 
     Raises:
-        ValueError: `steps` below 0.
+        ValueError: ``steps`` below 0.
     """
     if steps < 0:
         raise ValueError(f"steps must be at least 0, not {steps}")
@@ -55,9 +55,9 @@ def free_bits(kl: Float[Array, "batch groups"], *, nats: float) -> Float[Array, 
     """The divergences, but the constant λ for all examples in groups whose mean is below it.
 
     Its mean over the batch, then, is max(λ, mean KL) of each group, as is the gradient: Kingma et
-    al., 2016, arXiv:1606.04934, eq. 15. Which groups are free is a matter of the whole batch: an
-    example's entry depends on the others, and a batch in parts is not the batch. Sum over the
-    groups for `elbo`, which is then no bound for each single example.
+    al., 2016, arXiv:1606.04934, eq. 15. Which groups are free depends on the whole batch: an
+    example's entry depends on the others, and microbatches do not add up to the batch. Sum over
+    the groups for ``elbo``, which is then no bound for each single example.
 
     Args:
         kl: of each example and latent dimension, or of each group of them, summed.
@@ -89,7 +89,7 @@ def doubly_reparameterized_bound(
     latents: PyTree[Float[Array, "k batch ..."]],
     log_weights: Callable[[PyTree[Float[Array, "k batch ..."]]], Float[Array, "k batch"]],
 ) -> Float[Array, "batch"]:
-    """`importance_bound` with the doubly reparameterised gradient of the encoder.
+    """``importance_bound`` with the doubly reparameterised gradient of the encoder.
 
     With w̃ = w / Σ w, the gradient is Σ w̃² ∂log w/∂z ∂z/∂φ for the encoder's parameters φ, and
     Σ w̃ ∂log w/∂θ for all others: Tucker et al., 2018, arXiv:1810.04152, IWAE-DReG. Both have the
@@ -100,8 +100,8 @@ def doubly_reparameterized_bound(
     Args:
         latents: draws z = T(ε, φ) through which gradients flow to the encoder.
         log_weights: from the draws to log p(x, z) − log q(z|x), called twice: it must not draw at
-            random. q's parameters must be behind `stop_gradient`, so that φ acts through the draws
-            alone. Where they depend on other draws (several stochastic layers), they must be
+            random. q's parameters must be behind ``stop_gradient``, so that φ acts through the
+            draws alone. Where they depend on other draws (several stochastic layers), they must be
             computed inside from those that come in, with φ stopped: stopping the parameters
             themselves would lose a part of ∂log w/∂z.
     """
@@ -130,13 +130,13 @@ _scale_gradient.defvjp(
 
 
 def bits_per_dim(nats: Float[Array, "*shape"], dimensions: int) -> Float[Array, "*shape"]:
-    """A negative log-likelihood in bits for each of `dimensions` = height · width · channels.
+    """A negative log-likelihood in bits for each of ``dimensions`` = height · width · channels.
 
     Of a probability of bytes. A density of images in [0, 1] that were dequantised from bytes bounds
     that probability with 8 bits more: its unit is 256 values wide.
 
     Raises:
-        ValueError: `dimensions` below 1.
+        ValueError: ``dimensions`` below 1.
     """
     if dimensions < 1:
         raise ValueError(f"dimensions must be at least 1, not {dimensions}")
@@ -151,8 +151,8 @@ def full_normal_kl(
 ) -> Float[Array, ""]:
     """KL(N(mean_q, cov_q) || N(mean_p, cov_p)); NaN if a covariance is not positive definite.
 
-    ½ (tr(C_p⁻¹ C_q) + (μ_p − μ_q)ᵀ C_p⁻¹ (μ_p − μ_q) − d + log |C_p| / |C_q|). `jax.vmap` makes it
-    a batch; of independent dimensions it is the sum of `ops.gaussian.normal_kl`.
+    ½ (tr(C_p⁻¹ C_q) + (μ_p − μ_q)ᵀ C_p⁻¹ (μ_p − μ_q) − d + log |C_p| / |C_q|). ``jax.vmap`` makes
+    it a batch; of independent dimensions it is the sum of ``ops.gaussian.normal_kl``.
     """
     root_q, root_p = jnp.linalg.cholesky(cov_q), jnp.linalg.cholesky(cov_p)
     spread = solve_triangular(root_p, root_q, lower=True)
@@ -186,7 +186,7 @@ def commitment_loss(
     """(z − sg(e))², which keeps the encoder near the codes; mean over d.
 
     van den Oord et al., 2017, arXiv:1711.00937, third term of eq. 3, without its factor β = 0.25;
-    mean and arguments as for `codebook_loss`, but the gradient flows to `z` alone.
+    mean and arguments as for ``codebook_loss``, but the gradient flows to ``z`` alone.
 
     Raises:
         ValueError: shapes that differ.

@@ -1,7 +1,8 @@
 """Metrics of classification, from the logits and labels of one batch to a state that merges.
 
-Axes before the classes are free (images, pixels). `valid` drops padding and ignored labels,
-`labels != 255`: every valid label must lie in [0, classes). Logits with a NaN never count as right.
+Axes before the classes are free (images, pixels). ``valid`` drops padding and ignored labels,
+``labels != 255``: every valid label must lie in [0, classes). Logits with a NaN never count as
+right.
 """
 
 import flax.struct
@@ -38,8 +39,8 @@ def top_k_accuracy(
 ) -> Mean:
     """Share of entries whose label is among the k largest logits; 1 if k ≥ classes.
 
-    Equal logits rank by class index, as in `jnp.argmax` and `jax.lax.top_k`, so equal logits for
-    all classes score as chance does and not 1. Soft labels stand for their most probable class.
+    Equal logits rank by class index, as in ``jnp.argmax`` and ``jax.lax.top_k``, so equal logits
+    for all classes score as chance does and not 1. Soft labels stand for their most probable class.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -71,7 +72,7 @@ class ConfusionMatrix(Metric):
     counts: Sum  # [true, predicted], int32
 
     def per_class(self) -> dict[str, np.ndarray]:
-        """`precision`, `recall` and `f1` [classes]: 0/0 is 0, a class that never occurs is NaN."""
+        """``precision``, ``recall``, ``f1`` [classes]: 0/0 is 0; a class that never occurs, NaN."""
         counts = np.asarray(self.counts, np.int64)
         hits, true, predicted = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
 
@@ -86,12 +87,13 @@ class ConfusionMatrix(Metric):
         }
 
     def compute(self) -> dict[str, float]:
-        """`precision_macro`, `recall_macro`, `f1_macro`, `f1_micro`, and per class `recall/0`, ….
+        """Macro averages, ``f1_micro``, and the recall of each class, ``recall/0``, ….
 
+        The macro averages are ``precision_macro``, ``recall_macro`` and ``f1_macro``.
         As in scikit-learn with zero_division=0 and the labels that occur: 0/0 is 0 (a class that is
         never predicted has precision 0), and a class neither true nor predicted anywhere has no
         entry and takes no part in a macro average, the plain mean over classes. One label per
-        example makes micro precision, recall and F1 all equal to accuracy. All is NaN of no
+        example makes micro precision, recall and F1 all equal to accuracy. All are NaN without
         examples.
         """
         counts = np.asarray(self.counts, np.int64)
@@ -128,7 +130,7 @@ def confusion_matrix(
     if jnp.issubdtype(predictions.dtype, jnp.floating):
         _check_labels(predictions, labels)
         if predictions.shape[-1] != num_classes:
-            raise ValueError(f"logits {predictions.shape} are not of {num_classes} classes")
+            raise ValueError(f"logits {predictions.shape} do not have {num_classes} classes")
         broken = jnp.isnan(predictions).any(axis=-1)
         predictions = jnp.where(broken, (labels + 1) % num_classes, predictions.argmax(axis=-1))
     elif predictions.shape != labels.shape:
@@ -148,7 +150,7 @@ class Calibration(Metric):
     count: Sum  # [bins], int32
 
     def compute(self) -> dict[str, float]:
-        """The error Σ_b n_b / n · |accuracy_b − confidence_b|, in [0, 1]; NaN of no examples."""
+        """The error Σ_b n_b / n · |accuracy_b − confidence_b|, in [0, 1]; NaN without examples."""
         examples = np.asarray(self.count, np.int64).sum()
         confidence = np.asarray(self.confidence, np.float64)
         gaps = np.abs(np.asarray(self.correct, np.int64) - confidence).sum()  # n_b cancels
@@ -162,7 +164,7 @@ def calibration(
     *,
     bins: int = 15,
 ) -> Calibration:
-    """Expected calibration error, with `bins` of confidence of equal width, open on the left.
+    """Expected calibration error, with ``bins`` of confidence of equal width, open on the left.
 
     Guo et al., 2017, arXiv:1706.04599, eq. 3. Logits with a NaN have no confidence: the error
     becomes NaN.
@@ -183,16 +185,16 @@ def calibration(
 
 @flax.struct.dataclass
 class Ranking(Collected):
-    """How each example ranks for each class: see `ranking`."""
+    """Scores of each example for each class: see ``ranking``."""
 
     scores: Rows  # [examples, classes], float32
     labels: Rows  # [examples], int32
 
     def compute(self) -> dict[str, float]:
-        """`auroc` and `average_precision`: of class 1 if there are two, else means over classes.
+        """``auroc`` and ``average_precision``: of class 1 of two, or else means over classes.
 
         A class with no example has no part in either mean, one with no other example none in that
-        of `auroc`; NaN if no class is left.
+        of ``auroc``; NaN if no class is left.
         """
         scores, labels = np.asarray(self.scores), np.asarray(self.labels)
         classes = [1] if scores.shape[-1] == 2 else range(scores.shape[-1])
@@ -220,7 +222,7 @@ def ranking(
     """
     _check_labels(logits, labels)
     if logits.shape[-1] < 2:
-        raise ValueError(f"logits {logits.shape} rank nothing: two classes at least")
+        raise ValueError(f"logits {logits.shape}: a ranking needs at least two classes")
     logits = logits.astype(jnp.float32)
     own = jax.nn.one_hot(logits.argmax(axis=-1), logits.shape[-1], dtype=bool)
     rest = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=-1, keepdims=True)

@@ -1,7 +1,7 @@
 """Quality of generators: how the features of made images lie among those of real ones.
 
 Host functions in float64, of whole sets: they do not add up over batches. Features are [samples,
-features], one row an image, from a trained classifier (`train.extractor`). Numbers compare only
+features], one row an image, from a trained classifier (``train.extractor``). Numbers compare only
 where extractor, both numbers of samples and the real images are the same; a second set of real
 images in place of the made ones gives the best that a generator can reach.
 """
@@ -28,9 +28,10 @@ def generator_metrics(
 ) -> dict[str, float]:
     """All measures of this file, by the names that they have in logs and tables.
 
-    `fd_<extractor>`, `kd_<extractor>` and `is_<extractor>` are the Fréchet and kernel distance and
-    the Inception Score; `precision`, `recall`, `density` and `coverage` those of
-    `neighbour_metrics`; `samples` and `reference_samples` the numbers of made and real images.
+    ``fd_<extractor>``, ``kd_<extractor>`` and ``is_<extractor>`` are the Fréchet and kernel
+    distance and the Inception Score; ``precision``, ``recall``, ``density`` and ``coverage`` those
+    of ``neighbour_metrics``; ``samples`` and ``reference_samples`` the numbers of made and real
+    images.
 
     Args:
         extractor: short name of the network, such as "lenet". The field's own names, FID, KID and
@@ -82,17 +83,17 @@ def frechet_distance(real: Features, made: Features) -> float:
 
 @flax.struct.dataclass
 class FrechetDistance(Collected):
-    """Features of real images, and of what was made of or beside each of them.
+    """Features of real images, and of a generated image for each of them.
 
-    They are kept, not summed to a mean and Σ x xᵀ: from that sum the root of a covariance of fewer
-    samples than features comes out with half of the digits.
+    They are kept, not summed to a mean and Σ x xᵀ: with fewer samples than features, that sum would
+    lose half of the digits of the root of the covariance.
     """
 
     real: Rows  # [examples, features]
     made: Rows  # [examples, features]
 
     def compute(self) -> dict[str, float]:
-        """`frechet_distance`; NaN of fewer than two examples, or if a feature is not finite."""
+        """``frechet_distance``; NaN with fewer than two examples, or if a feature is not finite."""
         pair = np.asarray(self.real), np.asarray(self.made)
         if len(pair[0]) < 2 or not all(np.isfinite(features).all() for features in pair):
             return {"": float("nan")}
@@ -139,16 +140,16 @@ def neighbour_metrics(
     A set is surrounded by balls, one a sample, that reach to its k-th nearest neighbour in the set;
     what lies on the surface is inside.
 
-    - `precision`: share of made samples inside a ball of a real one; `recall`: share of real
+    - ``precision``: share of made samples inside a ball of a real one; ``recall``: share of real
       samples inside a ball of a made one. Kynkäänniemi et al., 2019, arXiv:1904.06991, eqs. 1
       and 2.
-    - `density`: balls of real samples around a made one, on average, over `density_k`: 1 is as
-      dense as the real set, and more is possible. `coverage`: share of balls of real samples with a
-      made one inside. Naeem et al., 2020, arXiv:2002.09797, section 3. Their code leaves the
+    - ``density``: balls of real samples around a made one, on average, over ``density_k``: 1 is as
+      dense as the real set, and more is possible. ``coverage``: share of balls of real samples with
+      a made one inside. Naeem et al., 2020, arXiv:2002.09797, section 3. Their code leaves the
       surface out, which differs where features repeat.
 
-    Distances are exact differences, so nothing hangs on rounding. Three times 10,000 × 10,000 of
-    them with 84 features take a quarter of a minute on one core and 60 MB.
+    Distances are sums of squared differences, so that nothing cancels. Three times
+    10,000 × 10,000 of them with 84 features take a quarter of a minute on one core and 60 MB.
 
     Args:
         real: features of real images.
@@ -194,7 +195,7 @@ def _reach(features: np.ndarray, ks: tuple[int, ...], chunk: int) -> np.ndarray:
 def _squared_distances(
     a: np.ndarray, b: np.ndarray, chunk: int
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Rows of `a`, and their squared distances to all of `b`."""
+    """Rows of ``a``, and their squared distances to all of ``b``."""
     for start in range(0, len(a), chunk):
         rows = slice(start, start + chunk)
         yield rows, cdist(a[rows], b, "sqeuclidean")

@@ -21,14 +21,14 @@ class ActiveUnits(Metric):
     count: Sum  # [], int32
 
     def activity(self) -> Float[np.ndarray, " d"]:
-        """A_u = Var_x(E_q(u|x)[u]) of each dimension; NaN of no examples."""
+        """A_u = Var_x(E_q(u|x)[u]) of each dimension; NaN without examples."""
         count = int(self.count) or np.nan
         mean = np.asarray(self.total, np.float64) / count
         # The sums of a batch are rounded to float32: a variance may fall below 0 by that much.
         return np.maximum(np.asarray(self.squares, np.float64) / count - mean**2, 0.0)
 
     def compute(self) -> dict[str, float]:
-        """How many dimensions have an activity above `ACTIVE`; NaN of no examples."""
+        """How many dimensions have an activity above ``ACTIVE``; NaN without examples."""
         activity = self.activity()
         return {"": float(np.sum(np.where(np.isnan(activity), np.nan, activity > ACTIVE)))}
 
@@ -64,7 +64,7 @@ class CodeUsage(Metric):
     counts: Sum  # [codes], int32
 
     def compute(self) -> dict[str, float]:
-        """`perplexity`, in [1, codes], and `used_codes`; NaN of no choices.
+        """``perplexity``, in [1, codes], and ``used_codes``; NaN without choices.
 
         The perplexity is exp(H) of the entropy H of the shares: codes as if used evenly.
         """
@@ -78,10 +78,10 @@ class CodeUsage(Metric):
 
 @flax.struct.dataclass
 class ClassUsage(CodeUsage):
-    """How often a classifier saw each class, in what a generator made."""
+    """How often a classifier saw each class in generated images."""
 
     def compute(self) -> dict[str, float]:
-        """`class_perplexity`, in [1, classes], and `classes_made`; as `CodeUsage` of codes."""
+        """``class_perplexity``, in [1, classes], and ``classes_made``, as ``CodeUsage``."""
         found = super().compute()
         return {
             "class_perplexity": found["perplexity"],

@@ -1,4 +1,4 @@
-"""Quality of embeddings: where a network puts images on the sphere, and what lies next to what.
+"""Quality of embeddings: how they spread over the sphere, and which are neighbours.
 
 Embeddings are [batch, d] and are brought to unit length; a zero vector stays at the centre.
 """
@@ -34,7 +34,7 @@ def alignment(
         ValueError: shapes that do not fit.
     """
     if a.shape != b.shape:
-        raise ValueError(f"views {a.shape} and {b.shape} must be of the same images")
+        raise ValueError(f"views {a.shape} and {b.shape} must come from the same images")
     apart = unit_length(a) - unit_length(b)
     return Mean.from_values(jnp.sum(jnp.square(apart), axis=-1), valid)
 
@@ -47,7 +47,7 @@ class Uniformity(Metric):
     pairs: Sum  # [], int32
 
     def compute(self) -> dict[str, float]:
-        """log of the mean over the pairs, in [−8, 0]; NaN of no pairs."""
+        """log of the mean over the pairs, in [−8, 0]; NaN without pairs."""
         pairs = int(self.pairs)
         return {"": float(np.log(self.total / pairs)) if pairs else float("nan")}
 
@@ -59,8 +59,8 @@ def uniformity(
 
     Wang & Isola, 2020, arXiv:2005.10242, section 4.1.2, with t = 2. It is 0 if all are at one
     point, and nears −4 for a uniform distribution as d grows. Pairs are those within a batch (under
-    `pmap`, within that of a device), each once: over a set it is the mean over all pairs that fell
-    into one batch.
+    ``pmap``, within that of a device), each once: over a set it is the mean over all pairs that
+    fell into one batch.
 
     Args:
         embeddings: at most 65,536, whose pairs int32 can count.
@@ -91,7 +91,9 @@ class Spread(Metric):
     count: Sum  # [], int32
 
     def compute(self) -> dict[str, float]:
-        """`embedding_rank`, in [1, d], and `embedding_std`, in [0, 1]; NaN of no or broken ones.
+        """``embedding_rank``, in [1, d], and ``embedding_std``, in [0, 1].
+
+        Both are NaN where there are no embeddings or some are not finite.
 
         The rank is exp(H) of the entropy H of σ / Σσ for the singular values σ of the matrix of
         embeddings, [images, d], less their mean (Roy & Vetterli, 2007, "The effective rank: a
@@ -124,7 +126,7 @@ class Spread(Metric):
 def spread(
     embeddings: Float[Array, "batch d"], valid: Bool[Array, "batch"] | None = None
 ) -> Spread:
-    """How many directions embeddings take up, and how much they vary: see `Spread.compute`.
+    """How many directions embeddings take up, and how much they vary: see ``Spread.compute``.
 
     Args:
         embeddings: of images; the state is [d, d].
@@ -179,11 +181,13 @@ def knn_accuracy(
         if points.ndim != 2 or of.shape != points.shape[:1]:
             raise ValueError(f"{name} {points.shape} must have a row for each label, {of.shape}")
         if not len(points):
-            raise ValueError(f"{name} must have a row at least")
+            raise ValueError(f"{name} must have at least one row")
         if np.min(of) < 0 or np.max(of) >= classes:
             raise ValueError(f"labels of {name} must lie in [0, {classes})")
     if bank.shape[1] != queries.shape[1]:
-        raise ValueError(f"bank {bank.shape} and queries {queries.shape} are not of one network")
+        raise ValueError(
+            f"bank {bank.shape} and queries {queries.shape} must come from one network"
+        )
     if not 1 <= k <= len(bank):
         raise ValueError(f"k={k} neighbours in a bank of {len(bank)}: take 1 to {len(bank)}")
     if not temperature > 0:

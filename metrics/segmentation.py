@@ -1,7 +1,7 @@
 """Metrics of segmentation, from the predictions and labels of one batch to a state that merges.
 
-`valid` says which pixels count: in the batch (no padding) and not ignored, `labels != 255`. States
-are of one batch; merged on the host (see `metrics.state`), they hold a set of any size.
+``valid`` says which pixels count: in the batch (no padding) and not ignored, ``labels != 255``.
+A state counts one batch; merged on the host (see ``metrics.state``), states hold a set of any size.
 """
 
 import functools
@@ -23,13 +23,14 @@ class SegmentationMatrix(ConfusionMatrix):
     """How many pixels of each true class were taken for each class."""
 
     def compute(self) -> dict[str, float]:
-        """`miou`, `dice`, `precision_macro`, `recall_macro`, `accuracy`, and per class `iou/0`, ….
+        """Macro averages, ``accuracy``, and the IoU of each class, ``iou/0``, ….
 
+        The macro averages are ``miou``, ``dice``, ``precision_macro`` and ``recall_macro``.
         Pixels of all images are counted together, and each macro average is the plain mean over the
         classes. IoU = TP / (TP + FP + FN), Dice = 2 TP / (2 TP + FP + FN). A class neither true nor
         predicted anywhere has no entry and takes no part in the means; 0/0 is 0 otherwise (a class
-        that is never predicted has precision 0). Accuracy is the share of right pixels. All is NaN
-        of no pixels.
+        that is never predicted has precision 0). Accuracy is the share of right pixels. All are NaN
+        without pixels.
         """
         per_class = self.per_class()
         dice = per_class["f1"]
@@ -86,7 +87,7 @@ def boundary_f1(
     Csurka et al., 2013, "What is a good evaluation measure for semantic segmentation?", BMVC,
     section 3. Exactly, here: a boundary pixel of a class is a pixel of that class with another
     class above, below, left or right of it. Precision is the share of predicted boundary pixels
-    with a true one of that class at most `tolerance` away (Euclidean, between centres of pixels),
+    with a true one of that class at most ``tolerance`` away (Euclidean, between centres of pixels),
     recall the share of true ones with a predicted one so near, and F1 their harmonic mean. F1 is
     averaged over the classes with a boundary in truth or prediction (0 where only one of them has
     it), and that over images; an image without any boundary is left out. Neither the border of the
@@ -167,7 +168,7 @@ class RandScore(Metric):
     predicted: Sum  # [], float32: in prediction
 
     def compute(self) -> dict[str, float]:
-        """2 both / (true + predicted), in [0, 1]; NaN of no cells."""
+        """2 both / (true + predicted), in [0, 1]; NaN without cells."""
         pairs = float(self.true) + float(self.predicted)
         # Rounded sums of squares may pass each other by a millionth.
         return {"": min(2 * float(self.both) / pairs, 1.0) if pairs else float("nan")}
@@ -184,12 +185,12 @@ def foreground_rand(
     connectomics", Frontiers in Neuroanatomy 9:142: the foreground-restricted Rand score after
     thinning, with alpha = 1/2, which is the F-score of pairs of pixels in the same cell.
 
-    The predicted membrane is thinned to a width of one pixel (see `thin`), with a frame of membrane
-    around the image, so that cells that meet its border stay apart. Cells are the 4-connected
-    components of what is left, true ones those of label 1. Only pixels of true cells count; those
-    on the thinned membrane are cells of one pixel each. As in the organisers' code, pairs are
-    summed over images before the score is taken. They report the best of several thresholds of the
-    probability; here the prediction is one map of classes, such as the argmax.
+    The predicted membrane is thinned to a width of one pixel (see ``thin``), with a frame of
+    membrane around the image, so that cells that meet its border stay apart. Cells are the
+    4-connected components of what is left, true ones those of label 1. Only pixels of true cells
+    count; those on the thinned membrane are cells of one pixel each. As in the organisers' code,
+    pairs are summed over images before the score is taken. They report the best of several
+    thresholds of the probability; here the prediction is one map of classes, such as the argmax.
 
     Raises:
         ValueError: shapes that do not fit.

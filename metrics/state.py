@@ -1,12 +1,12 @@
 """Metrics as states: sums and counts, made on the device, that become numbers on the host.
 
 Because every leaf is a sum over examples, batches, devices and processes merge in any order:
-addition under `jit`, `jax.lax.psum` under `pmap`. Counts are integers, so they come out the same on
-any number of devices. On the device they are int32: bring the state of each batch to the host
-(`to_host`: int64 and float64) and merge it there.
+addition under ``jit``, ``jax.lax.psum`` under ``pmap``. Counts are integers, so they come out the
+same on any number of devices. On the device they are int32: bring the state of each batch to the
+host (``to_host``: int64 and float64) and merge it there.
 
-What is no sum, such as an area under a curve, keeps its examples: `Collected`. Training, where
-states are summed over microbatches and steps, takes sums only (`check_sums`); evaluation takes
+What is no sum, such as an area under a curve, keeps its examples: ``Collected``. Training, where
+states are summed over microbatches and steps, takes sums only (``check_sums``); evaluation takes
 both.
 """
 
@@ -33,14 +33,14 @@ AnyCollected = TypeVar("AnyCollected", bound="Collected")
 
 @flax.struct.dataclass
 class Metric:
-    """Additive arrays. A subclass names them and says in `compute` what they amount to."""
+    """Additive arrays. A subclass names them and says in ``compute`` what they amount to."""
 
     def merge(self: AnyMetric, other: AnyMetric) -> AnyMetric:
         """Leaf-wise sum: the state of both sets of examples together."""
         return jax.tree.map(operator.add, self, other)
 
     def to_host(self: AnyMetric) -> AnyMetric:
-        """See the function `to_host`."""
+        """See the function ``to_host``."""
 
         def widen(leaf: np.ndarray) -> np.ndarray:
             integer = np.issubdtype(leaf.dtype, np.integer)
@@ -49,7 +49,7 @@ class Metric:
         return jax.tree.map(widen, jax.device_get(self))
 
     def compute(self) -> dict[str, float]:
-        """The numbers, on the host: `{"": value}`, or several by name, `{"f1_macro": value, …}`."""
+        """The numbers, on the host: ``{"": value}``, or by name, ``{"f1_macro": value, …}``."""
         raise NotImplementedError
 
 
@@ -66,7 +66,7 @@ class Mean(Metric):
         values: Num[Array, "*batch"] | Bool[Array, "*batch"],
         valid: Bool[Array, "*batch"] | None = None,
     ) -> "Mean":
-        """Sums `values`; entries that are not `valid` take no part, not even a NaN."""
+        """Sums ``values``; entries that are not ``valid`` take no part, not even a NaN."""
         valid = valid_or_all(valid, values.shape)
         # Without a dtype a sum of bfloat16 stays bfloat16.
         real = jnp.issubdtype(values.dtype, jnp.floating)
@@ -74,7 +74,7 @@ class Mean(Metric):
         return cls(total=total, count=jnp.sum(valid, dtype=jnp.int32))
 
     def compute(self) -> dict[str, float]:
-        """The mean; NaN of no examples."""
+        """The mean; NaN without examples."""
         count = int(self.count)
         return {"": float(self.total) / count if count else float("nan")}
 
@@ -133,7 +133,8 @@ def compute_all(metrics: Mapping[str, Metric]) -> dict[str, float]:
     """One flat dictionary of numbers.
 
     A metric of one number goes by its key, one of several by the names that it gives.
-    `{"accuracy": Mean, "confusion": ConfusionMatrix}` becomes `{"accuracy": …, "f1_macro": …, …}`.
+    ``{"accuracy": Mean, "confusion": ConfusionMatrix}`` becomes
+    ``{"accuracy": …, "f1_macro": …, …}``.
 
     Raises:
         ValueError: two metrics give the same name.

@@ -17,17 +17,17 @@ from opsin.ops.convolution.deformable import deformable_convolution
 class DeformableConv(nn.Module):
     """A convolution that predicts, at each place, where its taps sample.
 
-    Dai et al., 2017, arXiv:1703.06211, section 2.1; with `modulated` Zhu et al., 2018,
+    Dai et al., 2017, arXiv:1703.06211, section 2.1; with ``modulated`` Zhu et al., 2018,
     arXiv:1811.11168, section 3.2. A convolution of the same size, stride and dilation, called
-    `offsets`, predicts (y, x) for each tap, and when modulated also the logit of its weight. It
+    ``offsets``, predicts (y, x) for each tap, and when modulated also the logit of its weight. It
     starts at zero: offsets of 0 and, as in the paper, weights of sigmoid(0) = 0.5. A new layer is
-    thus the plain convolution, or half of it. The other fields are those of `Conv`, and so are
-    `kernel` and `bias`: trained weights of a plain convolution fit. (The papers train `offsets` at
-    a tenth of the learning rate, which is the optimiser's affair.)
+    thus the plain convolution, or half of it. The other fields are those of ``Conv``, and so are
+    ``kernel`` and ``bias``: trained weights of a plain convolution fit. (The papers train
+    ``offsets`` at a tenth of the learning rate, which is the optimiser's affair.)
 
     Attributes:
-      strides: one number for both axes, as are `kernel_dilation` and `padding`.
-      modulated: version 2, with weights; otherwise version 1.
+        strides: one number for both axes, as are ``kernel_dilation`` and ``padding``.
+        modulated: version 2, with weights; otherwise version 1.
     """
 
     features: int
@@ -46,7 +46,7 @@ class DeformableConv(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width in"]
     ) -> Float[Array, "batch height_out width_out features"]:
-        """Features of the size that `Conv` with the same fields gives."""
+        """Features of the size that ``Conv`` with the same fields gives."""
         taps = math.prod(self.kernel_size)
         predicted = Conv(
             (3 if self.modulated else 2) * taps,

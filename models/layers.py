@@ -17,10 +17,11 @@ from opsin.ops.convolution.dispatch import convolve
 Conv = partial(nn.Conv, conv_general_dilated=convolve)
 
 Norm = Callable[..., Callable[..., Any]]
-"""A norm field: called with `train`, it gives a module for images [batch, height, width, channels].
+"""A norm field: called with ``train``, it gives a module for images [batch, height, width,
+channels].
 
-It also takes `name`, `epsilon`, `use_bias`, `scale_init`, `bias_init`, `dtype` and
-`param_dtype`.
+It also takes ``name``, ``epsilon``, ``use_bias``, ``scale_init``, ``bias_init``, ``dtype`` and
+``param_dtype``.
 """
 
 
@@ -28,10 +29,10 @@ class _Affine(nn.Module):
     """What the norms share: a scale and a bias of each channel.
 
     Attributes:
-      epsilon: added to the variance.
-      use_bias: whether something is added in the end.
-      dtype: of the result; None is that of input and parameters together.
-      param_dtype: of scale and bias, which start as `scale_init` and `bias_init` say.
+        epsilon: added to the variance.
+        use_bias: whether something is added in the end.
+        dtype: of the result; None is that of input and parameters together.
+        param_dtype: of scale and bias, which start as ``scale_init`` and ``bias_init`` say.
     """
 
     epsilon: float = 1e-5
@@ -51,16 +52,16 @@ class _Affine(nn.Module):
 
 
 class BatchNorm(_Affine, kw_only=True):
-    """`nn.BatchNorm` of the last axis, in training in the form x · scale + shift.
+    """``nn.BatchNorm`` of the last axis, in training in the form x · scale + shift.
 
     The gradients of scale and shift are then sums over what is in memory anyway, x and the
     gradient; linen's form writes x − mean for them. Statistics are float32 whatever the compute
     dtype, and the variance is E[x²] − E[x]², as in linen. They are those of the whole batch, under
-    `pmap` too (see `ops.mapped`).
+    ``pmap`` too (see ``ops.mapped``).
 
     Attributes:
-      use_running_average: normalise with the running statistics, and leave them as they are.
-      momentum: weight of the old running statistics in an update.
+        use_running_average: normalise with the running statistics, and leave them as they are.
+        momentum: weight of the old running statistics in an update.
     """
 
     use_running_average: bool
@@ -107,12 +108,12 @@ def batch_norm(
     PyTorch, the running variance averages the biased batch variance.
 
     Args:
-      train: use the statistics of this batch and update the running ones.
-      frozen_statistics: use the running statistics in training too, for fine-tuning on small
-        batches. Scale and bias still learn, unless the optimiser masks them.
-      momentum: weight of the old running statistics in an update.
-      epsilon: added to the variance.
-      **options: other fields of `BatchNorm`, such as `name`, `dtype` or `scale_init`.
+        train: use the statistics of this batch and update the running ones.
+        frozen_statistics: use the running statistics in training too, for fine-tuning on small
+            batches. Scale and bias still learn, unless the optimiser masks them.
+        momentum: weight of the old running statistics in an update.
+        epsilon: added to the variance.
+        **options: other fields of ``BatchNorm``, such as ``name``, ``dtype`` or ``scale_init``.
     """
     return BatchNorm(
         use_running_average=frozen_statistics or not train,
@@ -123,7 +124,7 @@ def batch_norm(
 
 
 class GroupNorm(_Affine):
-    """`nn.GroupNorm` of images, with its sums in the order in which the numbers lie in memory.
+    """``nn.GroupNorm`` of images, with its sums in the order in which the numbers lie in memory.
 
     They go over the pixels of each channel first, and over the channels of a group after; both at
     once, XLA is slow on a CPU. Statistics are float32 whatever the compute dtype. The variance is
@@ -131,7 +132,7 @@ class GroupNorm(_Affine):
     standard deviation.
 
     Attributes:
-      groups: of channels that share their statistics; must divide the channels.
+        groups: of channels that share their statistics; must divide the channels.
     """
 
     groups: int = 32
@@ -167,10 +168,10 @@ def group_norm(
     epsilon: float = 1e-5,
     **options: Any,
 ) -> GroupNorm:
-    """Group normalisation (Wu and He, 2018, arXiv:1803.08494): a drop-in for `batch_norm`.
+    """Group normalisation (Wu and He, 2018, arXiv:1803.08494): a drop-in for ``batch_norm``.
 
-    `train` changes nothing: each image has its own statistics.
-    `groups` must divide the channels.
+    ``train`` changes nothing: each image has its own statistics.
+    ``groups`` must divide the channels.
     """
     del train
     return GroupNorm(groups=groups, epsilon=epsilon, **options)
@@ -232,12 +233,12 @@ def _pixels(x: Array, rows: int, columns: int) -> list[Array]:
 def pooled_logits(
     x: Float[Array, "batch height width channels"], num_classes: int, param_dtype: DTypeLike
 ) -> Float[Array, "batch classes"]:
-    """Global average pooling and a linear layer called "head", float32; within `nn.compact`."""
+    """Global average pooling and a linear layer called "head", float32; within ``nn.compact``."""
     x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
     return nn.Dense(num_classes, dtype=jnp.float32, param_dtype=param_dtype, name="head")(x)
 
 
 def shared_fields(module: nn.Module, part: type[nn.Module]) -> dict[str, Any]:
-    """Values of the fields of `module` that the class `part` has too, to build a `part` with."""
+    """The fields that ``module`` and the class ``part`` share, to build a ``part`` with."""
     names = part.__dataclass_fields__.keys() & module.__dataclass_fields__.keys()
     return {name: getattr(module, name) for name in names - {"parent", "name"}}

@@ -14,21 +14,21 @@ from opsin.ops.spectral_norm import spectral_norm
 
 
 class SpectralLayer(nn.Module):
-    """A layer whose parameter `kernel` is divided by its largest singular value, as a matrix.
+    """A layer whose parameter ``kernel`` is divided by its largest singular value, as a matrix.
 
     To be mixed into a linen layer. The singular vector is the variable "u" in the collection
     "spectral". Each call takes one step of the power iteration from it, and in training keeps the
     result, if that is mutable. A kernel of zeros stays as it is.
 
     Attributes:
-      train: keep the singular vector.
+        train: keep the singular vector.
     """
 
     train: bool = False
 
     @nn.nowrap
     def param(self, name: str, init_fn: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """As `nn.Module.param`; it is where the kernel can be had whatever the layer does to it."""
+        """As ``nn.Module.param``, but divides the kernel, whatever layer asks for it."""
         value = super().param(name, init_fn, *args, **options)
         if name != "kernel":
             return value
@@ -45,11 +45,11 @@ class SpectralLayer(nn.Module):
 
 
 class SpectralDense(SpectralLayer, nn.Dense):
-    """`nn.Dense` with spectral normalisation."""
+    """``nn.Dense`` with spectral normalisation."""
 
 
 class _SpectralConv(SpectralLayer, nn.Conv):
-    """`Conv` with spectral normalisation, with the options of the house below."""
+    """``Conv`` with spectral normalisation, with the options of the house below."""
 
 
 SpectralConv = partial(_SpectralConv, **Conv.keywords)

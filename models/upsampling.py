@@ -15,13 +15,14 @@ from opsin.ops.upsampling import transposed_convolution
 class ConvTranspose(nn.Module):
     """A transposed convolution with PyTorch's sizes: S(H - 1) - 2P + K rows from H.
 
-    Its kernel is [kernel_height, kernel_width, in, out]. `nn.ConvTranspose` knows no such padding.
+    Its kernel is [kernel_height, kernel_width, in, out]. ``nn.ConvTranspose`` knows no such
+    padding.
 
     Attributes:
-      features: channels of the result.
-      kernel_size: height and width of the kernel, K.
-      strides: rows and columns of the result for one of the input, S.
-      padding: rows, and columns, that are cut off on each side of the result, P.
+        features: channels of the result.
+        kernel_size: height and width of the kernel, K.
+        strides: rows and columns of the result for one of the input, S.
+        padding: rows, and columns, that are cut off on each side of the result, P.
     """
 
     features: int
@@ -37,7 +38,7 @@ class ConvTranspose(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch height_out width_out features"]:
-        """The larger image. Raises ValueError as `transposed_convolution` does."""
+        """The larger image. Raises ValueError as ``transposed_convolution`` does."""
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias: Any = None

@@ -31,7 +31,7 @@ def normal_log_prob(x: Float[Array, "*batch d"], normal: Normal) -> Float[Array,
 
 
 def normal_log_ratio(x: Float[Array, "*batch d"], q: Normal, p: Normal) -> Float[Array, "*batch d"]:
-    """log q(x) − log p(x) of each dimension: for x from q, a draw of `normal_kl`."""
+    """log q(x) − log p(x) of each dimension: for x from q, a draw of ``normal_kl``."""
     return _log_densities(x, q) - _log_densities(x, p)
 
 
@@ -49,9 +49,9 @@ def normal_sample(
     Kingma & Welling, 2014, arXiv:1312.6114, section 2.4.
 
     Args:
-      key: of the draw.
-      normal: what is drawn from.
-      shape: of the result, to which mean and deviation broadcast; their own if None.
+        key: of the draw.
+        normal: what is drawn from.
+        shape: of the result, to which mean and deviation broadcast; their own if None.
     """
     mean, log_std = normal.mean.astype(jnp.float32), normal.log_std.astype(jnp.float32)
     if shape is None:
@@ -68,5 +68,5 @@ def normal_kl(q: Normal, p: Normal) -> Float[Array, "*batch d"]:
     log_ratio = q.log_std.astype(jnp.float32) - p.log_std.astype(jnp.float32)
     distance = q.mean.astype(jnp.float32) - p.mean.astype(jnp.float32)
     shift = distance * jnp.exp(-p.log_std.astype(jnp.float32))
-    # Near 0 what expm1 gives up to rounding, exp loses: the divergence is of second order there.
+    # expm1 and not exp: near 0 the divergence is of second order, which exp loses to rounding.
     return 0.5 * jnp.expm1(2.0 * log_ratio) - log_ratio + 0.5 * jnp.square(shift)

@@ -18,9 +18,9 @@ class EmaCodebook(NamedTuple):
     """Codes, and the moving averages that they are means of; float32.
 
     Attributes:
-      codes: e, one a row.
-      counts: N, of the vectors that a code is nearest to, in one batch.
-      sums: m, of these vectors.
+        codes: e, one a row.
+        counts: N, of the vectors that a code is nearest to, in one batch.
+        sums: m, of these vectors.
     """
 
     codes: Float[Array, "codes d"]
@@ -36,7 +36,7 @@ def nearest_codes(
     Distances are float32 and come of a product of matrices, [batch, codes] in size.
 
     Raises:
-      ValueError: if vectors and codes differ in size.
+        ValueError: if vectors and codes differ in size.
     """
     if z.shape[-1] != codebook.shape[-1]:
         raise ValueError(f"codes of size {codebook.shape[-1]} for vectors of size {z.shape[-1]}")
@@ -52,7 +52,7 @@ def nearest_codes(
 def straight_through(
     z: Float[Array, "*batch d"], codes: Float[Array, "*batch d"]
 ) -> Float[Array, "*batch d"]:
-    """Exactly `codes`; the gradient goes to `z`, whole, and not to `codes` (section 3.2)."""
+    """Exactly ``codes``; the gradient goes to ``z``, whole, and not to ``codes`` (section 3.2)."""
     return lax.stop_gradient(codes) + (z - lax.stop_gradient(z))
 
 
@@ -71,13 +71,13 @@ def ema_update(
     vectors stays.
 
     Args:
-      book: the codes and their averages.
-      z: the vectors of a batch.
-      indices: the code of each vector.
-      decay: γ.
-      epsilon: of the Laplace smoothing that the authors' code divides by in place of N:
-        (N + ε) / (ΣN + Kε) ΣN for K codes. It matters to codes that go unused for so long that N
-        comes down to it: they shrink to zero.
+        book: the codes and their averages.
+        z: the vectors of a batch.
+        indices: the code of each vector.
+        decay: γ.
+        epsilon: of the Laplace smoothing that the authors' code divides by in place of N:
+            (N + ε) / (ΣN + Kε) ΣN for K codes. It matters to codes that go unused for so long that
+            N comes down to it: they shrink to zero.
     """
     z = z.reshape(-1, z.shape[-1]).astype(jnp.float32)
     chosen = jax.nn.one_hot(indices.reshape(-1), book.codes.shape[0])
@@ -101,16 +101,16 @@ def restart_dead(
     *,
     threshold: float,
 ) -> EmaCodebook:
-    """Codes that are used less than `threshold` times a batch become vectors of this batch.
+    """Codes that are used less than ``threshold`` times a batch become vectors of this batch.
 
     Each takes one at random, with a count of 1 (Dhariwal et al., 2020, arXiv:2005.00341, section
     3.1: "random restarts"). The others stay as they are.
 
     Args:
-      key: of the draw.
-      book: the codes and their averages.
-      z: the vectors of a batch.
-      threshold: the moving average of the counts below which a code is dead.
+        key: of the draw.
+        book: the codes and their averages.
+        z: the vectors of a batch.
+        threshold: the moving average of the counts below which a code is dead.
     """
     z = z.reshape(-1, z.shape[-1]).astype(jnp.float32)
     z, key = mapped.gather(z), mapped.shared_key(key)  # every replica restarts the same codes

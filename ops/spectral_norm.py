@@ -20,19 +20,19 @@ def spectral_norm(
     σ comes near the largest singular value from below; kept from one training step to the next, u
     follows it with one round a step (appendix A). The gradient of σ is v uᵀ, with u and v held
     constant. The new u has none. A kernel of zeros has σ = 0, which is not to be divided by, and
-    leaves u as it is, from where a later kernel goes on.
+    leaves u as it is, so that a later kernel starts from it.
 
     Args:
-      kernel: of a dense layer or a convolution, outputs last.
-      u: from the last call; at first, a draw from a normal distribution. Its length is free, unless
-        it is 0: then all that follows is.
-      iterations: rounds, at least 1.
+        kernel: of a dense layer or a convolution, outputs last.
+        u: from the last call; at first, a draw from a normal distribution. Its length is free,
+            unless it is 0: then all that follows is.
+        iterations: rounds, at least 1.
 
     Returns:
-      σ and a u of length 1, float32.
+        σ and a u of length 1, float32.
 
     Raises:
-      ValueError: a kernel of fewer than two axes, u of another size, or fewer than one round.
+        ValueError: a kernel of fewer than two axes, u of another size, or fewer than one round.
     """
     if kernel.ndim < 2 or u.shape != kernel.shape[-1:]:
         raise ValueError(

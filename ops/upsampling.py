@@ -26,24 +26,24 @@ def transposed_convolution(
     padding: Pair = 0,
     output_padding: Pair = 0,
 ) -> Float[Array, "batch height_out width_out features"]:
-    """The gradient of a convolution with respect to its image (PyTorch's `conv_transpose2d`).
+    """The gradient of a convolution with respect to its image (PyTorch's ``conv_transpose2d``).
 
-    Each pixel adds the kernel, times its value, to the result, `strides` further than its
+    Each pixel adds the kernel, times its value, to the result, ``strides`` further than its
     neighbour does: (H - 1) strides - 2 padding + K + output_padding rows from H, for K of the
     kernel.
 
     Args:
-      x: the image.
-      kernel: [rows, columns, in, out], not flipped.
-      strides: between the places of two neighbours.
-      padding: rows and columns cut off at each side, as the convolution whose gradient this is
-        would add them.
-      output_padding: more of them at the bottom and at the right; a convolution with a stride maps
-        several sizes to one, and this chooses among them.
+        x: the image.
+        kernel: [rows, columns, in, out], not flipped.
+        strides: between the places of two neighbours.
+        padding: rows and columns cut off at each side, as the convolution whose gradient this is
+            would add them.
+        output_padding: more of them at the bottom and at the right; a convolution with a stride
+            maps several sizes to one, and this chooses among them.
 
     Raises:
-      ValueError: channels that differ, a stride below one, a negative padding, an output padding
-        that is not below the stride, or a result without pixels.
+        ValueError: channels that differ, a stride below one, a negative padding, an output padding
+            that is not below the stride, or a result without pixels.
     """
     strides, padding = _pair("strides", strides, 1), _pair("padding", padding, 0)
     output_padding = _pair("output_padding", output_padding, 0)
@@ -81,12 +81,12 @@ def bilinear_kernel(
 ) -> Float[Array, "rows columns {channels} {channels}"]:
     """The kernel with which a transposed convolution interpolates each channel by itself.
 
-    A tent over `size` pixels. With size 2f - f % 2, stride f and padding f // 2 the result is
-    `upsample_bilinear` by f, but for the border, beyond which a convolution sees zeros. Long,
+    A tent over ``size`` pixels. With size 2f - f % 2, stride f and padding f // 2 the result is
+    ``upsample_bilinear`` by f, but for the border, beyond which a convolution sees zeros. Long,
     Shelhamer and Darrell, 2015, arXiv:1411.4038, section 3.3.
 
     Raises:
-      ValueError: a size below one.
+        ValueError: a size below one.
     """
     tents = []
     for taps in _pair("size", size, 1):
@@ -99,7 +99,7 @@ def bilinear_kernel(
 def max_pool_with_positions(
     x: Float[Array, "batch height width channels"], window: Pair
 ) -> tuple[Float[Array, "batch rows columns channels"], Int[Array, "batch rows columns channels"]]:
-    """The largest value of each window, and its position in it for `max_unpool`.
+    """The largest value of each window, and its position in it for ``max_unpool``.
 
     Windows lie side by side; where a side is no multiple of theirs, the last are smaller.
     Positions count the pixels of a window row by row, from 0. The first of equal values is taken,
@@ -109,7 +109,7 @@ def max_pool_with_positions(
     2015, arXiv:1511.00561 (SegNet), section 3.
 
     Raises:
-      ValueError: a window below one.
+        ValueError: a window below one.
     """
     rows, columns = _pair("window", window, 1)
     # Copies of the last row and column come after what they copy: they are never the first.
@@ -127,17 +127,17 @@ def max_unpool(
     window: Pair,
     size: tuple[int, int] | None = None,
 ) -> Float[Array, "batch height width channels"]:
-    """Each value back at its position in a window of zeros: `max_pool_with_positions` undone.
+    """Each value back at its position in a window of zeros: ``max_pool_with_positions`` undone.
 
     Args:
-      values: one for each window.
-      positions: in the window, as `max_pool_with_positions` gives them.
-      window: (rows, columns) of a window.
-      size: height and width of the image that was pooled, where windows do not divide them.
+        values: one for each window.
+        positions: in the window, as ``max_pool_with_positions`` gives them.
+        window: (rows, columns) of a window.
+        size: height and width of the image that was pooled, where windows do not divide them.
 
     Raises:
-      ValueError: positions of another shape, a window below one, or a size that does not have this
-        many windows.
+        ValueError: positions of another shape, a window below one, or a size that does not have
+            this many windows.
     """
     rows, columns = _pair("window", window, 1)
     if values.shape != positions.shape:
@@ -174,11 +174,11 @@ def upsample_bilinear(
 ) -> Float[Array, "batch {size[0]} {size[1]} channels"]:
     """Bilinear interpolation to a height and width, with pixels as areas ("half-pixel" centres).
 
-    PyTorch's `interpolate(mode="bilinear", align_corners=False)`: outside, the border repeats. A
+    PyTorch's ``interpolate(mode="bilinear", align_corners=False)``: outside, the border repeats. A
     smaller size works too, but samples without averaging first.
 
     Raises:
-      ValueError: a size below one, or `x` without pixels.
+        ValueError: a size below one, or ``x`` without pixels.
     """
     if len(size) != 2 or min(size) < 1 or 0 in x.shape:
         raise ValueError(f"an image of {x.shape} has no size {size}")
@@ -206,7 +206,7 @@ def _pixels_at(positions: Array, count: int) -> Array:
 
 
 def _pair(name: str, value: Pair, least: int) -> tuple[int, int]:
-    """(rows, columns), both of at least `least`."""
+    """(rows, columns), both of at least ``least``."""
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) != 2 or min(pair) < least:
         raise ValueError(f"{name} is a number of at least {least} or a pair of them; got {value}")

@@ -1,4 +1,4 @@
-"""What a task shows or says, as arrays: pictures, predictions, charts of counts, curves."""
+"""What a task shows or predicts, as arrays: pictures, predictions, charts of counts, curves."""
 
 from __future__ import annotations
 

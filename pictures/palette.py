@@ -1,4 +1,4 @@
-"""Colours that are told apart with every kind of colour vision."""
+"""Colours that can be distinguished with every kind of colour vision."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""TPUs and how they are put together: what a plan for devices that are not here goes by.
+"""TPUs and how they are connected: the data of plans for devices that are not here.
 
-Nothing here imports jax before devices are asked for: the runtime is set up by what is planned.
+Nothing here imports jax before devices are requested: the topology decides how the runtime is set
+up.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Chip:
         hbm_bandwidth: bytes a second between memory and chip.
         interconnect_bandwidth: bytes a second that a chip sends over all of its links, and
             receives at the same time: half of what is published as bidirectional.
-        shapes: of the slices that there are, in chips.
+        shapes: of the slices that are offered, in chips.
         sources: field → where its number is published.
         options: of ``jax.experimental.topologies.get_topology_desc``.
     """
@@ -164,7 +165,7 @@ class Topology:
         return cls(chip, shape)
 
     def devices(self) -> Sequence[Any]:
-        """Its devices, for a mesh: none of them needs to be here but those of a CPU.
+        """Its devices, for a mesh; only CPU devices need to be here.
 
         Raises:
             TopologyError: without the compiler for TPUs, or with too few fake devices.

@@ -33,8 +33,8 @@ class Collective:
 
     Attributes:
         kind: one of ``KINDS``.
-        bytes: of the whole array on one device, once: what is reduced, what comes out of a gather,
-            what goes into a reduce-scatter, what is exchanged.
+        bytes: of the whole array on one device, once: the array that is reduced or exchanged, the
+            result of a gather, the operand of a reduce-scatter.
         devices: how many take part in one exchange.
         times: how often it runs in a call of the program.
         asynchronous: whether other work may run meanwhile.
@@ -61,7 +61,7 @@ class Collective:
 
 @dataclass(frozen=True)
 class Array:
-    """An array that comes out of an instruction.
+    """An array that an instruction returns.
 
     Attributes:
         bytes: of its elements, without padding.
@@ -105,7 +105,7 @@ class Instruction:
 
     @property
     def branches(self) -> list[str]:
-        """Names of the computations of which a condition runs one."""
+        """Names of the computations that a condition chooses from."""
         found = _BRANCHES.findall(self.text)
         return [name for pair in found for part in pair for name in re.findall(r"[\w.\-]+", part)]
 
@@ -125,7 +125,7 @@ class Program:
     partitions: int
 
     def loop(self, instruction: Instruction) -> tuple[str, int]:
-        """Body of a while loop, and how often it runs; 1 if that cannot be told.
+        """Body of a while loop, and how often it runs; 1 if that is unknown.
 
         The number is XLA's, or else the only constant that the condition has to compare with:
         JAX's loops count from zero.
@@ -216,7 +216,7 @@ def _collectives(
             started = instruction.kind != kind
             devices = _group(instruction.text, program.partitions)
             yield Collective(
-                # How a TPU writes it: an all-reduce of which a slice is kept.
+                # How a TPU writes it: an all-reduce that keeps a slice of the result.
                 "reduce-scatter" if name.startswith("all-reduce-scatter") else kind,
                 _payload(instruction, kind, devices),
                 devices,

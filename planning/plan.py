@@ -1,4 +1,4 @@
-"""What a run would need on devices that are not here, and how fast it could be.
+"""The memory and speed of a run on devices that are not here.
 
 The very step of the run is compiled for them; its parameters are shapes only. Sizes, collectives
 and memory are the compiler's. The time is a model, the roofline of Williams et al., 2009: every
@@ -61,7 +61,7 @@ class Memory:
 
     @property
     def excess(self) -> float:
-        """What is needed as a multiple of what there is; 0 where that is not known."""
+        """Needed over available memory; 0 if that is not known."""
         return 0.0 if self.available is None else self.needed / self.available
 
     @property
@@ -79,7 +79,7 @@ class Exchange:
         kind: such as ``all-reduce``.
         count: how many run.
         asynchronous: how many of these leave the chip free to compute meanwhile.
-        bytes: of the arrays that they are of, in all.
+        bytes: of all arrays that they communicate.
         sent: bytes that the chip sends for them; see ``planning.hlo.Collective``.
     """
 
@@ -139,7 +139,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was found out about a step on a topology.
+    """The plan of a step on a topology.
 
     Attributes:
         topology: such as ``v5e:16x16``.
@@ -152,8 +152,8 @@ class Plan:
         memory: what a chip holds.
         cost: what a chip does; None where the step does not fit.
         prediction: None also where the chip has no published numbers.
-        compile_seconds: what XLA took.
-        compile_cpu_seconds: the same on all cores, without what else they did meanwhile.
+        compile_seconds: time that XLA took.
+        compile_cpu_seconds: CPU time of it, over all cores.
     """
 
     topology: str
@@ -171,7 +171,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether a chip holds what it has to."""
+        """Whether the step fits into the memory of a chip."""
         return self.memory.fits
 
     @property
@@ -187,13 +187,13 @@ def plan(
     *,
     plain: Experiment | None = None,
 ) -> Plan:
-    """Compiles the training step of an experiment for a topology and reads what comes out.
+    """Compiles the training step of an experiment for a topology, and reads the result.
 
     Args:
         experiment: as for a run.
         examples: the training set, or ``data.sources.blank`` of its shapes: none is read.
         topology: what to compile for.
-        plain: the same without recomputation, to count the FLOPs of the model by.
+        plain: the same without recomputation, to count the FLOPs of the model.
 
     Raises:
         TopologyError: the topology cannot be compiled for here.
@@ -268,7 +268,7 @@ def predict(cost: Cost, chip: Chip, batch: int) -> Prediction:
     """
     peak, memory, links = chip.peak_flops_bf16, chip.hbm_bandwidth, chip.interconnect_bandwidth
     if peak is None or memory is None or links is None:
-        raise ValueError(f"nobody has measured a {chip.name}")
+        raise ValueError(f"no published numbers for {chip.name}")
     parts = {
         "compute": cost.flops / peak,
         "memory": cost.bytes_accessed / memory,
@@ -338,9 +338,9 @@ def _memory(
 
 
 def memory_asked(message: str) -> tuple[int, int]:
-    """Bytes that the compiler wanted and those it had, from what it says when they are too few.
+    """Bytes that the compiler needed and those it had, from its message that memory ran out.
 
-    It keeps some of a chip's memory for itself.
+    It reserves some of a chip's memory for itself.
 
     >>> memory_asked("Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm.")
     (18790481920, 16911433728)

@@ -53,7 +53,7 @@ class Planner:
         experiment: as configured, with the overrides of the user.
         examples: its training set, or what stands for it.
         topology: what to plan for.
-        say: told what is being compiled.
+        say: called with a line about what is being compiled.
     """
 
     experiment: Experiment
@@ -77,8 +77,8 @@ class Planner:
     def sweep(self) -> list[Setting]:
         """Meshes and batches around the experiment's own, the fastest of those that fit first.
 
-        Meshes whose fsdp is none, the square root or all of the chips; batches of half to four
-        times the experiment's. Of a mesh on which a batch does not fit, no larger one is tried.
+        Meshes with an fsdp of 1, of the square root of the chips, or of all; batches of half to
+        four times the experiment's. Once a batch does not fit on a mesh, no larger one is tried.
         """
         found = []
         for mesh in self._meshes():
@@ -96,11 +96,11 @@ class Planner:
         """The first setting that fits: parameters in slices, smaller parts, then smaller batches.
 
         Slices and microbatches (``loop.accumulate``) come first: they leave the gradient as it is,
-        but for batch norm, whose statistics are then those of a microbatch. A part is not tried
-        where a larger one shows that it cannot fit: memory falls no faster than the part does.
+        except for batch norm, whose statistics are then those of a microbatch. A microbatch is not
+        tried if a larger one shows that it cannot fit: memory shrinks no faster than its size.
 
         Args:
-            failed: the plan of the experiment as it is, which does not fit.
+            failed: the plan of the unchanged experiment, which does not fit.
         """
         experiment, slices = self.experiment, self._slices
         batch, parts = experiment.data.batch, experiment.loop.accumulate
@@ -139,7 +139,7 @@ class Planner:
         return self.topology.size // max(self.experiment.parallel.tensor, 1)
 
     def _tried(self, overrides: Mapping[str, Any]) -> Setting | None:
-        """None for what cannot be, such as a batch that the chips do not divide."""
+        """The plan, or None if it is impossible, such as a batch that the chips do not divide."""
         try:
             setting = self.setting(overrides)
         except (DeviceError, SettingError):
@@ -149,9 +149,9 @@ class Planner:
 
 
 def examples_of(module: ModuleType, experiment: Experiment) -> Examples:
-    """What an experiment trains on, for its shapes: its ``PLAN``, or else the set itself.
+    """The training set of an experiment, for its shapes: its ``PLAN``, or else the set itself.
 
-    ``PLAN`` stands for the source of the experiment's own config, and for no other.
+    ``PLAN`` replaces the source of the experiment's own config, and no other.
 
     Raises:
         DataError: the set is not here, and nothing says what it is.
@@ -172,7 +172,7 @@ def arrangement(parallelism: Mapping[str, int], global_batch: int | None) -> dic
 
 
 def versions() -> dict[str, str]:
-    """Of what a plan depends on, as far as it is installed."""
+    """Versions of what a plan depends on, as far as it is installed."""
     installed = {}
     for name in PACKAGES:
         try:

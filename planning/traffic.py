@@ -14,7 +14,7 @@ from opsin.planning.hlo import KINDS, Instruction, Program
 
 Computation = Mapping[str, Instruction]
 
-# Names for what is there already, and what takes no bytes worth counting.
+# Names for what is there already, and what takes hardly any bytes.
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
     "replica-id", "opt-barrier", "iota", "domain",
@@ -26,8 +26,8 @@ def bytes_accessed(program: Program) -> int:
     """Bytes that one device reads from its memory and writes to it in a call of a program.
 
     Operands and results of every operation that is not inside a fusion, each as often as it runs.
-    Of what is sliced or updated in place the slice counts alone. What the compiler keeps on the
-    chip (a memory space of its own) does not count. A loop of unknown length counts once.
+    If an array is sliced or updated in place, only the slice counts. Arrays that the compiler keeps
+    on the chip (in a memory space of its own) do not count. A loop of unknown length counts once.
     """
     return _moved(program, program.entry)
 
@@ -164,7 +164,7 @@ def _new(inside: Computation, result: Instruction) -> int:
 
 
 def _continues(instruction: Instruction) -> bool:
-    """Whether a collective goes on here that another fusion has begun, and counted."""
+    """Whether this continues a collective that another fusion has begun, and counted."""
     if instruction.kind in KINDS:
         return "chain_id" in instruction.text
     return instruction.kind == "custom-call" and "AsyncCollective" in instruction.text

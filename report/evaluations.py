@@ -1,6 +1,6 @@
-"""What was measured of a run: ``RUN/evaluations/ID.json``, one file for each measurement.
+"""The measurements of a run: ``RUN/evaluations/ID.json``, one file each.
 
-The id of a measurement is the hash of what it is. Nothing here imports jax.
+The id of a measurement is the hash of its resolved options. Nothing here imports jax.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 SPLITS = "splits"
-"""Stands in place of an id for the metrics of all splits, as the task itself evaluates them."""
+"""Replaces the id for the metrics of all splits, as the task itself evaluates them."""
 
 
 def path_of(run: Path, name: str) -> Path:
@@ -60,7 +60,7 @@ def write(
 
 
 def read(run: Path, name: str, step: int) -> dict[str, Any] | None:
-    """What was measured of the weights of a step; None if it was not, or of those of another."""
+    """A measurement of the weights of a step; None if there is none, or only of another step."""
     try:
         found = json.loads(path_of(run, name).read_text())
         numbers = {n: math.nan if x is None else float(x) for n, x in found["metrics"].items()}

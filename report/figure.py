@@ -28,7 +28,7 @@ def draw(
         path: the PNG file to write.
         report: its table decides between arms below each other and curves over x.
         values: metric -> arm -> seed -> value.
-        labels: what to call each arm of `report`, in order.
+        labels: what to call each arm of ``report``, in order.
         note: a line below the title.
     """
     import matplotlib.style

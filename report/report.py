@@ -1,7 +1,7 @@
-"""From runs that ended to `results/NAME.{jsonl,csv,md,png}` and the table in the README.
+"""From runs that ended to ``results/NAME.{jsonl,csv,md,png}`` and the table in the README.
 
-`NAME.jsonl` is the raw data, one line a run. The other three are functions of it and of the
-experiment's `TABLE`, which `check` verifies. Nothing here trains or imports JAX.
+``NAME.jsonl`` is the raw data, one line a run. The other three are functions of it and of the
+experiment's ``TABLE``, which ``check`` verifies. Nothing here trains or imports JAX.
 """
 
 import csv
@@ -27,10 +27,10 @@ README_START, README_END = "<!-- results -->", "<!-- /results -->"
 
 
 def write(rows: Sequence[Row], report: Report, results: Path) -> None:
-    """Writes the four files of `report` into the folder `results`.
+    """Writes the four files of ``report`` into the folder ``results``.
 
     Raises:
-        ReportError: as `derive`; no file is written then.
+        ReportError: as ``derive``; no file is written then.
     """
     _validate(rows, report)
     results.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def write(rows: Sequence[Row], report: Report, results: Path) -> None:
 
 
 def derive(report: Report, results: Path) -> None:
-    """Writes the csv, md and png from the jsonl that is in the folder `results`.
+    """Writes the csv, md and png from the jsonl that is in the folder ``results``.
 
     Raises:
         ReportError: the jsonl is missing or broken, has an arm that the sweep lacks, or has a run
@@ -64,12 +64,12 @@ def derive(report: Report, results: Path) -> None:
 
 
 def check(report: Report, results: Path) -> list[str]:
-    """Names the files of `report` that the jsonl in `results` does not give again.
+    """Names the files of ``report`` that do not follow from the jsonl in ``results``.
 
     Text is compared by its bytes, the figure by its pixels.
 
     Raises:
-        ReportError: as `derive`.
+        ReportError: as ``derive``.
     """
     with tempfile.TemporaryDirectory() as folder:
         again = Path(folder)
@@ -82,7 +82,7 @@ def readme_table(reports: Iterable[Report], results: Path) -> str:
     """A Markdown table with a line for each report: its best arm, and the baseline or next best.
 
     Raises:
-        ReportError: as `derive`.
+        ReportError: as ``derive``.
     """
     lines = [
         ["experiment", "metric", "best arm", "baseline or second", "n", "paper, of the best arm"]
@@ -124,7 +124,7 @@ def _named(report: Report, arm: str, number: str) -> str:
 
 
 def update_readme(path: Path, text: str) -> None:
-    """Puts `text` between the lines `<!-- results -->` and `<!-- /results -->` of the file `path`.
+    """Replaces what a file holds between ``<!-- results -->`` and ``<!-- /results -->``.
 
     Raises:
         ReportError: the file is missing or does not hold that pair of lines.
@@ -133,10 +133,10 @@ def update_readme(path: Path, text: str) -> None:
 
 
 def readme_is_current(path: Path, text: str) -> bool:
-    """Whether `update_readme` would change nothing.
+    """Whether ``update_readme`` would change nothing.
 
     Raises:
-        ReportError: as `update_readme`.
+        ReportError: as ``update_readme``.
     """
     expected = _readme_with(path, text)
     return path.read_text(encoding="utf-8") == expected
@@ -313,7 +313,7 @@ def _gaps(rows: Sequence[Row], report: Report) -> list[str]:
 
 
 def _mixed(row: Row) -> str:
-    """A line for a run that went on by other code than it began with."""
+    """A line for a run that resumed under other code."""
     after = " and then ".join(f"`{commit[:10]}`" for commit in row.commits or ())
     return f"- `{row.arm}`, seed {row.seed}: {after}"
 
@@ -350,7 +350,7 @@ def _delta_text(delta: Estimate | None, form: str) -> str:
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown, of which the first line is the header."""
+    """A Markdown table; the first line is the header."""
     header, *body = [f"| {' | '.join(cells)} |" for cells in lines]
     return "\n".join([header, "|---" * len(lines[0]) + "|", *body])
 

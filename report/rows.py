@@ -21,11 +21,11 @@ class Row:
         arm: the arm of the sweep; "default" for a run without one.
         seed: the run's seed.
         id: the name of its folder, which is the hash of what changes its trained numbers.
-        measurement: the id of what was measured of it, which arms that only measure differ by; the
-            ids of several are joined by "+". None if nothing was.
+        measurement: the id of its measurements, in which arms that only measure differ; several
+            ids are joined by "+". None without measurements.
         status: how it ended.
         commit: the commit that it ran on, the last of several, or "unknown".
-        commits: all of them in order, where it went on by other code; None for one alone.
+        commits: all of them in order, if it resumed under other code; None for a single one.
         dirty: whether files differed from that commit, or one of them.
         devices: the kind of each device.
         hardware: the machine.
@@ -56,17 +56,17 @@ def collect(
     arms: Sequence[str],
     identity_of: Callable[[str, int], tuple[str, str | None]],
 ) -> list[Row]:
-    """Reads the runs below `run_dir` that ended, sorted by arm and seed.
+    """Reads the runs below ``run_dir`` that ended, sorted by arm and seed.
 
-    A folder gives a row to each arm that is a run of it. One without `DONE` or `FAILED` gives none,
-    nor to an arm whose measurements were not made, and the report lists its seed as missing. Runs
-    of another config (with overrides, or from before the experiment was changed) give none either:
-    a warning is logged.
+    A folder makes a row for each arm that it belongs to. There is no row without ``DONE`` or
+    ``FAILED``, nor for an arm whose measurements were not made; the report lists its seed as
+    missing. Runs of another config (with overrides, or older than a change of the experiment) make
+    no row either: a warning is logged.
 
     Args:
-        run_dir: `runs/<experiment>`, with a folder for each run.
+        run_dir: ``runs/<experiment>``, with a folder for each run.
         arms: the arms of the sweep, in order.
-        identity_of: (arm, seed) -> the id of that run of the sweep, and that of what is measured.
+        identity_of: (arm, seed) -> the id of that run of the sweep, and that of its measurements.
 
     Raises:
         ReportError: no run of the sweep has ended, or a file is missing or broken.
@@ -96,7 +96,7 @@ def collect(
 
 
 def in_order(rows: Iterable[Row], arms: Sequence[str]) -> list[Row]:
-    """`rows` in the order of `arms`, then of seeds."""
+    """``rows`` in the order of ``arms``, then of seeds."""
     return sorted(rows, key=lambda row: (arms.index(row.arm), row.seed))
 
 
@@ -112,7 +112,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Reads what `write_rows` wrote.
+    """Reads what ``write_rows`` wrote.
 
     Raises:
         ReportError: the file is missing, or a line of it is no row.
@@ -176,7 +176,7 @@ def _read_run(folder: Path, arm: str, seed: int, measurement: str | None) -> Row
 
 
 def _read(path: Path, *keys: str) -> dict[str, Any]:
-    """The JSON object in `path`, which must have `keys`."""
+    """The JSON object in ``path``, which must have ``keys``."""
     return _with(path, _json(path), *keys)
 
 
@@ -190,7 +190,7 @@ def _json(path: Path) -> Any:
 
 
 def _with(path: Path, content: Any, *keys: str) -> dict[str, Any]:
-    """An object of `path`, if it has these keys."""
+    """An object of ``path``, if it has these keys."""
     lacking = [key for key in keys if not isinstance(content, dict) or key not in content]
     if lacking:
         raise ReportError(

@@ -1,4 +1,4 @@
-"""The starts of a run, all of which ``env.json`` keeps: the code, machine and step of each."""
+"""The starts of a run: ``env.json`` keeps the code, machine and step of each."""
 
 from __future__ import annotations
 

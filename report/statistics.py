@@ -13,13 +13,13 @@ SAMPLED_RESAMPLES = 9_999
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What `n` values say about the mean they were drawn around; None where `n` is too small.
+    """What ``n`` values say about the mean they were drawn around; None where ``n`` is too small.
 
     Attributes:
         n: how many values.
         mean: their mean; None for n = 0.
         std: sample standard deviation, divisor n - 1; None for n < 2.
-        low: lower end of the 95 % interval of `bootstrap_interval`; None for n < 2.
+        low: lower end of the 95 % interval of ``bootstrap_interval``; None for n < 2.
         high: its upper end.
     """
 
@@ -31,7 +31,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean, sample standard deviation and bootstrap interval of `values`, one for each seed.
+    """Mean, sample standard deviation and bootstrap interval of ``values``, one for each seed.
 
     One value that is not finite makes them all NaN: a seed that diverged must not look fine.
     """
@@ -54,7 +54,7 @@ def bootstrap_interval(values: Sequence[float], *, level: float = 0.95) -> tuple
     """Percentile bootstrap interval of the mean (Efron, 1979; Efron and Tibshirani, 1993, ch. 13).
 
     Up to five values, all n**n resamples are enumerated: the interval is exact and draws nothing.
-    Beyond, `scipy.stats.bootstrap` draws 9,999 resamples with a fixed generator.
+    Beyond, ``scipy.stats.bootstrap`` draws 9,999 resamples with a fixed generator.
 
     Read it with care for few seeds. With two or three values each extreme is the mean of more than
     2.5 % of the resamples (1/4 and 1/27), so the 95 % interval is exactly their range. Around a
@@ -88,7 +88,7 @@ def bootstrap_interval(values: Sequence[float], *, level: float = 0.95) -> tuple
 
 
 def paired_differences(arm: Mapping[int, float], baseline: Mapping[int, float]) -> dict[int, float]:
-    """`arm` minus `baseline` for each seed that both have: seed -> difference.
+    """``arm`` minus ``baseline`` for each seed that both have: seed -> difference.
 
     Arms that share a seed share data order and often initialisation; their difference loses what
     the seed gave to both.

@@ -2,21 +2,26 @@
 
 import ast
 import importlib
+import inspect
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from opsin.commands.arguments import parse
+from opsin.commands.evaluating import known_measurements
 from opsin.commands.main import COMMANDS as COMMANDS_OF_THE_HOUSE
 from opsin.config import catalogue
 from opsin.config.identity import identity
 from opsin.config.tree import override, parse_all
+from opsin.train.experiment import Data
 
 HOUSE = Path(__file__).parents[1]
 ROOM = re.compile(r"^\| `(\w+)/` \|.*\| ([^|]+) \|$", re.MULTILINE)
@@ -262,7 +267,11 @@ def test_each_room_has_tests_under_its_name():
 # What the README promises.
 
 README = (HOUSE / "README.md").read_text()
-PAGES = {"README.md": README} | {
+DOCUMENTS = {
+    name: (HOUSE / name).read_text()
+    for name in ("README.md", "CHANGELOG.md", "docs/howto.md", "docs/pods.md", "docs/design.md")
+}
+PAGES = {name: DOCUMENTS[name] for name in ("README.md", "docs/howto.md", "docs/pods.md")} | {
     name: ast.get_docstring(tree(path)) or "" for name, path in catalogue.experiments().items()
 }
 
@@ -278,43 +287,51 @@ def test_the_readme_names_commands_that_make_knows():
         assert done.returncode == 0, done.stderr
 
 
+STARTS = r"(?:`|^ *|&& |[A-Z_]+=\S+ |srun \S+ )"  # what may stand before a command
 COMMANDS = [
     (page, command)
     for page, text in PAGES.items()
     for command in re.findall(
-        r"(?:`|^ *|&& |[A-Z_]+=\S+ )(opsin [a-z][^`\n&]*)", text, re.MULTILINE
+        STARTS + r"(opsin [a-z][^`\n&]*)", re.sub(r"\\\n *", "", text), re.MULTILINE
     )
-    if "NAME" not in command
 ]
+OWN = """
+from opsin.data.sources import digits as my_set
+from opsin.losses.classification import cross_entropy_loss as poly1_loss
+"""
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
-def test_documented_commands_name_what_is_there(page, command):
-    _, verb, *words = shlex.split(command)
+def test_documented_commands_name_what_is_there(page, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("my_losses.py", "my_data.py"):  # a user's own
+        monkeypatch.delitem(sys.modules, f"own_files_{Path(name).stem}", raising=False)
+        Path(name).write_text(OWN)
+    stated = command.rstrip('"') if command.count('"') % 2 else command
+    stated = stated.replace(" NAME", " digits_lenet").replace(" I --of N", " 0 --of 2")
+    _, verb, *words = shlex.split(stated, comments=True)
     module = COMMANDS_OF_THE_HOUSE[verb]
     called = getattr(importlib.import_module(f"opsin.commands.{module}"), module)
-    assert not words or parse(called, words, f"opsin {verb}").func is called
-    _, verb, *rest = shlex.split(re.sub(r"--topology \S+", "", command))
-    positional = [word for word in rest if not word.startswith("-")]
-    if not positional:
+    if not words:
         return
-    if verb not in (
-        "list",
-        "run",
-        "sweep",
-        "plan",
-        "report",
-        "inspect",
-    ):  # a run's directory, and more
-        _, *positional = Path(positional[0]).parts[:2]
-    name, *overrides = positional
-    module = catalogue.find(name)
-    assert override(module.config(), parse_all(overrides)) is not None
-    assert verb != "report" or hasattr(module, "TABLE")
+    read = parse(called, words, f"opsin {verb}")
+    assert read.func is called
+    given = dict(zip(inspect.signature(called).parameters, read.args, strict=False))
+    overrides = given.get("overrides", ())
+    if "run" in given:  # runs/NAME/ID
+        catalogue.find(given["run"].parts[1])
+        assert {x for x in overrides if "=" not in x} <= known_measurements().keys()
+    elif given.get("name"):
+        module = catalogue.find(given["name"])
+        assert override(module.config(), parse_all(overrides)) is not None
+        assert verb not in ("report", "reproduce") or hasattr(module, "TABLE")
 
 
 def test_commands_are_found():
-    assert len([page for page, _ in COMMANDS if page == "README.md"]) >= 8
+    found = Counter(page for page, _ in COMMANDS)
+    assert found["README.md"] >= 15
+    assert found["docs/howto.md"] >= 15
+    assert found["docs/pods.md"] >= 3
 
 
 def test_the_experiment_that_the_readme_explains_is_the_one_that_runs():
@@ -325,7 +342,43 @@ def test_the_experiment_that_the_readme_explains_is_the_one_that_runs():
     assert identity(scope["config"]()) == identity(module.config())
 
 
-def test_every_file_that_the_documents_link_to_exists():
-    linked = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert linked
-    assert [path for path in linked if not (HOUSE / path).exists()] == []
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_file_that_the_documents_link_to_exists(document):
+    linked = re.findall(r"\]\(([^)#:]+)\)", DOCUMENTS[document])
+    assert linked or document in ("CHANGELOG.md", "docs/design.md")
+    assert [path for path in linked if not (HOUSE / document).parent.joinpath(path).exists()] == []
+
+
+NAMES = re.compile(rf"`(?:opsin\.)?((?:{'|'.join(ROOMS)})(?:/[\w/]+\.py(?::\w+)?|\.[\w.:]*\w))`")
+
+
+def exists(name: str) -> bool:
+    """Whether the house has a file, ``ops/gaussian.py``, or object, ``ops.gaussian.Normal``."""
+    if "/" in name:
+        path, _, member = name.partition(":")
+        return (HOUSE / path).exists() and (not member or member in (HOUSE / path).read_text())
+    room, *members = re.split("[.:]", name)
+    found: object = importlib.import_module(f"opsin.{room}")
+    for member in members:
+        with suppress(ModuleNotFoundError):
+            importlib.import_module(f"{getattr(found, '__name__', None)}.{member}")
+        if not hasattr(found, member):
+            return False
+        found = getattr(found, member)
+    return True
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_what_the_documents_name_exists(document):
+    named = {
+        name
+        for name in NAMES.findall(DOCUMENTS[document])
+        if not name.endswith((".json", ".jsonl"))
+        and not (name.startswith("data.") and name.split(".")[1] in Data.__dataclass_fields__)
+    }
+    named |= set(re.findall(r"`(tests/[\w/.]+)`", DOCUMENTS[document]))
+    assert sorted(name for name in named if not exists(name)) == []
+    assert exists("ops/gaussian.py")
+    assert exists("ops.gaussian.Normal")
+    assert not exists("ops.gaussian.Abnormal")
+    assert not exists("train.tasks.nowhere")

@@ -8,7 +8,7 @@ the scale of the last norm of each block starting at zero. Goyal et al. report 2
 is bfloat16. Random crops are of squares of 256 pixels that the host cuts out, not of the whole
 photograph.
 
-Not run: there is no accelerator here. `results/plans` says what 16 chips would take.
+Not run: there is no accelerator here. ``results/plans`` says what 16 chips would take.
 
     opsin plan imagenet_resnet50 --topology v5e:4x4
     opsin run imagenet_resnet50

@@ -7,9 +7,9 @@ Table 3). Left out: stochastic depth, which the model does not have, and the noi
 magnitude. Mixup and CutMix are applied one after the other, not by turns. Positions are sines and
 cosines of their frequencies 10000^(-4k / width), those of the row before those of the column, where
 their code has them after. Compute is bfloat16, depth is a scan, and parameters are in slices
-(`parallel.fsdp`).
+(``parallel.fsdp``).
 
-Not run: there is no accelerator here. `results/plans` says what 256 chips would take.
+Not run: there is no accelerator here. ``results/plans`` says what 256 chips would take.
 
     opsin plan imagenet_vit_l16 --topology v5e:16x16
     opsin run imagenet_vit_l16

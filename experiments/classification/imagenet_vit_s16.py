@@ -9,7 +9,7 @@ ways, so that level 10 also inverts images and takes their colour away, where th
 Compute is bfloat16. Random crops are of squares of 256 pixels that the host cuts out, not of the
 whole photograph.
 
-Not run: there is no accelerator here. `results/plans` says what 256 chips would take.
+Not run: there is no accelerator here. ``results/plans`` says what 256 chips would take.
 
     opsin plan imagenet_vit_s16 --topology v5e:16x16
     opsin run imagenet_vit_s16

@@ -4,8 +4,8 @@ Ho et al., 2020, arXiv:2006.11239, section 4 and appendix B: 35.7 million parame
 noise, 800,000 steps of 128 images at a rate of 2e-4 with horizontal flips, a moving average of
 decay 0.9999; FID 3.17 and at most 3.75 bits a dimension (both Table 1).
 
-Not run: it is for accelerators, `opsin run cifar10_ddpm` on as many as there are. `--smoke` runs a
-small form of it, and `results/plans` says what four chips would take.
+Not run: there is no accelerator here. ``--smoke`` runs a small form of it, and ``results/plans``
+says what four chips would take.
 
     opsin plan cifar10_ddpm --topology v5e:2x2
     opsin run cifar10_ddpm

@@ -10,7 +10,7 @@ pixels win (95.8 % against 94.2 and 93.9). The deviations leave out the draws, o
 reach from 77.8 to 86.4 %: with few labels the learned code may help, and the prior costs it some.
 
 Small: the 1,437 training digits of scikit-learn, 8×8 pixels; 9 to 16 seconds a run on two quiet
-cores, of which the table's means tell little, as the first runs shared them with others.
+cores. The times in the table say little, because the first runs shared the cores with others.
 
     opsin sweep digits_latent_classifier
     opsin report digits_latent_classifier

@@ -6,9 +6,9 @@ variance that is learned by the hybrid loss, 256 images a step at 1e-4, moving a
 1,980,000 steps; FID 10.94 (their Table 5, without guidance). The blocks here are those of Ho et
 al., 2020: the embedding is added, not a scale and a shift, and sizes change by a convolution. Four
 heads at each level are a quarter to a half of theirs. Compute is bfloat16, and parameters are in
-slices (`parallel.fsdp`).
+slices (``parallel.fsdp``).
 
-Not run: there is no accelerator here. `results/plans` says what 256 chips would take.
+Not run: there is no accelerator here. ``results/plans`` says what 256 chips would take.
 
     opsin plan imagenet_ddpm_256 --topology v5e:16x16
     opsin run imagenet_ddpm_256

@@ -3,12 +3,12 @@
 Mirza & Osindero, 2014, arXiv:1411.1784, condition both players on the class; here the discriminator
 does it by projection (Miyato & Koyama, 2018, arXiv:1802.05637), with spectral normalisation (Miyato
 et al., 2018, arXiv:1802.05957) and the hinge loss, and the generator by a class joined to its
-latents. The reader is the LeNet-5 of `mnist_lenet`, which reads 99.3 % of real test digits; 97 % of
-10,000 samples is the aim.
+latents. The reader is the LeNet-5 of ``mnist_lenet``, which reads 99.3 % of real test digits; 97 %
+of 10,000 samples is the aim.
 
 Small: a DCGAN of 64 channels with 256 hidden units, 6,000 steps of 64 images (6.4 passes).
 
-Ours, three seeds: LeNet-5 reads the asked digit in 98.19 ± 0.04 % of the samples, at a Fréchet
+Ours, three seeds: LeNet-5 reads the right digit in 98.19 ± 0.04 % of the samples, at a Fréchet
 distance of 2.2 ± 0.1 where training images have 1.1, and a recall of 0.82 where they have 0.88. 13
 to 20 minutes a seed on one core of two, which other runs shared.
 

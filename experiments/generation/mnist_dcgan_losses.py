@@ -8,7 +8,7 @@ the critic, as there; what the norm alone does, the arm without it shows.
 
 Small: a DCGAN (Radford et al., 2016) of 32 channels for 28×28 pixels, whose discriminator has 256
 hidden units too, 2,000 steps of 64 images; the Fréchet distance is that of the features of LeNet-5
-(`opsin export`), not of Inception, and stands beside its floor, that of training images.
+(``opsin export``), not of Inception, and stands beside its floor, that of training images.
 
 Ours (18 runs of 2 minutes on one core of two, and of 4 to 5 on both with five turns): a Fréchet
 distance of 69 ± 9 with the Wasserstein loss and its penalty, 94 ± 5 with least squares, 133 ± 9

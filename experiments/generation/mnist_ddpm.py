@@ -7,7 +7,7 @@ the variational bound of the first 256 test images, given their class, with all 
 
 Small: 0.7 million parameters, and 6,400 steps of 64 images (7 passes).
 
-Ours, one seed: LeNet-5 reads the asked digit in 99.51 % of the samples, at a Fréchet distance of
+Ours, one seed: LeNet-5 reads the right digit in 99.51 % of the samples, at a Fréchet distance of
 8.2 where training images have 1.1, and a recall of 0.81 where they have 0.88; 1.74 bits a pixel.
 65 minutes on two cores, which other runs shared, 26 of them for what is measured in the end.
 

@@ -1,14 +1,14 @@
 """How many times must a network be asked for a good sample, by each sampler?
 
-One trained model, that of `mnist_ddpm`, and five ways from noise to images: Ho et al., 2020
+One trained model, that of ``mnist_ddpm``, and five ways from noise to images: Ho et al., 2020
 (ancestral); Song et al., 2021, arXiv:2010.02502 (DDIM); Lu et al., 2022, arXiv:2211.01095
 (DPM-Solver++ of second order); Karras et al., 2022, arXiv:2206.00364 (Heun); Song et al., 2021,
-arXiv:2011.13456 (predictor and corrector). The last two ask twice a step, Heun's method but for the
-last. Its steps are even in a power of the noise, those of the others in time; DPM-Solver++ is shown
-with both.
+arXiv:2011.13456 (predictor and corrector). The last two evaluate the network twice a step, Heun's
+method except in the last step. Its steps are even in a power of the noise, those of the others in
+time; DPM-Solver++ is shown with both.
 
-Small: 512 samples without guidance against the first 512 test images; the three seeds are of
-the samples, the weights are the same (`opsin export`).
+Small: 512 samples without guidance against the first 512 test images; the three seeds are seeds of
+sampling, the weights are the same (``opsin export``).
 
 Ours: from eight evaluations on, what a sampler costs is variety more than distance. At eight
 DPM-Solver++ even in noise has a recall of 0.90, in time 0.85, DDIM 0.81, DDPM 0.77; DDPM pays with
@@ -86,7 +86,7 @@ TABLE = Table(
 
 
 def config() -> Experiment:
-    """The weights of `mnist_ddpm`, which are measured and not trained."""
+    """The weights of ``mnist_ddpm``, which are measured and not trained."""
     quality = SampleQuality(LENET, samples=512, choice="first", source="tfds:mnist")
     changes = {
         "weights": MNIST_DDPM,

@@ -5,7 +5,7 @@ small images too early, a cosine does not. Salimans and Ho, 2022, arXiv:2202.005
 image and v are targets of one optimum, but not of one error. Here each target has its own: of the
 image's error they weigh SNR, 1 and SNR + 1.
 
-Small: the network of `mnist_ddpm`, half as wide and without classes, 800 steps of 64 images, and
+Small: the network of ``mnist_ddpm``, half as wide and without classes, 800 steps of 64 images, and
 1,000 samples of 20 steps of DPM-Solver++(2M), even in the time of each schedule, against the first
 1,000 test images.
 

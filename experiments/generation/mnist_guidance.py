@@ -2,13 +2,13 @@
 
 Ho & Salimans, 2022, arXiv:2207.12598, Fig. 4: guidance trades the Fréchet distance for the
 Inception Score; more of it makes samples that are sure of their class and like each other. Here the
-model is that of `mnist_ddpm`, the class is read by LeNet-5, and variety is recall. Their w is our
+model is that of ``mnist_ddpm``, the class is read by LeNet-5, and variety is recall. Their w is our
 guidance less 1.
 
-Small: 512 samples of 20 steps of DPM-Solver++(2M); the three seeds are of the samples, the
-weights are the same (`opsin export`).
+Small: 512 samples, each with 20 steps of DPM-Solver++(2M); the three seeds are seeds of sampling,
+the weights are the same (``opsin export``).
 
-Ours: without guidance LeNet-5 reads the asked digit in 96.2 ± 0.7 % at a recall of 0.88, with 1.5
+Ours: without guidance LeNet-5 reads the right digit in 96.2 ± 0.7 % at a recall of 0.88, with 1.5
 in 99.8 ± 0.2 % at 0.79, with 5 in all at 0.39. Precision is best at 2 and 3, where it is 0.91.
 
     opsin sweep mnist_guidance
@@ -45,7 +45,7 @@ TABLE = Table(
 
 
 def config() -> Experiment:
-    """The weights of `mnist_ddpm`, 20 steps, without guidance."""
+    """The weights of ``mnist_ddpm``, 20 steps, without guidance."""
     return override(mnist_ddpm_samplers.config(), {"measurements.0.sampling": Sampling()})
 
 

@@ -2,12 +2,12 @@
 
 Song et al., 2021, arXiv:2011.13456, appendix I.2, put the known pixels back after each step;
 Lugmayr et al., 2022, arXiv:2201.09865 (RePaint), find that the rest then does not fit them, and
-take each step back by new noise and do it again. The model is that of `mnist_ddpm` and is not told
-the class; LeNet-5 reads what comes out. To do a step again costs as much as a step: beside 25
-steps, each done n times, stand n times as many.
+undo each step with new noise and repeat it. The model is that of ``mnist_ddpm``, used without the
+class; LeNet-5 reads the result. Repeating a step costs as much as another step: 25 steps, each done
+n times, are compared to n times as many steps.
 
-Small: the first 256 test images, DDPM; the three seeds are of the samples, the weights are the same
-(`opsin export`).
+Small: the first 256 test images, DDPM; the three seeds are seeds of sampling, the weights are the
+same (``opsin export``).
 
 Ours: LeNet-5 sees the true digit in 53.8 ± 1.6 % after 25 steps and no more after 100 (55.3 ± 4.3),
 but in 64.3 ± 1.6 % if each of 25 is done four times. Other fillings may be as true: two upper

@@ -5,7 +5,7 @@ et al., 2021, arXiv:2011.13456, follow an equation whose variance explodes, by a
 corrector; its probability flow is followed here by Heun's method (Karras et al., 2022,
 arXiv:2206.00364). All three ask one network, trained by denoising at all levels.
 
-Small: the network of `mnist_ddpm` without classes, 1,600 steps of 64 images, and 512 samples by
+Small: the network of ``mnist_ddpm`` without classes, 1,600 steps of 64 images, and 512 samples by
 each, of about fifty evaluations.
 
 Ours: predictor and corrector come nearest, at a Fréchet distance of 104 ± 18 (the floor is 14); the

@@ -5,7 +5,7 @@ latents carry) and distortion (nats that it takes to say the image, given them) 
 beta runs along: a lower beta buys less distortion by a higher rate. Only at beta = 1 is their sum
 the bound that training descends.
 
-Samples are judged by the Fréchet distance of the features of LeNet-5 (`opsin export`), 5,000 of
+Samples are judged by the Fréchet distance of the features of LeNet-5 (``opsin export``), 5,000 of
 them against as many test images; they are the grey means of binary pixels, so that their floor, of
 5,000 training images, is not theirs to reach.
 

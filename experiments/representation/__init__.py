@@ -1,1 +1,1 @@
-"""Representations that are learned without labels, and what they are worth."""
+"""Representations that are learned without labels, and how well simple classifiers do on them."""

@@ -1,15 +1,15 @@
 """Which augmentations must two views differ by: is cropping enough, are colours, or only both?
 
 Chen et al., 2020, arXiv:2002.05709, Fig. 5: on ImageNet no single one learns good features, and
-random cropping composed with colour distortion stands out: crops of an image have much the same
-histogram of colours, by which they are told from others without a look at what is in them.
+random cropping composed with colour distortion stands out: crops of an image have similar
+histograms of colours, which suffice to recognise them, whatever they show.
 
 Ours, three seeds: crops with colours 43.2 ± 0.4 %, crops alone 37.2 ± 0.2, colours alone
 32.6 ± 0.3, and flips, which are in all arms, 36.3 ± 0.3; random features give 30.3 ± 1.5. As in the
 paper it takes both; colours alone teach less than flips do.
 
 Unlike the paper's figure, which always crops and changes one of the two views, both views are
-changed here, and single augmentations have no crop. In small: as `cifar10_simclr`, with half the
+changed here, and single augmentations have no crop. In small: as ``cifar10_simclr``, with half the
 width, the first 10,000 training images, of which the probes learn too, and 1,000 steps (12.8
 epochs). Two and a half minutes a run on one core.
 

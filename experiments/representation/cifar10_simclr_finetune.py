@@ -6,9 +6,9 @@ SimCLR's ResNet-50 reaches 75.5 and 87.8 % (top 5), and one that begins anew 48.
 Ours, three seeds: with 1 % of the labels 47.5 ± 0.3 against 39.4 ± 2.8 %, with 10 % 64.5 ± 0.3
 against 61.6 ± 0.6 %: as in the paper, the fewer labels, the more it helps.
 
-In small: `cifar10_simclr`'s network and images; 500 steps of 64 images on 1 % of the labels, 2,500
-on 10 %. One pre-training, that of seed 0, is what all three seeds go on from: the deviations are of
-the labels that are drawn and of fine-tuning alone. Half a minute and three minutes a run, on one
+In small: ``cifar10_simclr``'s network and images; 500 steps of 64 images on 1 % of the labels,
+2,500 on 10 %. All three seeds start from one pre-training, that of seed 0: the deviations come from
+the draw of the labels and from fine-tuning alone. Half a minute and three minutes a run, on one
 core.
 
     opsin sweep cifar10_simclr_finetune

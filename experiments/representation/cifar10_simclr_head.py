@@ -9,7 +9,7 @@ Ours, three seeds: without a head 39.5 ± 0.7 %, with a linear one 44.5 ± 0.7, 
 after so short a training the linear one is the best, against the paper. Behind the head less is
 left the deeper it is: nothing is lost by one layer, 2.1 points by two and 2.4 by three.
 
-In small: as `cifar10_simclr`, with half the width, the first 10,000 training images, of which the
+In small: as ``cifar10_simclr``, with half the width, the first 10,000 training images, of which the
 probes learn too, and 1,000 steps (12.8 epochs). Two minutes a run on one core.
 
     opsin sweep cifar10_simclr_head

@@ -10,7 +10,7 @@ images in larger batches are fewer steps, and so early in training that costs mo
 negatives bring: the paper's gain is over batches of equal, long training. A low temperature spreads
 embeddings out (uniformity −3.5 against −2.7) at the cost of views that are farther apart.
 
-In small: as `cifar10_simclr`, with half the width, the first 10,000 training images, of which the
+In small: as ``cifar10_simclr``, with half the width, the first 10,000 training images, of which the
 probes learn too, and 128,000 images (12.8 epochs) an arm; a tenth of the steps is warm-up, and the
 rate of AdamW is the same for both batches. Two minutes a run on one core.
 

@@ -7,7 +7,7 @@ negatives of a view are the 8,190 views of all other images on all devices. It t
 epochs, as most of their ablations; after 1,000 a linear classifier of its features has 69.3 %.
 Crops are of squares of 256 pixels that the host cuts out. Compute is bfloat16.
 
-Not run: there is no accelerator here. `results/plans` says what 64 chips would take.
+Not run: there is no accelerator here. ``results/plans`` says what 64 chips would take.
 
     opsin plan imagenet_simclr --topology v5e:8x8
     opsin run imagenet_simclr

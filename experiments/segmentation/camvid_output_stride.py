@@ -57,7 +57,7 @@ def network(stride: int) -> DeepLabv3:
 
 
 def config() -> Experiment:
-    """The images and the schedule of `camvid_models`."""
+    """The images and the schedule of ``camvid_models``."""
     changes = {"task.model": network(32), "loop.duration": "400 steps"}
     return override(camvid_models.config(), changes)
 

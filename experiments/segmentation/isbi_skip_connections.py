@@ -40,7 +40,7 @@ TABLE = Table(
 
 
 def config() -> Experiment:
-    """The network and the images of `isbi_losses`, with cross-entropy."""
+    """The network and the images of ``isbi_losses``, with cross-entropy."""
     return override(isbi_losses.config(), {"task.boundary_tolerance": 2.0})
 
 

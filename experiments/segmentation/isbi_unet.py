@@ -1,11 +1,11 @@
 """Does a U-Net with a sixteenth of the paper's parameters find membranes in held-out slices?
 
 Ronneberger et al., 2015, arXiv:1505.04597, Table 1, on the ISBI 2012 challenge of segmenting
-neurons in electron micrographs: 30 slices of 512×512 pixels, of which the last six are held out
-here (the challenge's own test labels are not public). The paper reports errors of the challenge's
-server, warping 0.000353 and Rand 0.0382, of seven rotated versions averaged; `test/rand` here is
-the foreground-restricted Rand score, of which more is better, of one prediction without a search
-for the best threshold.
+neurons in electron micrographs: 30 slices of 512×512 pixels; the last six are held out here (the
+challenge's own test labels are not public). The paper reports errors of the challenge's server,
+warping 0.000353 and Rand 0.0382, for seven rotated versions averaged. ``test/rand`` here is the
+foreground-restricted Rand score (higher is better) of one prediction, without a search for the best
+threshold.
 
 Small: 16 channels instead of 64, padded convolutions, batch norm, crops of 192×192 pixels, 500
 steps of four crops. Elastic deformation, flips and quarter turns are the paper's augmentation in

@@ -30,14 +30,14 @@ class DRNOptions(nn.Module):
     """The fields that a backbone and its classifier share.
 
     Attributes:
-      level_sizes: blocks, or plain convolutions, in each of the eight levels; 0 leaves out one of
-        the last three.
-      block: `BasicBlock` or `BottleneckBlock`, in levels 3 to 6.
-      ends: what levels 1, 2, 7 and 8 are made of: "residual" is `BasicBlock`s, in levels 7 and 8
-        without shortcuts (type C), "plain" is 3×3 convolutions (type D).
-      width: channels of level 1. Levels 2 to 8 have 2, 4, 8, 16, 32, 32 and 32 times as many
-        (times four out of a bottleneck).
-      norm: `batch_norm`, `group_norm` or a `partial` of them.
+        level_sizes: blocks, or plain convolutions, in each of the eight levels; 0 leaves out one of
+            the last three.
+        block: ``BasicBlock`` or ``BottleneckBlock``, in levels 3 to 6.
+        ends: what levels 1, 2, 7 and 8 are made of: "residual" is ``BasicBlock``s, in levels 7 and
+            8 without shortcuts (type C), "plain" is 3×3 convolutions (type D).
+        width: channels of level 1. Levels 2 to 8 have 2, 4, 8, 16, 32, 32 and 32 times as many
+            (times four out of a bottleneck).
+        norm: ``batch_norm``, ``group_norm`` or a ``partial`` of them.
     """
 
     level_sizes: Sequence[int]
@@ -50,7 +50,7 @@ class DRNOptions(nn.Module):
 
 
 class DRNBackbone(DRNOptions):
-    """The stem and eight levels. For the fields see `DRNOptions`."""
+    """The stem and eight levels. For the fields see ``DRNOptions``."""
 
     @nn.compact
     def __call__(
@@ -62,7 +62,7 @@ class DRNBackbone(DRNOptions):
         smaller than the image, as 8 is. Sizes that a stride does not divide are rounded up.
 
         Raises:
-          ValueError: if `x` is not a batch of images, or a field holds what it cannot.
+            ValueError: if ``x`` is not a batch of images, or a field holds what it cannot.
         """
         if x.ndim != 4:
             raise ValueError(f"DRN takes [batch, height, width, channels]; got {x.shape}")
@@ -113,16 +113,16 @@ class DRNBackbone(DRNOptions):
 
 
 class DRN(DRNOptions):
-    """Backbone, global average pooling and a linear head. For the other fields see `DRNOptions`.
+    """Backbone, global average pooling and a linear head. For the other fields see ``DRNOptions``.
 
-    Parameters are `{"backbone": those of DRNBackbone, "head": …}`, and so are the statistics.
+    Parameters are ``{"backbone": those of DRNBackbone, "head": …}``, and so are the statistics.
     """
 
     num_classes: int = 1000
 
     @nn.nowrap
     def without_head(self, name: str | None = None) -> DRNBackbone:
-        """The backbone of this classifier, for other tasks: `DRND22().without_head()`."""
+        """The backbone of this classifier, for other tasks: ``DRND22().without_head()``."""
         return DRNBackbone(**shared_fields(self, DRNBackbone), name=name)
 
     @nn.compact

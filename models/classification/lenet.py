@@ -62,7 +62,7 @@ def fit_image(
     that divide 32, such as the 8×8 digits of scikit-learn, are enlarged bilinearly.
 
     Raises:
-      ValueError: for any other shape.
+        ValueError: for any other shape.
     """
     size = images.shape[1] if images.ndim == 4 and images.shape[1] == images.shape[2] else 0
     if size == IMAGE_SIZE:
@@ -83,8 +83,8 @@ def fit_image(
 class LeNet5(nn.Module):
     """LeNet-5 in today's form: every map connected, pooling without parameters, a linear output.
 
-    ReLU and max-pooling are the default, because they need the fewest epochs; `activation=nn.tanh,
-    pool=nn.avg_pool` is closer to the paper. 61,706 parameters for grey images, 62,006 for RGB.
+    ReLU and max-pooling are the default, because they need the fewest epochs; ``activation=nn.tanh,
+    pool=nn.avg_pool`` is closer to the paper. 61,706 parameters for grey images, 62,006 for RGB.
     """
 
     num_classes: int = 10
@@ -97,7 +97,7 @@ class LeNet5(nn.Module):
     def __call__(
         self, x: Float[Array, "batch size size channels"], *, train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Logits, float32. Sizes: see `fit_image`, which raises ValueError for the others."""
+        """Logits, float32. Sizes: see ``fit_image``, which raises ValueError for the others."""
         del train  # the same computation in training and in evaluation
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = partial(layers.Conv, kernel_size=(5, 5), padding="VALID", **types)
@@ -132,7 +132,7 @@ class LeNet5Original(nn.Module):
         """Logits -‖F6 - code‖², float32: minus the output of the radial basis units, eq. 7.
 
         Softmax cross-entropy of these logits is the discriminative criterion of eq. 9 without its
-        constant rubbish class. Sizes: see `fit_image`, which raises ValueError for the others.
+        constant rubbish class. Sizes: see ``fit_image``, which raises ValueError for the others.
         """
         del train  # the same computation in training and in evaluation
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -188,7 +188,7 @@ class SparseConv(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width inputs"]
     ) -> Float[Array, "batch height_out width_out outputs"]:
-        """Valid convolution: height and width shrink by `kernel_size - 1`."""
+        """Valid convolution: height and width shrink by ``kernel_size - 1``."""
         size, maps = self.kernel_size, len(self.connections)
         pairs = [(i, o) for o, inputs in enumerate(self.connections) for i in inputs]
         inputs, outputs = np.array(pairs).T

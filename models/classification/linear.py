@@ -10,7 +10,7 @@ class Linear(nn.Module):
     """Logistic regression on the pixels: height · width · channels · classes weights, and biases.
 
     Attributes:
-      num_classes: number of logits.
+        num_classes: number of logits.
     """
 
     num_classes: int = 10
@@ -20,7 +20,7 @@ class Linear(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Logits, float32. Raises ValueError if `x` is not a batch of images."""
+        """Logits, float32. Raises ValueError if ``x`` is not a batch of images."""
         if x.ndim != 4:
             raise ValueError(f"Linear takes [batch, height, width, channels]; got {x.shape}")
         x = x.reshape(len(x), -1).astype(jnp.float32)

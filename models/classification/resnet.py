@@ -26,10 +26,11 @@ class Block(nn.Module):
     """Fields and shortcut of both kinds of block; layers come from the backbone.
 
     Attributes:
-      conv: makes the 1×1 convolutions.
-      spatial_conv: makes the 3×3 ones, which may be deformable.
-      dilation: of the convolution that has the stride, and of those after it. They differ in the
-        first block of a dilated stage: what comes before the stride that is left out keeps its own.
+        conv: makes the 1×1 convolutions.
+        spatial_conv: makes the 3×3 ones, which may be deformable.
+        dilation: of the convolution that has the stride, and of those after it. They differ in the
+            first block of a dilated stage: what comes before the stride that is left out keeps its
+            own.
     """
 
     channels: int
@@ -46,7 +47,7 @@ class Block(nn.Module):
 
     @nn.nowrap
     def conv3x3(self, *, stride: int, dilation: int, name: str) -> Callable[[Array], Array]:
-        """A 3×3 convolution to `channels` channels that keeps the size, but for the stride."""
+        """A 3×3 convolution to ``channels`` channels that keeps the size, but for the stride."""
         return self.spatial_conv(
             self.channels,
             (3, 3),
@@ -87,7 +88,7 @@ class BasicBlock(Block):
     def __call__(
         self, x: Float[Array, "batch height width in"], *, train: bool = False
     ) -> Float[Array, "batch height_out width_out out"]:
-        """Features with `channels` channels, `stride` times smaller, rounded up."""
+        """Features with ``channels`` channels, ``stride`` times smaller, rounded up."""
         first, second = self.dilation
         y = self.conv3x3(stride=self.stride, dilation=first, name="conv1")(x)
         y = nn.relu(self.norm(train=train, name="norm1")(y))
@@ -104,7 +105,7 @@ class BottleneckBlock(Block):
     def __call__(
         self, x: Float[Array, "batch height width in"], *, train: bool = False
     ) -> Float[Array, "batch height_out width_out out"]:
-        """Features with `4 * channels` channels, `stride` times smaller, rounded up."""
+        """Features with ``4 * channels`` channels, ``stride`` times smaller, rounded up."""
         y = self.conv(self.channels, (1, 1), name="conv1")(x)
         y = nn.relu(self.norm(train=train, name="norm1")(y))
         y = self.conv3x3(stride=self.stride, dilation=self.dilation[0], name="conv2")(y)
@@ -117,24 +118,25 @@ class ResNetOptions(nn.Module):
     """The fields that a backbone and its classifier share.
 
     Attributes:
-      stage_sizes: blocks in each stage; stage i has `width * 2**i` channels (times four out of a
-        bottleneck), and every stage but the first starts with stride 2.
-      block: `BasicBlock` or `BottleneckBlock`.
-      width: channels of the stem and of the first stage.
-      stem: "imagenet" is a 7×7 convolution and a 3×3 max-pool, both stride 2; "cifar" is one 3×3
-        convolution at full size.
-      shortcut: where the shape changes, "projection" is a strided 1×1 convolution with norm
-        (option B), "identity-pad" takes every second pixel and adds channels of zeros (option A).
-      output_stride: how many times smaller than the image the last features are. Stages that would
-        go further are dilated instead (Yu et al., 2017, arXiv:1705.09914, section 2; torchvision's
-        `replace_stride_with_dilation`): same parameters, same values at the pixels that the strided
-        network has, and those between. None: no dilation.
-      deformable_stages: stages, counted from 1, whose 3×3 convolutions are `DeformableConv`.
-      modulated: their second version, with a weight for each sample.
-      residual: False builds the plain twin, without any shortcut.
-      zero_init_last_norm: start every block as the identity (Goyal et al., 2017,
-        arXiv:1706.02677, section 5.1).
-      norm: `batch_norm`, `group_norm` or a `partial` of them.
+        stage_sizes: blocks in each stage; stage i has ``width * 2**i`` channels (times four out of
+            a bottleneck), and every stage but the first starts with stride 2.
+        block: ``BasicBlock`` or ``BottleneckBlock``.
+        width: channels of the stem and of the first stage.
+        stem: "imagenet" is a 7×7 convolution and a 3×3 max-pool, both stride 2; "cifar" is one 3×3
+            convolution at full size.
+        shortcut: where the shape changes, "projection" is a strided 1×1 convolution with norm
+            (option B), "identity-pad" takes every second pixel and adds channels of zeros (option
+            A).
+        output_stride: how many times smaller than the image the last features are. Stages that
+            would go further are dilated instead (Yu et al., 2017, arXiv:1705.09914, section 2;
+            torchvision's ``replace_stride_with_dilation``): same parameters, same values at the
+            pixels that the strided network has, and those between. None: no dilation.
+        deformable_stages: stages, counted from 1, whose 3×3 convolutions are ``DeformableConv``.
+        modulated: their second version, with a weight for each sample.
+        residual: False builds the plain twin, without any shortcut.
+        zero_init_last_norm: start every block as the identity (Goyal et al., 2017,
+            arXiv:1706.02677, section 5.1).
+        norm: ``batch_norm``, ``group_norm`` or a ``partial`` of them.
     """
 
     stage_sizes: Sequence[int]
@@ -153,7 +155,7 @@ class ResNetOptions(nn.Module):
 
 
 class ResNetBackbone(ResNetOptions):
-    """The stem and the stages. For the fields see `ResNetOptions`."""
+    """The stem and the stages. For the fields see ``ResNetOptions``."""
 
     @nn.compact
     def __call__(
@@ -163,10 +165,10 @@ class ResNetBackbone(ResNetOptions):
 
         {4: C2, 8: C3, 16: C4, 32: C5} with the ImageNet stem and four stages; {1, 2, 4, …} with
         the CIFAR stem. Sizes that a stride does not divide are rounded up. The keys name the
-        levels: they stay those of the network without dilation, whatever `output_stride` is.
+        levels: they stay those of the network without dilation, whatever ``output_stride`` is.
 
         Raises:
-          ValueError: if `x` is not a batch of images, or a field holds what it cannot.
+            ValueError: if ``x`` is not a batch of images, or a field holds what it cannot.
         """
         if x.ndim != 4:
             raise ValueError(f"ResNet takes [batch, height, width, channels]; got {x.shape}")
@@ -222,16 +224,16 @@ class ResNetBackbone(ResNetOptions):
 
 
 class ResNet(ResNetOptions):
-    """Backbone, global average pooling and a linear head. For the other fields see `ResNetOptions`.
+    """Backbone, global average pooling and a linear head; other fields as ``ResNetOptions``.
 
-    Parameters are `{"backbone": those of ResNetBackbone, "head": …}`, and so are the statistics.
+    Parameters are ``{"backbone": those of ResNetBackbone, "head": …}``, and so are the statistics.
     """
 
     num_classes: int = 1000
 
     @nn.nowrap
     def without_head(self, name: str | None = None) -> ResNetBackbone:
-        """The backbone of this classifier, for other tasks: `ResNet50().without_head()`."""
+        """The backbone of this classifier, for other tasks: ``ResNet50().without_head()``."""
         return ResNetBackbone(**shared_fields(self, ResNetBackbone), name=name)
 
     @nn.compact
@@ -259,11 +261,11 @@ ResNet50Cifar = partial(ResNet50, stem="cifar", num_classes=10)
 def cifar_resnet(depth: int, **options: Any) -> ResNet:
     """The networks of section 4.2 for 32×32 images: 6n + 2 layers, 16, 32 and 64 channels.
 
-    Shortcuts are option A, as in the paper. `options` are other fields of `ResNet`:
-    `shortcut="projection"` is option B, `residual=False` the plain twin.
+    Shortcuts are option A, as in the paper. ``options`` are other fields of ``ResNet``:
+    ``shortcut="projection"`` is option B, ``residual=False`` the plain twin.
 
     Raises:
-      ValueError: if `depth` is not 6n + 2 with n of at least one.
+        ValueError: if ``depth`` is not 6n + 2 with n of at least one.
     """
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:

@@ -23,11 +23,11 @@ class VGGOptions(nn.Module):
     """The fields that a backbone and its classifier share.
 
     Attributes:
-      stage_sizes: convolutions of each stage; stage i has `width * 2**i` channels, at most
-        `8 * width`, and ends with a max-pool.
-      width: channels of the first stage.
-      norm: `batch_norm`, `group_norm` or a `partial` of them after each convolution, which keeps
-        its bias; None as in the paper.
+        stage_sizes: convolutions of each stage; stage i has ``width * 2**i`` channels, at most
+            ``8 * width``, and ends with a max-pool.
+        width: channels of the first stage.
+        norm: ``batch_norm``, ``group_norm`` or a ``partial`` of them after each convolution, which
+            keeps its bias; None as in the paper.
     """
 
     stage_sizes: Sequence[int]
@@ -38,7 +38,7 @@ class VGGOptions(nn.Module):
 
 
 class VGGBackbone(VGGOptions):
-    """The stages. For the fields see `VGGOptions`."""
+    """The stages. For the fields see ``VGGOptions``."""
 
     @nn.compact
     def __call__(
@@ -50,7 +50,7 @@ class VGGBackbone(VGGOptions):
         does not divide are rounded up, as in the authors' Caffe; torchvision rounds down.
 
         Raises:
-          ValueError: if `x` is not a batch of images.
+            ValueError: if ``x`` is not a batch of images.
         """
         if x.ndim != 4:
             raise ValueError(f"VGG takes [batch, height, width, channels]; got {x.shape}")
@@ -75,14 +75,14 @@ class VGGBackbone(VGGOptions):
 class FullyConnected(nn.Module):
     """The layers fc6 and fc7, each with ReLU and dropout, as convolutions.
 
-    Over an image of `kernel_size` without padding they are VGG's; with padding they slide over any
-    image, with the same parameters (Long et al., 2015, arXiv:1411.4038, section 3.1).
+    Over an image of ``kernel_size`` without padding they are VGG's; with padding they slide over
+    any image, with the same parameters (Long et al., 2015, arXiv:1411.4038, section 3.1).
 
     Attributes:
-      hidden: channels of both.
-      kernel_size: side of fc6's kernel.
-      padding: rows and columns of zeros on each side of the image for fc6.
-      dropout: probability, in training only.
+        hidden: channels of both.
+        kernel_size: side of fc6's kernel.
+        padding: rows and columns of zeros on each side of the image for fc6.
+        dropout: probability, in training only.
     """
 
     hidden: int = 4096
@@ -96,7 +96,7 @@ class FullyConnected(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, train: bool = False
     ) -> Float[Array, "batch height_out width_out {self.hidden}"]:
-        """Features; `kernel_size - 1 - 2 * padding` rows and columns less."""
+        """Features; ``kernel_size - 1 - 2 * padding`` rows and columns less."""
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = partial(Conv, self.hidden, kernel_init=nn.initializers.he_normal(), **types)
         side = self.kernel_size
@@ -107,15 +107,15 @@ class FullyConnected(nn.Module):
 
 
 class VGG(VGGOptions):
-    """Backbone, two hidden layers and a linear head. For the other fields see `VGGOptions`.
+    """Backbone, two hidden layers and a linear head. For the other fields see ``VGGOptions``.
 
-    Parameters are `{"backbone": those of VGGBackbone, "fc": those of FullyConnected, "head": …}`;
+    Parameters are ``{"backbone": those of VGGBackbone, "fc": those of FullyConnected, "head": …}``;
     with the layers of the paper, 224×224 pixels give fc6 its 7×7 features. From any other size the
     features are averaged, or repeated, to 7×7 first, as in torchvision.
 
     Attributes:
-      hidden: channels of the two hidden layers.
-      dropout: probability after each of them, in training only.
+        hidden: channels of the two hidden layers.
+        dropout: probability after each of them, in training only.
     """
 
     num_classes: int = 1000
@@ -124,7 +124,7 @@ class VGG(VGGOptions):
 
     @nn.nowrap
     def without_head(self, name: str | None = None) -> VGGBackbone:
-        """The backbone of this classifier, for other tasks: `VGG16().without_head()`."""
+        """The backbone of this classifier, for other tasks: ``VGG16().without_head()``."""
         return VGGBackbone(**shared_fields(self, VGGBackbone), name=name)
 
     @nn.compact
@@ -144,7 +144,7 @@ class VGG(VGGOptions):
 def adaptive_average_pool(
     x: Float[Array, "batch height width channels"], size: tuple[int, int]
 ) -> Float[Array, "batch {size[0]} {size[1]} channels"]:
-    """Averages over windows that cover the image evenly (PyTorch's `adaptive_avg_pool2d`).
+    """Averages over windows that cover the image evenly (PyTorch's ``adaptive_avg_pool2d``).
 
     Row i of n is the mean of the rows from floor(i H / n) to ceil((i + 1) H / n) of H. Windows
     overlap where n does not divide H, and repeat rows where n is larger.

@@ -20,10 +20,10 @@ def sincos_positions(rows: int, columns: int, width: int) -> Float[Array, "{rows
 
     Position (y, x) is [sin(w y), cos(w y), sin(w x), cos(w x)] with the width / 4 frequencies
     w_k = 10000^(-4k / width): the sines of Vaswani et al., 2017, arXiv:1706.03762, section 3.5,
-    for each axis. Float32, row by row. Those of Beyer et al. are `beyer_positions`.
+    for each axis. Float32, row by row. Those of Beyer et al. are ``beyer_positions``.
 
     Raises:
-      ValueError: if four does not divide `width`.
+        ValueError: if four does not divide ``width``.
     """
     if width % 4:
         raise ValueError(f"sin-cos positions need a width that 4 divides; got {width}")
@@ -36,11 +36,11 @@ def beyer_positions(rows: int, columns: int, width: int) -> Float[Array, "{rows*
     """Fixed two-dimensional positions of Beyer, Zhai and Kolesnikov, 2022, arXiv:2205.01580.
 
     Position (y, x) is [sin(w x), cos(w x), sin(w y), cos(w y)] with w_k = 10000^(-k / (K - 1)),
-    k < K = width / 4, as `posemb_sincos_2d` in the code of the paper: the last frequency is 1e-4.
+    k < K = width / 4, as ``posemb_sincos_2d`` in the code of the paper: the last frequency is 1e-4.
     Float32, row by row.
 
     Raises:
-      ValueError: if four does not divide `width`, or it is below 8.
+        ValueError: if four does not divide ``width``, or it is below 8.
     """
     if width % 4 or width < 8:
         raise ValueError(f"these positions need a width of 8 or more that 4 divides; got {width}")
@@ -96,12 +96,12 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """`depth` blocks and a final norm.
+    """``depth`` blocks and a final norm.
 
     Attributes:
-      scan: compile one block and loop over stacked parameters `blocks`, [depth, …]; False unrolls
-        the loop over `block1`, `block2`, … and computes the same.
-      remat: keep only the input of each block for the backward pass and compute the rest again.
+        scan: compile one block and loop over stacked parameters ``blocks``, [depth, …]; False
+            unrolls the loop over ``block1``, ``block2``, … and computes the same.
+        remat: keep only the input of each block for the backward pass and compute the rest again.
     """
 
     depth: int
@@ -142,18 +142,18 @@ class Encoder(nn.Module):
 
 
 class ViTOptions(nn.Module):
-    """The fields that a backbone and its classifier share; for scan and remat see `Encoder`.
+    """The fields that a backbone and its classifier share; for scan and remat see ``Encoder``.
 
     Attributes:
-      depth: number of blocks.
-      width: channels of a token.
-      mlp_width: channels inside the MLP.
-      heads: attention heads; must divide `width`.
-      patch: side of a square patch in pixels; must divide height and width of the images.
-      pool: "cls" adds a class token and classifies from it; "gap" averages the patches.
-      positions: "learned", for one image size, or fixed: "sincos" as of MoCo v3, or "beyer" (see
-        `sincos_positions` and `beyer_positions`; the class token then has none).
-      dropout: probability, in training only.
+        depth: number of blocks.
+        width: channels of a token.
+        mlp_width: channels inside the MLP.
+        heads: attention heads; must divide ``width``.
+        patch: side of a square patch in pixels; must divide height and width of the images.
+        pool: "cls" adds a class token and classifies from it; "gap" averages the patches.
+        positions: "learned", for one image size, or fixed: "sincos" as of MoCo v3, or "beyer" (see
+            ``sincos_positions`` and ``beyer_positions``; the class token then has none).
+        dropout: probability, in training only.
     """
 
     depth: int
@@ -171,15 +171,15 @@ class ViTOptions(nn.Module):
 
 
 class ViTBackbone(ViTOptions):
-    """Patch embedding and encoder. For the fields see `ViTOptions`."""
+    """Patch embedding and encoder. For the fields see ``ViTOptions``."""
 
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, train: bool = False
     ) -> dict[int, Float[Array, "batch rows columns features"]]:
-        """Patch tokens as one map of features, `{patch: [batch, H / patch, W / patch, width]}`.
+        """Patch tokens as one map of features, ``{patch: [batch, H / patch, W / patch, width]}``.
 
         Raises:
-          ValueError: as `tokens`.
+            ValueError: as ``tokens``.
         """
         tokens = self.tokens(x, train=train)
         rows, columns = x.shape[1] // self.patch, x.shape[2] // self.patch
@@ -193,8 +193,8 @@ class ViTBackbone(ViTOptions):
         """Encoded tokens: the class token, where there is one, then the patches row by row.
 
         Raises:
-          ValueError: if `x` is not a batch of images that patches divide, or a field holds an
-            unknown name.
+            ValueError: if ``x`` is not a batch of images that patches divide, or a field holds an
+                unknown name.
         """
         if x.ndim != 4 or x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise ValueError(
@@ -236,23 +236,23 @@ class ViTBackbone(ViTOptions):
 
 
 class ViT(ViTOptions):
-    """Backbone and a linear head that starts at zero. For the other fields see `ViTOptions`.
+    """Backbone and a linear head that starts at zero. For the other fields see ``ViTOptions``.
 
-    Parameters are `{"backbone": those of ViTBackbone, "head": …}`.
+    Parameters are ``{"backbone": those of ViTBackbone, "head": …}``.
     """
 
     num_classes: int = 1000
 
     @nn.nowrap
     def without_head(self, name: str | None = None) -> ViTBackbone:
-        """The backbone of this classifier, for other tasks: `ViTB(pool="gap").without_head()`."""
+        """The backbone of this classifier, for other tasks: ``ViTB(pool="gap").without_head()``."""
         return ViTBackbone(**shared_fields(self, ViTBackbone), name=name)
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Logits, float32. Raises ValueError as `ViTBackbone.tokens` does."""
+        """Logits, float32. Raises ValueError as ``ViTBackbone.tokens`` does."""
         x = self.without_head(name="backbone").tokens(x, train=train).astype(jnp.float32)
         x = x[:, 0] if self.pool == "cls" else jnp.mean(x, axis=1)
         head = nn.Dense(

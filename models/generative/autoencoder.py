@@ -5,8 +5,8 @@ Science 313(5786). A denoising autoencoder (Vincent et al., 2008, doi:10.1145/13
 the same network that reads a corrupted image.
 
 An encoder is called with images and, optionally, a condition, a decoder with vectors. Models take
-them as fields: a class or a `partial` of it, called with `dtype` and `param_dtype`, a decoder also
-with `image` and `outputs`.
+them as fields: a class or a ``partial`` of it, called with ``dtype`` and ``param_dtype``, a decoder
+also with ``image`` and ``outputs``.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ class MLP(nn.Module):
 
 
 class DenseEncoder(nn.Module):
-    """An `MLP` that reads all pixels as one vector, with the condition behind them."""
+    """An ``MLP`` that reads all pixels as one vector, with the condition behind them."""
 
     widths: Sequence[int]
     activation: Callable[[Array], Array] = nn.relu
@@ -66,7 +66,7 @@ class DenseEncoder(nn.Module):
 
 
 class DenseDecoder(nn.Module):
-    """An `MLP` and a linear layer with one output for each pixel and channel."""
+    """An ``MLP`` and a linear layer with one output for each pixel and channel."""
 
     image: tuple[int, int, int]
     outputs: int
@@ -96,7 +96,7 @@ class ConvEncoder(nn.Module):
     """Convolutions 4×4 of stride 2, each with its activation; the condition is planes of the image.
 
     Attributes:
-      channels: of each convolution; as many halvings must divide height and width.
+        channels: of each convolution; as many halvings must divide height and width.
     """
 
     channels: Sequence[int] = (32, 64)
@@ -129,7 +129,7 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """The mirror of `ConvEncoder`: a dense layer, then transposed convolutions 4×4 of stride 2."""
+    """The mirror of ``ConvEncoder``: a dense layer, then 4×4 transposed convolutions, stride 2."""
 
     image: tuple[int, int, int]
     outputs: int
@@ -171,11 +171,11 @@ class Autoencoder(nn.Module):
     mirror, of 2,837,314 parameters, with ReLU in place of their logistic units.
 
     Attributes:
-      image: height, width and channels.
-      outputs: channels that the decoder gives for each pixel.
-      latent: dimensions of the code.
-      encoder: from images to features.
-      decoder: from a code to the outputs of each pixel.
+        image: height, width and channels.
+        outputs: channels that the decoder gives for each pixel.
+        latent: dimensions of the code.
+        encoder: from images to features.
+        decoder: from a code to the outputs of each pixel.
     """
 
     image: tuple[int, int, int] = (28, 28, 1)
@@ -196,7 +196,7 @@ class Autoencoder(nn.Module):
     def encode(
         self, x: Float[Array, "batch height width channels"], *, train: bool = False
     ) -> Float[Array, "batch {self.latent}"]:
-        """Codes, float32. Raises ValueError for an image of another shape than `image`."""
+        """Codes, float32. Raises ValueError for an image of another shape than ``image``."""
         del train  # the same computation in training and in evaluation
         check_image(x, self.image)
         return self.code(self.features(x))
@@ -207,7 +207,7 @@ class Autoencoder(nn.Module):
         """Linear outputs, float32: logits or values, as the loss takes them.
 
         Raises:
-          ValueError: for a code of another size than `latent`.
+            ValueError: for a code of another size than ``latent``.
         """
         del train
         check_latent(z, self.latent)

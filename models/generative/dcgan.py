@@ -1,5 +1,7 @@
-"""DCGAN: Radford, Metz and Chintala, 2016, "Unsupervised representation learning with deep
-convolutional generative adversarial networks", arXiv:1511.06434.
+"""DCGAN, a generator and a discriminator of strided convolutions.
+
+Radford, Metz and Chintala, 2016, "Unsupervised representation learning with deep convolutional
+generative adversarial networks", arXiv:1511.06434.
 """
 
 from functools import partial
@@ -17,8 +19,8 @@ class DCGANGenerator(Generator):
     """Transposed convolutions, each with its norm and ReLU, from one pixel to the image.
 
     The first makes a map of height and width / 2**halvings, those after it are 4×4 of stride 2. The
-    last map before the image has `width` channels, each one before it twice as many. With the
-    defaults it has 3,576,704 parameters. For the fields see `Generator`.
+    last map before the image has ``width`` channels, each one before it twice as many. With the
+    defaults it has 3,576,704 parameters. For the fields see ``Generator``.
     """
 
     @nn.nowrap
@@ -44,12 +46,12 @@ class DCGANGenerator(Generator):
 class DCGANDiscriminator(Discriminator):
     """Convolutions 4×4 of stride 2, with norm but for the first, leaky ReLU, and a dense layer.
 
-    The first has `width` channels, each one after it twice as many. With the defaults and three
-    channels it has 2,765,568 parameters. For the other fields see `Discriminator`.
+    The first has ``width`` channels, each one after it twice as many. With the defaults and three
+    channels it has 2,765,568 parameters. For the other fields see ``Discriminator``.
 
     Attributes:
-      hidden: units of a dense layer before the last, or None. Few convolutions see places only
-        apart: after two halvings the logit is a sum over patches of 10 pixels.
+        hidden: units of a dense layer before the last, or None. Few convolutions see places only
+            apart: after two halvings the logit is a sum over patches of 10 pixels.
     """
 
     hidden: int | None = None

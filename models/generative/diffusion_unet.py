@@ -20,10 +20,10 @@ def sinusoids(values: Num[Array, " batch"], width: int) -> Float[Array, "batch {
     """Sines, then cosines, of values times frequencies from 1 down to 1/10000.
 
     The positions of Vaswani et al., 2017, arXiv:1706.03762, section 3.5, with the ends that Ho et
-    al. give the frequencies. Values of 0 to 1000 are told apart well.
+    al. give the frequencies. They are made for values from 0 to 1000.
 
     Raises:
-      ValueError: a width that is odd or below 4.
+        ValueError: a width that is odd or below 4.
     """
     if width < 4 or width % 2:
         raise ValueError(f"sinusoids need an even width of at least 4; got {width}")
@@ -120,18 +120,19 @@ class DiffusionUNet(nn.Module):
     their initialiser of the other weights (uniform over fan-in and fan-out).
 
     Attributes:
-      outputs: channels of the prediction; twice those of the image if the variance is learned.
-      width: channels of the first level.
-      multiples: channels of each level over `width`; each level has half the size of that before.
-      blocks: residual blocks of a level going down; going up there is one more.
-      attention: heights of the features that have attention behind every block; the deepest has it
-        once in any case.
-      heads: of attention.
-      dropout: rate, between the convolutions of every block.
-      resample: "conv", a convolution of stride 2 down and one behind the repeated pixels up, or
-        "resize", means of 2×2 pixels down and repeated pixels up.
-      num_classes: if the images have classes; the label `num_classes` stands for none.
-      norm: behind which every convolution is.
+        outputs: channels of the prediction; twice those of the image if the variance is learned.
+        width: channels of the first level.
+        multiples: channels of each level over ``width``; each level has half the size of that
+            before.
+        blocks: residual blocks of a level going down; going up there is one more.
+        attention: heights of the features that have attention behind every block; the deepest has
+            it once in any case.
+        heads: of attention.
+        dropout: rate, between the convolutions of every block.
+        resample: "conv", a convolution of stride 2 down and one behind the repeated pixels up, or
+            "resize", means of 2×2 pixels down and repeated pixels up.
+        num_classes: if the images have classes; the label ``num_classes`` stands for none.
+        norm: behind which every convolution is.
     """
 
     outputs: int = 3
@@ -160,16 +161,17 @@ class DiffusionUNet(nn.Module):
         """The prediction, float32.
 
         Args:
-          x: images with noise.
-          noise: how noisy they are, such as the step of a discrete process: of the order of 1 to
-            1000.
-          labels: what they show, 0 to `num_classes`; None is `num_classes`, of all of them.
-          context: tokens for the cross-attention of every attention block, which exists if they do.
-          train: draw dropout, from the stream "dropout".
+            x: images with noise.
+            noise: how noisy they are, such as the step of a discrete process: of the order of 1 to
+                1000.
+            labels: what they show, 0 to ``num_classes``; None is ``num_classes``, of all of them.
+            context: tokens for the cross-attention of every attention block, which exists if they
+                do.
+            train: draw dropout, from the stream "dropout".
 
         Raises:
-          ValueError: labels for a network without classes, an unknown option, or images whose size
-            cannot be halved so often.
+            ValueError: labels for a network without classes, an unknown option, or images whose
+                size cannot be halved so often.
         """
         self._check(x, labels)
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -253,7 +255,7 @@ class ScoreUNet(nn.Module):
     enters by ln σ / 4 (Karras et al., 2022, arXiv:2206.00364, table 1).
 
     Attributes:
-      network: of images, and values of the order of 1000, to as many channels.
+        network: of images, and values of the order of 1000, to as many channels.
     """
 
     network: nn.Module
@@ -266,7 +268,7 @@ class ScoreUNet(nn.Module):
         *,
         train: bool = False,
     ) -> Float[Array, "batch height width channels"]:
-        """The score ∇ log p(x), float32. `noise` is σ; the rest is that of the network."""
+        """The score ∇ log p(x), float32. ``noise`` is σ; the rest is that of the network."""
         sigma = noise.astype(jnp.float32)
         per_image = sigma[:, None, None, None]
         network: Callable[..., Array] = self.network

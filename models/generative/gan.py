@@ -37,14 +37,14 @@ class Generator(nn.Module):
     """What generators share.
 
     Attributes:
-      image: height, width and channels.
-      latent: dimensions of z.
-      width: channels; of which map, the generator says.
-      halvings: how often the size is doubled; 2**halvings must divide height and width.
-      num_classes: of the labels that are joined to z as one-hot, whose weights in the first layer
-        are their embedding; None if there are none.
-      norm: `batch_norm`, `group_norm` or a `partial` of them; None for none.
-      kernel_init: of the kernels, but for those 3×3 of `ResidualBlock`.
+        image: height, width and channels.
+        latent: dimensions of z.
+        width: channels of one of the maps; each generator says of which.
+        halvings: how often the size is doubled; 2**halvings must divide height and width.
+        num_classes: of the labels that are joined to z as one-hot, whose weights in the first layer
+            are their embedding; None if there are none.
+        norm: ``batch_norm``, ``group_norm`` or a ``partial`` of them; None for none.
+        kernel_init: of the kernels, but for those 3×3 of ``ResidualBlock``.
     """
 
     image: tuple[int, int, int] = (64, 64, 3)
@@ -68,8 +68,8 @@ class Generator(nn.Module):
         """Linear outputs, float32.
 
         Raises:
-          ValueError: for an image that cannot be halved so often, latents of another size, or
-            labels that are missing or given to a model without classes.
+            ValueError: for an image that cannot be halved so often, latents of another size, or
+                labels that are missing or given to a model without classes.
         """
         size = smallest_map(self.image[:2], self.halvings)
         if self.latent < 1:
@@ -89,11 +89,11 @@ class DiscriminatorLayers(nn.Module):
     """The fields of what makes a discriminator's layers.
 
     Attributes:
-      width: channels; of which map, the discriminator says.
-      norm: `batch_norm`, `group_norm` or a `partial` of them; None for none. With batch norm the
-        logit of an image depends on the others, as a penalty on its gradient must not.
-      spectral: normalise each kernel by its largest singular value; see `SpectralLayer`.
-      kernel_init: of the kernels, but for those 3×3 of `ResidualBlock`.
+        width: channels of one of the maps; each discriminator says of which.
+        norm: ``batch_norm``, ``group_norm`` or a ``partial`` of them; None for none. With batch
+            norm the logit of an image depends on the others, as a penalty on its gradient must not.
+        spectral: normalise each kernel by its largest singular value; see ``SpectralLayer``.
+        kernel_init: of the kernels, but for those 3×3 of ``ResidualBlock``.
     """
 
     width: int = 64
@@ -115,13 +115,14 @@ class DiscriminatorLayers(nn.Module):
 
 
 class Discriminator(DiscriminatorLayers):
-    """What discriminators of whole images share. For the others see `DiscriminatorLayers`.
+    """What discriminators of whole images share. For the others see ``DiscriminatorLayers``.
 
     Attributes:
-      halvings: how often the size is halved; 2**halvings must divide height and width.
-      num_classes: of the labels that the logits are conditional on; None if they are not.
-      condition: "projection" adds the inner product of features and an embedding of the class
-        (Miyato and Koyama, 2018, arXiv:1802.05637); "planes" joins a plane a class to the image.
+        halvings: how often the size is halved; 2**halvings must divide height and width.
+        num_classes: of the labels that the logits are conditional on; None if they are not.
+        condition: "projection" adds the inner product of features and an embedding of the class
+            (Miyato and Koyama, 2018, arXiv:1802.05637); "planes" joins a plane a class to the
+            image.
     """
 
     halvings: int = 4
@@ -139,8 +140,8 @@ class Discriminator(DiscriminatorLayers):
         """Logits of being real, float32; the last layer has no bias.
 
         Raises:
-          ValueError: for images that cannot be halved so often, an unknown `condition`, or labels
-            that are missing or given to a model without classes.
+            ValueError: for images that cannot be halved so often, an unknown ``condition``, or
+                labels that are missing or given to a model without classes.
         """
         if x.ndim != 4:
             raise ValueError(f"a discriminator takes batches of images; got {list(x.shape)}")
@@ -182,10 +183,10 @@ def smallest_map(size: tuple[int, ...], halvings: int) -> tuple[int, int]:
 def one_hot_classes(
     labels: Int[Array, " batch"] | None, num_classes: int | None, batch: int
 ) -> Float[Array, "batch classes"] | None:
-    """`one_hot_condition`, of one label for each example.
+    """``one_hot_condition``, of one label for each example.
 
     Raises:
-      ValueError: as there, and for labels that are not [batch].
+        ValueError: as there, and for labels that are not [batch].
     """
     classes = one_hot_condition(labels, num_classes)
     if labels is not None and labels.shape != (batch,):

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 def join(
     x: Float[Array, "*batch d"], condition: Float[Array, "#*batch classes"] | None
 ) -> Float[Array, "*batch d_and_classes"]:
-    """`x` with the condition, if there is one, along its last axis; the others broadcast."""
+    """``x`` with the condition, if there is one, along its last axis; the others broadcast."""
     if condition is None:
         return x
     condition = jnp.broadcast_to(condition, (*x.shape[:-1], condition.shape[-1]))
@@ -23,8 +23,8 @@ def one_hot_condition(
     """The labels as one-hot; None for a model without classes.
 
     Raises:
-      ValueError: for labels that are missing, or given to a model without classes. A label out of
-        range is all zeros: values are not known when a program is traced.
+        ValueError: for labels that are missing, or given to a model without classes. A label out of
+            range is all zeros: values are not known when a program is traced.
     """
     if num_classes is None:
         if labels is not None:
@@ -36,14 +36,14 @@ def one_hot_condition(
 
 
 def check_image(x: Array, image: tuple[int, int, int]) -> None:
-    """Raises ValueError unless `x` is a batch of images of this height, width and channels."""
+    """Raises ValueError unless ``x`` is a batch of images of this height, width and channels."""
     if x.shape[1:] != tuple(image):
         shape = ", ".join(map(str, image))
         raise ValueError(f"the model takes images [batch, {shape}]; got {list(x.shape)}")
 
 
 def check_latent(z: Array, size: int) -> None:
-    """Raises ValueError unless `z` is a batch of vectors of this size."""
+    """Raises ValueError unless ``z`` is a batch of vectors of this size."""
     if z.ndim < 2 or z.shape[-1] != size:
         raise ValueError(f"the model has latents [..., batch, {size}]; got {list(z.shape)}")
 

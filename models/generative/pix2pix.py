@@ -20,13 +20,13 @@ class PatchGAN(DiscriminatorLayers):
 
     Convolutions of stride 2, one of stride 1, each with leaky ReLU and all but the first with norm,
     and a last one. With the defaults a patch is 70×70 pixels, and two images of three channels make
-    2,768,705 parameters. For the other fields see `DiscriminatorLayers`.
+    2,768,705 parameters. For the other fields see ``DiscriminatorLayers``.
 
     Attributes:
-      width: channels of the first convolution; each one after it has twice as many, up to eight
-        times.
-      strided: convolutions of stride 2: 1, 2, 3, 4 and 5 make patches of 16, 34, 70, 142 and 286
-        pixels a side.
+        width: channels of the first convolution; each one after it has twice as many, up to eight
+            times.
+        strided: convolutions of stride 2: 1, 2, 3, 4 and 5 make patches of 16, 34, 70, 142 and 286
+            pixels a side.
     """
 
     strided: int = 3
@@ -45,12 +45,13 @@ class PatchGAN(DiscriminatorLayers):
         sees are sown as "features" into the collection "intermediates".
 
         Args:
-          x: images, real ones or the generator's.
-          condition: what the generator made them from; None judges them by themselves.
-          train: use the statistics of the batch.
+            x: images, real ones or the generator's.
+            condition: what the generator made them from; None judges them by themselves.
+            train: use the statistics of the batch.
 
         Raises:
-          ValueError: for images that are too small, a condition of another size, or `strided` 0.
+            ValueError: for images that are too small, a condition of another size, or ``strided``
+                0.
         """
         x = self._joined(x, condition)
         norm = norm_of(self, train=train)

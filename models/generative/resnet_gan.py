@@ -16,8 +16,8 @@ from opsin.ops.upsampling import upsample_nearest
 class ResidualGenerator(Generator):
     """A dense layer, residual blocks that double the size, norm, ReLU and a convolution 3×3.
 
-    All maps have `width` channels. With the defaults it is the network of Miyato et al. for
-    CIFAR-10, of 4,276,739 parameters. For the fields see `Generator`.
+    All maps have ``width`` channels. With the defaults it is the network of Miyato et al. for
+    CIFAR-10, of 4,276,739 parameters. For the fields see ``Generator``.
     """
 
     image: tuple[int, int, int] = (32, 32, 3)
@@ -43,11 +43,12 @@ class ResidualBlock(nn.Module):
     """x + conv(ReLU(norm(conv(ReLU(norm(x)))))), doubled in size by copies or halved by means.
 
     Attributes:
-      features: channels of the result.
-      conv: makes the convolutions.
-      norm: makes the norms; None for none.
-      resize: "up" doubles the size before the first convolution, "down" halves it after the second.
-      first: leave out the first norm and ReLU, which would cut off half of an image's values.
+        features: channels of the result.
+        conv: makes the convolutions.
+        norm: makes the norms; None for none.
+        resize: "up" doubles the size before the first convolution, "down" halves it after the
+            second.
+        first: leave out the first norm and ReLU, which would cut off half of an image's values.
     """
 
     features: int
@@ -79,13 +80,13 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualDiscriminator(Discriminator):
-    """Residual blocks, of which the first halve the size, ReLU, the sum over pixels, a dense layer.
+    """Residual blocks (the first ones halve the size), ReLU, sum over pixels, dense layer.
 
-    All maps have `width` channels. With the defaults and three channels it is the network of Miyato
-    et al. for CIFAR-10, of 1,053,824 parameters. For the other fields see `Discriminator`.
+    All maps have ``width`` channels. With the defaults and three channels it is the network of
+    Miyato et al. for CIFAR-10, of 1,053,824 parameters. For the other fields see ``Discriminator``.
 
     Attributes:
-      blocks: how many there are, not fewer than halvings.
+        blocks: how many there are, not fewer than halvings.
     """
 
     width: int = 128

@@ -53,14 +53,14 @@ class VAE(nn.Module):
     stream "latent". Labels, in a model that has classes, are read by every network, as one-hot.
 
     Attributes:
-      image: height, width and channels.
-      outputs: channels that the decoder gives for each pixel; the likelihood says how many.
-      latents: dimensions of each level.
-      encoder: from images to what q(z_0 | x) is read off; see `models.generative.autoencoder`.
-      decoder: from z_0 to the outputs of each pixel.
-      between: for each level above 0, what makes the network from the level below to it and the one
-        back; called with `dtype` and `param_dtype`.
-      num_classes: of the labels that the model is conditional on; None if it is not.
+        image: height, width and channels.
+        outputs: channels that the decoder gives for each pixel; the likelihood says how many.
+        latents: dimensions of each level.
+        encoder: from images to what q(z_0 | x) is read off; see ``models.generative.autoencoder``.
+        decoder: from z_0 to the outputs of each pixel.
+        between: for each level above 0, what makes the network from the level below to it and the
+            one back; called with ``dtype`` and ``param_dtype``.
+        num_classes: of the labels that the model is conditional on; None if it is not.
     """
 
     image: tuple[int, int, int] = (28, 28, 1)
@@ -102,8 +102,8 @@ class VAE(nn.Module):
         level below, and are drawn from once.
 
         Raises:
-          ValueError: for an image of another shape than `image`, or labels that are missing or
-            given to a model without classes.
+            ValueError: for an image of another shape than ``image``, or labels that are missing or
+                given to a model without classes.
         """
         del train  # the same computation in training and in evaluation
         check_image(x, self.image)
@@ -132,8 +132,8 @@ class VAE(nn.Module):
         likelihood says what they mean.
 
         Raises:
-          ValueError: for latents of other sizes or number than the model's, or labels that are
-            missing or given to a model without classes.
+            ValueError: for latents of other sizes or number than the model's, or labels that are
+                missing or given to a model without classes.
         """
         del train
         if len(latents) != len(self.latents):
@@ -155,8 +155,8 @@ class VAE(nn.Module):
         """Outputs for latents of the top level; levels below are drawn.
 
         Raises:
-          ValueError: for a latent of another size than the model's, or labels that are missing or
-            given to a model without classes.
+            ValueError: for a latent of another size than the model's, or labels that are missing or
+                given to a model without classes.
         """
         del train
         check_latent(top, self.latents[-1])
@@ -179,7 +179,7 @@ class VAE(nn.Module):
         tuple[Normal, ...],
         Float[Array, "samples batch height width {self.outputs}"],
     ]:
-        """`encode` and then `decode`: latents, posteriors, priors and outputs."""
+        """``encode`` and then ``decode``: latents, posteriors, priors and outputs."""
         latents, posteriors = self.encode(x, samples=samples, labels=labels, train=train)
         priors, outputs = self.decode(latents, labels=labels, train=train)
         return latents, posteriors, priors, outputs

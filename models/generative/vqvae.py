@@ -31,10 +31,10 @@ class VQOutput:
     """What a VQ-VAE says of images.
 
     Attributes:
-      outputs: the decoder's, of each pixel; float32.
-      z_e: the encoder's vectors.
-      codes: the nearest code of each. A codebook that learns by gradient has it from here.
-      indices: of these codes; int32.
+        outputs: the decoder's, of each pixel; float32.
+        z_e: the encoder's vectors.
+        codes: the nearest code of each. A codebook that learns by gradient has it from here.
+        indices: of these codes; int32.
     """
 
     outputs: Float[Array, "batch height width outputs"]
@@ -47,14 +47,14 @@ class VectorQuantizer(nn.Module):
     """A book of codes, float32. Random numbers take the stream "codes".
 
     Attributes:
-      num_codes: K.
-      code_size: D.
-      update: "gradient", by the codebook loss: then the book is the parameter `codebook`; or "ema",
-        by moving averages: then it is `embedding`, `counts` and `sums` in the collection
-        "codebook", updated in training if that is mutable.
-      decay: of the moving averages.
-      restart: how often, on average, a batch must use a code for it not to be restarted from one of
-        the batch's vectors; only with "ema". 0 restarts none.
+        num_codes: K.
+        code_size: D.
+        update: "gradient", by the codebook loss: then the book is the parameter ``codebook``; or
+            "ema", by moving averages: then it is ``embedding``, ``counts`` and ``sums`` in the
+            collection "codebook", updated in training if that is mutable.
+        decay: of the moving averages.
+        restart: how often, on average, a batch must use a code for it not to be restarted from one
+            of the batch's vectors; only with "ema". 0 restarts none.
     """
 
     num_codes: int = 512
@@ -64,7 +64,7 @@ class VectorQuantizer(nn.Module):
     restart: float = 0.0
 
     def setup(self) -> None:
-        """Makes the book. Raises ValueError for an unknown `update`, or one without restarts."""
+        """Makes the book. Raises ValueError for an unknown ``update``, or one without restarts."""
         if self.update not in ("ema", "gradient"):
             raise ValueError(f'update is "ema" or "gradient"; got {self.update!r}')
         if self.restart and self.update != "ema":
@@ -84,11 +84,11 @@ class VectorQuantizer(nn.Module):
     def __call__(
         self, z: Float[Array, "*batch d"], *, train: bool = False
     ) -> tuple[Float[Array, "*batch d"], Float[Array, "*batch d"], Int[Array, "*batch"]]:
-        """The codes with the gradient of `z`, the codes themselves, and their indices.
+        """The codes with the gradient of ``z``, the codes themselves, and their indices.
 
         Raises:
-          ValueError: for vectors of another size than `code_size`, an unknown `update`, or restarts
-            of a book that learns by gradient.
+            ValueError: for vectors of another size than ``code_size``, an unknown ``update``, or
+                restarts of a book that learns by gradient.
         """
         z = z.astype(jnp.float32)
         indices = nearest_codes(z, self._embedding())
@@ -133,12 +133,12 @@ class VQOptions(nn.Module):
     """The fields that the encoder, the decoder and the whole VQ-VAE share.
 
     Attributes:
-      outputs: channels that the decoder gives for each pixel.
-      width: channels of the features; half as many at half the size of the image.
-      halvings: how often the size is halved.
-      residual_layers: blocks of the encoder, and of the decoder.
-      residual_width: channels inside a block.
-      code_size: dimensions of a code, D.
+        outputs: channels that the decoder gives for each pixel.
+        width: channels of the features; half as many at half the size of the image.
+        halvings: how often the size is halved.
+        residual_layers: blocks of the encoder, and of the decoder.
+        residual_width: channels inside a block.
+        code_size: dimensions of a code, D.
     """
 
     outputs: int = 3
@@ -170,7 +170,7 @@ class VQEncoder(VQOptions):
 
 
 class VQDecoder(VQOptions):
-    """The mirror of `VQEncoder`, with transposed convolutions."""
+    """The mirror of ``VQEncoder``, with transposed convolutions."""
 
     @nn.compact
     def __call__(
@@ -188,11 +188,11 @@ class VQDecoder(VQOptions):
 
 
 class VQVAE(VQOptions):
-    """Encoder, `VectorQuantizer`, decoder.
+    """Encoder, ``VectorQuantizer``, decoder.
 
     With the defaults and three channels it has 662,723 parameters, 695,491 with a codebook that
     learns by gradient. The encoder's other gradient, and the codebook's, are those of the losses
-    that `z_e` and `codes` are for. For the fields see `VQOptions` and `VectorQuantizer`.
+    that ``z_e`` and ``codes`` are for. For the fields see ``VQOptions`` and ``VectorQuantizer``.
     """
 
     num_codes: int = 512
@@ -216,7 +216,7 @@ class VQVAE(VQOptions):
     def quantize(
         self, z_e: Float[Array, "*batch d"], *, train: bool = False
     ) -> tuple[Float[Array, "*batch d"], Float[Array, "*batch d"], Int[Array, "*batch"]]:
-        """Codes with the gradient of `z_e`, codes and indices; see `VectorQuantizer`."""
+        """Codes with the gradient of ``z_e``, codes and indices; see ``VectorQuantizer``."""
         return self.quantizer(z_e, train=train)
 
     def decode(

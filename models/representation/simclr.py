@@ -23,12 +23,12 @@ class ProjectionHead(nn.Module):
     """g, a multilayer perceptron with ReLU between its layers (section 4.2).
 
     Attributes:
-      layers: 0 is the identity, 1 linear, 2 the paper's; its successor has 3 (Chen et al., 2020,
-        arXiv:2006.10029).
-      output: numbers out of the last layer.
-      width: of the hidden layers; None takes that of the features.
-      norm: after each layer, the last one too, which then has no offset, as in the authors' code;
-        biases of the layers are left out. None is without.
+        layers: 0 is the identity, 1 linear, 2 the paper's; its successor has 3 (Chen et al., 2020,
+            arXiv:2006.10029).
+        output: numbers out of the last layer.
+        width: of the hidden layers; None takes that of the features.
+        norm: after each layer, the last one too, which then has no offset, as in the authors' code;
+            biases of the layers are left out. None is without.
     """
 
     layers: int = 2
@@ -62,13 +62,13 @@ class ProjectionHead(nn.Module):
 class SimCLR(nn.Module):
     """The mean of a backbone's last features over the image, and a projection head on it.
 
-    Parameters are `{"backbone": those of the backbone, "head": those of the head}`: the backbone's
-    are where a classifier has them.
+    Parameters are ``{"backbone": those of the backbone, "head": those of the head}``: the
+    backbone's are where a classifier has them.
 
     Attributes:
-      backbone: a module that returns features by stride, finest first, such as
-        `ResNet50().without_head()`, or one vector an image.
-      head: the projection.
+        backbone: a module that returns features by stride, finest first, such as
+            ``ResNet50().without_head()``, or one vector an image.
+        head: the projection.
     """
 
     backbone: nn.Module
@@ -81,7 +81,7 @@ class SimCLR(nn.Module):
         """Embeddings z, float32, of any length.
 
         Raises:
-          ValueError: if the backbone gives neither features by stride nor vectors.
+            ValueError: if the backbone gives neither features by stride nor vectors.
         """
         features: Any = self.backbone(x, train=train)
         if isinstance(features, dict):

@@ -27,15 +27,15 @@ class ASPP(nn.Module):
     then a 1×1 convolution of them all. Each convolution has its norm and ReLU.
 
     The mean of the image has one pixel. In training, batch norm needs several images to normalise
-    it by: of a batch of one it makes zero, whatever the image (PyTorch refuses). Use `group_norm`
+    it by: of a batch of one it makes zero, whatever the image (PyTorch refuses). Use ``group_norm``
     or frozen statistics then.
 
     Attributes:
-      rates: dilation of each 3×3 convolution. One as large as the features sees its centre alone.
-      width: channels of each branch, and of the result.
-      dropout: rate after the last ReLU.
-      conv: makes convolutions without bias.
-      norm: called with `train` and a name.
+        rates: dilation of each 3×3 convolution. One as large as the features sees its centre alone.
+        width: channels of each branch, and of the result.
+        dropout: rate after the last ReLU.
+        conv: makes convolutions without bias.
+        norm: called with ``train`` and a name.
     """
 
     rates: Sequence[int]
@@ -48,7 +48,7 @@ class ASPP(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width in"], *, train: bool = False
     ) -> Float[Array, "batch height width out"]:
-        """Features of the same size, of `width` channels."""
+        """Features of the same size, of ``width`` channels."""
 
         def layer(name: str, x: Array, taps: int = 1, rate: int = 1) -> Array:
             padding = rate * (taps // 2)
@@ -73,21 +73,22 @@ class ASPP(nn.Module):
 class DeepLabv3(Segmenter):
     """Backbone, pyramid, a 3×3 convolution and a linear classifier of each pixel.
 
-    With `low_level` it is version 3+: finer features join the pyramid before the 3×3 convolution.
-    For the other fields see `Segmenter`.
+    With ``low_level`` it is version 3+: finer features join the pyramid before the 3×3 convolution.
+    For the other fields see ``Segmenter``.
 
     Attributes:
-      rates: of the pyramid: the paper's for features 16 times smaller than the image, to be doubled
-        for 8 times.
-      width: channels of the pyramid and of the 3×3 convolution.
-      dropout: rate after the pyramid, in training only.
-      low_level: the level of the finer features, whose size the pyramid takes (Chen et al., 2018,
-        Fig. 2).
-      low_level_width: channels that they are reduced to (Chen et al., 2018, Table 1).
-      auxiliary: in training, an `FCNHead` on the features one level finer than the last is run too.
-        Its logits, of the same shape, are sown as "logits" into the collection "auxiliary".
-      norm: `batch_norm`, `group_norm` or a `partial` of them, outside the backbone; for batches of
-        one image see `ASPP`.
+        rates: of the pyramid: the paper's for features 16 times smaller than the image, to be
+            doubled for 8 times.
+        width: channels of the pyramid and of the 3×3 convolution.
+        dropout: rate after the pyramid, in training only.
+        low_level: the level of the finer features, whose size the pyramid takes (Chen et al., 2018,
+            Fig. 2).
+        low_level_width: channels that they are reduced to (Chen et al., 2018, Table 1).
+        auxiliary: in training, an ``FCNHead`` on the features one level finer than the last is run
+            too. Its logits, of the same shape, are sown as "logits" into the collection
+            "auxiliary".
+        norm: ``batch_norm``, ``group_norm`` or a ``partial`` of them, outside the backbone; for
+            batches of one image see ``ASPP``.
     """
 
     rates: Sequence[int] = (6, 12, 18)
@@ -105,7 +106,7 @@ class DeepLabv3(Segmenter):
         """Logits, float32.
 
         Raises:
-          ValueError: if the backbone has no level `low_level`, or as the backbone does.
+            ValueError: if the backbone has no level ``low_level``, or as the backbone does.
         """
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         he_normal = nn.initializers.he_normal()

@@ -25,8 +25,8 @@ class Segmenter(nn.Module):
     """The fields of a network that labels every pixel from the features of a backbone.
 
     Attributes:
-      backbone: a module that returns features by stride, finest first.
-      num_classes: outputs of each pixel.
+        backbone: a module that returns features by stride, finest first.
+        num_classes: outputs of each pixel.
     """
 
     backbone: nn.Module
@@ -45,15 +45,15 @@ class SkipFCN(Segmenter):
     """FCN-32s, -16s and -8s: class scores of several strides, added from coarse to fine (Fig. 3).
 
     The coarsest features pass fc6 and fc7 first. Scores start at zero and transposed convolutions
-    as bilinear interpolation (sections 4.2 and 4.3). For the other fields see `Segmenter`.
+    as bilinear interpolation (sections 4.2 and 4.3). For the other fields see ``Segmenter``.
 
     Attributes:
-      skips: strides of the finer features that are scored too, descending.
-      hidden: channels of fc6 and fc7.
-      kernel_size: side of fc6's kernel, an odd number.
-      dropout: probability after fc6 and fc7, in training only.
-      learned_output: the last upsampling is a transposed convolution too; otherwise it is bilinear
-        interpolation and nothing else (section 4.3, "dense prediction").
+        skips: strides of the finer features that are scored too, descending.
+        hidden: channels of fc6 and fc7.
+        kernel_size: side of fc6's kernel, an odd number.
+        dropout: probability after fc6 and fc7, in training only.
+        learned_output: the last upsampling is a transposed convolution too; otherwise it is
+            bilinear interpolation and nothing else (section 4.3, "dense prediction").
     """
 
     skips: Sequence[int] = ()
@@ -69,8 +69,8 @@ class SkipFCN(Segmenter):
         """Logits, float32.
 
         Raises:
-          ValueError: if the kernel's side is even, or the backbone has no features of a skip's
-            stride, or of another size than their stride says (as with dilation: use `FCN`).
+            ValueError: if the kernel's side is even, or the backbone has no features of a skip's
+                stride, or of another size than their stride says (as with dilation: use ``FCN``).
         """
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd to keep the size; got {self.kernel_size}")
@@ -129,7 +129,7 @@ class SkipFCN(Segmenter):
 def bilinear(
     key: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "rows columns channels channels"]:
-    """An initialiser: `bilinear_kernel`, whatever the key."""
+    """An initialiser: ``bilinear_kernel``, whatever the key."""
     del key
     rows, columns, channels, _ = shape
     return bilinear_kernel((rows, columns), channels).astype(dtype)
@@ -143,13 +143,13 @@ FCN8s = partial(SkipFCN, backbone=VGG16().without_head(), skips=(16, 8))
 
 
 class FCNHead(nn.Module):
-    """A 3×3 convolution to `width` channels, norm, ReLU, dropout and a linear map, as torchvision.
+    """torchvision's head: 3×3 convolution to ``width``, norm, ReLU, dropout, linear map.
 
     Attributes:
-      num_classes: outputs of each pixel.
-      width: channels within; None is a quarter of the input's.
-      norm: `batch_norm`, `group_norm` or a `partial` of them.
-      dropout: probability, in training only.
+        num_classes: outputs of each pixel.
+        width: channels within; None is a quarter of the input's.
+        norm: ``batch_norm``, ``group_norm`` or a ``partial`` of them.
+        dropout: probability, in training only.
     """
 
     num_classes: int
@@ -176,17 +176,18 @@ class FCNHead(nn.Module):
 
 
 class FCN(Segmenter):
-    """A head on the coarsest features and bilinear interpolation, as torchvision's `fcn_resnet50`.
+    """A head on the coarsest features and bilinear interpolation.
 
-    Made for backbones with dilation. For the other fields see `Segmenter`.
+    It is torchvision's ``fcn_resnet50``, made for backbones with dilation. For the other fields see
+    ``Segmenter``.
 
     Attributes:
-      auxiliary: in training, a second head on the features one level finer is run too (Zhao et
-        al., 2017, arXiv:1612.01105, section 3.3). Its logits, of the same shape, are sown as
-        "logits" into the collection "auxiliary".
-      width: channels within the heads; None is a quarter of their input's.
-      norm: of the heads.
-      dropout: of the heads.
+        auxiliary: in training, a second head on the features one level finer is run too (Zhao et
+            al., 2017, arXiv:1612.01105, section 3.3). Its logits, of the same shape, are sown as
+            "logits" into the collection "auxiliary".
+        width: channels within the heads; None is a quarter of their input's.
+        norm: of the heads.
+        dropout: of the heads.
     """
 
     auxiliary: bool = False

@@ -47,17 +47,17 @@ class UNet(nn.Module):
     parameters: 572×572 pixels give 388×388. Weights start as in its section 3.
 
     Attributes:
-      num_classes: outputs of each pixel.
-      width: channels of the first level; each level below has twice as many.
-      depth: how often the size is halved.
-      padding: "valid" as in the paper, where an image must have `valid_size`, or "same", where it
-        may have any size and keeps it.
-      upsampling: "transposed", the up-convolution 2×2 of the paper, or "resize", bilinear and then
-        a convolution 3×3 (Odena et al., 2016, doi:10.23915/distill.00003).
-      skips: whether features of the contracting path are joined to the expanding path.
-      norm: after each convolution, which has no bias then; None as in the paper.
-      dropout: rate at the end of the contracting path.
-      remat: compute each level's activations again in the backward pass instead of keeping them.
+        num_classes: outputs of each pixel.
+        width: channels of the first level; each level below has twice as many.
+        depth: how often the size is halved.
+        padding: "valid" as in the paper, where an image must have ``valid_size``, or "same", where
+            it may have any size and keeps it.
+        upsampling: "transposed", the up-convolution 2×2 of the paper, or "resize", bilinear and
+            then a convolution 3×3 (Odena et al., 2016, doi:10.23915/distill.00003).
+        skips: whether features of the contracting path are joined to the expanding path.
+        norm: after each convolution, which has no bias then; None as in the paper.
+        dropout: rate at the end of the contracting path.
+        remat: compute each level's activations again in the backward pass instead of keeping them.
     """
 
     num_classes: int = 2
@@ -79,8 +79,8 @@ class UNet(nn.Module):
         """Logits, float32, of the image's pixels, or of its centre without padding.
 
         Raises:
-          ValueError: if `x` is not a batch of images, an option is unknown, or the image has a size
-            that valid convolutions cannot take.
+            ValueError: if ``x`` is not a batch of images, an option is unknown, or the image has a
+                size that valid convolutions cannot take.
         """
         self._check(x)
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -139,10 +139,10 @@ class UNet(nn.Module):
 
 
 def valid_size(size: int, depth: int = 4) -> int:
-    """The smallest side of at least `size` pixels that valid convolutions can take.
+    """The smallest side of at least ``size`` pixels that valid convolutions can take.
 
     It is 2**depth · b + 4 (2**depth - 1), so that every level halves without a rest; b, the side
-    that the lowest level sees, must leave some pixels. The result is `valid_margin` smaller.
+    that the lowest level sees, must leave some pixels. The result is ``valid_margin`` smaller.
 
     >>> valid_size(570), valid_size(570) - valid_margin()
     (572, 388)

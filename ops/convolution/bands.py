@@ -1,4 +1,4 @@
-"""Convolutions of a few channels by banded kernels; see `convolution.py`."""
+"""Convolutions of a few channels by banded kernels; see ``dispatch.py``."""
 
 from __future__ import annotations
 

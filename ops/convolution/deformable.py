@@ -17,8 +17,8 @@ def sample_bilinear(
 ) -> Float[Array, "batch *places channels"]:
     """The images between their pixels: Dai et al., 2017, eq. 3 and 4.
 
-    `positions` are (y, x) in pixels, the first pixel's centre at (0, 0). The image is surrounded by
-    zeros, and fades to them within one pixel. The derivative by a position is that of the linear
+    ``positions`` are (y, x) in pixels, the first pixel's centre at (0, 0). The image is surrounded
+    by zeros, and fades to them within one pixel. The derivative by a position is that of the linear
     piece to its right; it is zero where no pixel is near.
     """
     height, width = x.shape[1:3]
@@ -52,21 +52,23 @@ def deformable_convolution(
 ) -> Float[Array, "batch height_out width_out out"]:
     """A convolution whose taps are moved, and weighted, by place.
 
-    Dai et al., 2017, eq. 2; with `mask` Zhu et al., 2018, eq. 1. Zero offsets, and a mask of ones,
-    give the ordinary convolution.
+    Dai et al., 2017, eq. 2; with ``mask`` Zhu et al., 2018, eq. 1. Zero offsets, and a mask of
+    ones, give the ordinary convolution.
 
     Args:
-      x: images or features.
-      kernel: weights; with `groups`, `in_of_group` is the input channels over the groups.
-      offsets: (y, x) in pixels, added to each tap's place; taps row by row, as the kernel has them.
-      mask: weight of each sample, in [0, 1] in the paper.
-      strides: step between outputs, for each spatial axis.
-      padding: pixels of zeros before and after, for each spatial axis.
-      dilation: step between taps, for each spatial axis.
-      groups: parts that channels are split into, each convolved by itself.
+        x: images or features.
+        kernel: weights; with ``groups``, ``in_of_group`` is the input channels over the groups.
+        offsets: (y, x) in pixels, added to each tap's place; taps row by row, as the kernel has
+            them.
+        mask: weight of each sample, in [0, 1] in the paper.
+        strides: step between outputs, for each spatial axis.
+        padding: pixels of zeros before and after, for each spatial axis.
+        dilation: step between taps, for each spatial axis.
+        groups: parts that channels are split into, each convolved by itself.
 
     Raises:
-      ValueError: if `offsets` or `mask` does not have the size of the result and one entry a tap.
+        ValueError: if ``offsets`` or ``mask`` does not have the size of the result and one entry a
+            tap.
     """
     taps = kernel.shape[:2]
     centres = []  # of each tap for each output, along one axis: [out, taps]

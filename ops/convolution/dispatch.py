@@ -7,8 +7,8 @@ in the other two. They are one JAX primitive here, closed under differentiation:
 reverse mode and derivatives of any order need only the table ``OPERANDS``.
 
 Which program computes a contraction is decided when it is lowered: XLA's own convolution for GPU
-and TPU; for a CPU, in single precision, what is fastest for the shape (`python -m
-benchmarks.convolutions` measures it):
+and TPU; for a CPU, in single precision, what is fastest for the shape (``python -m
+opsin.benchmarks.convolutions`` measures it):
 
 - *tiles*, where the kernel's places do not overlap (1×1, patch embedding, kernel = image): one
   matrix product.
@@ -17,8 +17,8 @@ benchmarks.convolutions` measures it):
   channels XLA's convolution is given several columns at once.
 - *Winograd's* F(4, 3) along the height, for 3×3 kernels between 32 channels or more: up to half the
   products. Its root mean square error is up to three times that of XLA's convolution, relative to
-  the largest value of four rows; what is not finite reaches all four. Precision `HIGHEST` keeps it
-  out.
+  the largest value of four rows; what is not finite reaches all four. Precision ``HIGHEST`` keeps
+  it out.
 - *taps*, for the gradient of a 3×3 kernel between fewer channels of a large image: one product, in
   which the image is shifted by the kernel's columns and the result by its rows.
 - XLA's convolution otherwise, laid out as it likes best, on operands that were written to memory

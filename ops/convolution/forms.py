@@ -1,4 +1,4 @@
-"""The forms in which the three contractions of a convolution are computed; see `convolution.py`."""
+"""The forms in which the three contractions of a convolution are computed; see ``dispatch.py``."""
 
 from __future__ import annotations
 

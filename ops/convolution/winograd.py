@@ -1,4 +1,4 @@
-"""Convolutions with kernels of three rows by half as many products; see `convolution.py`."""
+"""Convolutions with kernels of three rows by half as many products; see ``dispatch.py``."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class _Plan(NamedTuple):
 
 @dataclass(frozen=True)
 class Inpaint:
-    """Steps of a sampler, after each of which the known pixels are put back, with their noise.
+    """A sampler that puts the known pixels back, with their noise, after each step.
 
     Replacement alone (Song et al., 2021, arXiv:2011.13456, appendix I.2) gives a rest that fits the
     known pixels too little: the step did not know them. With resamplings each step is taken back by
@@ -39,7 +39,7 @@ class Inpaint:
 
     Attributes:
         known: images in the space of the model, [batch, ...]; of these the known pixels are used.
-        mask: where they are known, a shape that broadcasts to that of `known`.
+        mask: where they are known, a shape that broadcasts to that of ``known``.
         sampler: of the steps; one that does not remember the step before.
         resamplings: how often each step is done, at least 1.
 
@@ -57,16 +57,16 @@ class Inpaint:
             raise ValueError(f"a step is done at least once, not {self.resamplings} times")
         if self.sampler.remembers:
             raise ValueError(
-                "inpainting takes steps back, which this sampler cannot: choose ddim or ancestral"
+                "inpainting repeats steps, which this sampler cannot: choose ddim or ancestral"
             )
 
     @property
     def remembers(self) -> bool:
-        """See `ops.diffusion.samplers.Sampler`."""
+        """See ``ops.diffusion.samplers.Sampler``."""
         return False
 
     def plan(self, process: Process, grid: Point) -> _Plan:
-        """See `ops.diffusion.samplers.Sampler`."""
+        """See ``ops.diffusion.samplers.Sampler``."""
         now, before = between(grid.levels)
         back = now.alpha / before.alpha
         std = np.sqrt(np.maximum(transition_variance(before, now), 0.0))
@@ -75,7 +75,7 @@ class Inpaint:
     def step(
         self, denoise: Denoiser, state: State, point: Point, plan: _Plan, keys: Key[Array, "batch"]
     ) -> State:
-        """See `ops.diffusion.samplers.Sampler`."""
+        """See ``ops.diffusion.samplers.Sampler``."""
 
         def once(keys: Array, state: State) -> State:
             made = self.sampler.step(denoise, state, point, plan.inner, fold_keys(keys, 0))

@@ -29,9 +29,9 @@ class AnnealedLangevin(Forgetful):
     """Langevin dynamics at each noise, one after the other: Song & Ermon, 2019, algorithm 1.
 
     arXiv:1907.05600. x ← x + a/2 ∇log p(x) + √a ε with a = step_size σ². For processes that add
-    noise and leave the data as they are, such as `ops.diffusion.sde.VarianceExploding`: from a
-    noise to the next nothing moves. The model is asked `corrections` times a time, and once in the
-    end.
+    noise and do not scale the data, such as ``ops.diffusion.sde.VarianceExploding``: from one noise
+    level to the next nothing moves. The model is evaluated ``corrections`` times at each time, and
+    once at the end.
 
     Attributes:
         step_size: ε / σ_L² of the paper, where it is 0.2 (2e-5 / 0.01²). From σ to the next, x must
@@ -53,12 +53,12 @@ class AnnealedLangevin(Forgetful):
             )
 
     def plan(self, process: Process, grid: Point) -> _LangevinPlan:
-        """See `Sampler`."""
+        """See ``Sampler``."""
         now, before = between(grid.levels)
         if not np.allclose(now.alpha, 1):
             raise ValueError(
-                "annealed Langevin dynamics are of processes that leave the data their size, such "
-                "as VarianceExploding: choose another sampler"
+                "annealed Langevin dynamics need a process that does not scale the data, such as "
+                "VarianceExploding: choose another sampler"
             )
         return _LangevinPlan(0.5 * self.step_size * now.sigma**2, before.sigma == 0)
 
@@ -70,7 +70,7 @@ class AnnealedLangevin(Forgetful):
         plan: _LangevinPlan,
         keys: Key[Array, "batch"],
     ) -> State:
-        """See `Sampler`."""
+        """See ``Sampler``."""
         x = _langevin(denoise, state.x, point, plan.size, self.corrections, keys)
 
         def denoised() -> State:
@@ -87,7 +87,7 @@ class PredictorCorrector:
     arXiv:2011.13456. x ← x + e ∇log p(x) + √2e ε with e = 2 (r σ)². In theirs the ratio of the
     norms of ε and ∇log p(x) stands for σ, which it is for images of many pixels: in few dimensions
     a score near 0 would make a step of any length, and means over a batch would have an image
-    depend on the others. The model is asked `corrections` times a step more than the predictor.
+    depend on the others. Each step evaluates the model ``corrections`` times beside the predictor.
 
     Attributes:
         predictor: any sampler.
@@ -114,7 +114,7 @@ class PredictorCorrector:
         return self.predictor.remembers
 
     def plan(self, process: Process, grid: Point) -> _LangevinPlan:
-        """See `Sampler`."""
+        """See ``Sampler``."""
         size = 2 * (self.snr * grid.levels.sigma[:-1]) ** 2
         return _LangevinPlan(size, self.predictor.plan(process, grid))
 
@@ -126,13 +126,13 @@ class PredictorCorrector:
         plan: _LangevinPlan,
         keys: Key[Array, "batch"],
     ) -> State:
-        """See `Sampler`."""
+        """See ``Sampler``."""
         x = _langevin(denoise, state.x, point, plan.size, self.corrections, keys)
         return self.predictor.step(denoise, State(x, state.x0), point, plan.predictor, keys)
 
 
 LANGEVIN, PREDICTOR_CORRECTOR = AnnealedLangevin(), PredictorCorrector()
-"""To be named on the command line, as those of `ops.diffusion.samplers`."""
+"""To be named on the command line, as those of ``ops.diffusion.samplers``."""
 
 
 def _langevin(

@@ -40,16 +40,16 @@ def solve(
     tolerance: float = 1e-5,
     max_steps: int = 1000,
 ) -> Solution:
-    """The probability flow from noise at time 1 to data at `process.start`; or the other way.
+    """The probability flow from noise at time 1 to data at ``process.start``; or the other way.
 
     By diffrax, with Dormand and Prince's method of order 5. Each image has steps of its own, so
-    that it is the same in any batch, and the model is asked for the whole batch at once. Not for
+    that it is the same in any batch, and the model is called once for the whole batch. Not for
     reverse-mode differentiation.
 
     Args:
         denoiser: of a model in continuous time.
         process: of the model.
-        x: where the flow starts, such as `ops.diffusion.sampling.prior_noise`.
+        x: where the flow starts, such as ``ops.diffusion.sampling.prior_noise``.
         reverse: whether it goes from noise to data.
         tolerance: of the error of each step, relative and absolute.
         max_steps: after which an image is given up.
@@ -68,9 +68,9 @@ class Likelihood(NamedTuple):
     """log p(x) in nats, and what it took.
 
     Attributes:
-        log_prob: of the density of data with the noise of `process.start`; NaN if it failed.
+        log_prob: of the density of data with the noise of ``process.start``; NaN if it failed.
         latent: the noise at time 1 that the image is one-to-one with.
-        steps: see `Solution`.
+        steps: see ``Solution``.
     """
 
     log_prob: Float[Array, "batch"]
@@ -91,15 +91,15 @@ def log_likelihood(
     """log p_0(x) = log p_1(x_1) + ∫ div dt along the probability flow.
 
     Args:
-        denoiser: of a model in continuous time, without `clip`, which has no density.
+        denoiser: of a model in continuous time, without ``clip``, which has no density.
         process: of the model.
         x: images, dequantised.
         keys: of the estimates of the divergence, one for each image.
         trace: "exact" takes a pass for each dimension; "hutchinson" takes one with a random vector
             of ±1, the same all along, and has the right expectation (Grathwohl et al., 2019,
             arXiv:1810.01367).
-        tolerance: see `solve`.
-        max_steps: see `solve`.
+        tolerance: see ``solve``.
+        max_steps: see ``solve``.
 
     Raises:
         ValueError: a denoiser that clips.
@@ -165,10 +165,11 @@ def _integrate(
 
 
 def _over_batch(function: Callable[..., Any], size: int) -> Callable[..., Any]:
-    """A function of a batch as one of an image, which `vmap` turns back into that of the batch.
+    """A function of a batch as one of an image, which ``vmap`` turns back into that of the batch.
 
     So that a solver of one image's equation, mapped over images, asks the model for all of them at
-    once, as it is; models may be bound to the labels of the batch. To be called under `vmap` only.
+    once, as it is; models may be bound to the labels of the batch. To be called under ``vmap``
+    only.
     """
 
     @jax.custom_batching.custom_vmap

@@ -2,8 +2,8 @@
 
 All processes have one form, x_t = α_t x_0 + σ_t ε with ε ~ N(0, I), and run from data at time 0
 to noise. Where α² + σ² = 1 they are variance-preserving, and α² is the ᾱ of DDPM. A model is a
-function `(x [batch, ...], t [batch]) -> prediction [batch, ...]`; of what, its `Target` says. The
-processes are in `ops.diffusion.schedules` and `ops.diffusion.sde`.
+function ``(x [batch, ...], t [batch]) -> prediction [batch, ...]``; of what, its ``Target`` says.
+The processes are in ``ops.diffusion.schedules`` and ``ops.diffusion.sde``.
 
 What is known before compilation (grids of times, the coefficients of steps) is NumPy, float64;
 what is traced is JAX, float32. Functions of times and levels take either.
@@ -47,11 +47,11 @@ class Process(Protocol):
         ...
 
     def levels(self, t: Any) -> Levels:
-        """α and σ at times of any shape, in the library that the times are of."""
+        """α and σ at times of any shape, as arrays of the library that ``t`` comes from."""
         ...
 
     def conditioning(self, t: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
-        """What a network is told of the time: a number that says how much noise there is."""
+        """The time as a network receives it: a number that says how much noise there is."""
         ...
 
     def times(self, steps: int) -> Num[np.ndarray, "steps+1"]:
@@ -67,7 +67,7 @@ class Process(Protocol):
     ) -> Num[np.ndarray, "steps+1"]:
         """A grid that is even in (σ/α)^(1/ρ), then time 0: Karras et al., 2022, eq. 5.
 
-        It starts where σ/α is `high` times the deviation of the prior, theirs, or at the end of a
+        It starts where σ/α is ``high`` times the deviation of the prior, theirs, or at the end of a
         process of less noise. A variance-preserving one may go far beyond, to where x is all noise
         to six digits, and a step from there would be as long as all others together.
 
@@ -132,7 +132,7 @@ def reverse_log_variances(
     after Nichol & Dhariwal.
 
     Args:
-        levels: of times that fall, [steps + 1], of which only the last may have σ = 0.
+        levels: at falling times, [steps + 1]; only the last may have σ = 0.
     """
     now, before = between(levels)
     small = posterior(before, now).variance
@@ -163,7 +163,7 @@ def between(levels: Levels) -> tuple[Levels, Levels]:
 def target_value(
     x0: Float[Array, "batch *d"], noise: Float[Array, "batch *d"], levels: Levels, target: Target
 ) -> Float[Array, "batch *d"]:
-    """What a network that predicts `target` is to say of x_t = α x_0 + σ ε.
+    """What a network that predicts ``target`` is to say of x_t = α x_0 + σ ε.
 
     v is α ε − σ x_0: Salimans & Ho, 2022, arXiv:2202.00512.
     """
@@ -189,7 +189,7 @@ def convert(
     source: Target,
     target: Target,
 ) -> Float[Array, "batch *d"]:
-    """A prediction of `source`, as one of `target`.
+    """A prediction of ``source``, as one of ``target``.
 
     "x0" of "epsilon" or "score" divides by α, "epsilon" of "x0" by σ. v is that of any process,
     not of variance-preserving ones alone.
@@ -230,14 +230,14 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A model, asked for the data.
+    """A model as an estimator of the data x_0, whatever it predicts.
 
     Attributes:
         model: see the head of this file.
         target: what it predicts.
         clip: estimates of x_0 are held in [−clip, clip]; not if None.
         learned_variance: whether the last axis of what the model gives is twice as long as that of
-            x, and its second half v of `interpolated_log_variance`.
+            x, and its second half v of ``interpolated_log_variance``.
     """
 
     model: Model
@@ -256,7 +256,7 @@ class Denoiser:
 
 
 def array_library(t: Any) -> Any:
-    """`jax.numpy` for arrays of JAX, traced or not; NumPy for the rest."""
+    """``jax.numpy`` for arrays of JAX, traced or not; NumPy for the rest."""
     return jnp if isinstance(t, jax.Array) else np
 
 

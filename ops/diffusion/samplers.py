@@ -1,6 +1,6 @@
 """Samplers of diffusion models: how a step goes from a time to the next.
 
-A sampler is a frozen dataclass of options, which `ops.diffusion.sampling.sample` runs. What its
+A sampler is a frozen dataclass of options, which ``ops.diffusion.sampling.sample`` runs. What its
 steps multiply by is computed before anything is compiled, in float64. Image i draws from its own
 key and from nothing else, so that it is the same in any batch.
 """
@@ -38,7 +38,7 @@ class Sampler(Protocol):
 
     @property
     def remembers(self) -> bool:
-        """Whether a step needs the one before, so that none can be taken back and done again."""
+        """Whether a step needs the one before, so that no step can be undone and repeated."""
         ...
 
     def plan(self, process: Process, grid: Point) -> Any:
@@ -52,7 +52,7 @@ class Sampler(Protocol):
     def step(
         self, denoise: Denoiser, state: State, point: Point, plan: Any, keys: Key[Array, "batch"]
     ) -> State:
-        """From a point to the next, by its part of the plan and a key for each image."""
+        """One step, from its part of the plan and a key for each image."""
         ...
 
 
@@ -69,11 +69,11 @@ class Coefficients(NamedTuple):
 
 
 class Forgetful:
-    """A sampler of which each step stands alone."""
+    """A sampler whose steps do not depend on earlier ones."""
 
     @property
     def remembers(self) -> bool:
-        """See `Sampler`."""
+        """See ``Sampler``."""
         return False
 
 
@@ -86,7 +86,7 @@ class _Linear(Forgetful):
         plan: Coefficients,
         keys: Key[Array, "batch"],
     ) -> State:
-        """See `Sampler`."""
+        """See ``Sampler``."""
         x0 = denoise(state.x, point).x0
         x = plan.x * state.x + plan.x0 * x0
         if plan.before is not None:
@@ -108,7 +108,7 @@ class Ancestral(Forgetful):
     """Draws of p(x_s|x_t), the posterior with the estimate in place of x_0.
 
     Ho et al., 2020, arXiv:2006.11239, algorithm 2. A model that learned its variance
-    (`Denoiser.learned_variance`) is taken at its word, and `variance` has no effect.
+    (``Denoiser.learned_variance``) is taken at its word, and ``variance`` has no effect.
 
     Attributes:
         variance: "small" is β̃, that of the posterior; "large" is β.
@@ -124,7 +124,7 @@ class Ancestral(Forgetful):
             raise ValueError(f'variance is "small" or "large", not {self.variance!r}')
 
     def plan(self, process: Process, grid: Point) -> _AncestralPlan:
-        """See `Sampler`."""
+        """See ``Sampler``."""
         now, before = between(grid.levels)
         q = posterior(before, now)
         large = np.where(before.sigma == 0, 0.0, transition_variance(before, now))
@@ -142,7 +142,7 @@ class Ancestral(Forgetful):
         plan: _AncestralPlan,
         keys: Key[Array, "batch"],
     ) -> State:
-        """See `Sampler`."""
+        """See ``Sampler``."""
         x0, fraction = denoise(state.x, point)
         std = plan.linear.noise
         if fraction is not None:
@@ -157,7 +157,7 @@ class Ddim(_Linear):
     """Song et al., 2021, arXiv:2010.02502, eqs. 12 and 16.
 
     Attributes:
-        eta: η, from 0 (a function of x_T) to 1 (`Ancestral` with the small variance, in law).
+        eta: η, from 0 (a function of x_T) to 1 (``Ancestral`` with the small variance, in law).
 
     Raises:
         ValueError: η outside of [0, 1].
@@ -170,7 +170,7 @@ class Ddim(_Linear):
             raise ValueError(f"eta must lie in [0, 1], not {self.eta}")
 
     def plan(self, process: Process, grid: Point) -> Coefficients:
-        """See `Sampler`."""
+        """See ``Sampler``."""
         now, before = between(grid.levels)
         variance = self.eta**2 * posterior(before, now).variance
         x = np.sqrt(np.maximum(before.sigma**2 - variance, 0.0)) / now.sigma
@@ -191,7 +191,7 @@ class DpmSolver2M(_Linear):
         return True
 
     def plan(self, process: Process, grid: Point) -> Coefficients:
-        """See `Sampler`."""
+        """See ``Sampler``."""
         now, before = between(grid.levels)
         with np.errstate(divide="ignore"):  # ±inf where there is no signal or no noise
             log_ratio = np.log(grid.levels.alpha / grid.levels.sigma)
@@ -219,7 +219,7 @@ class Heun(Forgetful):
     """Heun's method in x / α against σ / α: Karras et al., 2022, arXiv:2206.00364, algorithm 2.
 
     Of order 2, with two evaluations a step, but one in a step that ends without noise. Made for
-    `karras_times`. With a churn of 0 it is their algorithm 1 and draws nothing. In discrete time
+    ``karras_times``. With a churn of 0 it is their algorithm 1 and draws nothing. In discrete time
     the noise that is added makes the nearest level that the schedule has.
 
     Attributes:
@@ -244,7 +244,7 @@ class Heun(Forgetful):
             )
 
     def plan(self, process: Process, grid: Point) -> _HeunPlan:
-        """See `Sampler`."""
+        """See ``Sampler``."""
         now, before = between(grid.levels)
         if now.alpha[0] == 0:
             raise ValueError("Heun's method needs some signal at the first time")
@@ -269,7 +269,7 @@ class Heun(Forgetful):
         plan: _HeunPlan,
         keys: Key[Array, "batch"],
     ) -> State:
-        """See `Sampler`."""
+        """See ``Sampler``."""
         x = state.x / point.levels.alpha
         if self.churn:
             x += plan.extra * keyed_normal(keys, x.shape)
@@ -291,7 +291,7 @@ ANCESTRAL, DDIM, DPM_SOLVER, HEUN = Ancestral(), Ddim(), DpmSolver2M(), Heun()
 
 
 def fold_keys(keys: Key[Array, "batch"], data: int | Int[Array, ""]) -> Key[Array, "batch"]:
-    """`jax.random.fold_in` of each key."""
+    """``jax.random.fold_in`` of each key."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
 
 

@@ -19,13 +19,13 @@ class Sampling:
     """How images are made of noise.
 
     Attributes:
-        sampler: how a step goes from a time to the next; see `ops.diffusion.samplers`.
+        sampler: how a step goes from a time to the next; see ``ops.diffusion.samplers``.
         steps: number of them.
         spacing: "time", even in time, or "noise", after Karras et al., 2022, eq. 5; None is "noise"
-            for `Heun`, which is made for it, and "time" for all others.
-        guidance: of a model that is asked for a class: 1 is without, more is more of the class (Ho
-            & Salimans, 2022, arXiv:2207.12598; their w is this less 1), and asks the network twice
-            a step. 0 is without the class.
+            for ``Heun``, which is made for it, and "time" for all others.
+        guidance: scale for a class-conditional model: 1 is no guidance, 0 ignores the class, and
+            more than 1 strengthens it (Ho & Salimans, 2022, arXiv:2207.12598; their w is this less
+            1). Other than 0 and 1, each step evaluates the network twice.
         clip: estimates of the image are held in [−clip, clip]; the images are in [−1, 1].
     """
 
@@ -83,18 +83,19 @@ def sample(
     """Data, from x at the first of the times.
 
     Args:
-        denoiser: asked once a step, but where the sampler says otherwise; not at the last time,
-            but by the correction of `Heun` if that has noise and `denoise_last` is False.
+        denoiser: evaluated once a step, unless the sampler says otherwise. It is not evaluated at
+            the last time, except by the correction of ``Heun`` if there is noise at that time and
+            ``denoise_last`` is False.
         process: that its model was trained on.
-        sampler: see `ops.diffusion.samplers`.
-        keys: one for each image; those of `prior_noise` serve again.
-        x: `prior_noise`, or anything with as much noise as the process has at the first time.
-        times: falling, of `process.times` or `process.karras_times`.
+        sampler: see ``ops.diffusion.samplers``.
+        keys: one for each image; those of ``prior_noise`` serve again.
+        x: ``prior_noise``, or anything with as much noise as the process has at the first time.
+        times: falling, of ``process.times`` or ``process.karras_times``.
         denoise_last: whether the last step goes to the estimate of x_0, free of whatever noise the
             process has at the last time.
 
     Raises:
-        ValueError: times that do not fall, or the first of which has no signal, where the model
+        ValueError: times that do not fall, or no signal at the first of them where the model
             predicts "epsilon" or "score".
     """
     final, _ = _run(denoiser, process, sampler, keys, x, times, denoise_last, keep=False)
@@ -111,7 +112,7 @@ def sample_path(
     times: Num[np.ndarray, "steps+1"],
     denoise_last: bool = True,
 ) -> State:
-    """`sample` with all that it passes: x and x_0 after each step, [steps, batch, ...]."""
+    """``sample`` with its whole path: x and x_0 after each step, [steps, batch, ...]."""
     return _run(denoiser, process, sampler, keys, x, times, denoise_last, keep=True)[1]
 
 
@@ -126,15 +127,15 @@ def classifier_free_guidance(
     """A model of the class, pushed away from that of no class: u + scale (c − u).
 
     Ho & Salimans, 2022, arXiv:2207.12598, eq. 6, with scale = 1 + w: 0 is without the class, 1
-    without guidance. It is the same of all targets. The model is asked once, of twice the batch.
+    without guidance. It is the same for all targets. The model is called once, on twice the batch.
 
     Args:
         model: of x, times and labels.
         labels: one for each image.
         no_label: what stands for "no class" in training.
         scale: of the guidance.
-        channels: the first of the prediction, which are guided; those behind them, such as a
-            variance, are of the class alone. None guides all.
+        channels: how many channels of the prediction are guided, from the first; the others, such
+            as a variance, are those of the conditional prediction. None guides all.
     """
 
     def guided(x: Array, t: Array) -> Array:
@@ -167,8 +168,8 @@ def _run(
         levels = Levels(np.append(levels.alpha[:-1], 1.0), np.append(levels.sigma[:-1], 0.0))
     if levels.alpha[0] == 0 and denoiser.target in ("epsilon", "score"):
         raise ValueError(
-            f"at time {times[0]} there is no signal, and a prediction of {denoiser.target} tells "
-            'nothing of the data: predict "v" or "x0"'
+            f"at time {times[0]} there is no signal, and a prediction of {denoiser.target} does "
+            'not determine the data: predict "v" or "x0"'
         )
     plan = sampler.plan(process, Point(times, levels))
 

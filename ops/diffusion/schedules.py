@@ -17,7 +17,7 @@ from opsin.ops.diffusion.process import Levels, array_library, reverse_log_varia
 def linear_betas(
     steps: int, *, first: float = 1e-4, last: float = 0.02
 ) -> Float[np.ndarray, "steps"]:
-    """β from `first` to `last`: Ho et al., 2020, arXiv:2006.11239, section 4.
+    """β from ``first`` to ``last``: Ho et al., 2020, arXiv:2006.11239, section 4.
 
     These are for 1000 steps; of another number, each takes 1000 / steps as much, so that the
     process ends in the same noise (so Nichol & Dhariwal).
@@ -65,7 +65,7 @@ class Discrete:
     Attributes:
         betas: a function of T.
         steps: T.
-        zero_terminal_snr: whether α_T is 0, see `rescale_to_zero_snr`. At T the noise then tells
+        zero_terminal_snr: whether α_T is 0, see ``rescale_to_zero_snr``. At T the noise then tells
             nothing of the data: the network must predict "v" or "x0".
 
     Raises:
@@ -116,7 +116,7 @@ class Discrete:
         return t * (1000 / self.steps)
 
     def times(self, steps: int) -> Int[np.ndarray, "steps+1"]:
-        """See `Process`; all steps of the schedule, or fewer."""
+        """See ``Process``; all steps of the schedule, or fewer."""
         if not 1 <= steps <= self.steps:
             raise ValueError(
                 f"the schedule has {self.steps} steps: take 1 to {self.steps}, not {steps}"
@@ -126,7 +126,7 @@ class Discrete:
     def karras_times(
         self, steps: int, rho: float = 7.0, high: float = 80.0
     ) -> Int[np.ndarray, "steps+1"]:
-        """See `Process`; the noise is the nearest that the schedule has."""
+        """See ``Process``; the noise is the nearest that the schedule has."""
         self._require_signal()
         ends = self.levels(np.array([self.steps, 1]))
         grid = self.time_of(_karras_ratios(ends, steps, rho, high))
@@ -138,7 +138,7 @@ class Discrete:
         return np.append(grid, np.int32(0))
 
     def time_of(self, ratio: Float[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
-        """See `Process`; among 1 … T, the nearest in log σ/α."""
+        """See ``Process``; among 1 … T, the nearest in log σ/α."""
         self._require_signal()
         table = self._table()
         known = np.log(table.sigma[1:] / table.alpha[1:])
@@ -146,13 +146,13 @@ class Discrete:
         return 1 + np.searchsorted(middles, np.log(ratio)).astype(np.int32)
 
     def draw_times(self, keys: Key[Array, "batch"]) -> Int[Array, "batch"]:
-        """See `Process`; in 1 … T."""
+        """See ``Process``; in 1 … T."""
         return jax.vmap(lambda key: jax.random.randint(key, (), 1, self.steps + 1))(keys)
 
     def log_variances(
         self, t: Int[Array, "batch"]
     ) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
-        """log β̃_t and log β_t of steps from t to t − 1, see `reverse_log_variances`."""
+        """log β̃_t and log β_t of steps from t to t − 1, see ``reverse_log_variances``."""
         table = self._table()
         small, large = reverse_log_variances(Levels(table.alpha[::-1], table.sigma[::-1]))
         return jnp.asarray(small)[self.steps - t], jnp.asarray(large)[self.steps - t]
@@ -160,8 +160,8 @@ class Discrete:
     def _require_signal(self) -> None:
         if self._table().alpha[-1] == 0:
             raise ValueError(
-                "without any signal at the last time noise has no end to space by: use times, even "
-                "in t"
+                "there is no signal at the last time, so steps cannot be even in the noise: use "
+                "times, even in t"
             )
 
 
@@ -169,11 +169,11 @@ class Discrete:
 
 
 class Continuous:
-    """What processes in continuous time share; their `levels` tell them apart.
+    """What processes in continuous time share; they differ in their ``levels``.
 
     Attributes:
-        start: the least time above 0 that a model is trained and asked at. Its levels are close to
-            those of time 0, where a score may have no bound.
+        start: the smallest time, above 0, that a model is trained and used at. Its levels are close
+            to those of time 0, where a score may have no bound.
     """
 
     start: float
@@ -184,7 +184,7 @@ class Continuous:
         return 1.0
 
     def levels(self, t: Any) -> Levels:
-        """See `Process`."""
+        """See ``Process``."""
         raise NotImplementedError
 
     def conditioning(self, t: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
@@ -192,11 +192,11 @@ class Continuous:
         return 1000 * t
 
     def times(self, steps: int) -> Float[np.ndarray, "steps+1"]:
-        """See `Process`; the last but one is not below `start`."""
+        """See ``Process``; the last but one is not below ``start``."""
         most = int(1 / self.start + 1e-6)
         if not 1 <= steps <= most:
             raise ValueError(
-                f"steps must lie in 1 to {most}, or they would ask below start={self.start:g}; "
+                f"steps must lie in 1 to {most}, or a time would be below start={self.start:g}; "
                 f"got {steps}"
             )
         return np.linspace(1.0, 0.0, steps + 1)
@@ -204,13 +204,13 @@ class Continuous:
     def karras_times(
         self, steps: int, rho: float = 7.0, high: float = 80.0
     ) -> Float[np.ndarray, "steps+1"]:
-        """See `Process`; the least noise is that of `start`."""
+        """See ``Process``; the least noise is that of ``start``."""
         ends = self.levels(np.array([1.0, self.start]))
         ratios = _karras_ratios(ends, steps, rho, high * self.prior_std)
         return np.append(self.time_of(ratios), 0.0)
 
     def time_of(self, ratio: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-        """See `Process`; by bisection."""
+        """See ``Process``; by bisection."""
         low, high = np.zeros_like(ratio), np.ones_like(ratio)
         for _ in range(60):
             middle = (low + high) / 2
@@ -220,12 +220,12 @@ class Continuous:
         return high
 
     def draw_times(self, keys: Key[Array, "batch"]) -> Float[Array, "batch"]:
-        """See `Process`; in [start, 1)."""
+        """See ``Process``; in [start, 1)."""
         return jax.vmap(lambda key: jax.random.uniform(key, minval=self.start))(keys)
 
 
 def cosine_log_snr(t: Any, *, low: float = -15.0, high: float = 15.0) -> Any:
-    """−2 log tan(a t + b), from `high` to `low`: cos² without the offset.
+    """−2 log tan(a t + b), from ``high`` to ``low``: cos² without the offset.
 
     Hoogeboom et al., 2023, arXiv:2301.11093.
     """
@@ -235,9 +235,9 @@ def cosine_log_snr(t: Any, *, low: float = -15.0, high: float = 15.0) -> Any:
 
 
 def linear_log_snr(t: Any, *, low: float = -10.0, high: float = 13.3) -> Any:
-    """From `high` to `low` in a straight line: Kingma et al., 2021, arXiv:2107.00630, at its start.
+    """From ``high`` to ``low`` in a straight line: Kingma et al., 2021, arXiv:2107.00630.
 
-    There the ends are learned, from −5 on; −10 leaves less of the data at the end.
+    There the ends are learned, and ``low`` starts at −5; −10 leaves less of the data at the end.
     """
     return high + (low - high) * t
 
@@ -248,7 +248,7 @@ class LogSnr(Continuous):
 
     Attributes:
         log_snr: a falling function.
-        start: see `Continuous`.
+        start: see ``Continuous``.
     """
 
     log_snr: Callable[[Any], Any] = cosine_log_snr
@@ -262,7 +262,7 @@ class LogSnr(Continuous):
 
 
 def _karras_ratios(ends: Levels, steps: int, rho: float, most: float) -> np.ndarray:
-    """σ / α from the first of two ends, but not from above `most`, to the last."""
+    """σ / α from the first of two ends, but not from above ``most``, to the last."""
     if steps < 2:
         raise ValueError(f"steps must be at least 2, not {steps}")
     high, low = np.minimum(ends.sigma / ends.alpha, most) ** (1 / rho)

@@ -2,7 +2,7 @@
 
 Song et al., 2021, "Score-based generative modeling through stochastic differential equations",
 arXiv:2011.13456. dx = f(t) x dt + g(t) dw, t in [0, 1], from data to noise. The steps of
-`ops.diffusion.samplers` hold for all of them.
+``ops.diffusion.samplers`` hold for all of them.
 """
 
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ class VarianceExploding(Continuous):
     """The limit of NCSN: f = 0, σ(t) = σ_min (σ_max / σ_min)^t, g² = dσ² / dt.
 
     At time 0 the noise is σ_min: what is generated are data with that much noise, which the last
-    step of `ops.diffusion.sampling.sample` takes away.
+    step of ``ops.diffusion.sampling.sample`` takes away.
 
     Attributes:
         sigma_min: of the least noise, too small to be seen.
         sigma_max: of the most, about the greatest distance between two images of the data.
-        start: see `Continuous`.
+        start: see ``Continuous``.
     """
 
     sigma_min: float = 0.01
@@ -50,12 +50,12 @@ class VarianceExploding(Continuous):
 
 @dataclass(frozen=True)
 class VariancePreserving(Continuous):
-    """The limit of DDPM with `linear_betas`: f = −β/2, g² = β, and β(t) from its least to its most.
+    """The limit of DDPM with ``linear_betas``: f = −β/2, g² = β, and β(t) linear in t.
 
     Attributes:
         beta_min: β(0).
         beta_max: β(1).
-        start: see `Continuous`; 1e-3 is theirs for samples, 1e-5 for likelihoods.
+        start: see ``Continuous``; 1e-3 is theirs for samples, 1e-5 for likelihoods.
     """
 
     beta_min: float = 0.1
@@ -70,12 +70,12 @@ class VariancePreserving(Continuous):
 
 @dataclass(frozen=True)
 class SubVariancePreserving(Continuous):
-    """As `VariancePreserving`, with less variance all the way: g² = β (1 − exp(−2 ∫β)).
+    """As ``VariancePreserving``, with less variance all the way: g² = β (1 − exp(−2 ∫β)).
 
     Attributes:
         beta_min: β(0).
         beta_max: β(1).
-        start: see `Continuous`.
+        start: see ``Continuous``.
     """
 
     beta_min: float = 0.1

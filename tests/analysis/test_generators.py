@@ -106,5 +106,5 @@ def test_reference_images_are_drawn_from_all_of_a_set_in_the_order_of_its_classe
 
 def test_models_that_make_no_images_are_told():
     sets = {"train": noise(40, 0), "test": noise(40, 1)}
-    with pytest.raises(SettingError, match="of models that make images, and object makes none"):
+    with pytest.raises(SettingError, match="a model that makes images, and object makes none"):
         SampleQuality(extractor=EXTRACTOR).check(object(), sets)  # pyright: ignore

@@ -44,7 +44,7 @@ def test_few_labels_teach_a_classifier_of_good_latents():
         replace(measurement, labels_per_class=(21,)).check(Knowing(), sets)
     with pytest.raises(SettingError, match="no split"):
         replace(measurement, split="x").check(Knowing(), sets)
-    with pytest.raises(SettingError, match="its latents would tell it again"):
+    with pytest.raises(SettingError, match="its latents need not hold it"):
         measurement.check(Knowing(num_classes=3), sets)
-    with pytest.raises(SettingError, match=r"of models with latents.*and object has none"):
+    with pytest.raises(SettingError, match=r"needs a model with latents.*and object has none"):
         measurement.check(object(), sets)  # pyright: ignore[reportArgumentType]

@@ -72,7 +72,7 @@ def test_importance_samples_give_the_likelihood(images):
     for at_once in (3, 0):
         with pytest.raises(SettingError, match=f"no multiple of at_once={at_once}"):
             replace(measurement, at_once=at_once).check(told, sets)
-    with pytest.raises(SettingError, match=r"of models with latent variables.*and object has none"):
+    with pytest.raises(SettingError, match=r"a model with latent variables.*and object has none"):
         measurement.check(object(), sets)  # pyright: ignore[reportArgumentType]
     with pytest.raises(SettingError, match="no split 'train' to measure: data have test"):
         replace(measurement, split="train").check(told, sets)

@@ -80,7 +80,7 @@ def test_statistics_that_change_are_told():
     model = Normed(forgetful=True)
     params, mutable = variables_of(model)
     arrays = {"test": SETS["test"].records.arrays}
-    with pytest.raises(SettingError, match="Normed changes its statistics when it is asked"):
+    with pytest.raises(SettingError, match="Normed changes its statistics while"):
         extract_features(Having(model), params, mutable, arrays, scale, untracked)
 
 
@@ -178,11 +178,11 @@ def test_numbers_of_both_layers_have_names_of_their_own():
     [
         ({"layers": ("middle",)}, r"layers=\('middle',\) are not among 'features', 'head'"),
         ({"layers": ()}, "are not among"),
-        ({"penalties": (0.0,)}, "penalties are above 0"),
-        ({"validation": 1.0}, "validation is a share"),
+        ({"penalties": (0.0,)}, "penalties must be above 0"),
+        ({"validation": 1.0}, "validation in .0, 1."),
         ({"split": "val"}, "there is no split 'val'"),
         ({"images": 6}, "6 images of 3 classes are too few to set 10% of them aside"),
-        ({"neighbours": 100}, "neighbours=100 of 60 images: ask for fewer"),
+        ({"neighbours": 100}, "neighbours=100 of 60 images: set fewer"),
     ],
 )
 def test_a_probe_that_cannot_be_is_told_before_training(changes, message):

@@ -251,17 +251,17 @@ def test_what_can_be_measured_is_found_by_name():
     [
         (["Probee"], ConfigError, "no measurement 'Probee': did you mean Probe.*VariationalBound"),
         ([f"{HERE}:tiny"], ConfigError, "no measurement"),
-        (["images=3"], ConfigError, "images=3 is of no measurement: name one before it"),
+        (["images=3"], ConfigError, "images=3 has no measurement: name one before it"),
         (["Probe", "image=3"], ConfigError, "no 'image' to override: did you mean 'images'"),
         (["SampleQuality"], ConfigError, "SampleQuality needs extractor: give extractor=…"),
         (["SampleQuality", "extractor=3"], ConfigError, "extractor takes Extractor, not 3"),
         (["Norm", "power=0"], SettingError, "power=0 is below 1"),
         (
             ["SampleQuality", "extractor=experiments.extractors:LENET"], SettingError,
-            "of models that make images, and Classify makes none",
+            "needs a model that makes images, and Classify makes none",
         ),
-        (["VariationalBound"], SettingError, "VariationalBound is of diffusion models, not of"),
-        (["ImportanceNLL"], SettingError, "ImportanceNLL is of models with latent variables"),
+        (["VariationalBound"], SettingError, "VariationalBound needs a diffusion model, not"),
+        (["ImportanceNLL"], SettingError, "ImportanceNLL needs a model with latent variables"),
         (["LatentClassifier"], SettingError, "Classify has none"),
     ],
 )  # fmt: skip

@@ -26,7 +26,7 @@ def test_it_trains_and_names_its_directory_last(opsin, trained, monkeypatch):
     assert (done.code, done.err) == (0, "")
     first, *_, last = done.out.splitlines()
     assert Path(last) == trained == directory_of("tiny", tiny.config(), Path("runs"))
-    assert first == f"trained before, by the code of then; to train it again: rm -r {trained}"
+    assert first == f"already trained, so only read; to train it again: rm -r {trained}"
     summary = json.loads((trained / "summary.json").read_text())
     assert f"test/accuracy            {summary['test/accuracy']:.4f}" in done.out
     assert summary["steps"] == 3
@@ -168,7 +168,7 @@ def test_a_run_that_was_stopped_is_not_done_and_ends_the_sweep(
     monkeypatch.setattr(opsin.commands.runs, "fit", stopped)
     result = opsin(*command.split())
     assert (result.code, result.err) == (code, "")
-    assert "stopped at step 2, saved; the same command goes on from there\n" in result.out
+    assert "stopped at step 2, saved; the same command resumes from there\n" in result.out
     (directory,) = Path("runs/tiny").iterdir()
     assert not (directory / "DONE").exists()
     assert not (directory / "summary.json").exists()

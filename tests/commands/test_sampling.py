@@ -191,7 +191,7 @@ def test_a_diffusion_model_fills_in(diffusion, tmp_path):
             inpaint(diffusion, image_file, mask_file, 1, Asked(sampler="ddim"), **options)
     with pytest.raises(RunError, match="choose ddim or ancestral"):
         inpaint(diffusion, image, mask, 1, Asked(sampler="dpm++2m"), **options)
-    with pytest.raises(RunError, match="ask for one with --class"):
+    with pytest.raises(RunError, match="give one with --class"):
         inpaint(diffusion, image, mask, 1, Asked(guidance=2.0), **options)
     # The run is configured with a sampler that takes no step back: DDPM stands in.
     _, arrays = inpaint(diffusion, image, mask, 2, Asked(steps=6), **options)
@@ -203,7 +203,7 @@ def test_a_diffusion_model_fills_in(diffusion, tmp_path):
     [
         (Asked(steps=21), "the schedule has 20 steps: take 1 to 20, not 21"),
         (Asked(label=10), "class 10 is not one of 0 to 9"),
-        (Asked(sampler="langevin"), "leave the data their size"),
+        (Asked(sampler="langevin"), "does not scale the data"),
         (Asked(guidance=float("nan")), "guidance must be a number"),
     ],
 )
@@ -235,7 +235,7 @@ def test_a_classifier_becomes_an_extractor(classifier, plain, tmp_path):
     expected = load(classifier).probabilities(pixels)  # the moving average, in both
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
     (classifier / "DONE").rename(classifier / "UNDONE")
-    with pytest.raises(RunError, match="not trained to its end"):
+    with pytest.raises(RunError, match="is not finished: run it again"):
         export(classifier, path)
     (classifier / "UNDONE").rename(classifier / "DONE")
     with pytest.raises(WeightsError, match="cannot write"):

@@ -42,7 +42,7 @@ def test_sigterm_saves_and_exits_0_and_the_same_command_goes_on(tmp_path: Path):
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0
-        assert "saved; the same command goes on from there" in output
+        assert "saved; the same command resumes from there" in output
         (directory,) = (tmp_path / "tiny").iterdir()
         assert output.splitlines()[-1] == str(directory)
         assert not (directory / "DONE").exists()

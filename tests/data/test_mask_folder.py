@@ -186,7 +186,7 @@ def test_a_mask_drawn_on_the_stored_image_is_refused(split_folder):
     turned = np.zeros((_WIDTH, _HEIGHT, 3), np.uint8)
     _save(split_folder / "train" / "images" / "000.png", turned, exif=_exif(6))
     _save(split_folder / "train" / "masks" / "000.png", _labels(0, _WIDTH, _HEIGHT))
-    with pytest.raises(DataError, match=r"000.png is of 8x6 .* of 6x8, upright \(EXIF\)"):
+    with pytest.raises(DataError, match=r"000.png has 8x6 .* has 6x8, upright \(EXIF\)"):
         mask_folder(split_folder, "train")
 
 
@@ -194,7 +194,7 @@ def test_a_square_image_does_not_tell_how_its_mask_lies(split_folder):
     square = np.zeros((8, 8, 3), np.uint8)
     _save(split_folder / "train" / "images" / "000.png", square, exif=_exif(6))
     _save(split_folder / "train" / "masks" / "000.png", _labels(0, 8, 8))
-    with pytest.raises(DataError, match=r"how the mask lies cannot be told; save both upright"):
+    with pytest.raises(DataError, match=r"mask lies on the image is unknown; save both"):
         mask_folder(split_folder, "train", size=(8, 8))
 
 

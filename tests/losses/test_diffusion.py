@@ -246,7 +246,7 @@ def test_the_bound_of_normal_data_is_their_likelihood():
 def test_the_bound_needs_data_without_noise():
     process = VarianceExploding()
     model = Mixture(process)
-    with pytest.raises(ValueError, match="noise left"):
+    with pytest.raises(ValueError, match="noise is left"):
         variational_bound(
             model.denoiser,
             process,

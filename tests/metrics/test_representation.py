@@ -174,7 +174,7 @@ def test_eight_devices_give_the_states_of_one():
 
 def test_shapes_that_do_not_fit_are_named():
     x = jnp.ones((4, 3))
-    with pytest.raises(ValueError, match=r"\(4, 3\) and \(3, 3\) must be of the same images"):
+    with pytest.raises(ValueError, match=r"\(4, 3\) and \(3, 3\) must come from the same images"):
         alignment(x, x[:3])
     for metric in (uniformity, spread):
         with pytest.raises(ValueError, match="one entry per example"):
@@ -261,7 +261,7 @@ def test_a_broken_query_is_wrong():
         ({"classes": 3}, r"labels of bank must lie in \[0, 3\)"),
         ({"labels": np.full(8, -1)}, r"labels of queries must lie in \[0, 4\)"),
         ({"labels": np.zeros(7, int)}, r"a row for each label, \(7,\)"),
-        ({"queries": np.ones((8, 5))}, "not of one network"),
+        ({"queries": np.ones((8, 5))}, "must come from one network"),
         ({"queries": np.ones((0, 6)), "labels": np.ones(0, int)}, "queries must have a row"),
     ],
 )

@@ -212,7 +212,7 @@ def test_the_slowest_of_the_three_limits(change, limit, seconds):
 
 def test_a_chip_without_numbers_is_not_predicted(tiny, planned):
     assert plan_of(planned, "sliced", sliced(tiny)).prediction is None
-    with pytest.raises(ValueError, match="nobody has measured a cpu"):
+    with pytest.raises(ValueError, match="no published numbers for cpu"):
         predict(WORK, CHIPS["cpu"], batch=512)
 
 

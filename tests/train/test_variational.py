@@ -269,7 +269,7 @@ def test_a_sample_depends_on_its_seed_and_place_alone():
 def test_a_class_is_asked_for_where_there_are_classes():
     task = Variational(model=small(num_classes=4))
     params = task.init(jax.random.key(0), batch_of())["params"]
-    with pytest.raises(SettingError, match="ask for one of 0 to 3"):
+    with pytest.raises(SettingError, match="give one of 0 to 3"):
         sample_images(task, params, {}, 2)
     with pytest.raises(SettingError, match="class 4 is not one of 0 to 3"):
         sample_images(task, params, {}, 2, labels=np.array([0, 4]))

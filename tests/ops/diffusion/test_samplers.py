@@ -269,7 +269,7 @@ def test_langevin_takes_steps_in_proportion_to_each_noise():
 
 
 def test_samplers_that_do_not_suit_are_refused():
-    with pytest.raises(ValueError, match="leave the data their size"):
+    with pytest.raises(ValueError, match="does not scale the data"):
         LANGEVIN.plan(PRESERVING, grid(PRESERVING, PRESERVING.times(5)))
     for make, message in (
         (lambda: Ancestral("smal"), '"small" or "large"'),
