@@ -20,7 +20,7 @@ def modernized(resolved: Any) -> Any:
     if not isinstance(resolved, Mapping):
         return resolved
     fields = {
-        name: modernized(_experiment_level(value) if name == "task" else value)
+        name: modernized(_without_the_experiments_own(value) if name == "task" else value)
         for name, value in resolved.items()
         if not (name == "axis_name" and value is None)
     }
@@ -28,16 +28,16 @@ def modernized(resolved: Any) -> Any:
     return fields if weights is None else fields | {"weights": weights}
 
 
-def _experiment_level(task: Any) -> Any:
-    """A task without the fields that are the experiment's now."""
-    if not isinstance(task, Mapping):
-        return task
-    return {name: value for name, value in task.items() if name not in ("final", "weights")}
+def _without_the_experiments_own(fields: Any) -> Any:
+    """The fields of a task but those that are the experiment's now."""
+    if not isinstance(fields, Mapping):
+        return fields
+    return {name: value for name, value in fields.items() if name not in ("final", "weights")}
 
 
-def _weights(task: Any) -> dict[str, Any] | None:
-    """The weights of an experiment whose task had them."""
-    weights = task.get("weights") if isinstance(task, Mapping) else None
+def _weights(fields: Any) -> dict[str, Any] | None:
+    """The weights of an experiment among the fields of its task."""
+    weights = fields.get("weights") if isinstance(fields, Mapping) else None
     if weights is None:
         return None
-    return {**weights, "part": "backbone" if task["type"].endswith(":Classify") else ""}
+    return {**weights, "part": "backbone" if fields["type"].endswith(":Classify") else ""}
