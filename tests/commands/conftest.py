@@ -14,8 +14,8 @@ import opsin.commands.runs
 from opsin.commands import runtime
 from opsin.commands.main import main
 from opsin.config import catalogue
+from opsin.train.conclusion import Result as Ended
 from opsin.train.experiment import Experiment
-from opsin.train.loop import Result as Ended
 from tests.commands import tiny
 
 HOUSE = Path(__file__).parents[2]

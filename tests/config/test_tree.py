@@ -36,7 +36,8 @@ from opsin.models.classification.resnet import (
 from opsin.models.layers import batch_norm
 from opsin.ops.diffusion.samplers import Ancestral, DpmSolver2M
 from opsin.train.experiment import Data, Experiment
-from opsin.train.optim import Optimizer, adamw, sgd
+from opsin.train.methods import adamw, sgd
+from opsin.train.optim import Optimizer
 from opsin.train.tasks.classify import Classify
 from opsin.train.weights import Weights
 
@@ -403,7 +404,7 @@ def test_resolve_in_full():
     assert module["norm"]["epsilon"] == 1e-5  # a default
     assert "train" not in module["norm"]  # no default: the caller gives it
     assert resolved["function"] == {
-        "call": "train.optim:adamw",
+        "call": "train.methods:adamw",
         "b1": 0.5,
         "b2": 0.999,
         "eps": 1e-8,

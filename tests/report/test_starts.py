@@ -12,8 +12,8 @@ from opsin.config.tree import override, resolve
 from opsin.models.classification.lenet import LeNet5
 from opsin.report.rows import collect
 from opsin.report.starts import commits, other_code, read_starts, that_count
+from opsin.train.conclusion import Result
 from opsin.train.experiment import Experiment
-from opsin.train.loop import Result
 from opsin.train.tasks.classify import Classify
 
 EXPERIMENT = Experiment(task=Classify(model=LeNet5()))
