@@ -1,4 +1,4 @@
-"""``python -m experiments`` is ``opsin``."""
+"""``python -m opsin`` is ``opsin``."""
 
 from opsin.commands.main import main
 

@@ -82,13 +82,20 @@ def full_name(node: Any) -> str:
     Modules of this house are written without ``opsin``.
 
     Raises:
-        ConfigError: for an object that cannot be found by a name, such as a lambda.
+        ConfigError: for an object that cannot be found by a name, such as a lambda, or what a
+            module of this house would be taken for.
     """
     module, name = _origin(node)
     if own_files.is_own(module):
         return f"{_file(module)}:{name}"
     public = _public_module(node, module, name)
-    return f"{'.'.join(public.split('.')[len(PARENT) :]) if in_house(module) else public}:{name}"
+    if in_house(module):
+        return f"{'.'.join(public.split('.')[len(PARENT) :])}:{name}"
+    if (HOUSE / public.partition(".")[0]).is_dir() and _imported(public) is not sys.modules[public]:
+        raise ConfigError(
+            f"{public}:{name} is yours, and opsin has a module of that name: rename it"
+        )
+    return f"{public}:{name}"
 
 
 def lasting_name(node: Any) -> str:

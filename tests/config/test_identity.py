@@ -3,7 +3,7 @@
 ``golden/ids.json`` holds ten ids and ``golden/defaults.json`` every default that a config of this
 house relies on. Where they change, so do runs: if that is meant, record them again with
 
-    python -m tests.experiments.test_identity
+    python -m tests.config.test_identity
 """
 
 import ast
@@ -43,7 +43,7 @@ from opsin.train.tasks import (
 )
 
 GOLDEN = Path(__file__).parent / "golden"
-AGAIN = "if this is meant, record it again: python -m tests.experiments.test_identity"
+AGAIN = "if this is meant, record it again: python -m tests.config.test_identity"
 TEN = (
     "camvid_models",
     "cifar10_simclr",

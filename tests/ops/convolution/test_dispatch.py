@@ -208,7 +208,7 @@ def has_avx512() -> bool:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="these kernels are of x86-64")
 def test_minimal_filtering_is_the_same_whatever_kernel_blas_picks():
     script = (
-        "from ops.convolution.winograd import minimal_filtering\n"
+        "from opsin.ops.convolution.winograd import minimal_filtering\n"
         "print({name: x.tobytes().hex() for name, x in minimal_filtering().items()})"
     )
     here = {name: x.tobytes().hex() for name, x in minimal_filtering().items()}
