@@ -55,7 +55,8 @@ def test_the_rooms_of_a_user_and_ours_live_side_by_side(tmp_path: Path):
     assert json.loads(told) == [
         [str(file) for file in files],
         "opsin.models.classification.lenet",
-        "losses.classification:focal_loss is yours, and opsin has a module of that name: rename it",
+        "losses.classification:focal_loss is yours, and opsin has a module of that name: rename "
+        "yours",
     ]
     assert any(line.startswith("digits_lenet ") for line in listed)
 
@@ -72,6 +73,11 @@ def test_what_is_read_at_run_time_is_packaged():
     here = [path for room in ROOMS for path in (HOUSE / room).rglob("*") if path.is_file()]
     other = [path for path in here if path.suffix not in (".py", ".pyc")]
     assert other == []  # or it must be listed as package data
+
+
+def test_every_room_is_checked_for_types():
+    checked = tomllib.loads((HOUSE / "pyproject.toml").read_text())["tool"]["basedpyright"]
+    assert set(checked["include"]) == {*ROOMS, "errors.py"}
 
 
 A_BARE_ROOM = re.compile(

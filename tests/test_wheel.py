@@ -29,7 +29,7 @@ def poly1_loss(logits, labels, *, epsilon=1.0):
 DIFFUSION = """
 data.source=synthetic data.batch=32 task.model.width=8 task.model.multiples=(1,2)
 task.model.attention=() task.process.steps=40 task.sampling.steps=2 measurements=()
-loop.previews=0 optimizer.warmup=0steps
+loop.previews=0
 """
 
 pytestmark = pytest.mark.proofs
@@ -122,32 +122,42 @@ def test_every_command_from_an_empty_directory(installed: Callable[..., str], tm
     Image.fromarray(np.full((8, 8), 200, np.uint8)).save(away / "digit.png")
     assert "digit.png" in installed("predict", run, "digit.png", cwd=away)
     assert "test/accuracy" in installed("evaluate", run, cwd=away)
-    assert "features" in installed("embed", run, "-n", "20", "--output", "map", cwd=away)
+    assert "features" in installed("embed", run, "--n", "20", "--output", "map", cwd=away)
     assert "sha256" in installed("export", run, "lenet.safetensors", cwd=away)
     found = {path.name for path in away.iterdir()}
     made = {"digits_lenet_batch.png", "predictions", "map", "lenet.safetensors"}
     assert found == {"digit.png", *made}
     (here / "my_losses.py").unlink()
-    assert "my_losses.py is not there" in installed("predict", run, "digit.png", cwd=away, code=2)
+    assert "is not there any more: put it back" in installed(
+        "predict", run, "digit.png", cwd=away, code=2
+    )
 
 
 def test_a_plan_and_a_table_from_an_empty_directory(installed: Callable[..., str], tmp_path: Path):
     planned = installed("plan", "digits_lenet", "--topology", "cpu:2", cwd=tmp_path)
     assert "61,706 parameters" in planned
-    tiny = ["loop.duration=1 steps", "optimizer.warmup=0 steps", "data.eval_batch=360"]
-    installed("sweep", "digits_lenet", "--seeds", "1", "--quiet", *tiny, cwd=tmp_path)
-    assert "LeNet-5" in installed("report", "digits_lenet", cwd=tmp_path)
-    assert installed("report", "digits_lenet", "--check", cwd=tmp_path) == ""
+    complaint = installed("report", "digits_lenet", cwd=tmp_path, code=2)
+    assert "no run of the sweep has ended in runs/digits_lenet" in complaint
+    rows = HOUSE / "results" / "digits_lenet.jsonl"
+    (tmp_path / "results").mkdir()
+    shutil.copy(rows, tmp_path / "results")
+    (tmp_path / "README.md").write_text("<!-- results -->\n<!-- /results -->\n")
+    assert "wrote the tables of 1 experiments" in installed("report", cwd=tmp_path)
+    for suffix in ("csv", "md"):
+        written = (tmp_path / "results" / f"digits_lenet.{suffix}").read_text()
+        assert written == rows.with_suffix(f".{suffix}").read_text()
+    assert installed("report", "--check", cwd=tmp_path) == ""
 
 
 def test_samples_from_an_empty_directory(installed: Callable[..., str], tmp_path: Path):
-    words = ["run", "mnist_ddpm", "--quiet", "loop.duration=1 steps", *DIFFUSION.split()]
+    words = ["run", "mnist_ddpm", "--quiet", "loop.duration=1 steps", "optimizer.warmup=0 steps"]
+    words += DIFFUSION.split()
     installed(*words, cwd=tmp_path)
     (run,) = tmp_path.glob("runs/mnist_ddpm/*")
-    assert "samples" in installed("sample", run, "-n", "4", cwd=tmp_path)
+    assert "samples" in installed("sample", run, "--n", "4", cwd=tmp_path)
     Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "image.png")
     Image.fromarray(np.full((28, 28), 255, np.uint8)).save(tmp_path / "mask.png")
-    words = ["inpaint", run, "image.png", "mask.png", "-n", "1", "--resamplings", "1"]
+    words = ["inpaint", run, "image.png", "mask.png", "--n", "1", "--resamplings", "1"]
     assert "inpainted" in installed(*words, cwd=tmp_path)
     # The weights of the house come with the wheel.
     measured = installed(
