@@ -46,7 +46,7 @@ def _imported(module: str) -> types.ModuleType | None:
     Raises:
         ConfigError: it is there and cannot be imported.
     """
-    own = [OWN + module] if (HOUSE / module.partition(".")[0]).is_dir() else []
+    own = [OWN + module] if _is_room(module) else []
     for path in [*own, module]:
         try:
             return importlib.import_module(path)
@@ -54,6 +54,11 @@ def _imported(module: str) -> types.ModuleType | None:
             if error.name is None or not f"{path}.".startswith(f"{error.name}."):
                 raise ConfigError(f"cannot import {path}: {error}") from error
     return None  # "tfds:mnist" is a string: there is no module of that name
+
+
+def _is_room(module: str) -> bool:
+    """Whether a module, named without ``opsin``, would lie in a room: ``tests`` is none."""
+    return (HOUSE / module.partition(".")[0] / "__init__.py").is_file()
 
 
 def found(text: str) -> Any:
@@ -79,12 +84,18 @@ def full_name(node: Any) -> str:
     Modules of this house are written without ``opsin``.
 
     Raises:
-        ConfigError: for an object that cannot be found by a name, such as a lambda.
+        ConfigError: for an object that cannot be found by a name, such as a lambda, or what a
+            module of this house would be taken for.
     """
     module, name = _origin(node)
     if own_files.is_own(module):
         return f"{_file(module)}:{name}"
-    return f"{_public_module(node, module, name).removeprefix(OWN)}:{name}"
+    public = _public_module(node, module, name)
+    if _is_room(public) and _imported(public) is not sys.modules[public]:
+        raise ConfigError(
+            f"{public}:{name} is yours, and opsin has a module of that name: rename yours"
+        )
+    return f"{public.removeprefix(OWN)}:{name}"
 
 
 def lasting_name(node: Any) -> str:

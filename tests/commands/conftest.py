@@ -1,6 +1,5 @@
 """Commands in this process, in an empty directory, where ``tiny`` is an experiment."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -40,7 +39,6 @@ def in_process(*arguments: str, cwd: Path) -> Result:
         text=True,
         check=False,
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(HOUSE)},
     )
     return Result(done.returncode, done.stdout, done.stderr)
 

@@ -53,7 +53,7 @@ assert jax.device_count() == 3
 
 
 def test_importing_experiments_prints_writes_and_starts_nothing(tmp_path):
-    here = {"HOME": str(tmp_path), "PYTHONPATH": str(HOUSE), "TFDS_DATA_DIR": "/nowhere"}
+    here = {"HOME": str(tmp_path), "TFDS_DATA_DIR": "/nowhere"}
     done = subprocess.run(
         [sys.executable, "-B", "-c", IMPORT_ALL],
         cwd=tmp_path,

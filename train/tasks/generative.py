@@ -35,7 +35,7 @@ class Generative(Task):
     ) -> Float[Array, "n height width channels"]:
         """Images in [0, 1], each from its own key alone; ``labels`` if ``num_classes`` is set."""
 
-    def as_generative(self) -> Generative:
+    def as_generative(self) -> Any:  # itself; checkers know this file by two names
         """The task itself."""
         return self
 
