@@ -250,10 +250,11 @@ def read_summary(path: Path) -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """Where and with what this runs: commit, versions, devices, hardware."""
     house = Path(__file__).parents[1]
+    but = ":(exclude)results/reproduced.*"  # no run reads what opsin reproduce writes
     commit = _git(house, "rev-parse", "HEAD")
     return {
         "commit": commit,
-        "dirty": bool(_git(house, "status", "--porcelain")) if commit else None,
+        "dirty": bool(_git(house, "status", "--porcelain", "--", but)) if commit else None,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
