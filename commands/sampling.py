@@ -104,11 +104,10 @@ def inpaint(
     resamplings: int,
     output: Path,
 ) -> list[Path]:
-    """Writes ``inpainted.png``, the image, what is known of it and versions of the whole.
+    """Writes ``inpainted.png``, the image, its known part and completed versions.
 
-    A sampler that remembers earlier steps cannot inpaint: if the run is configured with one, 100
-    steps of DDPM replace it, unless another is requested. Beside the picture lies
-    ``inpainted.npz`` with ``image`` uint8 [count, height, width, channels].
+    If the run's own sampler depends on the step before, 100 steps of DDPM take its place, unless
+    another is requested. ``inpainted.npz`` has ``image`` uint8 [count, height, width, channels].
 
     Args:
         run: of a diffusion model.
@@ -135,7 +134,38 @@ def inpaint(
             keep_sampler=asked.sampler is not None,
             any_class=asked.label is None,
         )
-    height, width, channels = inpainter.image
+    known, unknown = _read_masked(image, mask, inpainter.image)
+    labels = None
+    if asked.label is not None:
+        labels = _labels(task, count, asked)
+        check_labels(task, labels)
+    made = jit_here(partial(inpainter.inpaint, resamplings=resamplings))(
+        trained.params,
+        trained.mutable,
+        _keys(asked.seed, count),
+        labels,
+        jnp.broadcast_to(known, (count, *known.shape)),
+        jnp.asarray(~unknown[..., None]),
+    )
+    images = np.clip(np.asarray(made, np.float32), 0, 1)
+    seen = np.where(unknown[..., None], 0.5, known)
+    arrays = _how(run, trained, inpainter.sampling, asked) | {"resamplings": np.array(resamplings)}
+    row = partial(_beginning_with, (known, seen))
+    names = ("image", "known", *(f"filled {i + 1}" for i in range(count)))
+    return _write(images, arrays, row, output / "inpainted", names)
+
+
+def _read_masked(
+    image: Path, mask: Path, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The image, in [0, 1], and where it is to be filled in [height, width].
+
+    Raises:
+        RunError: if one has another size than ``shape`` or transparent parts, or the mask leaves
+            nothing to do or nothing to go by.
+        DataError: for a file that is no image.
+    """
+    height, width, channels = shape
     for file in (image, mask):
         _check_opaque(file)
     known = np.asarray(read_image(image, channels), np.float32) / 255
@@ -150,26 +180,7 @@ def inpaint(
     if not unknown.any() or unknown.all():
         much = "nothing" if not unknown.any() else "everything"
         raise RunError(f"{mask} asks for {much} to be filled in: make only that part white")
-    labels = None if asked.label is None else _labels(task, count, asked)
-    if labels is not None:
-        check_labels(task, labels)
-    made = jit_here(partial(inpainter.inpaint, resamplings=resamplings))(
-        trained.params,
-        trained.mutable,
-        _keys(asked.seed, count),
-        None if labels is None else jnp.asarray(labels),
-        jnp.broadcast_to(known, (count, *known.shape)),
-        jnp.asarray(~unknown[..., None]),
-    )
-    images = np.clip(np.asarray(made, np.float32), 0, 1)
-    seen = np.where(unknown[..., None], 0.5, known)
-    arrays = _how(run, trained, inpainter.sampling, asked) | {"resamplings": np.array(resamplings)}
-
-    def row(images: np.ndarray) -> np.ndarray:
-        return np.concatenate([known[None], seen[None], images])[None]
-
-    names = ("image", "known", *(f"filled {i + 1}" for i in range(count)))
-    return _write(images, arrays, row, output / "inpainted", names)
+    return known, unknown
 
 
 def _path(
@@ -202,7 +213,7 @@ def _how(run: Path, trained: Trained, sampling: Any, asked: Asked) -> dict[str, 
 
 def _check_opaque(file: Path) -> None:
     """Raises RunError for an image with transparent parts, whose colours are whatever they are."""
-    with suppress(OSError), Image.open(file) as image:  # reading it raises where it is no image
+    with suppress(OSError), Image.open(file) as image:  # no image: reading it raises
         if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
             raise RunError(f"{file} has transparent parts: save it without, on black or white")
 
@@ -280,6 +291,11 @@ def _unwritten(directory: Path, error: OSError) -> RunError:
     return RunError(
         f"cannot write to {directory} ({error.strerror}): choose another directory with --output"
     )
+
+
+def _beginning_with(first: Sequence[np.ndarray], images: np.ndarray) -> np.ndarray:
+    """One row of images behind these."""
+    return np.concatenate([np.stack(first), images])[None]
 
 
 def _rows(images: np.ndarray, classes: int | None) -> np.ndarray:
