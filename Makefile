@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: run test slow check bench clean
+.PHONY: run test proofs slow check bench clean
 
 run: $(VENV)/.run
 	$(VENV)/bin/opsin run digits_lenet
@@ -13,11 +13,15 @@ run: $(VENV)/.run
 test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -n 2
 
+# What is exhaustive, and what installs a wheel.
+proofs: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -n 2 -m proofs
+
 # On real data: export TFDS_DATA_DIR first.
 slow: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -n 2 -m slow
 
-check: $(VENV)/.dev
+check: $(VENV)/.dev .links/opsin
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/basedpyright
@@ -29,6 +33,11 @@ bench: $(VENV)/.bench
 
 clean:
 	rm -rf $(VENV) runs
+
+# What basedpyright finds `opsin` by: an editable install tells Python alone where it is.
+.links/opsin:
+	@mkdir -p .links
+	@ln -s .. $@
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "opsin needs Python 3.11, 3.12 or 3.13: make $(MAKECMDGOALS) PYTHON=/path/to/python"; exit 1; }

@@ -11,8 +11,8 @@ from jaxtyping import PyTree
 
 from opsin.data.pipeline import eval_batches
 from opsin.train.compiler import jit_here
-from opsin.train.placement import beside
-from opsin.train.tasks.task import Track
+from opsin.train.measurements import Track
+from opsin.train.placement import put_with
 
 
 def over_batches(
@@ -47,6 +47,6 @@ def over_batches(
     starts = track(range(0, count, batch), what)
     for start, images in zip(starts, eval_batches(arrays, batch=batch), strict=True):
         indices = np.arange(start, start + batch, dtype=np.int32)
-        shared = beside(variables[0], (images, indices))
+        shared = put_with(variables[0], (images, indices))
         parts.append(jax.device_get(compiled(*variables, *shared)))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)

@@ -17,10 +17,10 @@ from opsin.data.examples import Examples
 from opsin.losses.variational import bits_per_dim
 from opsin.ops.diffusion.sampling import Sampling
 from opsin.train.extractor import Extractor
-from opsin.train.measurements import Measurement, check_measurements
+from opsin.train.measurements import Measurement, Prepare, Track, check_measurements
 from opsin.train.settings import SettingError
 from opsin.train.tasks.diffuse import Diffuse
-from opsin.train.tasks.task import Batch, Prepare, Track
+from opsin.train.tasks.task import Batch
 
 
 @dataclass(frozen=True)

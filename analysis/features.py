@@ -17,10 +17,11 @@ from opsin.data.examples import Examples
 from opsin.data.pipeline import train_batches
 from opsin.train.compiler import jit_here
 from opsin.train.heads import around_head
-from opsin.train.placement import beside
+from opsin.train.measurements import Prepare, Track
+from opsin.train.placement import put_with
 from opsin.train.settings import SettingError
 from opsin.train.state import stream
-from opsin.train.tasks.task import Batch, Prepare, Track
+from opsin.train.tasks.task import Batch
 
 Layer = Literal["features", "head"]
 """``"features"`` are the input of the layer of a network that is called ``head``, ``"head"`` its
@@ -181,7 +182,7 @@ def with_statistics(
 
     drawn = iter(train_batches(examples, batch=STATISTICS_BATCH, seed=seed))
     for index in track(range(batches), "statistics of norms"):
-        images = beside(params, next(drawn)["image"])
+        images = put_with(params, next(drawn)["image"])
         mutable = dict(see(params, mutable, images, jax.random.key(index)))
     return mutable
 

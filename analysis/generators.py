@@ -14,9 +14,9 @@ from opsin.data.examples import Examples
 from opsin.data.sources import open_source
 from opsin.metrics.generative import generator_metrics
 from opsin.train.extractor import Extractor
+from opsin.train.measurements import Prepare, Track
 from opsin.train.settings import SettingError
 from opsin.train.tasks.generative import Generative
-from opsin.train.tasks.task import Prepare, Track
 
 
 @dataclass(frozen=True)

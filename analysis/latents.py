@@ -14,8 +14,9 @@ from opsin.analysis.linear_probe import linear_probe
 from opsin.analysis.sets import split_of
 from opsin.data.examples import Examples, labels, materialize
 from opsin.data.selection import per_class
+from opsin.train.measurements import Prepare, Track
 from opsin.train.settings import SettingError
-from opsin.train.tasks.task import Batch, Prepare, Track
+from opsin.train.tasks.task import Batch
 
 
 class LatentEncoder(Protocol):

@@ -16,8 +16,9 @@ from opsin.analysis.sets import Choice, some_examples, split_of
 from opsin.data.examples import Examples
 from opsin.losses.likelihoods import Likelihood
 from opsin.losses.variational import bits_per_dim
+from opsin.train.measurements import Prepare, Track
 from opsin.train.settings import SettingError
-from opsin.train.tasks.task import Batch, Prepare, Track
+from opsin.train.tasks.task import Batch
 
 
 @runtime_checkable

@@ -23,8 +23,8 @@ from opsin.analysis.sets import drawn_places, split_of
 from opsin.data.examples import Examples, labels, materialize
 from opsin.data.selection import select
 from opsin.metrics.representation import knn_accuracy, spread
+from opsin.train.measurements import Prepare, Track
 from opsin.train.settings import SettingError
-from opsin.train.tasks.task import Prepare, Track
 
 UNTRAINED_BATCHES = 100  # that give the norms of the untrained network their statistics
 

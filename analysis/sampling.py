@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from opsin.train.compiler import jit_here
-from opsin.train.placement import beside
+from opsin.train.measurements import Track
+from opsin.train.placement import put_with
 from opsin.train.settings import SettingError
 from opsin.train.tasks.generative import Generative
-from opsin.train.tasks.task import Track
 
 CHUNK = 128  # images in one call: the same program, and the same bits, for any number of them
 
@@ -74,6 +74,6 @@ def sample_images(
     for start in track(range(0, count, CHUNK), f"{count} samples"):
         indices = np.arange(start, start + CHUNK, dtype=np.int32)
         asked = None if labels is None else labels[np.minimum(indices, count - 1)].astype(np.int32)
-        made = some(params, mutable, *beside(params, (indices, asked)))
+        made = some(params, mutable, *put_with(params, (indices, asked)))
         chunks.append(np.asarray(made, np.float32))
     return np.concatenate(chunks)[:count]

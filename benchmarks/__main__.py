@@ -21,11 +21,11 @@ from opsin.benchmarks.race import Ratio, Times, add_options, take_turns
 from opsin.benchmarks.worker import PeerError, Worker
 from opsin.train.host.accounting import matmul_peak
 
-OPSIN = "benchmarks.opsin_peer:prepare"
-FLAX = {"flax": "benchmarks.flax_peer:prepare"}
+OPSIN = "opsin.benchmarks.opsin_peer:prepare"
+FLAX = {"flax": "opsin.benchmarks.flax_peer:prepare"}
 TORCH = {
-    "pytorch": "benchmarks.torch_peer:prepare",
-    "torch.compile": "benchmarks.torch_peer:prepare_compiled",
+    "pytorch": "opsin.benchmarks.torch_peer:prepare",
+    "torch.compile": "opsin.benchmarks.torch_peer:prepare_compiled",
 }
 PHASES = ("training", "inference")
 LEGEND = """\

@@ -21,7 +21,9 @@ from opsin.models.layers import batch_norm
 from opsin.models.segmentation.unet import UNet
 from opsin.ops.diffusion.schedules import Discrete
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, adamw, constant, sgd
+from opsin.train.methods import adamw, sgd
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import constant
 from opsin.train.tasks.classify import Classify
 from opsin.train.tasks.diffuse import Diffuse
 from opsin.train.tasks.segment import Segment

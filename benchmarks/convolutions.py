@@ -110,10 +110,10 @@ SHAPES = {
 CONVOLUTIONS = {str(shape): shape for shapes in SHAPES.values() for shape in shapes}
 PHASES = ("forward", "input gradient", "weight gradient")
 JAX = {
-    "opsin": "benchmarks.convolutions:prepare_opsin",
-    "stock": "benchmarks.convolutions:prepare_stock",
+    "opsin": "opsin.benchmarks.convolutions:prepare_opsin",
+    "stock": "opsin.benchmarks.convolutions:prepare_stock",
 }
-TORCH = {"pytorch": "benchmarks.torch_peer:prepare_convolution"}
+TORCH = {"pytorch": "opsin.benchmarks.torch_peer:prepare_convolution"}
 LEGEND = """\
 GFLOP/s in float32, counted as 2·B·H'·W'·K²·C·D for the result and for each gradient. Medians of
 runs by turns. PyTorch has the memory layout that is faster for it."""

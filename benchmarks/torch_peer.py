@@ -15,7 +15,7 @@ from opsin.benchmarks.cases import ALPHA, CASES, SIGMA, Case
 from opsin.benchmarks.convolutions import CONVOLUTIONS
 from opsin.benchmarks.torch_models import NETWORKS
 from opsin.benchmarks.worker import Prepared
-from opsin.train.optim import sgd
+from opsin.train.methods import sgd
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "contiguous": {"memory_format": torch.contiguous_format},

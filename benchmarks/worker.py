@@ -1,6 +1,6 @@
 """A process in which one peer runs alone, so that no two thread pools share one.
 
-    python -m opsin.benchmarks.worker benchmarks.flax_peer:prepare
+    python -m opsin.benchmarks.worker opsin.benchmarks.flax_peer:prepare
 
 It reads a line of JSON for each run, ``{"case": "lenet5", "phase": "training", "steps": 20}``, and
 answers with one, ``{"seconds": 0.7, "about": {…}}`` or ``{"error": "…", "trace": "…"}``.
@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from opsin.commands.runtime import Runtime, set_up
 from opsin.errors import RunFailed
 
-RIVALS = ("benchmarks.flax_peer", "benchmarks.torch_peer")
+RIVALS = ("opsin.benchmarks.flax_peer", "opsin.benchmarks.torch_peer")
 """What runs as its own users start it, without the settings of ``commands.runtime``."""
 
 
@@ -56,7 +56,7 @@ class Worker:
 
     def __init__(self, peer: str):
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", peer],
+            [sys.executable, "-m", "opsin.benchmarks.worker", peer],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

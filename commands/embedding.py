@@ -20,8 +20,8 @@ from opsin.data.folder import folder
 from opsin.data.selection import select
 from opsin.data.sources import open_source
 from opsin.pictures import figures
-from opsin.train.program import prepared
-from opsin.train.tasks.task import Track
+from opsin.train.measurements import Track
+from opsin.train.preparation import prepared
 from opsin.train.weights import fingerprint
 
 

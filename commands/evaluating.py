@@ -27,11 +27,10 @@ from opsin.errors import ConfigError
 from opsin.report import evaluations
 from opsin.train.evaluate import evaluate, final_variables, numbers_of
 from opsin.train.experiment import Experiment
-from opsin.train.measurements import Measurement, check_measurements, measure
+from opsin.train.measurements import Measurement, Track, check_measurements, measure
 from opsin.train.placement import on_own_devices
-from opsin.train.program import prepared
+from opsin.train.preparation import prepared
 from opsin.train.sets import open_training
-from opsin.train.tasks.task import Track
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from opsin.imaging.tiles import over_tiles
 from opsin.pictures import figures
 from opsin.pictures.kinds import Labels, Masks, Prediction
 from opsin.train.compiler import jit_here
-from opsin.train.program import prepared
+from opsin.train.preparation import prepared
 from opsin.train.settings import SettingError
 
 LABELS = "labels.csv"

@@ -10,6 +10,7 @@ from tyro.conf import arg
 
 from opsin.commands import runtime
 from opsin.config import catalogue
+from opsin.errors import ConfigError
 
 
 def report(
@@ -32,6 +33,8 @@ def report(
     """
     runtime.set_up(runtime.Runtime())  # before the experiments, which import jax
     names = [name] if name else sorted(path.stem for path in results.glob("*.jsonl"))
+    if not names:
+        raise ConfigError(f"no tables in {results}/: run it in the house, or name --results")
     if check:
         return _compare(names, results, readme if name is None else None)
     if name:

@@ -249,11 +249,8 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Where and with what this runs: commit, versions, devices, hardware."""
-    house = Path(__file__).parents[1]
-    commit = _git(house, "rev-parse", "HEAD")
     return {
-        "commit": commit,
-        "dirty": bool(_git(house, "status", "--porcelain")) if commit else None,
+        **code_of(Path(__file__).parents[1]),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
@@ -268,13 +265,26 @@ def _program() -> str:
     return "opsin" if name == "__main__.py" else name  # python -m opsin
 
 
+def code_of(house: Path) -> dict[str, Any]:
+    """The commit of the code in a folder, and whether it was changed since: both may be unknown.
+
+    An installed copy may lie in a repository of its user, in which nobody committed it.
+    """
+    if _git(house, "ls-files", "--error-unmatch", "errors.py") is None:
+        return {"commit": None, "dirty": None}
+    return {
+        "commit": _git(house, "rev-parse", "HEAD"),
+        "dirty": bool(_git(house, "status", "--porcelain")),
+    }
+
+
 def _git(house: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
             ["git", "-C", str(house), *arguments], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
-        return None  # no git, or installed from an archive
+        return None  # no git, or no repository
     return done.stdout.strip()
 
 

@@ -14,11 +14,8 @@ from opsin.config import own_files
 from opsin.errors import ConfigError
 
 HOUSE = Path(__file__).parent.parent
-PARENT = __name__.split(".")[:-2]
-"""The packages that all rooms of the house are in."""
-
-OWN = "".join(f"{package}." for package in PARENT)
-"""The prefix that names of this house are written without."""
+OWN = __name__.removesuffix("config.names")
+"""The package that all rooms are in, and a dot: names of this house are written without."""
 
 
 def named(text: str) -> Any:
@@ -49,7 +46,7 @@ def _imported(module: str) -> types.ModuleType | None:
     Raises:
         ConfigError: it is there and cannot be imported.
     """
-    own = [OWN + module] if (HOUSE / module.partition(".")[0]).is_dir() else []
+    own = [OWN + module] if _is_room(module) else []
     for path in [*own, module]:
         try:
             return importlib.import_module(path)
@@ -57,6 +54,11 @@ def _imported(module: str) -> types.ModuleType | None:
             if error.name is None or not f"{path}.".startswith(f"{error.name}."):
                 raise ConfigError(f"cannot import {path}: {error}") from error
     return None  # "tfds:mnist" is a string: there is no module of that name
+
+
+def _is_room(module: str) -> bool:
+    """Whether a module, named without ``opsin``, would lie in a room: ``tests`` is none."""
+    return (HOUSE / module.partition(".")[0] / "__init__.py").is_file()
 
 
 def found(text: str) -> Any:
@@ -82,13 +84,18 @@ def full_name(node: Any) -> str:
     Modules of this house are written without ``opsin``.
 
     Raises:
-        ConfigError: for an object that cannot be found by a name, such as a lambda.
+        ConfigError: for an object that cannot be found by a name, such as a lambda, or what a
+            module of this house would be taken for.
     """
     module, name = _origin(node)
     if own_files.is_own(module):
         return f"{_file(module)}:{name}"
     public = _public_module(node, module, name)
-    return f"{'.'.join(public.split('.')[len(PARENT) :]) if in_house(module) else public}:{name}"
+    if _is_room(public) and _imported(public) is not sys.modules[public]:
+        raise ConfigError(
+            f"{public}:{name} is yours, and opsin has a module of that name: rename yours"
+        )
+    return f"{public.removeprefix(OWN)}:{name}"
 
 
 def lasting_name(node: Any) -> str:
@@ -165,8 +172,7 @@ def _is_private(module: str) -> bool:
 def _moved(text: str) -> Any:
     """The object of ``room.module:name`` in its new file, if exactly one file defines the name."""
     module, _, name = text.partition(":")
-    parts = module.split(".")
-    room = parts[len(PARENT)] if PARENT and parts[: len(PARENT)] == PARENT else parts[0]
+    room = module.removeprefix(OWN).partition(".")[0]
     if not name.isidentifier() or not room.isidentifier() or not (HOUSE / room).is_dir():
         return None
     defines = re.compile(rf"^(class|def) {name}\b", re.MULTILINE)

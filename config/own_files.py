@@ -25,6 +25,8 @@ def load(path: Path, name: str) -> Any:
         ConfigError: there is no such file or name, another file of the same name was read before,
             or the file cannot be imported.
     """
+    if path.suffix == ".py" and path.is_absolute() and not path.is_file():  # of a run of then
+        raise ConfigError(f"{path} is not there any more: put it back")
     if path.suffix != ".py" or not path.is_file():
         what = "is not the name of a Python file" if path.suffix != ".py" else "is not there"
         raise ConfigError(f"{path} {what}: write ./FILE.py:NAME, seen from {Path.cwd()}")

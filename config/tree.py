@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from opsin.config import hints
+from opsin.config.earlier import modernized
 from opsin.config.names import found, full_name, named
 from opsin.errors import ConfigError
 
@@ -40,10 +41,6 @@ def parse(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{path}: {error}") from error
 
 
-RETIRED = frozenset({"axis_name", "final"})
-"""Options of earlier code that changed no trained number: older configs may still name them."""
-
-
 def rebuild(resolved: Any) -> Any:
     """The tree, from what ``resolve`` made of it, now or in earlier code; lists become tuples.
 
@@ -52,37 +49,40 @@ def rebuild(resolved: Any) -> Any:
     Raises:
         ConfigError: for a name that is not there any more, or no longer takes these fields.
     """
+    return _built(modernized(resolved))
+
+
+def _built(resolved: Any) -> Any:
     if isinstance(resolved, list):
-        return tuple(rebuild(value) for value in resolved)
+        return tuple(map(_built, resolved))
     if isinstance(resolved, str):
         return float(resolved) if resolved in ("inf", "-inf", "nan") else found(resolved)
     if not isinstance(resolved, Mapping):
         return resolved
-    fields = {name: rebuild(value) for name, value in resolved.items()}
+    fields = {name: _built(value) for name, value in resolved.items()}
     kind, function = fields.pop("type", None), fields.pop("call", None)
     args = fields.pop("args", ())
     if callable(function):
-        fields = _taken(function, resolved["call"], fields)
+        _check_taken(function, resolved["call"], fields)
         return function if resolve(function) == resolved else partial(function, *args, **fields)
     if kind is None:
         return fields
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise ConfigError(f"{resolved['type']} is no dataclass of this code")
     try:
-        return kind(**_taken(kind, resolved["type"], fields))
+        _check_taken(kind, resolved["type"], fields)
+        return kind(**fields)
     except TypeError as error:
         raise ConfigError(f"{resolved['type']}: {error}") from error
 
 
-def _taken(owner: Callable[..., Any], name: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields without retired ones, if the owner takes all others."""
+def _check_taken(owner: Callable[..., Any], name: str, fields: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a field that the owner does not take."""
     parameters = hints.parameters(owner)
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return fields
-    kept = {key: value for key, value in fields.items() if key in parameters or key not in RETIRED}
-    if unknown := sorted(kept.keys() - parameters.keys()):
+        return
+    if unknown := sorted(fields.keys() - parameters.keys()):
         raise ConfigError(f"{name}: it takes no {unknown[0]!r} any more")
-    return kept
 
 
 def parse_all(texts: Iterable[str]) -> dict[str, Any]:

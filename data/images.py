@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from opsin.data.examples import DataError
 
@@ -50,7 +50,7 @@ def read_image(path: Path, channels: int, *, deep: bool = False) -> Image.Image:
         ) from error
 
 
-def raw_mode(image: Image.Image) -> str:
+def raw_mode(image: ImageFile.ImageFile) -> str:
     """How the file stores pixels, as "RGB;16B" or "L;4"; empty where its format does not say."""
     for tile in image.tile:  # (codec, extents, offset, arguments), the mode first of these
         arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)

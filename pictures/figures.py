@@ -136,7 +136,7 @@ def scatter(
         axes.set_xticks([])
         axes.set_yticks([])
     if labels is not None:
-        shown = [class_names[x] if x < len(class_names) else str(x) for x in found]
+        shown = [class_names[x] if x < len(class_names) else str(x) for x in map(int, found)]
         # Classes that do not fit into the legend are recognised by their place alone.
         place: Any = {"loc": "outside right center", "frameon": False, "markerscale": 2}
         _legend(figure, handles[:25], shown[:25], **place)

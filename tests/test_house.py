@@ -208,6 +208,45 @@ def test_no_file_is_long():
     assert {path: lines for path, lines in lengths.items() if lines > 400} == {}
 
 
+CORE = re.search(
+    r"the core, in the order in which it runs, is `([^`]+)`", (HOUSE / "docs/design.md").read_text()
+)
+CORE_FILES = [HOUSE / "train" / f"{name}.py" for name in CORE[1].split()] if CORE else []
+
+
+def nested(node: ast.AST, outer: int = 0) -> Iterator[tuple[ast.FunctionDef, int]]:
+    """All functions below a node, and how many functions each of them lies in."""
+    for child in ast.iter_child_nodes(node):
+        inside = isinstance(child, ast.FunctionDef)
+        if inside:
+            yield child, outer
+        yield from nested(child, outer + inside)
+
+
+def test_the_core_reads_in_one_sitting():
+    """From experiment to updated weights; what goes out of it has to be off that path."""
+    assert {"loop", "program", "sharding", "step", "task"} <= {path.stem for path in CORE_FILES}
+    assert len(CORE_FILES) <= 10
+    texts = [path.read_text() for path in CORE_FILES]
+    assert sum(len(text.splitlines()) for text in texts) <= 1700
+    assert [text for text in texts if "# fmt:" in text] == []
+    functions = [(path.stem, *found) for path in CORE_FILES for found in nested(tree(path))]
+    assert len(functions) > 80
+    lengths = {f"{file}.{f.name}": (f.end_lineno or 0) - f.lineno + 1 for file, f, _ in functions}
+    assert {name: lines for name, lines in lengths.items() if lines > 60} == {}
+    assert [f"{file}.{f.name}" for file, f, outer in functions if outer > 1] == []
+
+
+def test_functions_inside_functions_are_counted():
+    code = "def a():\n def b():\n  def c(): pass\nclass D:\n def e(self): pass"
+    assert [(f.name, outer) for f, outer in nested(ast.parse(code))] == [
+        ("a", 0),
+        ("b", 1),
+        ("c", 2),
+        ("e", 0),
+    ]
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_all_that_is_public_is_documented(room):
     bare = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,16 +14,20 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from opsin.errors import RunFailed, UserError
+from opsin.train.logging import NonFiniteError
 from opsin.train.paths import json_leaves
 from opsin.train.state import State
 
+# The disk is full, over quota or read-only; or the file is too large, or not ours.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES)
+
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be read, or no place for one: the cause, and the way out."""
+    """A checkpoint that cannot be read, or a directory that cannot be written."""
 
 
 class SaveError(RunFailed):
-    """A checkpoint that could not be written: which one is the last good one."""
+    """A checkpoint could not be written; the message names the last good one."""
 
 
 class Checkpoints:
@@ -60,7 +65,7 @@ class Checkpoints:
             if error is None:
                 self.wait()
         finally:
-            # Closing reports a failed save once more; ``save`` or ``wait`` has told it already.
+            # Closing reports a failed save once more; ``save`` or ``wait`` has raised it already.
             with suppress(Exception):
                 self._manager.close()
 
@@ -128,7 +133,7 @@ class Checkpoints:
         config: dict[str, Any],
         essence: Callable[[dict[str, Any]], Any] = lambda config: config,
     ) -> tuple[State, dict[str, Any]]:
-        """The newest checkpoint, on the devices of now.
+        """The newest checkpoint, on the present devices.
 
         Args:
             state: abstract state, ``jax.ShapeDtypeStruct`` leaves with their shardings.
@@ -186,10 +191,25 @@ class Checkpoints:
 
     def _damaged(self, path: Path, error: Exception) -> CheckpointError:
         older = [step for step in self._manager.all_steps() if step != int(path.name)]
-        way_out = f"to go on from step {max(older)}" if older else "to start from the beginning"
+        way_out = f"to resume from step {max(older)}" if older else "to start from the beginning"
         return CheckpointError(
             f"checkpoint {path} cannot be read ({_one_line(error)}): move it away {way_out}"
         )
+
+    @contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Errors of a run say which checkpoint is the last good one."""
+        try:
+            yield
+        except NonFiniteError as error:
+            self.wait()
+            good = self.latest()
+            kept = "there is no checkpoint before it" if good is None else f"step {good} is saved"
+            raise NonFiniteError(f"{error}; {kept} in {self.directory}") from None
+        except OSError as error:  # a full disk shows first wherever it is written to first
+            if error.errno not in UNWRITABLE:
+                raise
+            raise self.save_error(error) from error
 
     def save_error(self, error: Exception) -> SaveError:
         """What to raise when something of the run could not be written."""

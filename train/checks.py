@@ -9,14 +9,16 @@ from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from opsin.train.experiment import Experiment
 from opsin.train.optim import Optimizer
 from opsin.train.settings import SettingError
+from opsin.train.sharding import DeviceError, batch_shards
 
 
 def check_experiment(experiment: Experiment) -> None:
-    """Raises SettingError for fields of data and loop that cannot be, or contradict."""
+    """Raises SettingError for invalid or contradictory fields of data and loop."""
     data, loop, parallel = experiment.data, experiment.loop, experiment.parallel
     if data.eval_batch < 1 or loop.previews < 0:
         raise SettingError("loop.previews is at least 0, and data.eval_batch at least 1")
@@ -43,7 +45,7 @@ def check_experiment(experiment: Experiment) -> None:
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
-    """Raises SettingError for a reference batch or a regular expression that is none."""
+    """Raises SettingError for an invalid reference batch or regular expression."""
     if optimizer.reference_batch is not None and optimizer.reference_batch < 1:
         raise SettingError("optimizer.reference_batch is at least 1, or None")
     for field, pattern in _patterns(optimizer):
@@ -51,6 +53,17 @@ def check_optimizer(optimizer: Optimizer) -> None:
             re.compile(pattern)
         except re.error as error:
             raise SettingError(f"optimizer.{field}: {pattern!r} is no pattern: {error}") from error
+
+
+def check_batch(batch: int, mesh: Mesh, parts: int = 1, what: str = "microbatches") -> None:
+    """Raises DeviceError unless every device gets the same number of images in every part."""
+    shards = batch_shards(mesh)
+    if batch % (shards * parts):
+        whole = f"{shards} devices" + (f" times {parts} {what}" if parts > 1 else "")
+        nearest = batch // (shards * parts) * shards * parts or shards * parts
+        raise DeviceError(
+            f"data.batch={batch} does not divide by {whole}: try data.batch={nearest}"
+        )
 
 
 def check_precision(trained: Mapping[str, jax.ShapeDtypeStruct]) -> None:
@@ -68,7 +81,7 @@ def check_precision(trained: Mapping[str, jax.ShapeDtypeStruct]) -> None:
 
 
 def check_found(optimizer: Optimizer, paths: list[str]) -> None:
-    """Raises SettingError for a pattern that is found in no path: it would do nothing, silently."""
+    """Raises SettingError for a pattern that matches no path: it would silently do nothing."""
     for field, pattern in _patterns(optimizer):
         if not any(re.search(pattern, path) for path in paths):
             near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)[0]
@@ -79,7 +92,7 @@ def check_found(optimizer: Optimizer, paths: list[str]) -> None:
 
 @contextmanager
 def traced(what: str) -> Iterator[None]:
-    """Turns what a model or an augmentation says of its options into one line for the user."""
+    """Turns a ValueError of a model or an augmentation into one line for the user."""
     try:
         yield
     except SettingError:

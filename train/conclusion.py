@@ -1,21 +1,46 @@
-"""What is measured of a run after its last step."""
+"""What is left of a run after its last step: measurements, and the numbers that sum it up."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
+import jax
 from jax.sharding import Mesh
 
 from opsin.data.examples import Examples
+from opsin.data.files import read_lines
+from opsin.pictures import figures
 from opsin.train.evaluate import final_variables
 from opsin.train.experiment import Experiment
-from opsin.train.logging import Console
-from opsin.train.measurements import Measured, measure
+from opsin.train.host.accounting import median_rates
+from opsin.train.logging import Console, last_evaluation
+from opsin.train.measurements import Item, Measured, measure
 from opsin.train.placement import on_own_devices
-from opsin.train.program import prepared
+from opsin.train.preparation import prepared
 from opsin.train.state import State
-from opsin.train.tasks.task import Item
+from opsin.train.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a call of ``train.loop.fit`` ended.
+
+    Attributes:
+        finished: False if it was asked to stop before the last step.
+        step: steps taken in all, earlier calls included.
+        metrics: final ``split/metric`` numbers, with ``seconds``, ``steps``, ``parameters``,
+            ``model_flops_per_step`` and the median speed (see ``Work.rates``);
+            empty in processes that do not write.
+        measured: what the measurements of the experiment found.
+    """
+
+    finished: bool
+    step: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    measured: tuple[Measured, ...] = ()
 
 
 class _Stopped(Exception):
@@ -54,3 +79,18 @@ def measure_all(
         return tuple(made)
     except _Stopped:
         return None
+
+
+def summary(
+    task: Task, state: State, directory: Path, cost: Mapping[str, float]
+) -> dict[str, float]:
+    """The numbers that a run ends with, from its log and its last state; draws its curve too."""
+    metrics = directory / "metrics.jsonl"
+    figures.save(figures.training_curve(metrics, task.curves), directory / "curve.png")
+    return {
+        **last_evaluation(metrics),
+        "steps": int(state.step),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        **cost,
+        **median_rates(read_lines(metrics)),
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
+from typing import NamedTuple
 
 from opsin.errors import UserError
 
@@ -54,3 +55,11 @@ class Every:
     def next(self, step: int) -> int:
         """The next step after this one that is due."""
         return min((step // self.interval + 1) * self.interval, self.last)
+
+
+class Cadence(NamedTuple):
+    """After which steps a run logs, evaluates and saves."""
+
+    log: Every
+    evaluate: Every
+    save: Every

@@ -1,4 +1,4 @@
-"""Evaluation of a state: metric states over whole sets, and pictures of what the model does."""
+"""Evaluation of a state: metric states over whole sets, charts and previews."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ def all_variables(state: State) -> dict[str, tuple[PyTree, PyTree]]:
 
 
 def final_variables(state: State) -> tuple[str, tuple[PyTree, PyTree]]:
-    """The variables that a finished run is used with: the average, if there is one."""
+    """The variables that a finished run is used with: the moving average, if there is one."""
     variables = all_variables(state)
     name = "_ema" if "_ema" in variables else ""
     return name, variables[name]
 
 
 def numbers_of(evaluated: Mapping[str, Mapping[str, Metric]]) -> dict[str, float]:
-    """Flat ``split/metric`` numbers; what a metric breaks down into (``f1_macro``) comes last."""
+    """Flat ``split/metric`` numbers; those of a metric with several (``f1_macro``) come last."""
     numbers = {
         f"{split}/{name}": (name not in states, value)
         for split, states in evaluated.items()

@@ -1,19 +1,21 @@
-"""What a run is: a frozen tree of real objects that the loop takes and nothing else adds to.
+"""The configuration of a run: a frozen tree of dataclasses, functions and modules.
 
 Fields with the metadata ``{"identity": False}`` change no trained number: measurements, how often
-something is logged or saved, where arrays lie. They are no part of a run's id, and may differ when
-a run goes on.
+something is logged or saved, the placement of arrays. They are no part of a run's id, and may
+differ when a run resumes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
 
 from opsin.data.examples import Examples
+from opsin.train.durations import Cadence, Every, in_steps
 from opsin.train.measurements import Measurement
 from opsin.train.optim import Optimizer
 from opsin.train.sharding import Parallel
@@ -23,7 +25,7 @@ from opsin.train.weights import Preprocessing, Weights
 
 @dataclass(frozen=True)
 class Data:
-    """Which images, in which batches.
+    """Which images a run trains and evaluates on, in which batches.
 
     Attributes:
         source: ``"digits"``, ``"tfds:mnist"``, ``"folder:/path"``, ``"synthetic"``, or a function
@@ -55,7 +57,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Loop:
-    """How long to train, and what to do on the way. Durations: ``"20 epochs"`` or ``"500 steps"``.
+    """How long to train, and what to do meanwhile. Durations: ``"20 epochs"`` or ``"500 steps"``.
 
     Attributes:
         duration: the length of training; ``"0 steps"`` initialises, trains nothing and is measured.
@@ -63,7 +65,7 @@ class Loop:
         evaluate_every: between two evaluations; there is always one at the end.
         checkpoint_every: between two checkpoints; there is always one at the end.
         steps_per_dispatch: steps in one call of the device. More hides the latency of the host.
-        accumulate: microbatches that a batch is cut into, for memory.
+        accumulate: microbatches that a batch is split into, to save memory.
         ema_decay: decay of the moving average of parameters and batch statistics, or None.
         strategy: ``"jit"`` over a mesh of devices, or ``"pmap"``.
         previews: images in a preview picture, six at most where each has a mask; 0 draws none.
@@ -79,6 +81,12 @@ class Loop:
     strategy: Literal["jit", "pmap"] = "jit"
     previews: int = field(default=25, metadata={"identity": False})
 
+    def cadence(self, steps_per_epoch: Fraction, last: int) -> Cadence:
+        """When it logs, evaluates and saves, in a run that ends with the step ``last``."""
+        names = ("log_every", "evaluate_every", "checkpoint_every")
+        durations = {name: in_steps(getattr(self, name), steps_per_epoch) for name in names}
+        return Cadence(*(Every(f"loop.{name}", n, last) for name, n in durations.items()))
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -86,14 +94,14 @@ class Experiment:
 
     Attributes:
         task: what is learned, with its model and loss.
-        weights: that the network begins with, of one file or several, instead of random ones.
+        weights: initial weights from one file or several, instead of random ones.
         data: what it is learned from.
         optimizer: how gradients become updates.
-        loop: how long, and what happens on the way.
+        loop: how long, and what happens meanwhile.
         parallel: how the devices share the work.
         seed: of initialisation, data order, augmentation and dropout.
-        measurements: what is measured once training has ended; see ``analysis``. They are no part
-            of the run's id: a run can be measured again, and in other ways, without training.
+        measurements: what is measured once training has ended; see ``analysis``. A run can be
+            measured again, and in other ways, without training.
     """
 
     task: Task

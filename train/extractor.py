@@ -1,4 +1,4 @@
-"""Feature extractors: trained classifiers, that generators are judged by."""
+"""Feature extractors: trained classifiers for the evaluation of generators."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ Network = Callable[[PyTree, Array], tuple[Array, Array]]
 
 @dataclass(frozen=True)
 class Extractor:
-    """A classifier to judge generators by: its features are what goes into its last layer.
+    """A classifier to evaluate generators by: its features are the inputs of its last layer.
 
     Attributes:
         name: of the network, as saved; metrics are called ``fd_<name>``.
         model: the network; its last layer is called ``head``, as in all of ``models``.
         path: a file of ``opsin export``; a relative one is below the root of this project,
             wherever it is run from.
-        sha256: of the file, so that a run says which weights judged it; None takes any.
+        sha256: of the file, so that a run records which weights evaluated it; None takes any.
         batch: images in one call of the network.
     """
 
@@ -65,7 +65,7 @@ class Extractor:
         variables, network, image = self.open()
         run = jit_here(network)
         shape = jax.ShapeDtypeStruct((self.batch, *image), jnp.float32)
-        jax.eval_shape(run, variables, shape)  # a network without a head is told now
+        jax.eval_shape(run, variables, shape)  # a network without a head raises here
 
         def extract(images: Num[np.ndarray, "images height width channels"]) -> Any:
             images = np.asarray(images)

@@ -1,8 +1,8 @@
-"""Training images on their way to the device: from memory that lives there, or streamed."""
+"""Training images for the devices: resident in their memory, or streamed from the host."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -21,7 +21,7 @@ from opsin.train.sharding import batch_sharding, replicated
 
 @dataclass(frozen=True)
 class FeedSpec:
-    """What a program knows of its training images before it sees one: numbers, shapes, devices.
+    """What a program has to know about its training images: number, shapes and devices.
 
     Attributes:
         mesh: the devices.
@@ -38,7 +38,7 @@ class FeedSpec:
 
     @classmethod
     def of(cls, mesh: Mesh, examples: Examples, batch: int, resident_megabytes: int) -> FeedSpec:
-        """That of a training set in batches of a size; one image is read.
+        """The specification of a training set in batches; reads one image.
 
         Raises:
             DataError: if the set or the batch is empty.
@@ -64,10 +64,9 @@ class FeedSpec:
         """Training images over the batch, exact."""
         return Fraction(self.examples, self.batch_size)
 
-    @property
-    def fetch(self) -> Callable[[PyTree, PyTree], Batch]:
-        """``(store, item) -> batch``, for the device."""
-        return _rows if self.resident else _itself
+    def fetch(self, store: PyTree, item: PyTree) -> Batch:
+        """The batch of an item, on the device."""
+        return jax.tree.map(lambda array: array[item], store) if self.resident else item
 
     def store(self) -> PyTree:
         """Shapes and shardings of what lives on the devices."""
@@ -87,13 +86,10 @@ class FeedSpec:
 
 
 class Feed:
-    """Items for the program's ``fetch``, in an order that the seed and the position alone decide.
+    """Items for ``FeedSpec.fetch``, in an order that depends on seed and position alone.
 
-    The order is the same whether the set is resident or streamed. Of a batch that is streamed, each
-    process reads its ``train.placement.process_share``; indices of a resident set it has all.
-
-    Attributes:
-        spec: what the program has to know.
+    The order is the same whether the set is resident or streamed. Of a streamed batch each process
+    reads its ``train.placement.process_share``; of a resident set it has all indices.
     """
 
     def __init__(
@@ -122,7 +118,7 @@ class Feed:
         return global_batch(stacked, self.spec.mesh, self.spec.batch_size, leading=1)
 
     def batch_on_host(self) -> Batch:
-        """The next batch itself, as NumPy arrays: for people to look at."""
+        """The next batch as NumPy arrays, to be looked at."""
         return self.spec.fetch(self._arrays, next(self._items))
 
     def description(self) -> dict[str, Any]:
@@ -132,17 +128,9 @@ class Feed:
         return {"examples": self.spec.examples, "arrays": arrays}
 
     def position(self) -> dict[str, Any]:
-        """Where the order stands, as JSON."""
+        """The position in the order, as JSON."""
         return self._items.get_state()
 
     def seek(self, position: dict[str, Any]) -> None:
         """Resumes the order at a position that was read before."""
         self._items.set_state(position)
-
-
-def _rows(store: PyTree, item: PyTree) -> Batch:
-    return jax.tree.map(lambda array: array[item], store)
-
-
-def _itself(store: PyTree, item: PyTree) -> Batch:
-    return item

@@ -1,4 +1,4 @@
-"""The layer of a network called ``head``: what goes in, and what comes out."""
+"""Features of a network: the input of its layer called ``head``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from opsin.train.settings import SettingError
 def around_head(
     model: nn.Module, variables: PyTree, images: Array, **options: Any
 ) -> tuple[Array, Any]:
-    """What goes into the layer called ``head`` [images, features], and what the network gives.
+    """The input of the layer called ``head`` [images, features], and the output of the network.
 
     Args:
         model: ``model(images, train=False)``, with a layer ``head`` at its end, as in ``models``.
@@ -37,6 +37,6 @@ def around_head(
     if len(seen) != 1 or seen[0].ndim != 2:
         raise SettingError(
             f"{type(model).__name__} has no layer called head that takes one vector an image: its "
-            "features cannot be told from what it makes of them; take a classifier or SimCLR"
+            "features cannot be separated from its outputs; take a classifier or SimCLR"
         )
     return seen[0], output

@@ -36,7 +36,7 @@ class Writer(Protocol):
         ...
 
     def close(self) -> None:
-        """Writes what is still held back."""
+        """Flushes and closes."""
         ...
 
 
@@ -44,7 +44,7 @@ class JsonLines:
     """``metrics.jsonl``: one object a line with ``step`` and ``split/metric`` keys.
 
     Lines after ``last_step``, and one that was cut off, are dropped first: after a crash the steps
-    behind the checkpoint run again, and no line may stand twice.
+    after the checkpoint run again, and no line may occur twice.
     """
 
     def __init__(self, path: Path, last_step: int):
@@ -58,7 +58,7 @@ class JsonLines:
         self._file.write(json.dumps(line) + "\n")
 
     def note(self, step: int, text: str) -> None:
-        """Appends a line of text for people, which readers of numbers pass over."""
+        """Appends a line of text, which readers of numbers skip."""
         self._file.write(json.dumps({"step": step, "note": text}) + "\n")
 
     def close(self) -> None:
@@ -123,7 +123,7 @@ class WeightsAndBiases:
 
 
 class LoggingError(UserError):
-    """A place for metrics that is not there."""
+    """A writer of metrics that cannot be opened."""
 
 
 class Console:
@@ -144,7 +144,7 @@ class Console:
             mininterval=0.2 if sys.stderr.isatty() else 30.0,
         )
         if step:
-            self.say(f"going on from step {step} of {total}")
+            self.say(f"resuming from step {step} of {total}")
 
     def say(self, text: str) -> None:
         """Writes a line above the bar, if there is one."""
@@ -208,23 +208,23 @@ class MetricsLog:
         self._since, self._steps = time.monotonic(), 0
 
     def push(self, step: int, count: int, metrics: dict[str, Metric], *, flush: bool) -> None:
-        """Takes the metrics of the dispatch that ended at ``step``, and works off the one before.
+        """Takes the metrics of the dispatch that ended at ``step``, and writes the one before.
 
         Raises:
             NonFiniteError: a term of the loss was not finite in the one before.
         """
         self._pending.append((step, count, metrics, flush))
         while len(self._pending) > 1:
-            self._work_off()
+            self._write_oldest()
 
     def drain(self) -> None:
-        """Waits for the device and works off all there is.
+        """Waits for the device and writes all pending metrics.
 
         Raises:
             NonFiniteError: a term of the loss was not finite.
         """
         while self._pending:
-            self._work_off()
+            self._write_oldest()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes numbers to every writer."""
@@ -242,7 +242,7 @@ class MetricsLog:
             for writer in self._writers:
                 stack.callback(writer.close)
 
-    def _work_off(self) -> None:
+    def _write_oldest(self) -> None:
         step, count, stacked, flush = self._pending.popleft()
         metrics = {
             name: jax.tree.map(lambda leaf: leaf[:count], to_host(metric))

@@ -1,20 +1,34 @@
-"""What is measured of a trained network, as a run at its end and ``opsin evaluate`` call it.
+"""Measurements of a trained network: how a run at its end and ``opsin evaluate`` call them.
 
-The measurements themselves are in ``analysis``, of which nothing here knows: they are objects of an
+The measurements themselves are in ``analysis``, which nothing here imports: they are objects of an
 ``Experiment``.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from jaxtyping import PyTree
 
+from opsin.data.augment import Batch
 from opsin.data.examples import Examples
-from opsin.train.tasks.task import Prepare, Track
+
+Item = TypeVar("Item")
+
+
+class Track(Protocol):
+    """Shows the progress of a loop."""
+
+    def __call__(self, items: Iterable[Item], what: str) -> Iterable[Item]:
+        """The items themselves; ``what`` is the label of the progress bar."""
+        ...
+
+
+Prepare = Callable[[Batch], Batch]
+"""From a batch of a source to what the model sees outside training."""
 
 Measurement = Callable[
     [Any, PyTree, PyTree, Mapping[str, Examples], Prepare, Track], Mapping[str, float]
@@ -68,7 +82,7 @@ def measure(
         variables: parameters and mutable variables, on devices of this process.
         sets: name → examples.
         prepare: from a batch to what the model sees.
-        track: shows how far it has come.
+        track: shows the progress.
         average: the end of the name of a split where the variables are a moving average:
             ``"_ema"`` makes ``test_ema/nll`` of ``test/nll``.
     """

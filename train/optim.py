@@ -1,4 +1,4 @@
-"""Optimisers: optax, with weight decay by path, schedules in steps, and learning rates by layer."""
+"""How gradients become updates: a method and a schedule, with decay and learning rates by path."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,125 +13,20 @@ import optax
 from jaxtyping import PyTree
 
 from opsin.train.durations import DurationError, in_steps
+from opsin.train.methods import adamw
 from opsin.train.paths import flatten, unflatten
-
-Schedule = Callable[[Any], Any]
-Method = Callable[..., optax.GradientTransformation]
-
-
-def sgd(
-    learning_rate: Schedule,
-    weight_decay: float,
-    mask: Callable[[PyTree], PyTree],
-    *,
-    momentum: float = 0.9,
-    nesterov: bool = True,
-) -> optax.GradientTransformation:
-    """SGD with (Nesterov) momentum; weight decay enters before the momentum, as L2 does."""
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov and momentum > 0),
-    )
-
-
-def adamw(
-    learning_rate: Schedule,
-    weight_decay: float,
-    mask: Callable[[PyTree], PyTree],
-    *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter, 2019, arXiv:1711.05101)."""
-    return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
-
-
-def lion(
-    learning_rate: Schedule,
-    weight_decay: float,
-    mask: Callable[[PyTree], PyTree],
-    *,
-    b1: float = 0.9,
-    b2: float = 0.99,
-) -> optax.GradientTransformation:
-    """Lion (Chen et al., 2023, arXiv:2302.06675)."""
-    return optax.lion(learning_rate, b1, b2, weight_decay=weight_decay, mask=mask)
-
-
-def lamb(
-    learning_rate: Schedule,
-    weight_decay: float,
-    mask: Callable[[PyTree], PyTree],
-    *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-6,
-) -> optax.GradientTransformation:
-    """LAMB (You et al., 2020, arXiv:1904.00962)."""
-    return optax.lamb(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
-
-
-def lars(
-    learning_rate: Schedule,
-    weight_decay: float,
-    mask: Callable[[PyTree], PyTree],
-    *,
-    momentum: float = 0.9,
-    trust_coefficient: float = 0.001,
-) -> optax.GradientTransformation:
-    """LARS (You et al., 2017, arXiv:1708.03888); what is not decayed has no trust ratio."""
-    return optax.lars(
-        learning_rate,
-        weight_decay,
-        weight_decay_mask=mask,
-        trust_coefficient=trust_coefficient,
-        trust_ratio_mask=mask,
-        momentum=momentum,
-    )
-
-
-def constant(peak: float, steps: int, warmup: int) -> Schedule:
-    """Linear warm-up over ``warmup`` steps, then ``peak``."""
-    return _after_warmup(peak, warmup, optax.constant_schedule(peak))
-
-
-def cosine(peak: float, steps: int, warmup: int, *, end: float = 0.0) -> Schedule:
-    """Linear warm-up, then half a cosine down to ``end · peak`` (Loshchilov & Hutter, 2017)."""
-    return _after_warmup(
-        peak, warmup, optax.cosine_decay_schedule(peak, max(steps - warmup, 1), alpha=end)
-    )
-
-
-def staircase(
-    peak: float,
-    steps: int,
-    warmup: int,
-    *,
-    boundaries: tuple[float, ...] = (0.5, 0.75),
-    factor: float = 0.1,
-) -> Schedule:
-    """Linear warm-up, then ``peak``, times ``factor`` at each boundary (shares of all steps)."""
-    after = {round(fraction * steps) - warmup: factor for fraction in boundaries}
-    return _after_warmup(peak, warmup, optax.piecewise_constant_schedule(peak, after))
-
-
-def _after_warmup(peak: float, warmup: int, schedule: Schedule) -> Schedule:
-    if warmup <= 0:
-        return schedule
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), schedule], [warmup])
+from opsin.train.schedules import Schedule, cosine
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What turns gradients into updates.
+    """How gradients become updates.
 
     Attributes:
         method: ``(learning_rate, weight_decay, mask) -> optax.GradientTransformation``.
         learning_rate: the peak of the schedule.
-        reference_batch: the batch that ``learning_rate`` is for: another one trains with as much
-            more as it is larger (Goyal et al., 2017, arXiv:1706.02677, section 2.1). None: the rate
-            is that of any batch.
+        reference_batch: the batch that ``learning_rate`` is for; the rate is scaled linearly for
+            others (Goyal et al., 2017, arXiv:1706.02677, section 2.1). None scales nothing.
         schedule: ``(peak, steps, warmup) -> step -> learning rate``.
         warmup: a duration, e.g. ``"5 epochs"``, of linear warm-up from zero; at most the run's.
         weight_decay: strength of the decay.
@@ -144,7 +38,7 @@ class Optimizer:
             A tuple of factors scales along the leading axis, for layers stacked by ``nn.scan``.
     """
 
-    method: Method = adamw
+    method: Callable[..., optax.GradientTransformation] = adamw
     learning_rate: float = 1e-3
     reference_batch: int | None = None
     schedule: Callable[..., Schedule] = cosine
@@ -179,7 +73,7 @@ class Optimizer:
         return optax.chain(*parts), schedule
 
     def decay_mask(self, params: PyTree) -> PyTree:
-        """True where weight decay acts: by name, since a scan gives biases two axes."""
+        """True where weight decay acts: by name, for a scan gives biases two axes."""
         mask = {
             path: path.endswith("kernel") and not any(re.search(p, path) for p in self.no_decay)
             for path in flatten(params)

@@ -1,4 +1,4 @@
-"""Arrays of the host on their way to the devices of a mesh, for any number of processes."""
+"""From arrays on the host to arrays on the devices of a mesh, for any number of processes."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def on_all_devices(arrays: PyTree, mesh: Mesh) -> PyTree:
 
 
 def on_own_devices(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The same arrays, whole on each device of this process, for what it computes by itself.
+    """The arrays replicated on the devices of this process, for what it computes by itself.
 
-    As they are, if all devices are its own. To be called in all processes.
+    A single process gets them back as they are. To be called in all processes.
     """
     if jax.process_count() == 1:
         return tree
@@ -76,10 +76,10 @@ def _itself(tree: PyTree) -> PyTree:
     return tree
 
 
-def beside(tree: PyTree, batch: PyTree) -> PyTree:
-    """Arrays of one batch, shared by the devices that a tree is on; as they are if it is on none.
+def put_with(tree: PyTree, batch: PyTree) -> PyTree:
+    """Shards a host batch over the devices of ``tree``, or returns it if ``tree`` has no mesh.
 
-    They are whole on each device where these do not divide the batch.
+    The batch is replicated where the devices do not divide it.
     """
     shardings = (leaf.sharding for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
     mesh = next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)

@@ -41,12 +41,14 @@ def make_pmap_dispatch(
         devices=devices,
         donate_argnums=0,
     )
-    gather = jax.jit(fetch)
+
+    @jax.jit
+    def shards(store: PyTree, items: PyTree) -> Batch:
+        batch = fetch(store, jax.tree.map(lambda x: x[0], items))
+        return jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), batch)
 
     def dispatch(state: State, store: PyTree, items: PyTree, count: Array) -> tuple[State, Metrics]:
-        batch = gather(store, jax.tree.map(lambda x: x[0], items))
-        shards = jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), batch)
-        state, metrics = mapped(state, shards)
+        state, metrics = mapped(state, shards(store, items))
         return state, jax.tree.map(lambda m: m[None], metrics)
 
     return dispatch

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,32 +13,20 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
-from opsin.data import augment
-from opsin.pictures.kinds import Picture
-from opsin.train.checks import (
-    check_experiment,
-    check_found,
-    check_optimizer,
-    check_precision,
-    traced,
-)
+from opsin.train import checks
 from opsin.train.compiler import compiler_options
 from opsin.train.dispatch import make_dispatch
 from opsin.train.durations import in_steps
-from opsin.train.experiment import Data, Experiment
+from opsin.train.evaluators import Evaluate, Preview, evaluators
+from opsin.train.experiment import Experiment
 from opsin.train.feed import FeedSpec
 from opsin.train.host.accounting import model_flops
 from opsin.train.paths import flatten
 from opsin.train.pmap import make_pmap_dispatch
-from opsin.train.sharding import Layout, check_batch, replicated
+from opsin.train.preparation import augmented, prepared
+from opsin.train.sharding import Layout, replicated
 from opsin.train.state import State
-from opsin.train.step import (
-    Metrics,
-    PlayerOptimizer,
-    StepSettings,
-    init_state,
-    train_step,
-)
+from opsin.train.step import Metrics, PlayerOptimizer, StepSettings, init_state, train_step
 from opsin.train.tasks.task import Batch, Player
 
 Dispatch = Callable[[State, PyTree, PyTree, Any], tuple[State, Metrics]]
@@ -54,8 +42,7 @@ class Program:
         init: ``() -> State``, born sharded.
         flops: ``() -> FLOPs of one step``; see ``train.host.accounting.model_flops``.
         compile: ``() -> dispatch``; see ``train.dispatch.make_dispatch``.
-        evaluate: ``(params, mutable, batch, index of the batch) -> metric states``.
-        preview: ``(params, mutable, batch) -> {name: Picture}``.
+        evaluate, preview: see ``train.evaluators``.
         steps: the length of the run.
     """
 
@@ -64,8 +51,8 @@ class Program:
     init: Callable[[], State]
     flops: Callable[[], Counter[str]]
     compile: Callable[[], Dispatch]
-    evaluate: Callable[[PyTree, PyTree, Batch, Any], Metrics]
-    preview: Callable[[PyTree, PyTree, Batch], Mapping[str, Picture]]
+    evaluate: Evaluate
+    preview: Preview
     steps: int
 
 
@@ -79,7 +66,7 @@ def build(experiment: Experiment, feed: FeedSpec) -> Program:
     Raises:
         DeviceError, DurationError, SettingError: the experiment asks for what cannot be.
     """
-    check_experiment(experiment)
+    checks.check_experiment(experiment)
     data, loop, pmap = experiment.data, experiment.loop, experiment.loop.strategy == "pmap"
     steps = in_steps(loop.duration, feed.steps_per_epoch)  # none where a run is only measured
     if steps:
@@ -97,19 +84,14 @@ def build(experiment: Experiment, feed: FeedSpec) -> Program:
         ema = loop.ema_decay is not None
         return init_state(experiment.task, optimizers, prepare(sample), key, ema=ema)
 
-    with traced("the model and its images"):
+    with checks.traced("the model and its images"):
         # The key is an argument, so that the compiled programs serve every seed.
         key = jax.random.key(experiment.seed)
         shapes = jax.eval_shape(init, key)
     for optimizer in optimizers:
-        check_precision(flatten(optimizer.split(shapes.params)[0]))
-        check_found(optimizer.optimizer, list(flatten(optimizer.own(shapes.params))))
-    shardings = layout.state(shapes)
-    state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
+        checks.check_precision(flatten(optimizer.split(shapes.params)[0]))
+        checks.check_found(optimizer.optimizer, list(flatten(optimizer.own(shapes.params))))
+    state = layout.state(shapes)
     settings = StepSettings(
         optimizers,
         prepare=partial(augmented, data=data),
@@ -118,11 +100,11 @@ def build(experiment: Experiment, feed: FeedSpec) -> Program:
         accumulate=loop.accumulate,
         unroll_turns=platform == "cpu",
     )
-    flops, compile = _training(settings, state, feed, layout, experiment)
+    flops, compile = _training(experiment, feed, layout, settings, state)
     # Drawing numbers once is not worth optimising, which takes longer than to compile the step.
     quickly = {"xla_backend_optimization_level": 1} if options else {}
-    initialize = jax.jit(init, out_shardings=shardings, compiler_options=quickly)
-    evaluate, preview = _evaluation(experiment, layout, feed, options)
+    initialize = jax.jit(init, out_shardings=_shardings(state), compiler_options=quickly)
+    evaluate, preview = evaluators(experiment, layout, feed.mesh, options)
     init_from_seed = partial(initialize, key)
     return Program(feed.mesh, state, init_from_seed, flops, compile, evaluate, preview, steps)
 
@@ -132,11 +114,11 @@ def _optimizers(experiment: Experiment, feed: FeedSpec, steps: int) -> tuple[Pla
     players = experiment.task.players()
     turns = max(player.turns for player in players)
     what = "microbatches" if turns == 1 else "turns and microbatches"
-    check_batch(feed.batch_size, feed.mesh, experiment.loop.accumulate * turns, what)
+    checks.check_batch(feed.batch_size, feed.mesh, experiment.loop.accumulate * turns, what)
 
     def laid_out(player: Player) -> PlayerOptimizer:
         optimizer = player.optimizer or experiment.optimizer
-        check_optimizer(optimizer)
+        checks.check_optimizer(optimizer)
         transform, schedule = optimizer.build(
             steps * player.turns, feed.steps_per_epoch * player.turns, feed.batch_size // turns
         )
@@ -146,7 +128,7 @@ def _optimizers(experiment: Experiment, feed: FeedSpec, steps: int) -> tuple[Pla
 
 
 def _training(
-    settings: StepSettings, state: State, feed: FeedSpec, layout: Layout, experiment: Experiment
+    experiment: Experiment, feed: FeedSpec, layout: Layout, settings: StepSettings, state: State
 ) -> tuple[Callable[[], Counter[str]], Callable[[], Dispatch]]:
     """``flops`` and ``compile`` of a program."""
     length, mesh = experiment.loop.steps_per_dispatch, feed.mesh
@@ -157,24 +139,23 @@ def _training(
     def fetch(store: PyTree, item: PyTree) -> Batch:
         return layout.batch(feed.fetch(store, item))
 
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     jitted = jax.jit(
         make_dispatch(step, fetch, length),
-        in_shardings=(shardings, None, None, everywhere),
-        out_shardings=(shardings, everywhere),
+        in_shardings=(_shardings(state), None, None, everywhere),
+        out_shardings=(_shardings(state), everywhere),
         donate_argnums=0,
     )
     pmap = experiment.loop.strategy == "pmap"
     dispatch = make_pmap_dispatch(step, feed.fetch, mesh) if pmap else jitted
 
     def flops() -> Counter[str]:
-        with traced("the training step"):
+        with checks.traced("the training step"):
             return model_flops(dispatch, *arguments)
 
     def compile() -> Dispatch:
         if pmap:
             return dispatch
-        with traced("the training step"):
+        with checks.traced("the training step"):
             lowered = jitted.lower(*arguments)
         # Compiled ahead of time: another shape raises instead of compiling again unseen.
         options = compiler_options(mesh.devices.flat[0].platform)
@@ -183,36 +164,5 @@ def _training(
     return flops, compile
 
 
-def _evaluation(
-    experiment: Experiment, layout: Layout, feed: FeedSpec, options: dict[str, Any]
-) -> tuple[Callable[..., Metrics], Callable[..., Mapping[str, Picture]]]:
-    """``evaluate`` and ``preview`` of a program."""
-    task, data = experiment.task, experiment.data
-
-    @partial(jax.jit, out_shardings=replicated(feed.mesh), compiler_options=options)
-    def evaluate(params: PyTree, mutable: PyTree, batch: Batch, index: Array) -> Metrics:
-        key = jax.random.fold_in(jax.random.key(0), index)  # the same draws every time
-        with traced("the evaluation"), layout.activations(batch):
-            return task.evaluate(params, mutable, prepared(batch, data=data), key)
-
-    @partial(jax.jit, compiler_options=options)
-    def preview(params: PyTree, mutable: PyTree, batch: Batch) -> Mapping[str, Picture]:
-        pictures = task.preview(params, mutable, prepared(batch, data=data), jax.random.key(0))
-        return {name: _unnormalized(p, data.mean, data.std) for name, p in pictures.items()}
-
-    return evaluate, preview
-
-
-def augmented(key: Key[Array, ""], batch: Batch, *, data: Data) -> Batch:
-    """A batch as a model sees it in training."""
-    batch = augment.apply(key, augment.scale(batch), data.augment)
-    return augment.normalize(batch, data.mean, data.std)
-
-
-def prepared(batch: Batch, *, data: Data) -> Batch:
-    """A batch as a model sees it outside training: uint8 images scaled and normalised."""
-    return augment.normalize(augment.scale(batch), data.mean, data.std)
-
-
-def _unnormalized(picture: Picture, mean: tuple[float, ...], std: tuple[float, ...]) -> Picture:
-    return replace(picture, images=picture.images * jnp.asarray(std) + jnp.asarray(mean))
+def _shardings(state: State) -> State:
+    return jax.tree.map(lambda leaf: leaf.sharding, state)

@@ -14,7 +14,7 @@ from opsin.data.examples import Examples, fits_in_memory, labels, materialize, s
 from opsin.data.selection import select
 from opsin.data.sources import open_source
 from opsin.train.experiment import Data, Experiment
-from opsin.train.program import augmented, prepared
+from opsin.train.preparation import augmented, prepared
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Sets:
 
 
 def open_sets(experiment: Experiment) -> Sets:
-    """Opens the data of a run, and has the task compare itself to them.
+    """Opens the data of a run, and has the task check them.
 
     Raises:
         DataError: if they cannot be read.

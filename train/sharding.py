@@ -38,11 +38,11 @@ TENSOR_RULES: tuple[tuple[str, int, int, int], ...] = (
 )
 """What goes over ``tensor``: Shoeybi et al., 2019, arXiv:1909.08053, section 3, for transformers.
 
-Between a first and a second kernel nothing is exchanged, and one sum follows the second. The first
-rule whose path and number of axes fit counts."""
+Nothing is exchanged between a first and a second kernel, and one sum follows the second. The first
+rule that fits the path and the number of axes counts."""
 
 STACKED = r"(^|/)blocks/"
-"""Paths of parameters that ``nn.scan`` stacks: their leading axis is that of the layers."""
+"""Paths of parameters that ``nn.scan`` stacks along a leading axis of layers."""
 
 
 class DeviceError(UserError):
@@ -120,17 +120,6 @@ def batch_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_batch(batch: int, mesh: Mesh, parts: int = 1, what: str = "microbatches") -> None:
-    """Raises DeviceError unless every device gets the same number of images in every part."""
-    shards = batch_shards(mesh)
-    if batch % (shards * parts):
-        whole = f"{shards} devices" + (f" times {parts} {what}" if parts > 1 else "")
-        nearest = batch // (shards * parts) * shards * parts or shards * parts
-        raise DeviceError(
-            f"data.batch={batch} does not divide by {whole}: try data.batch={nearest}"
-        )
-
-
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     """Sharding of a batch over all data-parallel devices, after ``leading`` whole axes."""
     return NamedSharding(mesh, P(*[None] * leading, BATCH_AXES))
@@ -147,13 +136,8 @@ def parameter_spec(
     """How a parameter is cut: one axis over ``tensor`` by rule, the largest other over ``fsdp``.
 
     Small parameters stay whole, and so does the axis of layers that a scan has stacked: a device
-    holds a slice of each layer, and gathers one layer at a time.
-
-    Args:
-        path: ``/``-joined.
-        shape: of the whole parameter.
-        sizes: of the axes of the mesh.
-        min_shard_size: elements of a layer from which on it is cut.
+    holds a slice of each layer, and gathers one layer at a time. ``sizes`` are those of the axes of
+    the mesh; layers of ``min_shard_size`` elements or more are cut.
 
     >>> sizes = {"data": 2, "fsdp": 2, "tensor": 2}
     >>> parameter_spec("stage4/conv2/kernel", (3, 3, 512, 512), sizes, 2**14)
@@ -191,22 +175,22 @@ class Layout:
     mesh: Mesh | None
     min_shard_size: int = 2**14
 
-    def state(self, state: State) -> State:
-        """A sharding for each leaf.
+    def state(self, shapes: State) -> State:
+        """Abstract arrays with their shardings.
 
         Moments and moving averages are laid out as the parameter whose path theirs ends in, and
         whole if they have another shape; other arrays go by the rules for their own path.
         """
-        shapes = {path: leaf.shape for path, leaf in flatten(state.params).items()}
+        params = {path: leaf.shape for path, leaf in flatten(shapes.params).items()}
 
-        def sharding(path: Any, leaf: Any) -> NamedSharding:
+        def laid_out(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            owner = next((end for end in _endings(name) if end in shapes), None)
-            if owner is not None and shapes[owner] != leaf.shape:
-                return self._sharding("", ())
-            return self._sharding(owner or name, leaf.shape)
+            owner = next((end for end in _endings(name) if end in params), name)
+            whole = params.get(owner, leaf.shape) != leaf.shape
+            sharding = self._sharding("", ()) if whole else self._sharding(owner, leaf.shape)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-        return jax.tree_util.tree_map_with_path(sharding, state)
+        return jax.tree_util.tree_map_with_path(laid_out, shapes)
 
     def batch(self, batch: PyTree, leading: int = 0) -> PyTree:
         """Keeps each image on its device, after ``leading`` whole axes."""
@@ -215,10 +199,7 @@ class Layout:
         return jax.lax.with_sharding_constraint(batch, batch_sharding(self.mesh, leading))
 
     def gradients(self, gradients: PyTree) -> PyTree:
-        """Keeps gradients, by path, as their parameters are: they are summed where they are used.
-
-        Without it XLA may sum each gradient whole on every device.
-        """
+        """Lays gradients out as their parameters; XLA may else sum each one whole everywhere."""
         if self.mesh is None:
             return gradients
 
@@ -230,12 +211,11 @@ class Layout:
 
     @contextmanager
     def activations(self, batch: Mapping[str, Any]) -> Iterator[None]:
-        """Keeps what any module gives for a batch on the devices that its images are on.
+        """Keeps the outputs of all modules on the devices of their images.
 
-        That is what has as many rows as there are images, or a multiple, such as views of them.
-
-        XLA would otherwise spread activations as the parameters are, and gather the batch: of
-        ViT-L/16 on 256 chips, 471 GB a chip.
+        These are the outputs with as many rows as images, or a multiple, such as views of them. XLA
+        would otherwise spread activations as the parameters are, and gather the batch: 471 GB a
+        chip for ViT-L/16 on 256 chips.
         """
         mesh = self.mesh
         if mesh is None or batch_shards(mesh) == 1:

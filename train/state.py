@@ -15,7 +15,7 @@ from opsin.train.paths import flatten, unflatten
 
 @flax.struct.dataclass
 class State:
-    """Everything that training remembers from one step to the next.
+    """Everything that one step passes to the next.
 
     Attributes:
         step: steps taken so far, int32 [].
@@ -62,11 +62,9 @@ def ema_update(ema: PyTree, value: PyTree, decay: Array | float) -> PyTree:
 
 
 def split_frozen(params: PyTree, freeze: tuple[str, ...]) -> tuple[PyTree, PyTree]:
-    """Parts the parameters into (trained, frozen): frozen is a path in which a pattern is found.
+    """Splits the parameters into (trained, frozen).
 
-    Args:
-        params: nested dict of arrays.
-        freeze: regular expressions, searched for in the ``/``-joined path.
+    Frozen are those in whose ``/``-joined path one of the regular expressions is found.
     """
     flat = flatten(params)
     frozen = {path for path in flat if any(re.search(pattern, path) for pattern in freeze)}
@@ -77,7 +75,7 @@ def split_frozen(params: PyTree, freeze: tuple[str, ...]) -> tuple[PyTree, PyTre
 
 
 def keep_frozen(old: PyTree, new: PyTree, freeze: tuple[str, ...]) -> PyTree:
-    """The new variables, but the old ones where a pattern is found in the path."""
+    """The new variables, but the old ones under frozen paths."""
     if not freeze:
         return new
     return join_frozen(split_frozen(new, freeze)[0], split_frozen(old, freeze)[1])

@@ -13,7 +13,8 @@ from jaxtyping import Array, Key, PyTree
 
 from opsin.metrics.state import Mean, Metric, check_sums
 from opsin.ops import mapped
-from opsin.train.optim import Optimizer, Schedule
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import Schedule
 from opsin.train.sharding import Layout
 from opsin.train.state import (
     State,
@@ -39,8 +40,8 @@ class PlayerOptimizer:
 
     Attributes:
         player: the parameters that are trained, and their loss.
-        optimizer: its settings. Frozen paths enter the gradient as constants, so that XLA does no
-            backward work for them; running statistics under these paths stay as they are, too.
+        optimizer: its settings. Frozen paths are constants to the gradient, so that XLA does no
+            backward work for them; running statistics under these paths are kept, too.
         transform: from gradients to updates.
         schedule: learning rate by update, for the log.
     """
@@ -65,7 +66,7 @@ class PlayerOptimizer:
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What every step of a run is taken by.
+    """What is the same in all steps of a run.
 
     Attributes:
         optimizers: one a player, in the order of their turns.
@@ -108,9 +109,9 @@ def init_state(
 def train_step(settings: StepSettings, state: State, batch: Batch) -> tuple[State, Metrics]:
     """One step: each player is updated in turn, then the moving average.
 
-    Where a player has several turns in a step, the batch is cut into as many parts, one a turn, and
-    a player with one turn gets the last part. Under ``pmap`` each replica has its part of the batch
-    and draws from a key of its own, as so many microbatches would.
+    If a player has several turns in a step, the batch is cut into as many parts, one for each turn;
+    a player with a single turn gets the last part. Under ``pmap`` each replica has its part of the
+    batch and draws from its own key, as a microbatch does.
     """
     key = mapped.own_key(stream(state.key, state.step, "augment"))
     batch = settings.layout.batch(settings.prepare(key, batch))
@@ -200,8 +201,8 @@ def accumulated_gradient(
 ) -> Gradient:
     """The gradient of a batch by microbatches, each with the weight of its loss (see ``Aux``).
 
-    Mutable variables pass from one microbatch to the next, as those of batch norm must, which is
-    why this is not ``optax.microbatching``.
+    Unlike ``optax.microbatching`` it passes mutable variables, such as running statistics, from one
+    microbatch to the next.
     """
 
     def add(total: tuple[PyTree, Array, PyTree], item: tuple[Batch, Array]):

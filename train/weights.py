@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class WeightsError(UserError):
-    """Weights that cannot be written, read or used: the cause, and the way out."""
+    """Weights that cannot be written, read or used."""
 
 
 def save_weights(path: str | Path, variables: PyTree, described: Mapping[str, Any]) -> str:
@@ -94,7 +94,7 @@ class Weights:
 
     Attributes:
         path: a relative one is below the root of this project, wherever it is run from.
-        sha256: of the file, so that a run says which weights it began with; None takes any.
+        sha256: of the file, so that a run records its initial weights; None takes any.
         part: what is taken of the file: a path of modules, such as ``"backbone"`` or
             ``"generator"``; ``""`` is all of it, with its head.
         into: the path in the network that it is for; None is ``part``.
@@ -111,7 +111,7 @@ class Weights:
         return self.part if self.into is None else self.into
 
     def load(self, init: Callable[..., PyTree], *arguments: Any) -> PyTree:
-        """All variables of the file, if they are those that ``init`` gives but for their values.
+        """All variables of the file, if they have the names, shapes and types of ``init``'s.
 
         Args:
             init: the initialiser of a network.
@@ -141,8 +141,8 @@ class Weights:
     def replace_in(self, state: State, run: Preprocessing) -> State:
         """A state with its part of the parameters, other variables and averages from the file.
 
-        Each array is read when its turn comes and goes straight to where the one that it replaces
-        lives: no device holds more than its slice, and no program has it as a constant.
+        The arrays are read one by one and go straight into the shardings of those they replace: no
+        device holds more than its slice, and no program has them as constants.
 
         Args:
             state: before the first step, laid out on its devices.
@@ -220,8 +220,8 @@ class Weights:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != self.sha256:
             raise WeightsError(
-                f"{path} has sha256 {found}, not {self.sha256}: these are other weights, by which "
-                "results do not compare; restore that file, or set sha256 to go by this one"
+                f"{path} has sha256 {found}, not {self.sha256}: these are other weights, and "
+                "results would not compare; restore that file, or set sha256 to this one"
             )
 
     def _compare(self, found: Mapping[str, Any], expected: Mapping[str, Any], about: str) -> None:
@@ -289,8 +289,8 @@ def start_from(
 ) -> State:
     """A state before the first step that begins with weights of files instead of random ones.
 
-    The state of the optimiser stays: the moments of every method of ``train.optim`` begin at zero.
-    One that keeps a copy of the first parameters would keep that of the random ones.
+    The state of the optimiser stays: the moments of all ``train.methods`` begin at zero. One that
+    keeps a copy of the first parameters would keep that of the random ones.
 
     Args:
         weights: of one file or several, or None, which changes nothing.

@@ -28,7 +28,9 @@ from opsin.data.geometry import random_crop, random_flip
 from opsin.data.sources import shrunk, synthetic
 from opsin.models.classification.resnet import cifar_resnet
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, cosine, sgd
+from opsin.train.methods import sgd
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import cosine
 from opsin.train.tasks.classify import Classify
 
 DEPTHS = (20, 56)

@@ -25,7 +25,9 @@ from opsin.data.selection import per_class
 from opsin.models.classification.lenet import LeNet5
 from opsin.models.classification.vit import ViT
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import cosine
 from opsin.train.tasks.classify import Classify
 
 SIZES = (20, 50, 200, 1000)

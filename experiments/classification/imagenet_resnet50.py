@@ -25,7 +25,9 @@ from opsin.data.squares import squared
 from opsin.losses.classification import cross_entropy_loss
 from opsin.models.classification.resnet import ResNet50
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, cosine, sgd
+from opsin.train.methods import sgd
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import cosine
 from opsin.train.tasks.classify import Classify
 
 PLAN = blank(1_281_167, image=(256, 256, 3))

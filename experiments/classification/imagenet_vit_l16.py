@@ -28,7 +28,9 @@ from opsin.data.squares import squared
 from opsin.losses.classification import cross_entropy_loss
 from opsin.models.classification.vit import ViTL
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import cosine
 from opsin.train.sharding import Parallel
 from opsin.train.tasks.classify import Classify
 

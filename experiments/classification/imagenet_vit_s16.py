@@ -27,7 +27,9 @@ from opsin.data.sources import blank, synthetic
 from opsin.data.squares import squared
 from opsin.models.classification.vit import ViTS
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import cosine
 from opsin.train.tasks.classify import Classify
 
 PLAN = blank(1_281_167, image=(256, 256, 3))

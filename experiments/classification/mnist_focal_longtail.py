@@ -25,7 +25,9 @@ from opsin.data.sources import synthetic
 from opsin.losses.classification import cross_entropy_loss, focal_loss
 from opsin.models.classification.lenet import LeNet5
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import cosine
 from opsin.train.tasks.classify import Classify
 
 IMBALANCE = 100.0

@@ -20,7 +20,9 @@ from opsin.data.geometry import random_crop
 from opsin.data.sources import synthetic
 from opsin.models.classification.lenet import LeNet5
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import cosine
 from opsin.train.tasks.classify import Classify
 
 SMOKE = {

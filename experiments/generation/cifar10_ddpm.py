@@ -22,7 +22,9 @@ from opsin.models.layers import group_norm
 from opsin.ops.diffusion.samplers import Ancestral
 from opsin.ops.diffusion.sampling import Sampling
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, adamw, constant
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import constant
 from opsin.train.tasks.diffuse import Diffuse
 
 PLAN = blank(50_000, image=(32, 32, 3))

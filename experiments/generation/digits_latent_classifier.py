@@ -27,7 +27,9 @@ from opsin.losses.likelihoods import Gaussian
 from opsin.models.generative.autoencoder import Autoencoder, DenseDecoder, DenseEncoder
 from opsin.models.generative.vae import VAE
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import cosine
 from opsin.train.tasks.autoencode import Autoencode
 from opsin.train.tasks.variational import Variational
 

@@ -32,7 +32,9 @@ from opsin.data.geometry import random_crop, random_flip, random_quarter_turn
 from opsin.data.shapes import shapes
 from opsin.models.generative.pix2pix import PatchGAN, TranslationUNet
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, adamw, constant
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import constant
 from opsin.train.tasks.translate import Translate
 
 

@@ -40,7 +40,9 @@ from opsin.losses.adversarial import (
 )
 from opsin.models.generative.dcgan import DCGANDiscriminator, DCGANGenerator
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, adamw, constant
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import constant
 from opsin.train.tasks.adversarial import Adversarial
 
 SMOKE: dict[str, Any] = {

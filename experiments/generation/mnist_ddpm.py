@@ -29,7 +29,9 @@ from opsin.models.layers import group_norm
 from opsin.ops.diffusion.sampling import Sampling
 from opsin.ops.diffusion.schedules import Discrete, cosine_betas
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, adamw, constant
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import constant
 from opsin.train.tasks.diffuse import Diffuse
 
 SMOKE: dict[str, Any] = {

@@ -20,7 +20,9 @@ from opsin.data.binarize import binarized, random_binarize
 from opsin.data.sources import digits
 from opsin.models.generative.vae import VAE
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import cosine
 from opsin.train.tasks.variational import Variational
 
 SMOKE = {

@@ -24,7 +24,8 @@ from opsin.config.table import Arm, Table
 from opsin.data.sources import synthetic
 from opsin.models.generative.vqvae import VQVAE
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, adamw
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
 from opsin.train.tasks.quantize import Quantize
 
 CODES = (64, 512)

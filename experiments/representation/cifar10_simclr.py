@@ -32,7 +32,9 @@ from opsin.models.classification.linear import Linear
 from opsin.models.classification.resnet import BasicBlock, ResNet
 from opsin.models.representation.simclr import ProjectionHead, SimCLR
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import cosine
 from opsin.train.tasks.classify import Classify
 from opsin.train.tasks.contrast import Contrast
 

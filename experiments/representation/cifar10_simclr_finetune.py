@@ -25,7 +25,9 @@ from opsin.data.sources import shrunk, synthetic
 from opsin.experiments.extractors import CIFAR10_SIMCLR
 from opsin.experiments.representation.cifar10_simclr import WIDTH, classifier
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import cosine
 from opsin.train.tasks.classify import Classify
 
 LABELS = {"1 %": (50, 500), "10 %": (500, 2500)}

@@ -27,7 +27,9 @@ from opsin.models.classification.resnet import ResNet50
 from opsin.models.layers import batch_norm
 from opsin.models.representation.simclr import ProjectionHead, SimCLR
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, cosine, lars
+from opsin.train.methods import lars
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import cosine
 from opsin.train.tasks.contrast import Contrast
 
 PLAN = blank(1_281_167, image=(256, 256, 3))

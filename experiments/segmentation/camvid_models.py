@@ -34,7 +34,9 @@ from opsin.models.segmentation.deeplab import DeepLabv3Plus
 from opsin.models.segmentation.fcn import FCN
 from opsin.models.segmentation.unet import UNet
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import cosine
 from opsin.train.tasks.segment import Segment
 
 CLASSES = 11

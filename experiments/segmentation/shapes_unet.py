@@ -13,7 +13,9 @@ from opsin.data.shapes import shapes
 from opsin.models.layers import batch_norm
 from opsin.models.segmentation.unet import UNet
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, adamw, cosine
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import cosine
 from opsin.train.tasks.segment import Segment
 
 SMOKE = {

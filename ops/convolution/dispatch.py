@@ -26,10 +26,13 @@ opsin.benchmarks.convolutions`` measures it):
   channels the kernel is turned before. Without that barrier XLA fuses normalisation and activation
   into the transposition that a kernel's gradient needs, and computes them again in an order that no
   cache likes.
+
+With ``OPSIN_NATIVE_CONV=1`` in the environment, XLA's own convolution is taken on a CPU too.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -148,6 +151,7 @@ contraction_p.def_abstract_eval(_shape)
 ad.defbilinear(contraction_p, partial(_transpose, 0), partial(_transpose, 1))
 batching.primitive_batchers[contraction_p] = _batch
 mlir.register_lowering(contraction_p, mlir.lower_fun(native, multiple_results=False))
-mlir.register_lowering(
-    contraction_p, mlir.lower_fun(fast_on_cpu, multiple_results=False), platform="cpu"
-)
+if os.environ.get("OPSIN_NATIVE_CONV") != "1":
+    mlir.register_lowering(
+        contraction_p, mlir.lower_fun(fast_on_cpu, multiple_results=False), platform="cpu"
+    )

@@ -1,6 +1,5 @@
 """Commands in this process, in an empty directory, where ``tiny`` is an experiment."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -14,8 +13,8 @@ import opsin.commands.runs
 from opsin.commands import runtime
 from opsin.commands.main import main
 from opsin.config import catalogue
+from opsin.train.conclusion import Result as Ended
 from opsin.train.experiment import Experiment
-from opsin.train.loop import Result as Ended
 from tests.commands import tiny
 
 HOUSE = Path(__file__).parents[2]
@@ -40,7 +39,6 @@ def in_process(*arguments: str, cwd: Path) -> Result:
         text=True,
         check=False,
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(HOUSE)},
     )
     return Result(done.returncode, done.stdout, done.stderr)
 

@@ -55,7 +55,8 @@ def folder_of_images(root: Path, classes: int = 2, count: int = 3) -> Path:
         ("sweep tiny seed=4", "slow with seed 1 and slow with seed 0 are one and the same run"),
         ("report tiny", "tiny has no TABLE to report: opsin run tiny prints its numbers"),
         ("report mnist_lenet", "no run of the sweep has ended in runs/mnist_lenet"),
-        ("report", "no README.md to put the results in"),
+        ("report", "no tables in results/: run it in the house, or name --results"),
+        ("report --check", "no tables in results/: run it in the house, or name --results"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_exit_code_2(opsin, monkeypatch, tmp_path, arguments, complaint):

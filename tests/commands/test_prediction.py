@@ -23,7 +23,8 @@ from opsin.models.segmentation.unet import UNet, valid_margin
 from opsin.pictures.palette import AREAS
 from opsin.train.checkpoint import CheckpointError
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, adamw
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
 from opsin.train.tasks.classify import Classify
 from opsin.train.tasks.segment import Segment
 

@@ -15,7 +15,7 @@ from opsin.commands.main import main
 from opsin.commands.runs import directory_of
 from opsin.config.identity import identity
 from opsin.config.tree import override
-from opsin.train.loop import Result as Ended
+from opsin.train.conclusion import Result as Ended
 from tests.commands import tiny
 
 

@@ -7,7 +7,9 @@ import flax.linen as nn
 from opsin.config.table import Arm
 from opsin.data.sources import synthetic
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, constant, sgd
+from opsin.train.methods import sgd
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import constant
 from opsin.train.tasks.classify import Classify
 
 SMOKE = {"loop.duration": "2 steps"}

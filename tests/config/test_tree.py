@@ -36,7 +36,8 @@ from opsin.models.classification.resnet import (
 from opsin.models.layers import batch_norm
 from opsin.ops.diffusion.samplers import Ancestral, DpmSolver2M
 from opsin.train.experiment import Data, Experiment
-from opsin.train.optim import Optimizer, adamw, sgd
+from opsin.train.methods import adamw, sgd
+from opsin.train.optim import Optimizer
 from opsin.train.tasks.classify import Classify
 from opsin.train.weights import Weights
 
@@ -403,7 +404,7 @@ def test_resolve_in_full():
     assert module["norm"]["epsilon"] == 1e-5  # a default
     assert "train" not in module["norm"]  # no default: the caller gives it
     assert resolved["function"] == {
-        "call": "train.optim:adamw",
+        "call": "train.methods:adamw",
         "b1": 0.5,
         "b2": 0.999,
         "eps": 1e-8,
@@ -428,9 +429,13 @@ def test_the_identity_is_the_same_in_another_process():
         [sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == repr(here)
-    # One training, of which the two ask other questions.
-    assert here.pop("isbi_losses") == here["isbi_skip_connections"]
-    assert len(set(here.values())) == len(here)
+    by_id = {name: {n for n, other in here.items() if other == name} for name in here.values()}
+    assert sorted(map(sorted, (names for names in by_id.values() if len(names) > 1))) == [
+        # One training each, of which several experiments ask other questions.
+        ["cifar10_simclr_augmentations", "cifar10_simclr_head"],
+        ["isbi_losses", "isbi_skip_connections"],
+        ["mnist_ddpm_samplers", "mnist_guidance", "mnist_inpainting"],
+    ]
     assert all(len(name) == 12 for name in here.values())
 
 
@@ -497,6 +502,8 @@ FREE = (
     "data.resident_megabytes",
     "parallel",
     "task.groups",
+    "task.more_metrics",
+    "task.sampling",
     "task.observer",
     "task.boundary_tolerance",
     "task.rand",
@@ -504,7 +511,12 @@ FREE = (
 """What changes no trained number."""
 
 
-@pytest.mark.parametrize("name", ALL)
+FEW = ("cifar10_simclr_finetune", "digits_lenet", "mnist_cgan")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FEW else pytest.mark.proofs) for n in ALL]
+)
 def test_every_leaf_that_trains_and_no_other_is_part_of_the_identity(name):
     # Of what is measured an id says nothing.
     experiment = override(catalogue.find(name).config(), {"measurements": ()})

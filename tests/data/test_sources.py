@@ -102,7 +102,7 @@ def test_open_source_names_the_nearest(wrong, nearest):
 
 def test_importing_sources_imports_nothing_slow():
     slow = "{'tensorflow_datasets', 'tensorflow', 'sklearn', 'jax'}"
-    code = f"import sys, data.sources; print({slow} & set(sys.modules))"
+    code = f"import sys, opsin.data.sources; print({slow} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"
 

@@ -1,11 +1,13 @@
 """Every experiment is quiet to import, claims something, runs, and fits its own table."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -19,10 +21,16 @@ from opsin.config.identity import identity
 from opsin.config.sweep import expand, identities
 from opsin.config.table import Report
 from opsin.config.tree import override, parse_all, resolve
+from opsin.data.pipeline import eval_batches
+from opsin.data.selection import select
 from opsin.experiments.extractors import MNIST_DDPM
 from opsin.experiments.generation import mnist_ddpm_samplers
 from opsin.report.rows import read_rows
+from opsin.train.feed import FeedSpec
 from opsin.train.paths import flatten
+from opsin.train.program import build
+from opsin.train.sets import open_sets
+from opsin.train.sharding import make_mesh
 from opsin.train.tasks.classify import Classify
 from opsin.train.tasks.contrast import Contrast
 from opsin.train.tasks.segment import Segment
@@ -45,7 +53,7 @@ assert jax.device_count() == 3
 
 
 def test_importing_experiments_prints_writes_and_starts_nothing(tmp_path):
-    here = {"HOME": str(tmp_path), "PYTHONPATH": str(HOUSE), "TFDS_DATA_DIR": "/nowhere"}
+    here = {"HOME": str(tmp_path), "TFDS_DATA_DIR": "/nowhere"}
     done = subprocess.run(
         [sys.executable, "-B", "-c", IMPORT_ALL],
         cwd=tmp_path,
@@ -110,7 +118,39 @@ def test_committed_weights_are_those_of_the_network_that_goes_on_from_them():
     assert MNIST_DDPM.preprocessing(described, seen.range) == seen
 
 
-@pytest.mark.parametrize("name", NAMES)
+def networks_of(name: str) -> tuple[type, ...]:
+    """The task of an experiment and its networks: what its programs are made of."""
+    task = catalogue.find(name).config().task
+    fields = [getattr(task, field.name) for field in dataclasses.fields(task)]
+    return (type(task), *(type(value) for value in fields if isinstance(value, nn.Module)))
+
+
+PROGRAMS = {networks_of(name): name for name in reversed(NAMES)}.values()
+"""The first experiment of each program: the others are smoked with the proofs, and traced here."""
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in PROGRAMS])
+def test_the_programs_of_the_smoke_run_are_traced(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))
+    module = catalogue.find(name)
+    experiment = override(module.config(), {**module.SMOKE, "parallel.data": 1})
+    sets = open_sets(experiment)
+    mesh = make_mesh(experiment.parallel)
+    feed = FeedSpec.of(mesh, sets.train, experiment.data.batch, 1024)
+    program = build(experiment, feed)
+    if program.steps:
+        assert program.flops().total() > 1e4
+    one = next(eval_batches(select(sets.train, np.arange(4)), batch=4))
+    variables = program.state.params, program.state.mutable
+    numbers = jax.eval_shape(program.evaluate, *variables, one, np.int32(0))
+    assert numbers
+    assert jax.eval_shape(program.preview, *variables, one)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in PROGRAMS else pytest.mark.proofs) for n in NAMES],
+)
 def test_smoke_runs_to_its_end(name, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))  # it must need no data
     module = catalogue.find(name)

@@ -22,10 +22,11 @@ from opsin.planning import planner as planning
 from opsin.planning.chips import CHIPS, Topology
 from opsin.planning.plan import Cost, Memory, Plan, predict
 from opsin.planning.planner import Planner, Setting, arrangement, described, examples_of
+from opsin.train.checks import check_batch
 from opsin.train.durations import in_steps
 from opsin.train.experiment import Data, Experiment
 from opsin.train.settings import SettingError
-from opsin.train.sharding import check_batch, make_mesh
+from opsin.train.sharding import make_mesh
 from opsin.train.tasks.classify import Classify
 
 GIB = 2**30

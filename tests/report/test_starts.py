@@ -12,8 +12,8 @@ from opsin.config.tree import override, resolve
 from opsin.models.classification.lenet import LeNet5
 from opsin.report.rows import collect
 from opsin.report.starts import commits, other_code, read_starts, that_count
+from opsin.train.conclusion import Result
 from opsin.train.experiment import Experiment
-from opsin.train.loop import Result
 from opsin.train.tasks.classify import Classify
 
 EXPERIMENT = Experiment(task=Classify(model=LeNet5()))
@@ -84,7 +84,7 @@ def test_all_starts_are_kept_and_a_row_names_their_commits(begin, tmp_path: Path
     assert [(x["commit"], x["step"]) for x in starts] == [(A, 0), (A, 3), (B, 4)]
     (note,) = (json.loads(x) for x in (directory / "metrics.jsonl").read_text().splitlines())
     assert note == {"step": 4, "note": said.strip() + " with uncommitted changes"}
-    (row,) = collect(tmp_path / "some", ["default"], lambda arm, seed: directory.name)
+    (row,) = collect(tmp_path / "some", ["default"], lambda arm, seed: (directory.name, None))
     assert (row.commit, row.commits, row.dirty) == (B, [A, B], True)
 
     again = "trained at commit bbbbbbbbbb with uncommitted changes; this is commit aaaaaaaaaa\n"

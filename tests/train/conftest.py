@@ -11,7 +11,9 @@ import pytest
 from opsin.data.sources import synthetic
 from opsin.models.layers import Norm, batch_norm
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, constant, sgd
+from opsin.train.methods import sgd
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import constant
 from opsin.train.tasks.classify import Classify
 
 

@@ -26,12 +26,14 @@ from opsin.ops.mapped import REPLICAS
 from opsin.train.checkpoint import Checkpoints
 from opsin.train.experiment import Data, Experiment, Loop
 from opsin.train.loop import fit
-from opsin.train.optim import Optimizer, adamw, constant, cosine, sgd
+from opsin.train.methods import adamw, sgd
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import constant, cosine
 from opsin.train.settings import SettingError
 from opsin.train.state import stream
 from opsin.train.tasks.adversarial import Adversarial
 from opsin.train.tasks.generative import Generative
-from opsin.train.tasks.players import told_apart
+from opsin.train.tasks.players import pairwise_auc
 from opsin.train.tasks.task import Aux, Player, Task
 from tests.train.conftest import assert_trees_close, assert_trees_equal
 from tests.train.test_step import lay_out
@@ -371,18 +373,18 @@ def test_what_is_told_stands_in_the_log(tmp_path):
     assert note.startswith("test/discriminator_auc is 1.000: the discriminator is saturated")
 
 
-def test_told_apart_is_the_area_under_the_curve_for_any_threshold():
+def test_the_auc_of_pairs_is_the_area_under_the_curve_for_any_threshold():
     rng = np.random.default_rng(0)
     real, fake = rng.normal(0.5, 1, (60, 2, 2)), rng.normal(0, 1, (60, 2, 2))
     truth = roc_auc_score(
         [1] * 60 + [0] * 60, np.concatenate([real.mean((1, 2)), fake.mean((1, 2))])
     )
     for shift in (0.0, 7.0):
-        found = told_apart(jnp.asarray(real + shift), jnp.asarray(fake + shift)).compute()[""]
+        found = pairwise_auc(jnp.asarray(real + shift), jnp.asarray(fake + shift)).compute()[""]
         assert found == pytest.approx(truth, abs=1e-5)
-    assert told_apart(jnp.ones(3), jnp.ones(3)).compute()[""] == 0.5
+    assert pairwise_auc(jnp.ones(3), jnp.ones(3)).compute()[""] == 0.5
     valid = jnp.arange(4) < 2
-    few = told_apart(jnp.array([1.0, 3, -9, -9]), jnp.array([2.0, 0, 9, 9]), valid)
+    few = pairwise_auc(jnp.array([1.0, 3, -9, -9]), jnp.array([2.0, 0, 9, 9]), valid)
     assert few.compute()[""] == 0.75
 
 

@@ -19,7 +19,8 @@ from opsin.models.generative.autoencoder import Autoencoder, DenseDecoder, Dense
 from opsin.models.generative.vqvae import VQVAE
 from opsin.train.experiment import Data, Experiment, Loop
 from opsin.train.loop import fit
-from opsin.train.optim import Optimizer, adamw
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
 from opsin.train.settings import SettingError
 from opsin.train.tasks.autoencode import Autoencode
 from opsin.train.tasks.generative import Generative

@@ -75,7 +75,7 @@ def test_a_truncated_checkpoint_is_named_with_the_way_out(tmp_path: Path, victim
     with (
         Checkpoints(directory) as checkpoints,
         pytest.raises(
-            CheckpointError, match=r"4 cannot be read .*move it away to go on from step 0"
+            CheckpointError, match=r"4 cannot be read .*move it away to resume from step 0"
         ) as caught,
     ):
         checkpoints.restore(program.state, resolve(experiment))

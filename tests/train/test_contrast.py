@@ -20,7 +20,9 @@ from opsin.metrics.state import compute_all
 from opsin.models.layers import batch_norm
 from opsin.models.representation.simclr import ProjectionHead, SimCLR
 from opsin.train.experiment import Experiment, Loop
-from opsin.train.optim import Optimizer, constant, sgd
+from opsin.train.methods import sgd
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import constant
 from opsin.train.settings import SettingError
 from opsin.train.tasks.contrast import Contrast
 from tests.train.conftest import TINY_DATA

@@ -24,7 +24,8 @@ from opsin.ops.diffusion.sampling import Sampling
 from opsin.ops.diffusion.schedules import Discrete, cosine_betas
 from opsin.ops.diffusion.sde import VarianceExploding, VariancePreserving
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, adamw
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
 from opsin.train.settings import SettingError
 from opsin.train.tasks.diffuse import Diffuse
 from opsin.train.tasks.generative import Generative
@@ -296,8 +297,8 @@ def test_a_variance_is_learned_and_guided_by_its_class_alone():
         ({"model": TinyDenoiser(num_classes=3)}, "num_classes=2"),
         ({"sampling": Sampling(guidance=2.0), "label_dropout": 0.0}, "was never seen"),
         ({"sampling": Sampling(spacing="even")}, '"time" or "noise"'),
-        ({"process": VarianceExploding()}, "ScoreUNet is told sigma"),
-        ({"model": ScoreUNet(TinyDenoiser(num_classes=2))}, "ScoreUNet is told sigma"),
+        ({"process": VarianceExploding()}, "ScoreUNet takes sigma"),
+        ({"model": ScoreUNet(TinyDenoiser(num_classes=2))}, "ScoreUNet takes sigma"),
         (
             {
                 "process": Discrete(cosine_betas, zero_terminal_snr=True),

@@ -13,8 +13,9 @@ import pytest
 from opsin.config.identity import essence_of_resolved
 from opsin.config.tree import override, resolve
 from opsin.train.checkpoint import CheckpointError
+from opsin.train.conclusion import Result
 from opsin.train.experiment import Experiment
-from opsin.train.loop import Result, fit
+from opsin.train.loop import fit
 from tests.train.conftest import assert_trees_close, assert_trees_equal, make_tiny
 from tests.train.test_loop import last_state, lines
 

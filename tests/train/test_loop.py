@@ -30,7 +30,7 @@ from opsin.train.evaluate import evaluate
 from opsin.train.experiment import Experiment
 from opsin.train.logging import JsonLines, NonFiniteError, last_evaluation
 from opsin.train.loop import fit
-from opsin.train.optim import sgd
+from opsin.train.methods import sgd
 from opsin.train.settings import SettingError
 from opsin.train.state import State
 from opsin.train.tasks.classify import Classify

@@ -26,7 +26,9 @@ from opsin.models.layers import group_norm
 from opsin.models.segmentation.unet import UNet
 from opsin.ops.diffusion.schedules import Discrete
 from opsin.train.experiment import Data, Experiment, Loop
-from opsin.train.optim import Optimizer, constant, sgd
+from opsin.train.methods import sgd
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import constant
 from opsin.train.state import State
 from opsin.train.tasks.adversarial import Adversarial
 from opsin.train.tasks.autoencode import Autoencode

@@ -27,6 +27,7 @@ from opsin.models.classification.resnet import ResNet50
 from opsin.models.classification.vit import ViT, ViTS
 from opsin.models.layers import Conv, batch_norm
 from opsin.models.segmentation.unet import UNet
+from opsin.train.checks import check_batch
 from opsin.train.experiment import Experiment
 from opsin.train.paths import flatten
 from opsin.train.placement import process_share
@@ -34,7 +35,6 @@ from opsin.train.sharding import (
     DeviceError,
     Layout,
     Parallel,
-    check_batch,
     make_mesh,
     parameter_spec,
 )
@@ -128,7 +128,7 @@ def test_moments_and_averages_follow_the_parameter_that_their_path_ends_in():
         ema={"params": params},
         key=jax.random.key(0),
     )
-    laid_out = Layout(mesh, 2**10).state(state)
+    laid_out = jax.tree.map(lambda leaf: leaf.sharding, Layout(mesh, 2**10).state(state))
     for copy in (laid_out.params, laid_out.opt_state[0]["moment"], laid_out.ema["params"]):
         assert copy["mlp1"]["kernel"].spec == P("fsdp", "tensor")
         assert copy["mlp2"]["kernel"].spec == P("tensor", "fsdp")

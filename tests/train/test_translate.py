@@ -20,7 +20,9 @@ from opsin.models.generative.pix2pix import PatchGAN
 from opsin.models.segmentation.unet import UNet
 from opsin.train.experiment import Data, Experiment, Loop
 from opsin.train.loop import fit
-from opsin.train.optim import Optimizer, adamw, constant
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import constant
 from opsin.train.settings import SettingError
 from opsin.train.tasks.translate import Translate
 from tests.train.conftest import assert_trees_close

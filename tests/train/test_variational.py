@@ -25,7 +25,8 @@ from opsin.models.generative.vae import VAE
 from opsin.ops.gaussian import Normal, normal_sample, standard_normal
 from opsin.train.experiment import Data, Experiment, Loop
 from opsin.train.loop import fit
-from opsin.train.optim import Optimizer, adamw
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
 from opsin.train.settings import SettingError
 from opsin.train.sharding import Parallel, make_mesh, replicated
 from opsin.train.tasks.checks import supported

@@ -1,4 +1,4 @@
-"""What a step costs in arithmetic, and what the machine could do: utilization is their ratio."""
+"""FLOPs of a step and peak FLOP/s of the devices: utilization is their ratio."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def model_flops(function: Callable[..., Any], *args: Any) -> Counter[str]:
       once: several training steps in one dispatch are counted as one.
     - Where the algorithm depends on the platform (``jax.lax.platform_dependent``) the default one
       counts, whatever runs here: a faster one shows as utilization, not as less work.
-    - Of the branches of other conditions, the dearest counts.
+    - Of the branches of other conditions, the most expensive counts.
     - What ``jax.checkpoint`` recomputes counts again.
     """
     return _flops(jax.make_jaxpr(function)(*args).jaxpr)
@@ -156,7 +156,7 @@ def _convolution(equation: core.JaxprEqn) -> int:
 
 
 def _chosen(equation: core.JaxprEqn) -> Counter[str]:
-    """The default among branches for platforms, the dearest otherwise."""
+    """The default among branches for platforms, the most expensive otherwise."""
     branches = [_flops(branch.jaxpr) for branch in equation.params["branches"]]
     platforms = equation.params.get("branches_platforms") or ()
     if None in platforms:

@@ -1,4 +1,4 @@
-"""What a process on a CPU does with the memory that it frees, where its C library is glibc."""
+"""What glibc does with memory that XLA frees on a CPU."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 
 
 def is_untuned() -> bool:
-    """Whether the user has set none of glibc's own variables, and leaves its memory to us."""
+    """Whether the user has set none of glibc's own variables."""
     return not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep what XLA frees.
+    """Makes glibc keep the memory that XLA frees.
 
     On a CPU XLA allocates the temporaries of a step anew each time. glibc gives blocks of that size
     back to the kernel, which clears every page before the next step gets it: up to a third of a

@@ -1,6 +1,6 @@
-"""Several processes that train one model: how they meet, agree, and stop when one of them is gone.
+"""Several processes that train one model: how they connect, agree, and stop when one of them dies.
 
-``jax.distributed`` joins their devices, and ends all of them where one falls silent.
+``jax.distributed`` joins their devices, and ends all of them when one no longer responds.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Group:
         coordinator: ``host:port`` of process 0; None lets jax find all three, on TPU and Slurm.
         count: how many there are.
         index: which one this is, from 0.
-        timeout: seconds that the others may take to come, and that one may be silent, for which
-            10 are the least.
+        timeout: seconds to wait for the others to connect, and for a heartbeat, at least 10 for
+            the latter.
     """
 
     coordinator: str | None = None
@@ -53,8 +53,8 @@ class Group:
 def joined(group: Group) -> Iterator[None]:
     """Joins the devices of all processes; to be entered before jax is first used.
 
-    Inside, a process that dies, is silent for the time-out or leaves by an exception ends all
-    others: what they compute together fails, or jax ends them. Else they leave together.
+    Inside, a process that dies, sends no heartbeat for the time-out or raises ends all others: what
+    they compute together fails, or jax ends them. Otherwise they leave together.
 
     Raises:
         ProcessError: the port is taken, or the others do not come.
@@ -66,7 +66,9 @@ def joined(group: Group) -> Iterator[None]:
         yield
     except BaseException:
         with suppress(Exception):  # of jax, which may have found no devices
-            if is_first():  # jax ends the others when it goes: what all ran into, they say first
+            if (
+                is_first()
+            ):  # jax ends the others when this one exits: let them report their errors first
                 time.sleep(3)
         raise
     multihost_utils.sync_global_devices("the end")
@@ -166,12 +168,12 @@ def check_same(config: Mapping[str, Any]) -> None:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and speaks for all."""
+    """Whether this is the process that writes files and prints."""
     return jax.process_index() == 0
 
 
 def of_first(value: bool) -> bool:
-    """What process 0 says, for all."""
+    """The value of process 0, in all processes."""
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
@@ -180,8 +182,8 @@ def of_first(value: bool) -> bool:
 class Agreement:
     """Whether any process wants to stop: the same answer in all, after the same step.
 
-    To be asked by all equally often. Among several processes the answer is that of the call before,
-    so that nobody waits for the devices.
+    All processes must call it equally often. Among several processes the answer is that of the call
+    before, so that none waits for the devices.
     """
 
     def __init__(self, mesh: Mesh):
@@ -190,7 +192,7 @@ class Agreement:
         self._before: jax.Array | None = None
 
     def __call__(self, mine: bool) -> bool:
-        """``mine`` is what this process wants."""
+        """``mine``: whether this process wants to stop."""
         if jax.process_count() == 1:
             return mine
         shape = (self._devices.num_devices,)

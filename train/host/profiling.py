@@ -1,4 +1,4 @@
-"""A picture of what the devices do: the trace of some steps, in the directory of the run."""
+"""The profiler: a trace of some steps, in the directory of the run."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class Profiler:
     def before(self, step: int, count: int, state: Any) -> None:
         """Starts before the dispatch of ``count`` steps after ``step`` if one is to be traced."""
         if self._steps and self._began is None and step + count >= self._steps.first:
-            jax.block_until_ready(state)  # the dispatch before is not of the picture
+            jax.block_until_ready(state)  # the dispatch before is not part of the trace
             options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0  # the calls of Python would bury the rest
+            options.python_tracer_level = 0  # Python calls would hide the rest
             jax.profiler.start_trace(str(self._directory), profiler_options=options)
             self._began = step + 1
 
@@ -68,7 +68,7 @@ class Profiler:
             )
 
     def close(self) -> None:
-        """Stops a trace that is under way."""
+        """Stops a running trace."""
         self._steps = None
         if self._began is not None:
             self._began = None

@@ -26,7 +26,9 @@ from opsin.metrics.latent import ClassUsage, code_usage
 from opsin.metrics.state import Mean, Metric
 from opsin.pictures.kinds import Curve, Panels, Usage
 from opsin.train.extractor import Extractor
-from opsin.train.optim import Optimizer, adamw, constant
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import constant
 from opsin.train.settings import SettingError
 from opsin.train.tasks.checks import check_outputs, check_range, require_entry
 from opsin.train.tasks.generative import Generative
@@ -39,24 +41,24 @@ from opsin.train.tasks.players import (
     by_image,
     by_player,
     check_whole_batch,
-    of_trained,
+    pairwise_auc,
     saturation,
     signed,
-    told_apart,
     unsigned,
+    without_averages,
 )
 from opsin.train.tasks.task import Aux, Batch, Look, Player
 
 COLLAPSED = 0.6
-"""Share of the classes that are made, as if evenly, below which a generator has collapsed."""
+"""Effective share of the classes that are generated; below it a generator has collapsed."""
 
 
 @dataclass(frozen=True)
 class Adversarial(Generative):
     """Learns to make images that a discriminator cannot tell from real ones.
 
-    Goodfellow et al., 2014, arXiv:1406.2661. In each step the discriminator has its turns, each on
-    a part of the batch of its own, and then the generator has one. Both networks see images in
+    Goodfellow et al., 2014, arXiv:1406.2661. In each step the discriminator is updated on one part
+    of the batch after the other, and then the generator once. Both networks see images in
     [−1, 1]; the generator's outputs go through tanh.
 
     Attributes:
@@ -66,7 +68,7 @@ class Adversarial(Generative):
         optimizer: of the discriminator; the experiment's own is the generator's.
         turns: updates of the discriminator for each of the generator; ``data.batch`` is read by all
             of them together.
-        penalty: on the slope of the discriminator, which then has no batch norm, or None.
+        penalty: on the gradient of the discriminator, which then has no batch norm, or None.
         penalty_weight: of it.
         clip: what the discriminator's parameters are held within after each of its updates
             (Arjovsky et al., 2017, arXiv:1701.07875), or None.
@@ -99,11 +101,11 @@ class Adversarial(Generative):
 
     @property
     def num_classes(self) -> int | None:
-        """Classes that the generator is asked for; None if it is not."""
+        """Classes that the generator is conditioned on, or None."""
         return getattr(self.generator, "num_classes", None)
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
-        """Looks at the options, the data and the observer.
+        """Checks the options, the data and the observer.
 
         Raises:
             SettingError: for options that contradict, networks of other classes, images outside of
@@ -114,12 +116,12 @@ class Adversarial(Generative):
             check_outputs(getattr(self, name), class_names, f"task.{name}")
         if self.turns < 1:
             raise SettingError(
-                f"task.turns={self.turns} leaves the discriminator as it began: set at least 1"
+                f"task.turns={self.turns} would not train the discriminator: set at least 1"
             )
         if self.num_classes != getattr(self.discriminator, "num_classes", None):
             raise SettingError(
                 "task.generator.num_classes and task.discriminator.num_classes differ: "
-                "what one is asked for the other must know"
+                "set both to the same number of classes"
             )
         if (self.penalty is None) != (self.penalty_weight == 0.0) or self.penalty_weight < 0:
             raise SettingError(
@@ -147,7 +149,7 @@ class Adversarial(Generative):
                 )
 
     def check_loop(self, *, accumulate: int, pmap: bool, steps: int, epoch: Fraction) -> None:
-        """Raises SettingError for losses that compare means of a batch, if it comes in parts."""
+        """Raises SettingError for losses that compare batch means, with microbatches."""
         check_whole_batch(self.losses.relative or bool(self.feature_matching), accumulate)
 
     def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
@@ -173,8 +175,8 @@ class Adversarial(Generative):
         }
         if self.penalty is not None and "batch_stats" in variables[DISCRIMINATOR]:
             raise SettingError(
-                "task.penalty is on the slope at one image, and with batch norm the logit depends "
-                "on all: set task.discriminator.norm=None"
+                "task.penalty takes the gradient at one image, and with batch norm its logit "
+                "depends on all images: set task.discriminator.norm=None"
             )
         return by_player(variables)
 
@@ -194,9 +196,9 @@ class Adversarial(Generative):
         key: Key[Array, ""],
         step: Int[Array, ""] | int,
     ) -> tuple[Float[Array, ""], Aux]:
-        """Its loss on real and on made images, and the penalty on its slope."""
+        """Its loss on real and generated images, and the gradient penalty."""
         real, labels = signed(batch["image"]), self._labels(batch)
-        latent, drawn = jax.random.split(key)
+        latent, key = jax.random.split(key)
         made, _ = self._make(params, mutable, self._noise(latent, len(real)), labels)
         made = jax.lax.stop_gradient(made)
         real_logits, _, mutable = self._judge(params, mutable, real, labels)
@@ -210,11 +212,11 @@ class Adversarial(Generative):
             def critic(images: Array) -> Array:
                 return self._judge(params, fixed, images, labels)[0]
 
-            penalties = self.penalty(drawn, critic, real, made)
+            penalties = self.penalty(key, critic, real, made)
             metrics["penalty"] = Mean.from_values(penalties)
             total = losses + self.penalty_weight * penalties
         metrics["discriminator_loss"] = Mean.from_values(total)
-        metrics["discriminator_auc"] = told_apart(real_logits, fake_logits)
+        metrics["discriminator_auc"] = pairwise_auc(real_logits, fake_logits)
         return jnp.mean(total), Aux(mutable, metrics)
 
     def generator_loss(
@@ -225,7 +227,7 @@ class Adversarial(Generative):
         key: Key[Array, ""],
         step: Int[Array, ""] | int,
     ) -> tuple[Float[Array, ""], Aux]:
-        """Its loss on images that it makes, and the distance of their features to real ones."""
+        """Its loss on generated images, and the feature distance to real ones."""
         labels = self._labels(batch)
         made, mutable = self._make(params, mutable, self._noise(key, len(batch["image"])), labels)
         logits, features, _ = self._judge(params, mutable, made, labels)
@@ -245,18 +247,18 @@ class Adversarial(Generative):
     def evaluate(
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
     ) -> dict[str, Metric]:
-        """Mean logits of real and of made images, and the share of pairs that is told apart.
+        """Mean logits of real and generated images, and the AUC of the discriminator.
 
-        The discriminator sees the statistics of each batch, as in training: those that it keeps
-        are of real and made images together. With batch norm the padding of a last batch has a
-        share in them, and pairs are those of one batch: take an ``eval_batch`` that divides.
+        The discriminator normalises by the statistics of each batch, as in training: its running
+        statistics mix real and generated images. So with batch norm the padding of the last batch
+        counts, and pairs are formed within a batch: choose an ``eval_batch`` that divides the set.
         """
         images, valid, labels = signed(batch["image"]), batch["valid"], self._labels(batch)
         made, _ = self._make(params, mutable, self._noise(key, len(images)), labels, train=False)
         real, _, _ = self._judge(params, mutable, images, labels)
         fake, _, _ = self._judge(params, mutable, made, labels)
         metrics: dict[str, Metric] = {
-            "discriminator_auc": told_apart(real, fake, valid),
+            "discriminator_auc": pairwise_auc(real, fake, valid),
             "real_logit": Mean.from_values(by_image(real), valid),
             "fake_logit": Mean.from_values(by_image(fake), valid),
         }
@@ -269,11 +271,11 @@ class Adversarial(Generative):
         return metrics
 
     def diagnose(self, numbers: Mapping[str, float]) -> list[str]:
-        """What to tell of an evaluation: a discriminator that has won, modes that are lost."""
+        """Warns of a saturated discriminator and of lost modes."""
         return saturation(numbers) + [
             f"{name} is {value:.1f} of {self._observed}: the generator has collapsed to few "
             "classes (lower optimizer.learning_rate, or take an earlier checkpoint)"
-            for name, value in of_trained(numbers).items()
+            for name, value in without_averages(numbers).items()
             if name.endswith("/class_perplexity") and value < COLLAPSED * self._observed
         ]
 
@@ -282,8 +284,8 @@ class Adversarial(Generative):
     ) -> dict[str, Panels]:
         """Samples, and what lies between latents and beyond them, a class in each row.
 
-        Latents of N(0, I) have a length near √d, and sums of them are brought to it: what lies
-        within or beyond, no generator has seen.
+        Latents of N(0, I) have a length near √d, and sums of them are rescaled to it: a generator
+        is not trained on shorter or longer ones.
         """
         classes, count = self.num_classes, 64
 
@@ -334,7 +336,7 @@ class Adversarial(Generative):
 
     @property
     def _observed(self) -> int:
-        """Classes that the observer tells apart."""
+        """Classes that the observer distinguishes."""
         model: Any = None if self.observer is None else self.observer.model
         return getattr(model, "num_classes", 0)
 

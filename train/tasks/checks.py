@@ -55,8 +55,8 @@ def check_range(images: np.ndarray, split: str) -> None:
 def in_range(images: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The images, but NaN where they are clearly outside of [0, 1].
 
-    A check before training sees a few images of a set; this sees all. A loss of an image that it is
-    not for then stops the run, as that of a wrong label does.
+    A check before training sees a few images of a set; this sees all of them. The loss then becomes
+    NaN, which stops the run.
     """
     return jnp.where((images >= -ROUNDING) & (images <= 1 + ROUNDING), images, jnp.nan)
 
@@ -89,7 +89,7 @@ def check_support(
         likelihood: of images in [0, 1].
         images: a few of them, as the model sees them.
         split: where they are from.
-        greys: whether the cross-entropy of greys will do in place of a likelihood of binary pixels.
+        greys: whether grey values are allowed where the likelihood is that of binary pixels.
     """
     check_range(images, split)
     if likelihood.support == "binary" and not greys and not np.isin(images, (0, 1)).all():
@@ -107,7 +107,7 @@ def check_support(
 
 
 def require_entry(batch: Batch, name: str, choices: str) -> None:
-    """Raises SettingError for data without what a task learns to tell."""
+    """Raises SettingError for data without the targets that a task learns from."""
     if name not in batch:
         raise SettingError(
             f"the task needs a {name} for each image, and these data have only "
@@ -122,7 +122,7 @@ def check_process(
     if isinstance(model, ScoreUNet) != isinstance(process, VarianceExploding):
         raise SettingError(
             f"{type(model).__name__} and {type(process).__name__} do not fit: "
-            "ScoreUNet is told sigma, by VarianceExploding, other networks the time"
+            "ScoreUNet takes sigma, of VarianceExploding; other networks take the time"
         )
     if learned_variance and not isinstance(process, Discrete):
         raise SettingError(

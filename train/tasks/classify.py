@@ -14,13 +14,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from opsin.losses.classification import cross_entropy_loss
 from opsin.losses.regularization import l2_loss
-from opsin.metrics.classification import (
-    accuracy,
-    calibration,
-    confusion_matrix,
-    negative_log_likelihood,
-    top_k_accuracy,
-)
+from opsin.metrics import classification
 from opsin.metrics.state import Mean, Metric
 from opsin.pictures.kinds import Confusion, Curve, Labels, Preview
 from opsin.train.tasks.checks import check_outputs, require_entry
@@ -86,7 +80,7 @@ class Classify(Task):
         labels = batch["label"]
         unreduced = self.loss_function(logits, labels)
         total = jnp.mean(unreduced)
-        metrics: dict[str, Metric] = {"accuracy": accuracy(logits, labels)}
+        metrics: dict[str, Metric] = {"accuracy": classification.accuracy(logits, labels)}
         if self.l2:
             penalty = l2_loss(params)
             metrics["data_loss"] = Mean.from_values(unreduced)
@@ -103,16 +97,16 @@ class Classify(Task):
         labels, valid = batch["label"], batch["valid"]
         classes = logits.shape[-1]
         metrics: dict[str, Metric] = {
-            "accuracy": accuracy(logits, labels, valid),
-            "nll": negative_log_likelihood(logits, labels, valid),
-            "ece": calibration(logits, labels, valid=valid),
-            "confusion": confusion_matrix(logits, labels, classes, valid),
+            "accuracy": classification.accuracy(logits, labels, valid),
+            "nll": classification.negative_log_likelihood(logits, labels, valid),
+            "ece": classification.calibration(logits, labels, valid=valid),
+            "confusion": classification.confusion_matrix(logits, labels, classes, valid),
         }
         if classes > 5:
-            metrics["top5"] = top_k_accuracy(logits, labels, valid, k=5)
+            metrics["top5"] = classification.top_k_accuracy(logits, labels, valid, k=5)
         for name, members in self.groups:
             inside = valid & jnp.isin(labels, jnp.asarray(members))
-            metrics[f"accuracy_{name}"] = accuracy(logits, labels, inside)
+            metrics[f"accuracy_{name}"] = classification.accuracy(logits, labels, inside)
         for metric in self.more_metrics:
             name = getattr(metric, "func", metric).__name__  # of a partial, that of its function
             metrics[name] = metric(logits, labels, valid)

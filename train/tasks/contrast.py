@@ -1,4 +1,4 @@
-"""Contrastive learning: two views of an image are alike, and unlike those of other images."""
+"""Contrastive learning: views of one image attract, views of different images repel."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ON_A_LINE = 2.0
 
 @dataclass(frozen=True)
 class Contrast(Task):
-    """Learns to tell which views are of one image.
+    """Learns embeddings in which views of one image are close.
 
     Chen et al., 2020, arXiv:2002.05709. Views are drawn on the device, from images in [0, 1] that
     are not normalised; all other images of the global batch are negatives. A batch that runs across
@@ -67,9 +67,9 @@ class Contrast(Task):
             check_range(np.asarray(batch["image"]), split)
 
     def check_loop(self, *, accumulate: int, pmap: bool, steps: int, epoch: Fraction) -> None:
-        """Raises SettingError for a batch in parts, or one that holds an image several times.
+        """Raises SettingError for microbatches, or a batch that holds an image several times.
 
-        Parts would hide negatives from one another, and a copy of an image is no negative of it.
+        Microbatches would lose negatives, and a copy of an image is not a negative of it.
         """
         if epoch < 1:
             raise SettingError(
@@ -113,7 +113,7 @@ class Contrast(Task):
                 "a batch of one image has no other to be unlike: set data.batch=2 or more"
             )
         drawing, dropout = jax.random.split(key)
-        # The views of an image beside each other: a device that holds the image draws them all.
+        # The views of an image are neighbours: the device that holds the image draws them all.
         views = jnp.stack(self._draw(drawing, batch), axis=1)
         embeddings, mutable = self.model.apply(
             {"params": params, **mutable},
@@ -136,8 +136,8 @@ class Contrast(Task):
     ) -> dict[str, Metric]:
         """How near two views of held-out images are, and how embeddings spread (unit length).
 
-        Views are drawn by batch and row, and ``uniformity`` is of pairs within a batch: both hang,
-        a little, on the size of an evaluation batch, which is rounded up to the devices.
+        Views are drawn by batch and row, and ``uniformity`` is over pairs within a batch: both
+        depend, a little, on ``data.eval_batch``, which is rounded up to the number of devices.
         """
         first, second, *_ = (
             cast(Array, self.model.apply({"params": params, **mutable}, view, train=False))
@@ -151,7 +151,7 @@ class Contrast(Task):
         }
 
     def diagnose(self, numbers: Mapping[str, float]) -> Iterator[str]:
-        """Tells of embeddings that are not finite, or say little of an image."""
+        """Warns of embeddings that are not finite or have collapsed."""
         for name, value in numbers.items():
             split, _, metric = name.partition("/")
             if metric not in ("embedding_std", "embedding_rank"):

@@ -1,4 +1,4 @@
-"""Diffusion models: a network learns to take noise away, and images are what is left in the end."""
+"""Diffusion models: a network learns to remove noise, step by step, until an image is left."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ from opsin.train.tasks.task import Aux, Batch, Look
 
 @dataclass(frozen=True)
 class Diffuse(Generative):
-    """Learns to tell images from images with noise, of every strength.
+    """Learns to predict images from images with noise of every strength.
 
     Ho et al., 2020, arXiv:2006.11239, and with scores as targets Song & Ermon, 2019,
     arXiv:1907.05600. The network sees images in [−1, 1].
@@ -74,8 +74,8 @@ class Diffuse(Generative):
         learned_variance: whether the network predicts the variance of a step too, with twice the
             outputs; the loss is then that of Nichol & Dhariwal, 2021, arXiv:2102.09672, eq. 16.
             Only of discrete processes.
-        label_dropout: share of the images whose class is kept from the network in training, so that
-            it can be guided; nothing for a network without classes.
+        label_dropout: share of the images whose class is hidden from the network in training, for
+            classifier-free guidance; without effect on a network without classes.
         sampling: how images are made, in previews and in the end.
     """
 
@@ -92,7 +92,7 @@ class Diffuse(Generative):
 
     @property
     def num_classes(self) -> int | None:
-        """Classes that images are asked for; None if they are not."""
+        """Classes that images are conditioned on, or None."""
         return getattr(self.model, "num_classes", None)
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
@@ -212,7 +212,8 @@ class Diffuse(Generative):
     ) -> dict[str, Metric]:
         """The loss, and the squared error of the noise in thirds of the time, the last near noise.
 
-        Of "x0" it is the error of the image times SNR: its first third hangs on a few early times.
+        With the target "x0" it is the error of the image times SNR: its first third depends on a
+        few early times.
         """
         valid = batch["valid"]
         losses, (error, third) = self._errors(params, mutable, batch, key, self._labels(batch))
@@ -225,7 +226,7 @@ class Diffuse(Generative):
     def preview(
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
     ) -> dict[str, Panels]:
-        """Samples of one seed, always the same, and how some of them come out of noise."""
+        """Samples of one fixed seed, and the sampling path of some of them."""
         count, shown, frames = 64, 4, 10
         keys = row_keys(jax.random.key(0), count)
         asked = None if self.num_classes is None else jnp.arange(count) % self.num_classes

@@ -38,7 +38,7 @@ def reconstructions(
 def latent_pictures(
     decode: Decode, images: Images, latents: Latents, labels: Labels
 ) -> dict[str, Panels]:
-    """What can be shown of latents between and beyond those of images, if there are enough."""
+    """Interpolation and arithmetic of latents, where there are enough images."""
     pictures = {}
     if len(images) >= 2:
         pictures["interpolation"] = interpolation(decode, latents, labels)
@@ -59,7 +59,7 @@ def interpolation(decode: Decode, latents: Latents, labels: Labels, *, steps: in
 
 
 def arithmetic(decode: Decode, images: Images, latents: Latents, labels: Labels) -> Panels:
-    """a − b + c of the latents of three images, beside the images themselves."""
+    """a − b + c of the latents of three images, next to the images themselves."""
     count = min(5, len(images) // 3)
     a, b, c = (latents[i : 3 * count : 3] for i in range(3))
     made = decode(a - b + c, None if labels is None else labels[: 3 * count : 3])

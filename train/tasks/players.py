@@ -14,7 +14,7 @@ from opsin.train.settings import SettingError
 from opsin.train.tasks.checks import in_range
 
 SATURATED = 0.99
-"""Share of pairs that a discriminator tells apart, above which it has won."""
+"""AUC above which a discriminator is called saturated."""
 
 GENERATOR, DISCRIMINATOR = "generator", "discriminator"
 
@@ -24,7 +24,7 @@ SIGNED = (-1.0, 1.0)
 
 
 def signed(images: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """From [0, 1] to [−1, 1]; NaN outside, as of images that ``check_range`` has not seen."""
+    """From [0, 1] to [−1, 1]; NaN where images are out of range (``check_range`` sees a few)."""
     return 2 * in_range(images) - 1
 
 
@@ -45,7 +45,7 @@ def by_player(networks: Mapping[str, PyTree]) -> PyTree:
 def apply_network(
     model: nn.Module, player: str, params: PyTree, mutable: PyTree, *args: Any, **options: Any
 ) -> tuple[Array, Any, dict[str, Any]]:
-    """What one of several networks gives, the features that it sows, and all mutable variables."""
+    """The output of one of several networks, its sown features, and all mutable variables."""
     own = {name: values[player] for name, values in mutable.items() if player in values}
     returned: Any = model.apply(
         {"params": params[player], **own}, *args, **options, mutable=[*own, "intermediates"]
@@ -59,15 +59,15 @@ def apply_network(
     return result, features, after
 
 
-def told_apart(
+def pairwise_auc(
     real: Float[Array, "batch ..."],
     fake: Float[Array, "batch ..."],
     valid: Bool[Array, " batch"] | None = None,
 ) -> Mean:
-    """The share of pairs of a real and a made image of which the real one has the higher logit.
+    """The share of (real, generated) pairs in which the real image has the higher logit.
 
-    The area under the ROC curve, and so the same for any threshold: losses differ in where they put
-    it, and some have none. Ties count half.
+    This is the area under the ROC curve. It needs no threshold, which losses place differently, if
+    at all. Ties count half.
     """
     real, fake = by_image(real), by_image(fake)
     counts = jnp.ones(len(fake)) if valid is None else valid.astype(jnp.float32)
@@ -81,25 +81,25 @@ def by_image(logits: Array) -> Array:
     return jnp.mean(logits, axis=tuple(range(1, logits.ndim)))
 
 
-def of_trained(numbers: Mapping[str, float]) -> dict[str, float]:
-    """Numbers of an evaluation without those of moving averages, against which nobody trains."""
+def without_averages(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of the trained parameters, without those of their moving averages."""
     return {
         name: value for name, value in numbers.items() if not name.split("/")[0].endswith("_ema")
     }
 
 
 def saturation(numbers: Mapping[str, float]) -> list[str]:
-    """What to tell of an evaluation of ``told_apart``: a discriminator that has won."""
+    """Warns of a discriminator whose ``pairwise_auc`` is near 1."""
     return [
-        f"{name} is {value:.3f}: the discriminator is saturated, and tells the generator little or "
-        "changes too fast for it (lower task.optimizer.learning_rate, or hold its slope)"
-        for name, value in of_trained(numbers).items()
+        f"{name} is {value:.3f}: the discriminator is saturated and gives the generator little "
+        "gradient (lower task.optimizer.learning_rate, or set task.penalty)"
+        for name, value in without_averages(numbers).items()
         if name.endswith("/discriminator_auc") and value > SATURATED
     ]
 
 
 def check_whole_batch(compares_means: bool, accumulate: int) -> None:
-    """Raises SettingError for losses that compare means of a batch, if it comes in parts."""
+    """Raises SettingError for microbatches under losses that compare means of a batch."""
     if accumulate > 1 and compares_means:
         raise SettingError(
             "relativistic losses and feature matching compare means of the whole batch: set "

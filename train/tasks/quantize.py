@@ -52,7 +52,7 @@ class Quantize(Task):
             check_range(np.asarray(batch["image"]), split)
 
     def check_loop(self, *, accumulate: int, pmap: bool, steps: int, epoch: Fraction) -> None:
-        """Raises SettingError for a batch in parts, each of which would age the codebook."""
+        """Raises SettingError for microbatches: each would update the moving averages."""
         if accumulate > 1 and self._averages:
             raise SettingError(
                 "a codebook of moving averages learns from the whole batch: set loop.accumulate=1 "

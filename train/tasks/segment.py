@@ -222,7 +222,7 @@ class Segment(Task):
 
 
 def takes_one_logit(loss_function: Callable[..., Array]) -> bool:
-    """Whether a loss tells classes 0 and 1 by one logit: tried on two images of four pixels."""
+    """Whether a loss takes one logit for classes 0 and 1: tried on two images of four pixels."""
     labels = jnp.array([[[0, 0], [0, 1]], [[1, 1], [1, 0]]])
     try:
         losses = loss_function(jnp.ones((2, 2, 2, 1)), labels, where=jnp.ones((2, 2, 2), bool))
@@ -233,12 +233,12 @@ def takes_one_logit(loss_function: Callable[..., Array]) -> bool:
 
 
 def _of_classes(logits: Array) -> Array:
-    """Logits of classes 0 and 1 from the one of 1 against 0; more are those of classes already."""
+    """Logits of classes 0 and 1 from a single one; several logits are returned as they are."""
     if logits.shape[-1] > 1:
         return logits
     return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
 
 
 def _weighted(value: Array, weight: Array) -> Mean:
-    """A mean that counts, beside those of other batches, by what it is a mean over."""
+    """A mean that is weighted, among those of other batches, by what it is a mean over."""
     return Mean(total=value * weight, count=weight.astype(jnp.int32))

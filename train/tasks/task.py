@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import flax.struct
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from opsin.data.augment import Batch
 from opsin.metrics.state import Metric
-from opsin.pictures.kinds import Chart, Curve, Picture, Prediction
 from opsin.train.optim import Optimizer
-from opsin.train.settings import SettingError
-
-if TYPE_CHECKING:
-    from opsin.train.tasks.generative import Generative
-
-Item = TypeVar("Item")
+from opsin.train.tasks.views import Views
 
 
 @flax.struct.dataclass
 class Aux:
-    """What a loss returns beside its value.
+    """What a loss returns in addition to its value.
 
     Attributes:
         mutable: the mutable variables after the step.
@@ -69,23 +62,12 @@ class Player:
     project: Callable[[PyTree], PyTree] | None = None
 
 
-class Task(ABC):
+class Task(Views):
     """How models, losses and metrics become a step. Implementations are frozen dataclasses.
 
-    Nobody outside ``train/tasks`` asks which task it has: the defaults below say what most do.
-
-    Attributes:
-        curves: panels of the training curve.
-        progress: training metrics that the progress bar shows.
-        context: pixels around a tile of an image that ``predict`` takes too, at each side.
+    Nobody outside ``train/tasks`` asks which task it has: the defaults here and in ``Views`` say
+    what most do.
     """
-
-    curves: ClassVar[tuple[Curve, ...]] = (Curve(("loss", "nll"), logarithmic=True),)
-    progress: ClassVar[tuple[str, ...]] = ("loss",)
-
-    @property
-    def context(self) -> int:  # noqa: D102
-        return 0
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Compares the task to the data before anything runs.
@@ -141,58 +123,3 @@ class Task(ABC):
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
     ) -> dict[str, Metric]:
         """Metric states of a batch in which ``batch["valid"]`` marks what counts."""
-
-    def diagnose(self, numbers: Mapping[str, float]) -> Iterable[str]:
-        """Lines for people about the ``split/metric`` numbers of an evaluation.
-
-        They tell of training that goes wrong in a way that no error shows.
-        """
-        del numbers
-        return ()
-
-    @abstractmethod
-    def preview(
-        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
-    ) -> Mapping[str, Picture]:
-        """Pictures of what the model does with a batch."""
-
-    def charts(self, states: Mapping[str, Any]) -> Mapping[str, Chart]:
-        """Charts of the metric states of a whole evaluation, by the name of the metric."""
-        del states
-        return {}
-
-    def predict(
-        self, params: PyTree, mutable: PyTree, images: Float[Array, "images height width channels"]
-    ) -> Prediction:
-        """What the model says of prepared images, which have ``context`` at each side.
-
-        Raises:
-            SettingError: if it says nothing of single images.
-        """
-        raise SettingError(
-            f"predict is for classification and segmentation, not for {type(self).__name__}; "
-            "images are made by opsin sample"
-        )
-
-    def as_generative(self) -> Generative:
-        """The task itself, if its model makes images.
-
-        Raises:
-            SettingError: if it does not.
-        """
-        raise SettingError(
-            f"there are no images to make with {type(self).__name__}: give a run of a generator, "
-            "such as mnist_ddpm, or ask for labels and masks with opsin predict"
-        )
-
-
-class Track(Protocol):
-    """Shows how far work has come that is done piece by piece."""
-
-    def __call__(self, items: Iterable[Item], what: str) -> Iterable[Item]:
-        """The items themselves; ``what`` says what is done with them."""
-        ...
-
-
-Prepare = Callable[[Batch], Batch]
-"""From a batch as a source gives it to what the model sees outside training."""

@@ -18,7 +18,9 @@ from opsin.losses.adversarial import NON_SATURATING, AdversarialLoss
 from opsin.metrics.segmentation import segmentation_matrix
 from opsin.metrics.state import Mean, Metric
 from opsin.pictures.kinds import Confusion, Curve, Panels
-from opsin.train.optim import Optimizer, adamw, constant
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import constant
 from opsin.train.settings import SettingError
 from opsin.train.tasks.checks import check_range, require_entry
 from opsin.train.tasks.players import (
@@ -28,9 +30,9 @@ from opsin.train.tasks.players import (
     apply_network,
     by_player,
     check_whole_batch,
+    pairwise_auc,
     saturation,
     signed,
-    told_apart,
     unsigned,
 )
 from opsin.train.tasks.task import Aux, Batch, Look, Player, Task
@@ -51,7 +53,7 @@ class Translate(Task):
         losses: of both players.
         optimizer: of the discriminator; the experiment's own is the generator's.
         l1: weight of the absolute error, a mean over pixels in [−1, 1]; the paper has 100.
-        adversarial: weight of what the discriminator says; 0 leaves the error alone.
+        adversarial: weight of the adversarial loss; 0 leaves the absolute error alone.
     """
 
     input_range: ClassVar[tuple[float, float]] = SIGNED
@@ -91,7 +93,7 @@ class Translate(Task):
                 )
 
     def check_loop(self, *, accumulate: int, pmap: bool, steps: int, epoch: Fraction) -> None:
-        """Raises SettingError for losses that compare means of a batch, if it comes in parts."""
+        """Raises SettingError for losses that compare batch means, with microbatches."""
         check_whole_batch(self.losses.relative, accumulate)
 
     def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
@@ -114,7 +116,7 @@ class Translate(Task):
         return by_player({GENERATOR: generator, DISCRIMINATOR: discriminator})
 
     def players(self) -> tuple[Player, ...]:
-        """The discriminator, if it has a say, then the generator."""
+        """The discriminator, if its loss has a weight, then the generator."""
         generator = Player(self.generator_loss, GENERATOR)
         if not self.adversarial:
             return (generator,)
@@ -128,7 +130,7 @@ class Translate(Task):
         key: Key[Array, ""],
         step: Int[Array, ""] | int,
     ) -> tuple[Float[Array, ""], Aux]:
-        """Its loss on true and on made pairs; half of it, as in the paper, section 3.3."""
+        """Half of its loss on true and generated pairs, as in the paper, section 3.3."""
         given, target, counted = self._pair(batch)
         made, _ = self._make(params, mutable, given, counted, key)
         real, mutable = self._judge(params, mutable, target, given)
@@ -136,7 +138,7 @@ class Translate(Task):
         losses = 0.5 * self.losses.discriminator(real, fake)
         metrics: dict[str, Metric] = {
             "discriminator_loss": Mean.from_values(losses),
-            "discriminator_auc": told_apart(real, fake),
+            "discriminator_auc": pairwise_auc(real, fake),
         }
         return jnp.mean(losses), Aux(mutable, metrics)
 
@@ -148,7 +150,7 @@ class Translate(Task):
         key: Key[Array, ""],
         step: Int[Array, ""] | int,
     ) -> tuple[Float[Array, ""], Aux]:
-        """What it hides from the discriminator, and its distance from the true image."""
+        """Its adversarial loss, and the absolute error to the true image."""
         given, target, counted = self._pair(batch)
         made, mutable = self._make(params, mutable, given, counted, key)
         errors = _absolute_error(made, target, counted)
@@ -189,11 +191,11 @@ class Translate(Task):
             metrics["confusion"] = segmentation_matrix(logits, batch["mask"], pixels)
         if self.adversarial:
             (real, _), (fake, _) = (self._judge(params, mutable, x, given) for x in (target, made))
-            metrics["discriminator_auc"] = told_apart(real, fake, valid)
+            metrics["discriminator_auc"] = pairwise_auc(real, fake, valid)
         return metrics
 
     def diagnose(self, numbers: Mapping[str, float]) -> list[str]:
-        """What to tell of an evaluation: a discriminator that has won."""
+        """Warns of a saturated discriminator."""
         return saturation(numbers)
 
     def preview(

@@ -196,7 +196,7 @@ class Variational(Generative):
             "elbo": Mean.from_values(bound, valid),
             "rate": Mean.from_values(rate, valid),
             "distortion": Mean.from_values(-weighed.log_likelihood[0], valid),
-            # Those of levels above hang on draws of this one, whose noise would count.
+            # Those of levels above depend on draws of this one, whose noise would count.
             "active_units": active_units(posteriors[0].mean[0], valid),
         }
         if self.likelihood.support != "real":
@@ -289,8 +289,8 @@ class Variational(Generative):
         log_likelihood = self.likelihood.log_prob(outputs, supported(self.likelihood, images))
         levels = list(zip(latents, posteriors, priors, strict=True))
         ratios = [normal_log_ratio(z, q, p) for z, q, p in levels]
-        # The closed form is of the top alone: below it the prior hangs on a draw from above, which
-        # came from this level's own.
+        # The closed form is of the top alone: below it the prior depends on a draw from above,
+        # which came from this level's own.
         top = normal_kl(posteriors[-1], priors[-1])
         rates = [jnp.mean(rate, axis=0) for rate in (*ratios[:-1], top)]
         log_ratio = sum(jnp.sum(ratio, axis=-1) for ratio in ratios)
@@ -324,7 +324,7 @@ class Variational(Generative):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Weighed:
-    """What draws from the posterior weigh: all in nats.
+    """Log-probabilities of draws from the posterior, in nats.
 
     Attributes:
         log_likelihood: log p(x | z), [samples, batch].

@@ -30,6 +30,9 @@ from opsin.ops.convolution.winograd import minimal_filtering
 from opsin.train.compiler import compiler_options
 from opsin.train.host.accounting import model_flops
 
+SWITCHED = os.environ.get("OPSIN_NATIVE_CONV") == "1"
+"""Whether these tests run under the switch to XLA's own convolution."""
+
 
 def draw(*shapes, dtype=jnp.float32):
     keys = jax.random.split(jax.random.key(0), len(shapes))
@@ -208,7 +211,7 @@ def has_avx512() -> bool:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="these kernels are of x86-64")
 def test_minimal_filtering_is_the_same_whatever_kernel_blas_picks():
     script = (
-        "from ops.convolution.winograd import minimal_filtering\n"
+        "from opsin.ops.convolution.winograd import minimal_filtering\n"
         "print({name: x.tobytes().hex() for name, x in minimal_filtering().items()})"
     )
     here = {name: x.tobytes().hex() for name, x in minimal_filtering().items()}
@@ -366,8 +369,28 @@ def test_a_training_step_runs_native_convolutions_on_accelerators(platform):
     traced = jax.jit(jax.grad(loss)).trace(variables["params"], images)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     # A stem and a block of two: three forward, two gradients of the image, three of the kernel.
-    expected = {"cuda": 8, "tpu": 8, "cpu": 2}  # the kernels of four channels; bands elsewhere
+    on_cpu = 8 if SWITCHED else 2  # the kernels of four channels; bands elsewhere
+    expected = {"cuda": 8, "tpu": 8, "cpu": on_cpu}
     assert text.count("stablehlo.convolution") == expected[platform]
+
+
+@pytest.mark.parametrize(("switch", "native_ones"), [("", 0), ("1", 1)])
+def test_a_switch_takes_xlas_own_convolution_on_a_cpu_too(switch, native_ones):
+    script = (
+        "import jax, jax.numpy as jnp\n"
+        "from opsin.ops.convolution.dispatch import convolve\n"
+        "x, kernel = jnp.zeros((8, 16, 16, 32)), jnp.zeros((3, 3, 32, 32))\n"
+        "print(jax.jit(lambda x: convolve(x, kernel, (1, 1), 'SAME')).lower(x).as_text())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "OPSIN_NATIVE_CONV": switch},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.count("stablehlo.convolution") == native_ones
+    assert ("dot_general" in done.stdout) == (native_ones == 0)  # else products, of Winograd's form
 
 
 def test_linen_takes_it_and_its_flops_are_counted_once():
@@ -469,4 +492,4 @@ def test_barriers_outlast_the_options_of_a_run():
     image, kernel = draw((1, 4, 4, 16), (3, 3, 16, 16))
     lowered = jax.jit(lambda x: convolve(jnp.sin(x), kernel, **SAME)).lower(image)
     text = lowered.compile(compiler_options=compiler_options("cpu")).as_text()
-    assert text.count("opt-barrier") >= 2
+    assert text.count("opt-barrier") == 0 if SWITCHED else text.count("opt-barrier") >= 2

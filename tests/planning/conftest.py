@@ -1,0 +1,5 @@
+"""The small experiment of the training tests."""
+
+from tests.train.conftest import tiny
+
+__all__ = ["tiny"]

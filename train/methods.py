@@ -1,0 +1,86 @@
+"""Methods of optimisation: those of optax, with weight decay where a mask says so.
+
+Each is ``(learning_rate, weight_decay, mask, *, …) -> optax.GradientTransformation``, as
+``Optimizer.method`` takes it: the learning rate is a schedule, the mask gives a tree of booleans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import optax
+from jaxtyping import PyTree
+
+from opsin.train.schedules import Schedule
+
+
+def sgd(
+    learning_rate: Schedule,
+    weight_decay: float,
+    mask: Callable[[PyTree], PyTree],
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+) -> optax.GradientTransformation:
+    """SGD with (Nesterov) momentum; weight decay enters before the momentum, as L2 does."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov and momentum > 0),
+    )
+
+
+def adamw(
+    learning_rate: Schedule,
+    weight_decay: float,
+    mask: Callable[[PyTree], PyTree],
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter, 2019, arXiv:1711.05101)."""
+    return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
+
+
+def lion(
+    learning_rate: Schedule,
+    weight_decay: float,
+    mask: Callable[[PyTree], PyTree],
+    *,
+    b1: float = 0.9,
+    b2: float = 0.99,
+) -> optax.GradientTransformation:
+    """Lion (Chen et al., 2023, arXiv:2302.06675)."""
+    return optax.lion(learning_rate, b1, b2, weight_decay=weight_decay, mask=mask)
+
+
+def lamb(
+    learning_rate: Schedule,
+    weight_decay: float,
+    mask: Callable[[PyTree], PyTree],
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+) -> optax.GradientTransformation:
+    """LAMB (You et al., 2020, arXiv:1904.00962)."""
+    return optax.lamb(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
+
+
+def lars(
+    learning_rate: Schedule,
+    weight_decay: float,
+    mask: Callable[[PyTree], PyTree],
+    *,
+    momentum: float = 0.9,
+    trust_coefficient: float = 0.001,
+) -> optax.GradientTransformation:
+    """LARS (You et al., 2017, arXiv:1708.03888); what is not decayed has no trust ratio."""
+    return optax.lars(
+        learning_rate,
+        weight_decay,
+        weight_decay_mask=mask,
+        trust_coefficient=trust_coefficient,
+        trust_ratio_mask=mask,
+        momentum=momentum,
+    )

@@ -1,0 +1,41 @@
+"""Learning rates by step, each ``(peak, steps, warmup) -> step -> learning rate``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+Schedule = Callable[[Any], Any]
+
+
+def constant(peak: float, steps: int, warmup: int) -> Schedule:
+    """Linear warm-up over ``warmup`` steps, then ``peak``."""
+    return _after_warmup(peak, warmup, optax.constant_schedule(peak))
+
+
+def cosine(peak: float, steps: int, warmup: int, *, end: float = 0.0) -> Schedule:
+    """Linear warm-up, then half a cosine down to ``end · peak`` (Loshchilov & Hutter, 2017)."""
+    return _after_warmup(
+        peak, warmup, optax.cosine_decay_schedule(peak, max(steps - warmup, 1), alpha=end)
+    )
+
+
+def staircase(
+    peak: float,
+    steps: int,
+    warmup: int,
+    *,
+    boundaries: tuple[float, ...] = (0.5, 0.75),
+    factor: float = 0.1,
+) -> Schedule:
+    """Linear warm-up, then ``peak``, times ``factor`` at each boundary (shares of all steps)."""
+    after = {round(fraction * steps) - warmup: factor for fraction in boundaries}
+    return _after_warmup(peak, warmup, optax.piecewise_constant_schedule(peak, after))
+
+
+def _after_warmup(peak: float, warmup: int, schedule: Schedule) -> Schedule:
+    if warmup <= 0:
+        return schedule
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), schedule], [warmup])

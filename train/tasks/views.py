@@ -1,0 +1,76 @@
+"""What a task shows people while it trains, and answers about its network afterwards."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from jaxtyping import Array, Float, Key, PyTree
+
+from opsin.data.augment import Batch
+from opsin.pictures.kinds import Chart, Curve, Picture, Prediction
+from opsin.train.settings import SettingError
+
+if TYPE_CHECKING:
+    from opsin.train.tasks.generative import Generative
+
+
+class Views(ABC):
+    """The part of a ``Task`` that no update of a weight depends on.
+
+    Attributes:
+        curves: panels of the training curve.
+        progress: training metrics that the progress bar shows.
+        context: pixels around a tile of an image that ``predict`` takes too, at each side.
+    """
+
+    curves: ClassVar[tuple[Curve, ...]] = (Curve(("loss", "nll"), logarithmic=True),)
+    progress: ClassVar[tuple[str, ...]] = ("loss",)
+
+    @property
+    def context(self) -> int:  # noqa: D102
+        return 0
+
+    @abstractmethod
+    def preview(
+        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+    ) -> Mapping[str, Picture]:
+        """Pictures of what the model does with a batch."""
+
+    def diagnose(self, numbers: Mapping[str, float]) -> Iterable[str]:
+        """Lines for people about the ``split/metric`` numbers of an evaluation.
+
+        They tell of training that goes wrong in a way that no error shows.
+        """
+        del numbers
+        return ()
+
+    def charts(self, states: Mapping[str, Any]) -> Mapping[str, Chart]:
+        """Charts of the metric states of a whole evaluation, by the name of the metric."""
+        del states
+        return {}
+
+    def predict(
+        self, params: PyTree, mutable: PyTree, images: Float[Array, "images height width channels"]
+    ) -> Prediction:
+        """What the model says of prepared images, which have ``context`` at each side.
+
+        Raises:
+            SettingError: if it says nothing of single images.
+        """
+        raise SettingError(
+            f"predict is for classification and segmentation, not for {type(self).__name__}; "
+            "images are made by opsin sample"
+        )
+
+    def as_generative(self) -> Generative:
+        """The task itself, if its model makes images.
+
+        Raises:
+            SettingError: if it does not.
+        """
+        raise SettingError(
+            f"there are no images to make with {type(self).__name__}: give a run of a generator, "
+            "such as mnist_ddpm, or ask for labels and masks with opsin predict"
+        )
