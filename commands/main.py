@@ -27,6 +27,7 @@ COMMANDS = {
     "sweep": "sweep",
     "plan": "plan",
     "report": "report",
+    "reproduce": "reproduce",
     "inspect": "inspect",
     "predict": "predict",
     "sample": "sample",

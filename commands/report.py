@@ -32,7 +32,9 @@ def report(
         check: compare, change nothing
     """
     runtime.set_up(runtime.Runtime())  # before the experiments, which import jax
-    names = [name] if name else sorted(path.stem for path in results.glob("*.jsonl"))
+    from opsin.report import reproduction
+
+    names = [name] if name else reproduction.tables(results)
     if not names:
         raise ConfigError(f"no tables in {results}/: run it in the house, or name --results")
     if check:
@@ -44,6 +46,7 @@ def report(
     reports = [catalogue.report_of(each) for each in names]
     for chosen in reports:
         derive(chosen, results)
+    reproduction.derive(results)
     update_readme(readme, readme_table(reports, results))
     print(f"wrote the tables of {len(reports)} experiments, and that of {readme}")
     print(results)
@@ -67,10 +70,13 @@ def _collect(name: str, workdir: Path, results: Path) -> int:
 
 def _compare(names: list[str], results: Path, readme: Path | None) -> int:
     """Names the files that are not what their data give."""
+    from opsin.report import reproduction
     from opsin.report.report import check, readme_is_current, readme_table
 
     reports = [catalogue.report_of(name) for name in names]
     stale = [file for chosen in reports for file in check(chosen, results)]
+    if readme:
+        stale += reproduction.check(results)
     if readme and not readme_is_current(readme, readme_table(reports, results)):
         stale.append(str(readme))
     for file in stale:

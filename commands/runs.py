@@ -272,9 +272,10 @@ def code_of(house: Path) -> dict[str, Any]:
     """
     if _git(house, "ls-files", "--error-unmatch", "errors.py") is None:
         return {"commit": None, "dirty": None}
+    but = ":(exclude)results/reproduced.*"  # no run reads what opsin reproduce writes
     return {
         "commit": _git(house, "rev-parse", "HEAD"),
-        "dirty": bool(_git(house, "status", "--porcelain")),
+        "dirty": bool(_git(house, "status", "--porcelain", "--", but)),
     }
 
 

@@ -274,7 +274,7 @@ def _markdown(rows: Sequence[Row], report: Report) -> str:
     if gaps := _gaps(rows, report):
         parts.append("Incomplete:\n\n" + "\n".join(gaps))
     if mixed := [row for row in rows if row.commits]:
-        parts.append("Trained by the code of several commits:\n\n" + "\n".join(map(_mixed, mixed)))
+        parts.append("By the code of several commits:\n\n" + "\n".join(map(_mixed, mixed)))
     parts.append(f"![{table.title}]({report.name}.png)")
     parts.append(
         f"```\nopsin sweep {report.name} --seeds {table.seeds}\nopsin report {report.name}\n```"
@@ -313,7 +313,7 @@ def _gaps(rows: Sequence[Row], report: Report) -> list[str]:
 
 
 def _mixed(row: Row) -> str:
-    """A line for a run that resumed under other code."""
+    """A line for a run that resumed, or was measured, under other code."""
     after = " and then ".join(f"`{commit[:10]}`" for commit in row.commits or ())
     return f"- `{row.arm}`, seed {row.seed}: {after}"
 

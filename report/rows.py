@@ -24,8 +24,9 @@ class Row:
         measurement: the id of its measurements, in which arms that only measure differ; several
             ids are joined by "+". None without measurements.
         status: how it ended.
-        commit: the commit that it ran on, the last of several, or "unknown".
-        commits: all of them in order, if it resumed under other code; None for a single one.
+        commit: the commit that it was trained on, the last of several, or "unknown".
+        commits: all of them in order, if it resumed or was measured under other code; None for a
+            single one.
         dirty: whether files differed from that commit, or one of them.
         devices: the kind of each device.
         hardware: the machine.
@@ -80,7 +81,7 @@ def collect(
         measured_in = {arm: identity_of(arm, seed) for arm in arms}
         own = {arm: what for arm, (run, what) in measured_in.items() if run == path.name}
         strangers += [] if own else [path.name]
-        rows += [row for arm, what in own.items() if (row := _read_run(path, arm, seed, what))]
+        rows += [row for arm, what in own.items() if (row := read_run(path, arm, seed, what))]
     if strangers:
         logging.getLogger(__name__).warning(
             "left out the runs in %s that are not of the sweep as it stands: %s",
@@ -139,7 +140,12 @@ def _status(folder: Path) -> Literal["done", "failed"] | None:
     return "failed" if (folder / "FAILED").exists() else None
 
 
-def _read_run(folder: Path, arm: str, seed: int, measurement: str | None) -> Row | None:
+def read_run(folder: Path, arm: str, seed: int, measurement: str | None) -> Row | None:
+    """The row of a run that ended; None if it lacks what is to be measured of it.
+
+    Raises:
+        ReportError: a file is missing or broken.
+    """
     keys = ("commit", "dirty", "devices", "hardware", "versions", "python")
     env_file = folder / "env.json"
     every = [_with(env_file, start, *keys) for start in starts_of(_json(env_file))]
@@ -151,12 +157,15 @@ def _read_run(folder: Path, arm: str, seed: int, measurement: str | None) -> Row
     steps = int(summary.get("steps", 0))
     again = evaluations.read(folder, evaluations.SPLITS, steps)
     metrics = summary | (again["metrics"] if again else {})
+    by = [again["commit"]] if again else []
     for name in measurement.split("+") if measurement and not failed else ():
         found = evaluations.read(folder, name, steps)
         if found is None:
             return None
         metrics |= found["metrics"]
+        by.append(found["commit"])
         seconds += found["seconds"]
+    every_commit = list(dict.fromkeys([*ran_on, *(commit or "unknown" for commit in by)]))
     return Row(
         arm=arm,
         seed=seed,
@@ -164,7 +173,7 @@ def _read_run(folder: Path, arm: str, seed: int, measurement: str | None) -> Row
         measurement=measurement,
         status="failed" if failed else "done",
         commit=env["commit"] or "unknown",
-        commits=ran_on if len(ran_on) > 1 else None,
+        commits=every_commit if len(every_commit) > 1 else None,
         dirty=any(start["dirty"] for start in starts),
         devices=env["devices"],
         hardware=env["hardware"],

@@ -6,9 +6,11 @@ import pytest
 
 from opsin.config import catalogue
 from opsin.config.sweep import expand, identities
+from opsin.report.reproduction import tables
 from opsin.report.rows import read_rows
 
-RESULTS = sorted((Path(__file__).parents[2] / "results").glob("*.jsonl"))
+FOLDER = Path(__file__).parents[2] / "results"
+RESULTS = [FOLDER / f"{name}.jsonl" for name in tables(FOLDER)]
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)

@@ -64,7 +64,7 @@ def test_rows_of_several_commits_are_marked(tmp_path):
     write([row("focal-1", 0), mixed], FOCAL, tmp_path)
     text = (tmp_path / "focal.md").read_text()
     line = "- `focal-2`, seed 0: `ffffffffff` and then `0123456789`"
-    assert f"Trained by the code of several commits:\n\n{line}\n" in text
+    assert f"By the code of several commits:\n\n{line}\n" in text
     write([row("focal-1", 0)], FOCAL, tmp_path)
     assert "several commits" not in (tmp_path / "focal.md").read_text()
 

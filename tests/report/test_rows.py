@@ -192,3 +192,26 @@ def test_arms_that_only_measure_have_a_row_each_of_one_run(tmp_path):
     assert both == every | {"test/fd": 2.0}
     assert none == every
     assert [row.seconds for row in rows] == [3.75, 4.0, 3.5]
+    assert [row.commits for row in rows] == [None] * 3
+
+
+def test_a_row_that_was_measured_by_other_code_names_both_commits(tmp_path):
+    folder = tmp_path / "focal" / "aa"
+    write_run(folder, summary={"steps": 7, "seconds": 3.5})
+    for name, step, commit in (("m1", 7, "def5678"), ("m2", 7, None), ("m3", 6, "of no matter")):
+        metrics = {"test/fd": 1.0}
+        evaluations.write(
+            folder, name, measurement=None, step=step, metrics=metrics, seconds=1.0, commit=commit
+        )
+
+    def of(measured):
+        (row,) = collect(tmp_path / "focal", ["focal-1"], lambda arm, seed: ("aa", measured))
+        return row.commit, row.commits
+
+    assert of("m1") == ("abc1234", ["abc1234", "def5678"])
+    assert of("m2+m1") == ("abc1234", ["abc1234", "unknown", "def5678"])
+    assert of(None) == ("abc1234", None)
+    evaluations.write(
+        folder, evaluations.SPLITS, measurement=None, step=7, metrics={}, seconds=1.0, commit="0ff"
+    )
+    assert of(None) == ("abc1234", ["abc1234", "0ff"])

@@ -1,0 +1,53 @@
+"""``opsin reproduce``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from opsin.commands.endings import after_signal
+from opsin.commands.groups import Runtime
+from opsin.commands.values import Count, Name, Whole
+
+
+def reproduce(
+    name: Name,
+    /,
+    *,
+    rows: Count[int] = 1,
+    seed: Whole[int] = 0,
+    workdir: Path = Path("runs/reproduced"),
+    results: Path = Path("results"),
+    quiet: bool = False,
+    runtime: Runtime,
+) -> int:
+    """Trains rows of a committed table again, and compares each metric with the spread over seeds.
+
+    What it finds is added to results/reproduced.jsonl and .md; it exits with 1 if a metric is
+    outside its interval.
+
+    Args:
+        rows: how many, drawn at random
+        seed: that draws them
+        workdir: parent of the directories of its runs, where finished ones are only read
+        results: where the tables are
+        quiet: no progress bar
+    """
+    runtime.set_up()
+    from opsin.commands.reproducing import compared, drawn, train
+    from opsin.commands.runs import Options
+    from opsin.report.reproduction import NAME, add, lines_of
+
+    outside = 0
+    for chosen in drawn(name, results, rows, seed):
+        print(f"{name}, {chosen.row.arm}, seed {chosen.row.seed}", flush=True)
+        outcome = train(chosen, Options(workdir=workdir, progress=not quiet))
+        if outcome.finished:
+            found = compared(chosen, outcome.directory)
+            add(results, found)
+            print("\n".join(lines_of(found)), flush=True)
+            outside += len(found.outside())
+        if outcome.signal is not None:
+            print("stopped; the same command goes on from there")
+            return after_signal(outcome)
+    print(results / f"{NAME}.md")
+    return 1 if outside else 0

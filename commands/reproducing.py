@@ -1,0 +1,133 @@
+"""What ``opsin reproduce`` does: draws rows of a table, trains them again, compares."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from opsin.commands.runs import Options, Outcome, RunError, directory_of, execute
+from opsin.config import catalogue
+from opsin.config.sweep import identities
+from opsin.config.table import Table
+from opsin.config.tree import override
+from opsin.data.sources import open_source
+from opsin.errors import ConfigError, RunFailed
+from opsin.report.reproduction import Reproduced, compare
+from opsin.report.rows import Row, read_rows, read_run
+from opsin.train.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A row to train again.
+
+    Attributes:
+        name: of the experiment.
+        row: as it is committed.
+        seeds: all rows of its arm that are done.
+        experiment: that gives it.
+        table: of the experiment.
+    """
+
+    name: str
+    row: Row
+    seeds: Sequence[Row]
+    experiment: Experiment
+    table: Table
+
+
+def drawn(name: str, results: Path, count: int, seed: int) -> list[Drawn]:
+    """``count`` of the rows of a table that are done, drawn at random.
+
+    Raises:
+        ConfigError: there are not so many, or one is no run of the sweep as it stands.
+        ReportError: the rows cannot be read.
+    """
+    table, module = catalogue.report_of(name).table, catalogue.find(name)
+    done = [row for row in read_rows(results / f"{name}.jsonl") if row.status == "done"]
+    if count > len(done):
+        raise ConfigError(f"--rows {count}: {name} has {len(done)} rows that are done")
+    arms = {arm.name: arm for arm in catalogue.arms(module)}
+    chosen = []
+    for index in random.Random(seed).sample(range(len(done)), count):
+        row = done[index]
+        again = f"opsin sweep {name} && opsin report {name} makes the table anew"
+        if row.arm not in arms:
+            raise ConfigError(f"the sweep of {name} has no arm {row.arm!r} any more: {again}")
+        experiment = override(module.config(), arms[row.arm].under(row.seed))
+        if identities(experiment) != (row.id, row.measurement):
+            raise ConfigError(
+                f"{row.arm} with seed {row.seed} is run {row.id} in the table of {name}, and "
+                f"another by the sweep as it stands: {again}"
+            )
+        seeds = [each for each in done if each.arm == row.arm]
+        chosen.append(Drawn(name, row, seeds, experiment, table))
+    return chosen
+
+
+def train(chosen: Drawn, options: Options) -> Outcome:
+    """Trains and measures a row again. A run that fails by itself is finished too.
+
+    Raises:
+        RunError: as ``execute``.
+    """
+    try:
+        return execute(chosen.name, chosen.row.arm, chosen.experiment, options)
+    except RunFailed:  # its directory says why
+        directory = directory_of(chosen.name, chosen.experiment, options.workdir)
+        return Outcome(directory, finished=True)
+
+
+def compared(chosen: Drawn, directory: Path) -> Reproduced:
+    """A row beside the run in this directory, which is finished. One that failed lacks all metrics
+    but those that the table gives to a failed run.
+    """
+    row = chosen.row
+    now = read_run(directory, row.arm, row.seed, row.measurement)
+    if now is None:
+        raise RunError(f"{directory} is not measured: repeat the command")
+    end = directory / ("DONE" if now.status == "done" else "FAILED")
+    metrics = now.metrics if now.status == "done" else chosen.table.failed_as
+    images = _images(chosen.experiment)
+    return Reproduced(
+        experiment=chosen.name,
+        arm=row.arm,
+        seed=row.seed,
+        id=row.id,
+        measurement=row.measurement,
+        commit=now.commit,
+        dirty=now.dirty,
+        hardware=now.hardware,
+        date=datetime.fromtimestamp(end.stat().st_mtime, UTC).date().isoformat(),
+        seconds=now.seconds,
+        error=now.error,
+        metrics={
+            metric: compare(
+                row.metrics[metric],
+                metrics.get(metric),
+                [each.metrics[metric] for each in chosen.seeds if metric in each.metrics],
+                form=form,
+                images=_averaged(metric, row.metrics, images),
+            )
+            for metric, form in chosen.table.all_metrics().items()
+            if metric in row.metrics
+        },
+    )
+
+
+def _images(experiment: Experiment) -> dict[str, int]:
+    """Name → number of examples of each set that is evaluated."""
+    splits = experiment.data.eval_splits.items()
+    return {name: len(open_source(experiment.data.source, split).records) for name, split in splits}
+
+
+def _averaged(metric: str, metrics: Mapping[str, float], images: Mapping[str, int]) -> int | None:
+    """How many images a metric is a mean over: those drawn, where fewer are drawn than tested."""
+    split = metric.partition("/")[0]
+    tested = images.get(split.removesuffix("_ema"))
+    drawn = metrics.get(f"{split}/samples")
+    known = [int(number) for number in (tested, drawn) if number is not None]
+    return min(known) if known else None
