@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from opsin.commands import groups
 from opsin.commands.exporting import export
 from opsin.commands.prediction import load
 from opsin.commands.runs import Options, RunError, execute
@@ -15,7 +16,6 @@ from opsin.commands.sampling import SAMPLERS, Asked, inpaint, sample
 from opsin.commands.trained import open_run
 from opsin.config.tree import override
 from opsin.data.sources import digits
-from opsin.experiments import arguments
 from opsin.experiments.extractors import LENET
 from opsin.losses.likelihoods import Gaussian
 from opsin.models.classification.lenet import LeNet5
@@ -213,7 +213,7 @@ def test_what_diffusion_cannot_do_is_told(diffusion, tmp_path, asked, message):
 
 
 def test_every_sampler_that_can_be_typed_is_one():
-    assert tuple(SAMPLERS) == arguments.SAMPLERS
+    assert tuple(SAMPLERS) == groups.SAMPLERS
 
 
 def test_a_run_without_a_moving_average_has_none(tmp_path):
