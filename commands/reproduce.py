@@ -47,7 +47,7 @@ def reproduce(
             print("\n".join(lines_of(found)), flush=True)
             outside += len(found.outside())
         if outcome.signal is not None:
-            print("stopped; the same command goes on from there")
+            print("stopped; the same command resumes from there")
             return after_signal(outcome)
     print(results / f"{NAME}.md")
     return 1 if outside else 0

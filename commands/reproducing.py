@@ -82,9 +82,9 @@ def train(chosen: Drawn, options: Options) -> Outcome:
 
 
 def compared(chosen: Drawn, directory: Path) -> Reproduced:
-    """A row beside the run in this directory, which is finished.
+    """A row, compared to the finished run in this directory.
 
-    A run that failed lacks all metrics but those that the table gives to a failed run.
+    A failed run has only the metrics that the table gives to a failed run.
     """
     row = chosen.row
     now = read_run(directory, row.arm, row.seed, row.measurement)

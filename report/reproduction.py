@@ -45,9 +45,9 @@ class Comparison:
 
     Attributes:
         recorded: in the committed row.
-        now: by the code of now; None also if the run failed.
-        low: lower end of where it should be.
-        high: its upper end.
+        now: by the present code; None also if the run failed.
+        low: lower end of its interval.
+        high: upper end.
         rule: that gave the interval.
         within: whether ``now`` is in it.
     """
@@ -100,7 +100,7 @@ class Reproduced:
 def compare(
     recorded: float, now: float | None, seeds: Sequence[float], *, form: str, images: int | None
 ) -> Comparison:
-    """Whether a number is where one more run of the arm would be.
+    """Whether a number lies where one more run of the arm would be.
 
     Args:
         recorded: of the run as it was.
@@ -156,7 +156,7 @@ def lines_of(line: Reproduced) -> list[str]:
 
 
 def tables(results: Path) -> list[str]:
-    """The experiments that have a table in the folder `results`."""
+    """The experiments that have a table in the folder ``results``."""
     names = sorted(path.stem for path in results.glob("*.jsonl"))
     return [name for name in names if name != NAME]
 

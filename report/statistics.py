@@ -88,7 +88,7 @@ def bootstrap_interval(values: Sequence[float], *, level: float = 0.95) -> tuple
 
 
 def prediction_interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float]:
-    """Where one more value lies with probability `level`, if they are normally distributed.
+    """Where one more value lies with probability ``level``, if they are normally distributed.
 
     mean ± t s √(1 + 1/n), with the quantile t of Student's distribution of n - 1 degrees of freedom
     and the sample standard deviation s. Two values give ± 15.6 s, three ± 5.0 s, five ± 3.0 s.

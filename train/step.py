@@ -258,7 +258,7 @@ def player_loss(
 
 
 def cut(batch: Batch, parts: int, layout: Layout) -> Batch:
-    """The batch in parts along a new leading axis, each spread over the devices as the whole is."""
+    """The batch as microbatches along a new leading axis, each sharded as the whole batch."""
     if parts == 1:
         return jax.tree.map(lambda x: x[None], batch)
     # Every parts-th image goes to one part: then each device cuts up its own slice.

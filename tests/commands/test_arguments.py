@@ -8,6 +8,7 @@ import pytest
 from opsin.commands import sampling
 from opsin.commands.arguments import parse
 from opsin.commands.embed import embed
+from opsin.commands.evaluate import evaluate
 from opsin.commands.export import export
 from opsin.commands.groups import PLATFORMS, SAMPLERS, Features, Images, Output, Runtime
 from opsin.commands.inpaint import inpaint
@@ -15,7 +16,6 @@ from opsin.commands.inspect import inspect
 from opsin.commands.listing import listing
 from opsin.commands.plan import plan
 from opsin.commands.predict import predict
-from opsin.commands.probe import probe
 from opsin.commands.report import report
 from opsin.commands.run import Several, run
 from opsin.commands.sample import sample
@@ -25,7 +25,8 @@ from opsin.errors import ConfigError
 BY_NAME = {
     command.__name__: command
     for command in (
-        embed, export, inpaint, inspect, listing, plan, predict, probe, report, run, sample, sweep,
+        embed, evaluate, export, inpaint, inspect, listing,
+        plan, predict, report, run, sample, sweep,
     )
 }  # fmt: skip
 HERE, ANEW, SHOWN, ONE = Runtime(), Images(), Output(), Several()
@@ -132,9 +133,9 @@ def read(text: str) -> partial[int]:
             },
         ),
         (
-            "probe a/run --images 9 --neighbours 5 --layer head --split val --seed 2",
-            (Path("a/run"),),
-            {"images": 9, "neighbours": 5, "features": Features("head", "val", 2), "runtime": HERE},
+            "evaluate a/run Probe neighbours=5 seed=2",
+            (Path("a/run"), ("Probe", "neighbours=5", "seed=2")),
+            {"runtime": HERE},
         ),
         (
             "embed a/run",
@@ -142,9 +143,12 @@ def read(text: str) -> partial[int]:
             {"n": 2000, "output": None, "features": Features(), "runtime": HERE},
         ),
         (
-            "embed a/run folder:photos --n 5 --output e",
+            "embed a/run folder:photos --n 5 --output e --layer head --split val --seed 2",
             (Path("a/run"), "folder:photos"),
-            {"n": 5, "output": Path("e"), "features": Features(), "runtime": HERE},
+            {
+                "n": 5, "output": Path("e"), "runtime": HERE,
+                "features": Features("head", "val", 2),
+            },
         ),
         (  # a directory may be called so
             "export a/run None --cache None",
@@ -204,7 +208,7 @@ def test_names_that_stand_for_objects_are_those_that_there_are():
         ("sample a --class 1.5", "--class: '1.5' is not a whole number"),
         ("sample a --guidance much", "--guidance: 'much' is not a number"),
         ("sample a --sampler euler", "invalid choice 'euler' for argument '--sampler'"),
-        ("probe a --layer middle", "invalid choice 'middle' for argument '--layer'"),
+        ("embed a --layer middle", "invalid choice 'middle' for argument '--layer'"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_where_help_is(text, complaint):

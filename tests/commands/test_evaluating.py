@@ -18,7 +18,9 @@ from opsin.analysis.latents import LatentClassifier
 from opsin.analysis.likelihoods import ImportanceNLL
 from opsin.analysis.probes import Probe
 from opsin.analysis.sampling import untracked
+from opsin.commands import runtime
 from opsin.commands.evaluating import Evaluated, evaluate_run, known_measurements
+from opsin.commands.main import main
 from opsin.commands.runs import Options, Outcome, RunError, execute, state_of
 from opsin.config import catalogue
 from opsin.config.identity import identity
@@ -27,7 +29,6 @@ from opsin.config.table import Arm
 from opsin.config.tree import override, resolve
 from opsin.data.files import read_lines
 from opsin.errors import ConfigError
-from opsin.experiments import cli
 from opsin.experiments.extractors import LENET
 from opsin.report import evaluations
 from opsin.report.rows import collect
@@ -37,7 +38,7 @@ from opsin.train.program import build
 from opsin.train.settings import SettingError
 from tests.train.conftest import make_tiny
 
-HERE = "tests.experiments.test_evaluating"
+HERE = "tests.commands.test_evaluating"
 
 
 @dataclass(frozen=True)
@@ -179,12 +180,12 @@ def opsin(monkeypatch, capsys, tmp_path) -> Iterator[Any]:
     module = SimpleNamespace(config=lambda: base, sweep=lambda: arms)
     find = catalogue.find
     monkeypatch.setattr(catalogue, "find", lambda name: module if name == "tiny" else find(name))
-    monkeypatch.setattr(cli, "set_up", lambda runtime: None)  # jax is imported by now
+    monkeypatch.setattr(runtime, "set_up", lambda asked: None)  # jax is imported by now
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as exited:
-            cli.main(arguments)
+            main(arguments)
         captured = capsys.readouterr()
         return int(exited.value.code or 0), captured.out, captured.err
 

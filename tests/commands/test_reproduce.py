@@ -165,7 +165,7 @@ def test_ctrl_c_stops_it_and_writes_nothing_of_that_row(opsin, trains):
     trains["step"] = 1
     ended = opsin("reproduce", "tiny", "--rows", "2", "--quiet")
     assert ended.code == 130
-    assert "the same command goes on from there" in ended.out
+    assert "the same command resumes from there" in ended.out
     assert not (RESULTS / "reproduced.jsonl").exists()
 
 

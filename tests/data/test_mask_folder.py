@@ -134,7 +134,7 @@ def test_size_resizes_images_smoothly_and_masks_to_the_nearest_pixel(split_folde
 def test_sizes_that_differ_ask_for_one(split_folder):
     _save(split_folder / "train" / "images" / "001.png", np.zeros((4, 5, 3), np.uint8))
     _save(split_folder / "train" / "masks" / "001.png", _labels(1, 4, 5))
-    message = r"001.png is of 4x5 pixels and .*000.png of 6x8; pass size=\(height, width\)"
+    message = r"001.png has 4x5 pixels and .*000.png has 6x8; pass size=\(height, width\)"
     with pytest.raises(DataError, match=message):
         mask_folder(split_folder, "train")
     assert len(mask_folder(split_folder, "train", size=(6, 8)).records) == 3
@@ -238,7 +238,7 @@ def _array(*shape):
         ("masks/001.png", _array(6, 8).astype(np.uint16), "mask .* more than 8 bits a pixel"),
         ("masks/001.png", _array(6, 8, 3), 'mask .* has colours .*mode "RGB".*index of a palette'),
         ("masks/001.png", _array(6, 8, 4), 'mask .* has colours .*mode "RGBA"'),
-        ("masks/001.png", _array(8, 6), "mask .*001.png is of 8x6 pixels and image .* of 6x8"),
+        ("masks/001.png", _array(8, 6), "mask .*001.png has 8x6 pixels and image .* has 6x8"),
         ("masks/001.png", 9 * _array(6, 8), "mask .*001.png has the label 9, and the classes are"),
         ("masks/001.png", 255 * _array(6, 8), "mask .*001.png has no pixel that counts"),
         ("masks/more.png", _array(6, 8), "mask .*more.png has no image in .*images"),

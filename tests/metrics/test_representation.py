@@ -262,7 +262,10 @@ def test_a_broken_query_is_wrong():
         ({"labels": np.full(8, -1)}, r"labels of queries must lie in \[0, 4\)"),
         ({"labels": np.zeros(7, int)}, r"a row for each label, \(7,\)"),
         ({"queries": np.ones((8, 5))}, "must come from one network"),
-        ({"queries": np.ones((0, 6)), "labels": np.ones(0, int)}, "queries must have a row"),
+        (
+            {"queries": np.ones((0, 6)), "labels": np.ones(0, int)},
+            "have at least one row",
+        ),
     ],
 )
 def test_what_cannot_be_asked_of_neighbours_is_named(change, message):

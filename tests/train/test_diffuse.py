@@ -293,7 +293,7 @@ def test_a_variance_is_learned_and_guided_by_its_class_alone():
             {"process": Discrete(cosine_betas, zero_terminal_snr=True), "target": "epsilon"},
             'predict "v" or "x0"',
         ),
-        ({"process": VariancePreserving(), "learned_variance": True}, "is of steps"),
+        ({"process": VariancePreserving(), "learned_variance": True}, "needs discrete steps"),
         ({"model": TinyDenoiser(num_classes=3)}, "num_classes=2"),
         ({"sampling": Sampling(guidance=2.0), "label_dropout": 0.0}, "was never seen"),
         ({"sampling": Sampling(spacing="even")}, '"time" or "noise"'),

@@ -47,7 +47,7 @@ def check_range(images: np.ndarray, split: str) -> None:
     low, high = float(np.min(images)), float(np.max(images))
     if not (low >= -1e-6 and high <= 1 + 1e-6):  # written so that a NaN fails
         raise SettingError(
-            f"images of {split!r} reach from {low:g} to {high:g}, and the task is of images in "
+            f"images of {split!r} reach from {low:g} to {high:g}, and the task needs images in "
             "[0, 1]: set data.mean=(0.0,) data.std=(1.0,)"
         )
 
@@ -94,14 +94,14 @@ def check_support(
     check_range(images, split)
     if likelihood.support == "binary" and not greys and not np.isin(images, (0, 1)).all():
         raise SettingError(
-            f"images of {split!r} have greys, {likelihood} is of zeros and ones: binarize them "
+            f"images of {split!r} have greys, {likelihood} needs zeros and ones: binarize them "
             "with data.source=partial(data.binarize.binarized, source=…), for training also with "
             "data.augment=(data.binarize.random_binarize,), or choose another task.likelihood"
         )
     bytes_off = np.abs(images * 255 - np.round(images * 255)).max()
     if likelihood.support == "bytes" and bytes_off > 1e-3:
         raise SettingError(
-            f"images of {split!r} have values between the 256 steps that {likelihood} is of: "
+            f"images of {split!r} have values between the 256 steps that {likelihood} needs: "
             "leave out augmentations that blend pixels, or choose another task.likelihood"
         )
 
@@ -126,7 +126,7 @@ def check_process(
         )
     if learned_variance and not isinstance(process, Discrete):
         raise SettingError(
-            "task.learned_variance is of steps, and task.process has none: set "
+            "task.learned_variance needs discrete steps, and task.process has none: set "
             "task.process=Discrete(…), or learn no variance"
         )
     ends_in_noise = process.levels(process.times(1)[0]).alpha == 0

@@ -95,7 +95,7 @@ class Variational(Generative):
             )
         if self.objective == "elbo" and self.gradient != "reparameterized":
             raise SettingError(
-                "task.gradient=doubly_reparameterized is of the importance bound: "
+                "task.gradient=doubly_reparameterized needs the importance bound: "
                 "set task.objective=importance"
             )
         if self.gradient != "reparameterized" and len(self._levels) > 1:
@@ -110,7 +110,7 @@ class Variational(Generative):
         """Raises SettingError for a loop that would make another objective of this one."""
         if self.free_nats and (accumulate > 1 or pmap):
             raise SettingError(
-                "task.free_nats is of the mean over the whole batch, which parts of it do not "
+                "task.free_nats needs the mean over the whole batch, which microbatches do not "
                 "know: set loop.accumulate=1 loop.strategy=jit"
             )
         if self.warmup_steps > steps:

@@ -72,5 +72,5 @@ class Views(ABC):
         """
         raise SettingError(
             f"there are no images to make with {type(self).__name__}: give a run of a generator, "
-            "such as mnist_ddpm, or ask for labels and masks with opsin predict"
+            "such as mnist_ddpm, or predict labels and masks with opsin predict"
         )
