@@ -122,7 +122,7 @@ def test_every_command_from_an_empty_directory(installed: Callable[..., str], tm
     Image.fromarray(np.full((8, 8), 200, np.uint8)).save(away / "digit.png")
     assert "digit.png" in installed("predict", run, "digit.png", cwd=away)
     assert "test/accuracy" in installed("evaluate", run, cwd=away)
-    assert "features" in installed("embed", run, "--n", "20", "--output", "map", cwd=away)
+    assert "map" in installed("embed", run, "--n", "20", "--output", "map", cwd=away)
     assert "sha256" in installed("export", run, "lenet.safetensors", cwd=away)
     found = {path.name for path in away.iterdir()}
     made = {"digits_lenet_batch.png", "predictions", "map", "lenet.safetensors"}
