@@ -2,13 +2,58 @@
 
 import os
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
+import jaxtyping
+import numpy as np
 import pytest
+from beartype import BeartypeConf, beartype
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+# Signatures are executed: shapes and dtypes, in calls and results of whatever is imported later.
+# NumPy's arrays count as JAX's, since `jax.numpy` takes either.
+jaxtyping.Array = jax.Array | np.ndarray
+jaxtyping.install_import_hook(
+    [
+        f"opsin.{room}"
+        for room in ("ops", "imaging", "losses", "metrics", "models", "data", "train", "analysis")
+    ],
+    f"{__name__}.check_shapes",
+)
+
+
+def check_shapes(function: Callable) -> Callable:
+    """Beartype, of the hints that name a shape: the other types are left to basedpyright."""
+    shaped = {
+        name: hint for name, hint in function.__annotations__.items() if "jaxtyping" in repr(hint)
+    }
+    if not shaped:
+        return function
+    function.__annotations__ = shaped
+    return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)  # an int is a float
+
+
+def unchecked(raises: Callable) -> Callable:
+    """``pytest.raises`` for our own errors: callers with wrong shapes see them, without a check."""
+
+    @contextmanager
+    def context(expected: type[BaseException] | tuple, *args, **options) -> Iterator:
+        jaxtyping.config.update("jaxtyping_disable", expected is not jaxtyping.TypeCheckError)
+        try:
+            with raises(expected, *args, **options) as error:
+                yield error
+        finally:
+            jaxtyping.config.update("jaxtyping_disable", False)
+
+    return context
+
+
+pytest.raises = unchecked(pytest.raises)
 
 
 def pytest_configure(config: pytest.Config):

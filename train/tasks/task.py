@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import flax.struct
 from jaxtyping import Array, Float, Int, Key, PyTree
@@ -186,6 +186,7 @@ class Task(ABC):
         )
 
 
+@runtime_checkable
 class Track(Protocol):
     """Shows how far work has come that is done piece by piece."""
 
