@@ -18,11 +18,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 # Signatures are executed: shapes and dtypes, in calls and results of whatever is imported later.
 # NumPy's arrays count as JAX's, since `jax.numpy` takes either.
 jaxtyping.Array = jax.Array | np.ndarray
+# Not of train and analysis: their states hold shapes and shardings in the place of arrays.
 jaxtyping.install_import_hook(
-    [
-        f"opsin.{room}"
-        for room in ("ops", "imaging", "losses", "metrics", "models", "data", "train", "analysis")
-    ],
+    [f"opsin.{room}" for room in ("ops", "imaging", "losses", "metrics", "models", "data")],
     f"{__name__}.check_shapes",
 )
 
