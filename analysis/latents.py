@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Float, PyTree
@@ -19,6 +19,7 @@ from opsin.train.settings import SettingError
 from opsin.train.tasks.task import Batch
 
 
+@runtime_checkable
 class LatentEncoder(Protocol):
     """A task that gives each image a vector."""
 

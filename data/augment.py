@@ -5,15 +5,15 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Key
 
 Batch = dict[str, Array]
 
 
-Augmentation = Callable[[PRNGKeyArray, Batch], Batch]
+Augmentation = Callable[[Key[Array, ""], Batch], Batch]
 
 
-def apply(key: PRNGKeyArray, batch: Batch, augmentations: Sequence[Augmentation]) -> Batch:
+def apply(key: Key[Array, ""], batch: Batch, augmentations: Sequence[Augmentation]) -> Batch:
     """Applies the augmentations in order, the n-th with the key ``fold_in(key, n)``."""
     for position, augmentation in enumerate(augmentations):
         batch = augmentation(jax.random.fold_in(key, position), batch)
@@ -21,7 +21,7 @@ def apply(key: PRNGKeyArray, batch: Batch, augmentations: Sequence[Augmentation]
 
 
 def map_images(
-    function: Callable[[PRNGKeyArray, Array], Array], key: PRNGKeyArray, batch: Batch
+    function: Callable[[Key[Array, ""], Array], Array], key: Key[Array, ""], batch: Batch
 ) -> Batch:
     """Replaces each image by ``function(fold_in(key, row), image)``.
 
@@ -47,7 +47,7 @@ def float_images(batch: Batch) -> Array:
     return images
 
 
-def row_keys(key: PRNGKeyArray, rows: int) -> PRNGKeyArray:
+def row_keys(key: Key[Array, ""], rows: int) -> Key[Array, " rows"]:
     """One key for each row of a batch, whatever their number: ``fold_in(key, row)``."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
 
@@ -59,7 +59,7 @@ def check_probability(name: str, probability: float) -> None:
 
 
 def random_apply(
-    key: PRNGKeyArray, batch: Batch, *, augmentation: Augmentation, probability: float
+    key: Key[Array, ""], batch: Batch, *, augmentation: Augmentation, probability: float
 ) -> Batch:
     """Applies ``augmentation`` to each example with ``probability``.
 

@@ -11,14 +11,14 @@ from functools import partial
 
 import jax
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Key
 
 from opsin.data.augment import Batch, map_images
 from opsin.data.examples import DataError, Examples, Records, Source, labels
 from opsin.data.sources import open_source
 
 
-def random_binarize(key: PRNGKeyArray, batch: Batch) -> Batch:
+def random_binarize(key: Key[Array, ""], batch: Batch) -> Batch:
     """Makes each pixel 1 with the probability of its intensity, else 0, anew at each step.
 
     Salakhutdinov & Murray, 2008, On the Quantitative Analysis of Deep Belief Networks; so do Burda
@@ -28,13 +28,13 @@ def random_binarize(key: PRNGKeyArray, batch: Batch) -> Batch:
         ValueError: the images are not float [batch, height, width, channels].
     """
 
-    def draw(key: PRNGKeyArray, image: Array) -> Array:
+    def draw(key: Key[Array, ""], image: Array) -> Array:
         return jax.random.bernoulli(key, image).astype(image.dtype)
 
     return map_images(draw, key, batch)
 
 
-def dequantize(key: PRNGKeyArray, batch: Batch) -> Batch:
+def dequantize(key: Key[Array, ""], batch: Batch) -> Batch:
     """Spreads bytes evenly over the line: (255 x + u) / 256 in [0, 1], u uniform in [0, 1).
 
     A density of the result, averaged over u, bounds the probability of the bytes: Theis et al.,
@@ -44,7 +44,7 @@ def dequantize(key: PRNGKeyArray, batch: Batch) -> Batch:
         ValueError: the images are not float [batch, height, width, channels].
     """
 
-    def spread(key: PRNGKeyArray, image: Array) -> Array:
+    def spread(key: Key[Array, ""], image: Array) -> Array:
         return (255 * image + jax.random.uniform(key, image.shape, image.dtype)) / 256
 
     return map_images(spread, key, batch)

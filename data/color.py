@@ -4,7 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Key
 
 from opsin.data.augment import (
     Batch,
@@ -25,7 +25,7 @@ from opsin.imaging.filters import gaussian_filter
 
 
 def color_jitter(
-    key: PRNGKeyArray,
+    key: Key[Array, ""],
     batch: Batch,
     *,
     brightness: float = 0.0,
@@ -59,7 +59,7 @@ def color_jitter(
         return batch
     functions, low, high = zip(*steps, strict=True)
 
-    def jitter(key: PRNGKeyArray, image: Array) -> Array:
+    def jitter(key: Key[Array, ""], image: Array) -> Array:
         key_amount, key_order = jax.random.split(key)
         amounts = jax.random.uniform(
             key_amount, (len(steps),), minval=jnp.array(low), maxval=jnp.array(high)
@@ -73,7 +73,7 @@ def color_jitter(
     return map_images(jitter, key, batch)
 
 
-def random_grayscale(key: PRNGKeyArray, batch: Batch, *, probability: float = 0.2) -> Batch:
+def random_grayscale(key: Key[Array, ""], batch: Batch, *, probability: float = 0.2) -> Batch:
     """Replaces every channel of an image by its luma with ``probability``.
 
     See ``imaging.color.grayscale``.
@@ -83,13 +83,13 @@ def random_grayscale(key: PRNGKeyArray, batch: Batch, *, probability: float = 0.
     """
     check_probability("random_grayscale", probability)
 
-    def drain(key: PRNGKeyArray, image: Array) -> Array:
+    def drain(key: Key[Array, ""], image: Array) -> Array:
         return jnp.where(jax.random.bernoulli(key, probability), grayscale(image), image)
 
     return map_images(drain, key, batch)
 
 
-def color_distortion(key: PRNGKeyArray, batch: Batch, *, strength: float = 1.0) -> Batch:
+def color_distortion(key: Key[Array, ""], batch: Batch, *, strength: float = 1.0) -> Batch:
     """Colour jitter with probability 0.8, then grey with probability 0.2.
 
     Chen et al., 2020, arXiv:2002.05709, appendix A: brightness, contrast and saturation of 0.8
@@ -107,7 +107,7 @@ def color_distortion(key: PRNGKeyArray, batch: Batch, *, strength: float = 1.0) 
 
 
 def gaussian_blur(
-    key: PRNGKeyArray,
+    key: Key[Array, ""],
     batch: Batch,
     *,
     probability: float = 0.5,
@@ -138,7 +138,7 @@ def gaussian_blur(
         raise ValueError(f"gaussian_blur: kernel_share must be in (0, 1], got {kernel_share}")
     radius = max(int(kernel_share * min(float_images(batch).shape[1:3]) / 2), 1)
 
-    def blur(key: PRNGKeyArray, image: Array) -> Array:
+    def blur(key: Key[Array, ""], image: Array) -> Array:
         key_choice, key_sigma = jax.random.split(key)
         deviation = jax.random.uniform(key_sigma, minval=sigma[0], maxval=sigma[1])
         blurred = gaussian_filter(image, deviation, radius=radius)
@@ -147,7 +147,7 @@ def gaussian_blur(
     return map_images(blur, key, batch)
 
 
-def gaussian_noise(key: PRNGKeyArray, batch: Batch, *, std: float) -> Batch:
+def gaussian_noise(key: Key[Array, ""], batch: Batch, *, std: float) -> Batch:
     """Adds normal noise to every pixel and channel; values may leave [0, 1].
 
     Vincent et al., 2010, "Stacked denoising autoencoders", JMLR 11, section 3.3.
@@ -163,7 +163,7 @@ def gaussian_noise(key: PRNGKeyArray, batch: Batch, *, std: float) -> Batch:
     if std < 0:
         raise ValueError(f"std={std} is negative")
 
-    def add(key: PRNGKeyArray, image: Array) -> Array:
+    def add(key: Key[Array, ""], image: Array) -> Array:
         return image + std * jax.random.normal(key, image.shape, image.dtype)
 
     return map_images(add, key, batch)

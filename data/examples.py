@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -20,6 +20,7 @@ class DataError(UserError):
     """A mistake in the data or in how they are requested: one line, the cause and the way out."""
 
 
+@runtime_checkable
 class Records(Protocol):
     """Random access to examples: each is a flat dict of numpy arrays.
 

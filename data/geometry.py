@@ -14,7 +14,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Key
 
 from opsin.data.augment import Batch, check_probability, float_images, row_keys
 from opsin.data.masks import IGNORE
@@ -40,7 +40,7 @@ LAYERS = {"image": Layer(1, 0.0), "mask": Layer(0, IGNORE), "weight": Layer(1, 0
 
 
 def map_layers(
-    move: Callable[[PRNGKeyArray, Array, Layer], Array], key: PRNGKeyArray, batch: Batch
+    move: Callable[[Key[Array, ""], Array, Layer], Array], key: Key[Array, ""], batch: Batch
 ) -> Batch:
     """Moves the layers of each example alike: ``move(fold_in(key, row), pixels, layer)``.
 
@@ -68,7 +68,7 @@ def map_layers(
 
 
 def random_crop(
-    key: PRNGKeyArray,
+    key: Key[Array, ""],
     batch: Batch,
     *,
     size: int | tuple[int, int] | None = None,
@@ -105,7 +105,7 @@ def random_crop(
             f"with padding={padding}"
         )
 
-    def crop(key: PRNGKeyArray, pixels: Array, layer: Layer) -> Array:
+    def crop(key: Key[Array, ""], pixels: Array, layer: Layer) -> Array:
         sides = ((padding, padding), (padding, padding), (0, 0))
         fill = {"constant_values": layer.outside} if mode == "constant" else {}
         padded = jnp.pad(pixels, sides, mode, **fill)
@@ -116,7 +116,7 @@ def random_crop(
 
 
 def random_flip(
-    key: PRNGKeyArray, batch: Batch, *, probability: float = 0.5, vertical: bool = False
+    key: Key[Array, ""], batch: Batch, *, probability: float = 0.5, vertical: bool = False
 ) -> Batch:
     """Mirrors each image with ``probability``, left to right or, if ``vertical``, top to bottom.
 
@@ -125,14 +125,14 @@ def random_flip(
     """
     check_probability("random_flip", probability)
 
-    def flip(key: PRNGKeyArray, pixels: Array, layer: Layer) -> Array:
+    def flip(key: Key[Array, ""], pixels: Array, layer: Layer) -> Array:
         mirrored = pixels[::-1] if vertical else pixels[:, ::-1]
         return jnp.where(jax.random.bernoulli(key, probability), mirrored, pixels)
 
     return map_layers(flip, key, batch)
 
 
-def random_quarter_turn(key: PRNGKeyArray, batch: Batch) -> Batch:
+def random_quarter_turn(key: Key[Array, ""], batch: Batch) -> Batch:
     """Turns each image by 0, 90, 180 or 270 degrees, with equal probability.
 
     Raises:
@@ -142,7 +142,7 @@ def random_quarter_turn(key: PRNGKeyArray, batch: Batch) -> Batch:
     if height != width:
         raise ValueError(f"random_quarter_turn: images must be square, got {height}x{width}")
 
-    def turn(key: PRNGKeyArray, pixels: Array, layer: Layer) -> Array:
+    def turn(key: Key[Array, ""], pixels: Array, layer: Layer) -> Array:
         turns = [lambda x, k=k: jnp.rot90(x, k) for k in range(4)]
         return jax.lax.switch(jax.random.randint(key, (), 0, 4), turns, pixels)
 
@@ -150,7 +150,7 @@ def random_quarter_turn(key: PRNGKeyArray, batch: Batch) -> Batch:
 
 
 def random_resized_crop(
-    key: PRNGKeyArray,
+    key: Key[Array, ""],
     batch: Batch,
     *,
     size: int | tuple[int, int] | None = None,
@@ -183,7 +183,7 @@ def random_resized_crop(
     if np.any(new_size <= 0):
         raise ValueError(f"random_resized_crop: size must be positive, got {size}")
 
-    def crop(key: PRNGKeyArray, pixels: Array, layer: Layer) -> Array:
+    def crop(key: Key[Array, ""], pixels: Array, layer: Layer) -> Array:
         key_area, key_ratio, key_corner = jax.random.split(key, 3)
         area = old_size.prod() * jax.random.uniform(
             key_area, (10,), minval=scale[0], maxval=scale[1]
@@ -202,7 +202,7 @@ def random_resized_crop(
 
 
 def random_affine(
-    key: PRNGKeyArray,
+    key: Key[Array, ""],
     batch: Batch,
     *,
     rotation: float = 0.0,
@@ -237,7 +237,7 @@ def random_affine(
     centre = (size - 1) / 2
     grid = np.mgrid[:height, :width] - centre
 
-    def move(key: PRNGKeyArray, pixels: Array, layer: Layer) -> Array:
+    def move(key: Key[Array, ""], pixels: Array, layer: Layer) -> Array:
         angle, zoom, lean, *shift = jax.random.uniform(key, (5,), minval=-1, maxval=1)
         angle, lean = jnp.deg2rad(rotation) * angle, jnp.tan(jnp.deg2rad(shear) * lean)
         low, high = np.log(scale)
@@ -252,7 +252,7 @@ def random_affine(
 
 
 def random_elastic(
-    key: PRNGKeyArray,
+    key: Key[Array, ""],
     batch: Batch,
     *,
     grid: int = 3,
@@ -281,7 +281,7 @@ def random_elastic(
         )
     height, width = float_images(batch).shape[1:3]
 
-    def move(key: PRNGKeyArray, pixels: Array, layer: Layer) -> Array:
+    def move(key: Key[Array, ""], pixels: Array, layer: Layer) -> Array:
         coarse = sigma * jax.random.normal(key, (2, grid, grid))
         source = jnp.mgrid[:height, :width] + jax.image.resize(coarse, (2, height, width), "cubic")
         return warp(pixels, source, order=layer.order, mode=mode, fill=layer.outside)

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Key
 
 from opsin.data.augment import Batch, float_images, map_images, row_keys
 from opsin.imaging.warp import rectangle
 
 
 def cutout(
-    key: PRNGKeyArray, batch: Batch, *, size: int, fill: float | Sequence[float] = 0.0
+    key: Key[Array, ""], batch: Batch, *, size: int, fill: float | Sequence[float] = 0.0
 ) -> Batch:
     """Sets a square to ``fill``; its centre is any pixel, what lies outside the image is cut off.
 
@@ -25,21 +25,21 @@ def cutout(
     if not 0 < size <= min(height, width):
         raise ValueError(f"cutout: size must be in [1, {min(height, width)}], got {size}")
 
-    def cut(key: PRNGKeyArray, image: Array) -> Array:
+    def cut(key: Key[Array, ""], image: Array) -> Array:
         square = _random_rectangle(key, height, width, jnp.array([size, size]))
         return jnp.where(square[..., None], jnp.asarray(fill, image.dtype), image)
 
     return map_images(cut, key, batch)
 
 
-def _random_rectangle(key: PRNGKeyArray, height: int, width: int, size: Array) -> Array:
+def _random_rectangle(key: Key[Array, ""], height: int, width: int, size: Array) -> Array:
     """The mask [height, width] of a rectangle centred on any pixel, clipped at the border."""
     centre = jax.random.randint(key, (2,), 0, jnp.array([height, width]))
     return rectangle(height, width, corner=centre - size // 2, size=size)
 
 
 def mixup(
-    key: PRNGKeyArray,
+    key: Key[Array, ""],
     batch: Batch,
     *,
     alpha: float,
@@ -65,7 +65,7 @@ def mixup(
     if alpha <= 0:
         raise ValueError(f"mixup: alpha must be positive, got {alpha}")
 
-    def draw(key: PRNGKeyArray) -> Array:
+    def draw(key: Key[Array, ""]) -> Array:
         return jax.random.beta(key, alpha, alpha, dtype=images.dtype)
 
     share = jax.vmap(draw)(row_keys(key, len(images) if per_example else 1))
@@ -77,7 +77,7 @@ def mixup(
 
 
 def cutmix(
-    key: PRNGKeyArray,
+    key: Key[Array, ""],
     batch: Batch,
     *,
     alpha: float,
@@ -98,7 +98,7 @@ def cutmix(
         raise ValueError(f"cutmix: alpha must be positive, got {alpha}")
     height, width = images.shape[1:3]
 
-    def draw(key: PRNGKeyArray) -> Array:
+    def draw(key: Key[Array, ""]) -> Array:
         key_share, key_centre = jax.random.split(key)
         side = jnp.sqrt(1 - jax.random.beta(key_share, alpha, alpha))
         size = jnp.floor(side * jnp.array([height, width])).astype(jnp.int32)

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Key
 
 from opsin.data.augment import Batch, map_images
 from opsin.imaging.color import adjust_brightness, adjust_contrast, adjust_saturation
@@ -15,7 +15,7 @@ from opsin.imaging.warp import affine_warp
 
 
 def rand_augment(
-    key: PRNGKeyArray,
+    key: Key[Array, ""],
     batch: Batch,
     *,
     layers: int = 2,
@@ -49,7 +49,7 @@ def rand_augment(
         raise ValueError(f"rand_augment: magnitude must be in [0, 10], got {magnitude}")
     operations = [partial(operation, fill=fill) for operation in OPERATIONS.values()]
 
-    def augment(key: PRNGKeyArray, image: Array) -> Array:
+    def augment(key: Key[Array, ""], image: Array) -> Array:
         key_choice, key_sign = jax.random.split(key)
         choices = jax.random.randint(key_choice, (layers,), 0, len(operations))
         levels = jax.random.rademacher(key_sign, (layers,), image.dtype) * magnitude / 10

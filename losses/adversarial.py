@@ -11,12 +11,12 @@ discriminator.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from opsin.ops import mapped
 
@@ -40,6 +40,7 @@ class AdversarialLoss:
     relative: bool = False
 
 
+@runtime_checkable
 class Penalty(Protocol):
     """Holds down the slope of a discriminator, as a function of the image.
 
@@ -51,7 +52,7 @@ class Penalty(Protocol):
 
     def __call__(
         self,
-        key: PRNGKeyArray,
+        key: Key[Array, ""],
         critic: Critic,
         real: Float[Array, "batch *image"],
         fake: Float[Array, "batch *image"],
@@ -219,7 +220,7 @@ RELATIVISTIC = AdversarialLoss(
 
 
 def gradient_penalty(
-    key: PRNGKeyArray,
+    key: Key[Array, ""],
     critic: Critic,
     real: Float[Array, "batch *image"],
     fake: Float[Array, "batch *image"],
@@ -246,7 +247,7 @@ def gradient_penalty(
 
 
 def r1_penalty(
-    key: PRNGKeyArray,
+    key: Key[Array, ""],
     critic: Critic,
     real: Float[Array, "batch *image"],
     fake: Float[Array, "batch *image"],
@@ -266,7 +267,7 @@ def r1_penalty(
 
 
 def r2_penalty(
-    key: PRNGKeyArray,
+    key: Key[Array, ""],
     critic: Critic,
     real: Float[Array, "batch *image"],
     fake: Float[Array, "batch *image"],

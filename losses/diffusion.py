@@ -128,7 +128,7 @@ def bound_loss(
     x0: Float[Array, "batch *d"],
     before: Levels,
     now: Levels,
-    log_variance: Float[Array, "batch *#d"],
+    log_variance: Float[Array, "batch *#d"] | Float[Array, ""],
     *,
     bins: int | None = 256,
 ) -> Float[Array, "batch"]:
@@ -216,7 +216,7 @@ def variational_bound(
     x0: Float[Array, "batch *d"],
     keys: Key[Array, "batch"],
     *,
-    times: Num[np.ndarray, "steps+1"],
+    times: Num[np.ndarray, "points"],
     variance: Literal["small", "large"] = "small",
     bins: int | None = 256,
 ) -> Bound:

@@ -10,13 +10,13 @@ tenth of the distance between two bytes); the other end keeps draws finite.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.scipy.stats import norm
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key
 
 Support = Literal["binary", "bytes", "real"]
 """What images in [0, 1] may hold: 0 or 1, multiples of 1/255, or any number."""
@@ -25,6 +25,7 @@ _PIXELS = (-3, -2, -1)
 _LOG_SCALES = (-7.0, 7.0)
 
 
+@runtime_checkable
 class Likelihood(Protocol):
     """A family of distributions over images whose pixels are independent, given the outputs."""
 
@@ -52,7 +53,7 @@ class Likelihood(Protocol):
         ...
 
     def sample(
-        self, key: PRNGKeyArray, outputs: Float[Array, "*batch h w o"]
+        self, key: Key[Array, ""], outputs: Float[Array, "*batch h w o"]
     ) -> Float[Array, "*batch h w c"]:
         """Images drawn at random."""
         ...
@@ -86,7 +87,7 @@ class Bernoulli:
         return jax.nn.sigmoid(outputs.astype(jnp.float32))
 
     def sample(
-        self, key: PRNGKeyArray, outputs: Float[Array, "*batch h w o"]
+        self, key: Key[Array, ""], outputs: Float[Array, "*batch h w o"]
     ) -> Float[Array, "*batch h w c"]:
         """Images of 0 and 1."""
         return jax.random.bernoulli(key, self.mean(outputs)).astype(jnp.float32)
@@ -136,7 +137,7 @@ class Gaussian:
         return jnp.clip(self._parts(outputs)[0], 0.0, 1.0)
 
     def sample(
-        self, key: PRNGKeyArray, outputs: Float[Array, "*batch h w o"]
+        self, key: Key[Array, ""], outputs: Float[Array, "*batch h w o"]
     ) -> Float[Array, "*batch h w c"]:
         """Images with noise, which are not confined to [0, 1]."""
         mean, log_std = self._parts(outputs)
@@ -210,7 +211,7 @@ class DiscretizedLogistic:
         return jnp.sum(jnp.exp(log_weights)[..., None] * levels, axis=-2)
 
     def sample(
-        self, key: PRNGKeyArray, outputs: Float[Array, "*batch h w o"]
+        self, key: Key[Array, ""], outputs: Float[Array, "*batch h w o"]
     ) -> Float[Array, "*batch h w c"]:
         """Images of bytes, divided by 255."""
         log_weights, means, log_scales = self._parts(outputs)

@@ -11,19 +11,20 @@ from typing import Any
 
 import flax.struct
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from scipy.spatial.distance import cdist
 from scipy.special import rel_entr
 
 from opsin.metrics.state import Collected, Rows
 
-Features = Float[np.ndarray, "samples features"]
+Real = Num[np.ndarray, "real features"]
+Made = Num[np.ndarray, "made features"]
 
 
 def generator_metrics(
     extractor: str,
-    real: Features,
-    made: Features,
+    real: Real,
+    made: Made,
     probabilities: Float[np.ndarray, "made classes"],
 ) -> dict[str, float]:
     """All measures of this file, by the names that they have in logs and tables.
@@ -55,7 +56,7 @@ def generator_metrics(
     }
 
 
-def frechet_distance(real: Features, made: Features) -> float:
+def frechet_distance(real: Real, made: Made) -> float:
     """Squared Fréchet distance of the Gaussians with the features' means and covariances; ≥ 0.
 
     Heusel et al., 2017, arXiv:1706.08500, eq. 6: ‖m₁ − m₂‖² + tr(C₁ + C₂ − 2 (C₁ C₂)^½). The
@@ -100,7 +101,7 @@ class FrechetDistance(Collected):
         return {"": frechet_distance(*pair)}
 
 
-def kernel_distance(real: Features, made: Features, *, chunk: int = 256) -> float:
+def kernel_distance(real: Real, made: Made, *, chunk: int = 256) -> float:
     """Unbiased squared maximum mean discrepancy with the kernel (xᵀy / features + 1)³.
 
     Bińkowski et al., 2018, arXiv:1801.01401, their Kernel Inception Distance. The estimate is that
@@ -133,7 +134,7 @@ def kernel_distance(real: Features, made: Features, *, chunk: int = 256) -> floa
 
 
 def neighbour_metrics(
-    real: Features, made: Features, *, k: int = 3, density_k: int = 5, chunk: int = 256
+    real: Real, made: Made, *, k: int = 3, density_k: int = 5, chunk: int = 256
 ) -> dict[str, float]:
     """Improved precision and recall, density and coverage.
 

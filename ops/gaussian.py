@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax.scipy.stats import norm
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key
 
 
 @jax.tree_util.register_dataclass
@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 class Normal:
     """N(mean, diag(exp(2 log_std))) over the last axis; the axes before it are free."""
 
-    mean: Float[Array, "*batch d"]
-    log_std: Float[Array, "*batch d"]
+    mean: Float[Array, "*#batch #d"]
+    log_std: Float[Array, "*#batch #d"]
 
 
 def standard_normal(shape: tuple[int, ...]) -> Normal:
@@ -42,7 +42,7 @@ def _log_densities(x: Array, normal: Normal) -> Array:
 
 
 def normal_sample(
-    key: PRNGKeyArray, normal: Normal, *, shape: tuple[int, ...] | None = None
+    key: Key[Array, ""], normal: Normal, *, shape: tuple[int, ...] | None = None
 ) -> Float[Array, "*shape"]:
     """mean + std ε with ε ~ N(0, I), which is differentiable in the mean and the deviation.
 

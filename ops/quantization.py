@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key
 
 from opsin.ops import mapped
 
@@ -95,7 +95,7 @@ def ema_update(
 
 
 def restart_dead(
-    key: PRNGKeyArray,
+    key: Key[Array, ""],
     book: EmaCodebook,
     z: Float[Array, "*batch d"],
     *,

@@ -2,12 +2,17 @@
 
 import os
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
+import jaxtyping
+import numpy as np
 import pytest
+from beartype import BeartypeConf, beartype
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -18,6 +23,44 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     jax.config.update("jax_compilation_cache_max_size", 2 * 1024**3)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+# Signatures are executed: shapes and dtypes, in calls and results of whatever is imported later.
+# NumPy's arrays count as JAX's, since `jax.numpy` takes either.
+jaxtyping.Array = jax.Array | np.ndarray
+# Not of train and analysis: their states hold shapes and shardings in the place of arrays.
+jaxtyping.install_import_hook(
+    [f"opsin.{room}" for room in ("ops", "imaging", "losses", "metrics", "models", "data")],
+    f"{__name__}.check_shapes",
+)
+
+
+def check_shapes(function: Callable) -> Callable:
+    """Beartype, of the hints that name a shape: the other types are left to basedpyright."""
+    shaped = {
+        name: hint for name, hint in function.__annotations__.items() if "jaxtyping" in repr(hint)
+    }
+    if not shaped:
+        return function
+    function.__annotations__ = shaped
+    return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)  # an int is a float
+
+
+def unchecked(raises: Callable) -> Callable:
+    """``pytest.raises`` for our own errors: callers with wrong shapes see them, without a check."""
+
+    @contextmanager
+    def context(expected: type[BaseException] | tuple, *args, **options) -> Iterator:
+        jaxtyping.config.update("jaxtyping_disable", expected is not jaxtyping.TypeCheckError)
+        try:
+            with raises(expected, *args, **options) as error:
+                yield error
+        finally:
+            jaxtyping.config.update("jaxtyping_disable", False)
+
+    return context
+
+
+pytest.raises = unchecked(pytest.raises)
 
 
 def pytest_configure(config: pytest.Config):

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from opsin.train.host.accounting import Work
 Item = TypeVar("Item")
 
 
+@runtime_checkable
 class Writer(Protocol):
     """A place for metrics."""
 

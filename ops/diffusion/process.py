@@ -11,7 +11,7 @@ what is traced is JAX, float32. Functions of times and levels take either.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ class Levels:
         return (self.alpha / self.sigma) ** 2
 
 
+@runtime_checkable
 class Process(Protocol):
     """From data to noise."""
 
@@ -54,7 +55,7 @@ class Process(Protocol):
         """The time as a network receives it: a number that says how much noise there is."""
         ...
 
-    def times(self, steps: int) -> Num[np.ndarray, "steps+1"]:
+    def times(self, steps: int) -> Num[np.ndarray, "{steps}+1"]:
         """A grid, even in time, from noise to data.
 
         Raises:
@@ -64,7 +65,7 @@ class Process(Protocol):
 
     def karras_times(
         self, steps: int, rho: float = 7.0, high: float = 80.0
-    ) -> Num[np.ndarray, "steps+1"]:
+    ) -> Num[np.ndarray, "{steps}+1"]:
         """A grid that is even in (σ/α)^(1/ρ), then time 0: Karras et al., 2022, eq. 5.
 
         It starts where σ/α is ``high`` times the deviation of the prior, theirs, or at the end of a

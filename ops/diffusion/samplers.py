@@ -6,7 +6,7 @@ key and from nothing else, so that it is the same in any batch.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ class State(NamedTuple):
     x0: Float[Array, "batch ..."]
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """How a step goes from a time to the next."""
 

@@ -77,7 +77,7 @@ def sample(
     keys: Key[Array, "batch"],
     x: Float[Array, "batch ..."],
     *,
-    times: Num[np.ndarray, "steps+1"],
+    times: Num[np.ndarray, "points"],
     denoise_last: bool = True,
 ) -> Float[Array, "batch ..."]:
     """Data, from x at the first of the times.
@@ -109,7 +109,7 @@ def sample_path(
     keys: Key[Array, "batch"],
     x: Float[Array, "batch ..."],
     *,
-    times: Num[np.ndarray, "steps+1"],
+    times: Num[np.ndarray, "points"],
     denoise_last: bool = True,
 ) -> State:
     """``sample`` with its whole path: x and x_0 after each step, [steps, batch, ...]."""

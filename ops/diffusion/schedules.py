@@ -115,7 +115,7 @@ class Discrete:
         """The step, as if there were 1000."""
         return t * (1000 / self.steps)
 
-    def times(self, steps: int) -> Int[np.ndarray, "steps+1"]:
+    def times(self, steps: int) -> Int[np.ndarray, "{steps}+1"]:
         """See ``Process``; all steps of the schedule, or fewer."""
         if not 1 <= steps <= self.steps:
             raise ValueError(
@@ -125,7 +125,7 @@ class Discrete:
 
     def karras_times(
         self, steps: int, rho: float = 7.0, high: float = 80.0
-    ) -> Int[np.ndarray, "steps+1"]:
+    ) -> Int[np.ndarray, "{steps}+1"]:
         """See ``Process``; the noise is the nearest that the schedule has."""
         self._require_signal()
         ends = self.levels(np.array([self.steps, 1]))
@@ -191,7 +191,7 @@ class Continuous:
         """Up to 1000."""
         return 1000 * t
 
-    def times(self, steps: int) -> Float[np.ndarray, "steps+1"]:
+    def times(self, steps: int) -> Float[np.ndarray, "{steps}+1"]:
         """See ``Process``; the last but one is not below ``start``."""
         most = int(1 / self.start + 1e-6)
         if not 1 <= steps <= most:
@@ -203,7 +203,7 @@ class Continuous:
 
     def karras_times(
         self, steps: int, rho: float = 7.0, high: float = 80.0
-    ) -> Float[np.ndarray, "steps+1"]:
+    ) -> Float[np.ndarray, "{steps}+1"]:
         """See ``Process``; the least noise is that of ``start``."""
         ends = self.levels(np.array([1.0, self.start]))
         ratios = _karras_ratios(ends, steps, rho, high * self.prior_std)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, NoReturn, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
@@ -83,6 +83,7 @@ class Generative(Task):
         raise SettingError(f"{what} for diffusion models, not {type(self).__name__}")
 
 
+@runtime_checkable
 class Inpainter(Protocol):
     """A generative task that fills in parts of images."""
 
