@@ -11,7 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -232,7 +232,7 @@ def _write_json(path: Path, content: Any) -> None:
     replace_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def write_summary(path: Path, metrics: dict[str, Any]) -> None:
+def write_summary(path: Path, metrics: Mapping[str, Any]) -> None:
     """Writes ``summary.json``; JSON knows no NaN: a number that is not finite is null."""
     known = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value

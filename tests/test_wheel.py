@@ -25,9 +25,15 @@ def poly1_loss(logits, labels, *, epsilon=1.0):
     right = jnp.take_along_axis(jax.nn.softmax(logits), labels[..., None], axis=-1)
     return cross_entropy + epsilon * (1 - right[..., 0])
 """
+SOURCE = """
+from opsin.data.sources import synthetic
+
+def small(split):
+    return synthetic(split, n=64, size=28, channels=1)
+"""
 # The smallest diffusion model that can be asked for on the command line.
 DIFFUSION = """
-data.source=synthetic data.batch=32 task.model.width=8 task.model.multiples=(1,2)
+data.source=./sources.py:small data.batch=32 task.model.width=8 task.model.multiples=(1,2)
 task.model.attention=() task.process.steps=40 task.sampling.steps=2 measurements=()
 loop.previews=0
 """
@@ -150,6 +156,7 @@ def test_a_plan_and_a_table_from_an_empty_directory(installed: Callable[..., str
 
 
 def test_samples_from_an_empty_directory(installed: Callable[..., str], tmp_path: Path):
+    (tmp_path / "sources.py").write_text(SOURCE)
     words = ["run", "mnist_ddpm", "--quiet", "loop.duration=1 steps", "optimizer.warmup=0 steps"]
     words += DIFFUSION.split()
     installed(*words, cwd=tmp_path)

@@ -68,17 +68,6 @@ def test_trace_shows_the_trace_wherever_it_stands(opsin, position):
     assert complaint.startswith("opsin: there is no 'data.bach'")
 
 
-def test_an_error_may_carry_its_exit_code(opsin, monkeypatch):
-    class Full(OSError):
-        exit_code = 1
-
-    def full(name):
-        raise Full("the disk\nis full")
-
-    monkeypatch.setattr(catalogue, "find", full)
-    assert opsin("run", "tiny") == (1, "", "opsin: the disk is full\n")
-
-
 def test_list_in_a_process_of_its_own(tmp_path):
     done = in_process("list", cwd=tmp_path)
     assert (done.code, done.err) == (0, "")

@@ -129,7 +129,9 @@ def test_group_norm_refuses_groups_that_do_not_divide(x):
 def test_conv_is_linens(x, randomise):
     ours, theirs = (make(7, (3, 3), strides=2, padding=1) for make in (Conv, nn.Conv))
     variables = randomise(theirs, x)
-    np.testing.assert_array_equal(ours.apply(variables, x), theirs.apply(variables, x))
+    # Which kernel XLA's runtime picks depends on the host: the last bits are not the same.
+    mine, linens = (conv.apply(variables, x) for conv in (ours, theirs))
+    np.testing.assert_allclose(mine, linens, rtol=1e-5, atol=1e-5)
 
 
 def test_shared_fields_are_those_of_both():

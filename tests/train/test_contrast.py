@@ -120,7 +120,7 @@ def test_negatives_are_global_on_every_layout(monkeypatch: pytest.MonkeyPatch):
     assert_same_run(run(mapped), one)
     # A loss that only knows the images of its own device is another.
     alone = SimpleNamespace(size=lambda: 1, index=lambda: 0, gather=lambda x, axis=0: x)
-    monkeypatch.setattr("losses.contrastive.mapped", alone)
+    monkeypatch.setattr("opsin.losses.contrastive.mapped", alone)
     _, history = run(mapped)
     assert abs(history["loss"][0] - one[1]["loss"][0]) > 0.5
 
