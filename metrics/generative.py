@@ -11,7 +11,7 @@ from typing import Any
 
 import flax.struct
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Array, Float, Num
 from scipy.spatial.distance import cdist
 from scipy.special import rel_entr
 
@@ -25,7 +25,7 @@ def generator_metrics(
     extractor: str,
     real: Real,
     made: Made,
-    probabilities: Float[np.ndarray, "made classes"],
+    probabilities: Float[Array | np.ndarray, "made classes"],
 ) -> dict[str, float]:
     """All measures of this file, by the names that they have in logs and tables.
 
@@ -202,7 +202,7 @@ def _squared_distances(
         yield rows, cdist(a[rows], b, "sqeuclidean")
 
 
-def inception_score(probabilities: Float[np.ndarray, "samples classes"]) -> float:
+def inception_score(probabilities: Float[Array | np.ndarray, "samples classes"]) -> float:
     """exp of the mean of KL(p(y | x) ‖ p(y)), for the probabilities of any classifier.
 
     Salimans et al., 2016, arXiv:1606.03498, section 4; over all samples, where the paper averages

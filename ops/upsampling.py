@@ -153,7 +153,7 @@ def max_unpool(
 
 def bed_of_nails(
     x: Float[Array, "batch height width channels"], factor: Pair
-) -> Float[Array, "batch height*factor width*factor channels"]:
+) -> Float[Array, "batch height_out width_out channels"]:
     """Each pixel at the top left of a window of zeros. Raises ValueError for a factor below one."""
     between = [(0, 0, 0), *((0, step - 1, step - 1) for step in _pair("factor", factor, 1))]
     return lax.pad(x, jnp.zeros((), x.dtype), [*between, (0, 0, 0)])
@@ -161,7 +161,7 @@ def bed_of_nails(
 
 def upsample_nearest(
     x: Float[Array, "batch height width channels"], factor: Pair
-) -> Float[Array, "batch height*factor width*factor channels"]:
+) -> Float[Array, "batch height_out width_out channels"]:
     """Each pixel as a window of copies. Raises ValueError for a factor below one."""
     rows, columns = _pair("factor", factor, 1)
     batch, height, width, channels = x.shape

@@ -25,8 +25,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 # Signatures are executed: shapes and dtypes, in calls and results of whatever is imported later.
-# NumPy's arrays count as JAX's, since `jax.numpy` takes either.
-jaxtyping.Array = jax.Array | np.ndarray
+# NumPy's arrays count as JAX's, since `jax.numpy` takes either, and so do abstract ones, which
+# `eval_shape` puts into pytrees.
+jaxtyping.Array = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 # Not of train and analysis: their states hold shapes and shardings in the place of arrays.
 jaxtyping.install_import_hook(
     [f"opsin.{room}" for room in ("ops", "imaging", "losses", "metrics", "models", "data")],
