@@ -15,10 +15,11 @@ from opsin.data.examples import Arrays, Examples
 from opsin.experiments.extractors import LENET
 from opsin.train.extractor import Extractor
 from opsin.train.settings import SettingError
+from opsin.train.tasks.generative import Generative
 
 
 @dataclass(frozen=True)
-class Fake:
+class Fake(Generative):
     """Gives the images of its parameters in their order of brightness, whatever the key is."""
 
     num_classes: int | None = None
@@ -28,6 +29,15 @@ class Fake:
             return params[labels]
         order = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(params)))(keys)
         return params[order]
+
+    def init(self, key: Any, batch: Any) -> Any:
+        return {"params": {}}
+
+    def evaluate(self, params: Any, mutable: Any, batch: Any, key: Any) -> Any:
+        return {}
+
+    def preview(self, params: Any, mutable: Any, batch: Any, key: Any) -> Any:
+        return {}
 
 
 class FakeExtractor(Extractor):
