@@ -25,9 +25,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 # Signatures are executed: shapes and dtypes, in calls and results of whatever is imported later.
-# NumPy's arrays count as JAX's, since `jax.numpy` takes either, and so do abstract ones, which
-# `eval_shape` puts into pytrees.
-jaxtyping.Array = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+# NumPy's arrays count as JAX's, since `jax.numpy` takes either.
+jaxtyping.Array = jax.Array | np.ndarray
 # Not of train and analysis: their states hold shapes and shardings in the place of arrays.
 jaxtyping.install_import_hook(
     [f"opsin.{room}" for room in ("ops", "imaging", "losses", "metrics", "models", "data")],
@@ -36,11 +35,14 @@ jaxtyping.install_import_hook(
 
 
 def check_shapes(function: Callable) -> Callable:
-    """Beartype, of the hints that name a shape: the other types are left to basedpyright."""
+    """Beartype, of the hints that name a shape: the other types are left to basedpyright.
+
+    Not of constructors: ``vmap`` and ``eval_shape`` put other leaves into pytrees.
+    """
     shaped = {
         name: hint for name, hint in function.__annotations__.items() if "jaxtyping" in repr(hint)
     }
-    if not shaped:
+    if not shaped or function.__qualname__.endswith("__init__"):
         return function
     function.__annotations__ = shaped
     return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)  # an int is a float

@@ -3,7 +3,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from opsin.losses.reduction import weighted_mean
-from opsin.ops.gaussian import Normal
+from opsin.ops.gaussian import Normal, normal_log_prob
 
 
 def test_shapes_and_types_of_arguments_are_checked():
@@ -11,8 +11,9 @@ def test_shapes_and_types_of_arguments_are_checked():
         weighted_mean(jnp.ones((4, 4)), jnp.ones(4))
     with pytest.raises(TypeCheckError, match="values"):
         weighted_mean(jnp.ones(4, int), jnp.ones(4))
-    with pytest.raises(TypeCheckError, match="log_std"):
-        Normal(jnp.zeros((2, 3)), jnp.zeros((2, 4)))
+    normal = Normal(jnp.zeros((2, 3)), jnp.zeros((2, 3)))
+    with pytest.raises(TypeCheckError, match="x"):
+        normal_log_prob(jnp.zeros((2, 3), int), normal)
 
 
 def test_our_own_errors_are_seen_as_by_callers():
