@@ -304,7 +304,6 @@ def test_documented_commands_name_what_is_there(page, command):
         "sweep",
         "plan",
         "report",
-        "reproduce",
         "inspect",
     ):  # a run's directory, and more
         _, *positional = Path(positional[0]).parts[:2]
