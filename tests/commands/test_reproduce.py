@@ -13,7 +13,7 @@ from opsin.commands import runs
 from opsin.config import catalogue
 from opsin.config.sweep import expand, identities
 from opsin.config.table import Table
-from opsin.report.rows import Row, write_rows
+from opsin.report.rows import Row, in_order, write_rows
 from opsin.train.logging import NonFiniteError
 from opsin.train.loop import Result as Ended
 from tests.commands import tiny
@@ -35,7 +35,7 @@ def recorded(arm: str, seed: int) -> dict[str, float]:
 
 @pytest.fixture
 def rows(monkeypatch, opsin) -> list[Row]:
-    """The rows of ``tiny`` in results/; those of ``broken`` failed, and come first."""
+    """The rows of ``tiny`` in results/; those of ``broken``, in the middle, failed."""
     known = {**catalogue.experiments(), "tiny": Path(tiny.__file__)}
     monkeypatch.setattr(catalogue, "experiments", lambda: known)
     monkeypatch.setattr(tiny, "TABLE", TABLE, raising=False)
@@ -58,8 +58,9 @@ def rows(monkeypatch, opsin) -> list[Row]:
         )
         written.append(row)
     RESULTS.mkdir()
-    write_rows(RESULTS / "tiny.jsonl", sorted(written, key=lambda row: row.status != "failed"))
-    return written
+    ordered = in_order(written, [arm.name for arm in tiny.sweep()])
+    write_rows(RESULTS / "tiny.jsonl", ordered)
+    return ordered
 
 
 @pytest.fixture
@@ -195,9 +196,9 @@ def test_a_row_that_the_sweep_has_no_more_is_a_mistake(opsin, trains, monkeypatc
     assert not Path("runs").exists()
 
 
-def test_report_checks_the_table_and_takes_its_lines_for_no_experiment(opsin, trains):
+def test_report_checks_the_table_and_takes_its_lines_for_no_experiment(opsin, trains, monkeypatch):
+    monkeypatch.setattr(tiny, "TABLE", replace(TABLE, details={}))
     opsin("reproduce", "tiny", "--quiet")
-    (RESULTS / "tiny.jsonl").unlink()
     Path("README.md").write_text("<!-- results -->\n<!-- /results -->\n")
     assert opsin("report").code == 0
     assert opsin("report", "--check").code == 0
@@ -218,6 +219,7 @@ def test_what_it_writes_makes_no_code_dirty(tmp_path, monkeypatch):
     (tmp_path / "commands").mkdir()
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "reproduced.jsonl").write_text("")
+    (tmp_path / "errors.py").write_text("")  # by which a copy of the house is known
     git("add", ".")
     git("commit", "-m", "one")
     monkeypatch.setattr(runs, "__file__", str(tmp_path / "commands" / "runs.py"))
