@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-import opsin.commands.runs
-from opsin.commands import runtime
+from opsin.commands import runs, runtime
 from opsin.commands.main import main
 from opsin.config import catalogue
 from opsin.train.conclusion import Result as Ended
@@ -74,7 +73,7 @@ def untrained(monkeypatch) -> list[Experiment]:
         asked.append(experiment)
         return Ended(True, 3, {"test/accuracy": 0.5, "steps": 3})
 
-    monkeypatch.setattr(opsin.commands.runs, "fit", fit)
+    monkeypatch.setattr(runs, "fit", fit)
     return asked
 
 

@@ -21,7 +21,7 @@ from tests.commands import tiny
 
 def test_it_trains_and_names_its_directory_last(opsin, trained, monkeypatch):
     """A finished run is read: what the first command said, and one line more."""
-    monkeypatch.setattr(opsin.commands.runs, "fit", None)  # calling it would raise
+    monkeypatch.setattr(runs, "fit", None)  # calling it would raise
     done = opsin("run", "tiny", "--quiet")
     assert (done.code, done.err) == (0, "")
     first, *_, last = done.out.splitlines()
@@ -143,7 +143,7 @@ def test_a_run_that_failed_may_be_repeated(opsin, untrained, monkeypatch):
         raise RuntimeError("no more memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(opsin.commands.runs, "fit", full)
+        patch.setattr(runs, "fit", full)
         # Not a user's mistake: it keeps its trace, and must not keep the directory locked with it.
         with pytest.raises(RuntimeError) as kept:
             main(["run", "tiny", "--quiet"])
@@ -165,7 +165,7 @@ def test_a_run_that_was_stopped_is_not_done_and_ends_the_sweep(
         assert stop()
         return Ended(False, 2, {})
 
-    monkeypatch.setattr(opsin.commands.runs, "fit", stopped)
+    monkeypatch.setattr(runs, "fit", stopped)
     result = opsin(*command.split())
     assert (result.code, result.err) == (code, "")
     assert "stopped at step 2, saved; the same command resumes from there\n" in result.out

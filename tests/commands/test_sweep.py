@@ -12,7 +12,7 @@ from tests.commands import tiny
 
 
 def test_a_sweep_goes_on_after_a_failure_and_skips_what_is_done(opsin, untrained, monkeypatch):
-    fit = opsin.commands.runs.fit
+    fit = runs.fit
 
     def diverging(experiment, directory, **options):
         ended = fit(experiment, directory, **options)
@@ -20,7 +20,7 @@ def test_a_sweep_goes_on_after_a_failure_and_skips_what_is_done(opsin, untrained
             raise NonFiniteError("train/loss is nan at step 2")
         return ended
 
-    monkeypatch.setattr(opsin.commands.runs, "fit", diverging)
+    monkeypatch.setattr(runs, "fit", diverging)
     done = opsin("sweep", "tiny", "--quiet", "--seeds", "1")
     assert done.code == 1
     runs = {arm.name: override(tiny.config(), arm.overrides) for arm in tiny.sweep()}
@@ -45,14 +45,14 @@ def test_a_bug_in_one_run_keeps_its_trace(opsin, monkeypatch):
     def broken(experiment, directory, **options):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(opsin.commands.runs, "fit", broken)
+    monkeypatch.setattr(runs, "fit", broken)
     done = opsin("sweep", "tiny", "--quiet", "--seeds", "1")
     assert done.code == 1
     assert done.err.count("Traceback") == done.err.count("  failed: a bug\n") == 3
 
 
 def test_a_dry_run_runs_nothing(opsin, monkeypatch, tmp_path):
-    monkeypatch.setattr(opsin.commands.runs, "fit", None)
+    monkeypatch.setattr(runs, "fit", None)
     done = opsin("sweep", "tiny", "--dry-run", "--seeds", "2")
     assert (done.code, done.err) == (0, "")
     assert [line.split(":")[0] for line in done.out.splitlines()] == [
