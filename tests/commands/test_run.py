@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from opsin.commands import runs
 from opsin.commands.main import main
 from opsin.commands.runs import directory_of
 from opsin.config.identity import identity

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from opsin.commands import runs as running
 from opsin.commands.runs import directory_of
 from opsin.config import catalogue
 from opsin.config.identity import identity
@@ -12,7 +13,7 @@ from tests.commands import tiny
 
 
 def test_a_sweep_goes_on_after_a_failure_and_skips_what_is_done(opsin, untrained, monkeypatch):
-    fit = runs.fit
+    fit = running.fit
 
     def diverging(experiment, directory, **options):
         ended = fit(experiment, directory, **options)
@@ -20,7 +21,7 @@ def test_a_sweep_goes_on_after_a_failure_and_skips_what_is_done(opsin, untrained
             raise NonFiniteError("train/loss is nan at step 2")
         return ended
 
-    monkeypatch.setattr(runs, "fit", diverging)
+    monkeypatch.setattr(running, "fit", diverging)
     done = opsin("sweep", "tiny", "--quiet", "--seeds", "1")
     assert done.code == 1
     runs = {arm.name: override(tiny.config(), arm.overrides) for arm in tiny.sweep()}
@@ -45,14 +46,14 @@ def test_a_bug_in_one_run_keeps_its_trace(opsin, monkeypatch):
     def broken(experiment, directory, **options):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(runs, "fit", broken)
+    monkeypatch.setattr(running, "fit", broken)
     done = opsin("sweep", "tiny", "--quiet", "--seeds", "1")
     assert done.code == 1
     assert done.err.count("Traceback") == done.err.count("  failed: a bug\n") == 3
 
 
 def test_a_dry_run_runs_nothing(opsin, monkeypatch, tmp_path):
-    monkeypatch.setattr(runs, "fit", None)
+    monkeypatch.setattr(running, "fit", None)
     done = opsin("sweep", "tiny", "--dry-run", "--seeds", "2")
     assert (done.code, done.err) == (0, "")
     assert [line.split(":")[0] for line in done.out.splitlines()] == [
