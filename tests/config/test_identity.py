@@ -220,9 +220,8 @@ def test_a_config_of_then_is_rebuilt_after_the_move(moved):
     assert identity(again) == before
     with pytest.raises(ConfigError, match=r"Moving: it takes no 'height' any more"):
         rebuild({"type": "room_of_identity.first:Moving", "height": 3})
-    assert (
-        rebuild({"type": "room_of_identity.first:Moving", "axis_name": None}) == type(tree["one"])()
-    )
+    older = {"type": "room_of_identity.first:Moving", "axis_name": None}
+    assert rebuild(older) == type(tree["one"])()
     assert rebuild("tfds:Moving") == "tfds:Moving"  # of no room
     (names.HOUSE / "room_of_identity" / "third.py").write_text(HOME)  # which of the two?
     assert rebuild("room_of_identity.first:Moving") == "room_of_identity.first:Moving"

@@ -93,7 +93,7 @@ def value_at(tree: Any, path: str) -> Any:
         elif dataclasses.is_dataclass(tree):
             tree = getattr(tree, name)
         else:
-            tree = (tree.__kwdefaults__ or {}).get(name)
+            tree = inspect.signature(tree).parameters[name].default
     return tree
 
 
