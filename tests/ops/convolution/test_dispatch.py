@@ -58,7 +58,8 @@ def assert_equals_lax(image_shape, kernel_shape, **options):
     image, kernel = draw(image_shape, kernel_shape)
     (cotangent,) = draw(jax.eval_shape(theirs, image, kernel).shape)
     both = jax.jit(lambda *x: [value_and_gradients(f, *x) for f in (ours, theirs)])
-    assert_close(*both(image, kernel, cotangent))
+    # In which order a host's kernels add up thousands of products, the last bits tell.
+    assert_close(*both(image, kernel, cotangent), factor=3)
 
 
 sizes = st.integers(1, 9)
