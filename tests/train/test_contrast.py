@@ -149,7 +149,7 @@ def test_evaluation_leaves_padding_out():
     assert few.keys() == {"alignment", "uniformity", "embedding_rank", "embedding_std"}
     assert few["alignment"] == 0  # the views are the same
     for name, value in few.items():
-        np.testing.assert_allclose(more[name], value, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(more[name], value, rtol=1e-3, atol=1e-6)
 
 
 def test_pictures_are_of_the_images_and_their_views():
