@@ -208,11 +208,9 @@ class Collecting(Classify):
 def test_a_loss_that_collects_examples_is_refused(strategy):
     experiment = override(make_tiny(), {"parallel.data": 1, "loop.strategy": strategy})
     experiment = replace(experiment, task=Collecting(model=experiment.task.model))
-    feed, program = lay_out(experiment)
-    store = feed.store(program.mesh)
-    items = feed.abstract_items(1, program.mesh)
+    _, program = lay_out(experiment)
     with pytest.raises(SettingError, match="the metric 'rows' collects examples, and training"):
-        program.flops(store, items)
+        program.flops()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_step_and_checkpoint(

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from opsin.config.tree import override, resolve
 from opsin.models.classification.resnet import BasicBlock, ResNet
 from opsin.models.segmentation.fcn import FCN
-from opsin.train import optim
+from opsin.train import methods
 from opsin.train.checkpoint import Checkpoints
 from opsin.train.experiment import Data, Experiment
 from opsin.train.loop import fit
@@ -290,7 +290,9 @@ def test_no_program_holds_an_array_of_the_file(tmp_path):
     assert max(map(len, constants)) < 500  # a kernel of 2,048 numbers, written out, has more
 
 
-@pytest.mark.parametrize("method", [optim.sgd, optim.adamw, optim.lion, optim.lamb, optim.lars])
+@pytest.mark.parametrize(
+    "method", [methods.sgd, methods.adamw, methods.lion, methods.lamb, methods.lars]
+)
 def test_the_state_of_an_optimizer_begins_alike_whatever_the_parameters_are(method):
     """So it may be made before the weights come."""
     transform, _ = optim.Optimizer(method, clip_norm=1.0, weight_decay=0.1).build(10, 5, 16)
