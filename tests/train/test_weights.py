@@ -20,6 +20,7 @@ from opsin.train import methods
 from opsin.train.checkpoint import Checkpoints
 from opsin.train.experiment import Data, Experiment
 from opsin.train.loop import fit
+from opsin.train.optim import Optimizer
 from opsin.train.paths import flatten, unflatten
 from opsin.train.sharding import Parallel, make_mesh, replicated
 from opsin.train.state import State
@@ -295,7 +296,7 @@ def test_no_program_holds_an_array_of_the_file(tmp_path):
 )
 def test_the_state_of_an_optimizer_begins_alike_whatever_the_parameters_are(method):
     """So it may be made before the weights come."""
-    transform, _ = optim.Optimizer(method, clip_norm=1.0, weight_decay=0.1).build(10, 5, 16)
+    transform, _ = Optimizer(method, clip_norm=1.0, weight_decay=0.1).build(10, 5, 16)
     states = [transform.init(drawn(NETWORK, seed)["params"]) for seed in (0, 1)]
     assert_trees_equal(*states)
     assert len(jax.tree.leaves(states[0])) > 2
