@@ -266,10 +266,9 @@ def test_weights_lie_as_the_state_does_and_train_as_if_they_had_been_drawn(tmp_p
     other = jax.tree.map(
         lambda value, like: jax.device_put(jnp.copy(value), like.sharding), values, random
     )
-    store = feed.store(program.mesh)
-    dispatch = program.compile(store, feed.abstract_items(1, program.mesh))
+    store, dispatch = feed.store(), program.compile()
     for _ in range(2):  # donates the first state
-        items = feed.take(1, 1, program.mesh)
+        items = feed.take(1, 1)
         state, _ = dispatch(state, store, items, np.int32(1))
         other, _ = dispatch(other, store, items, np.int32(1))
     assert_trees_equal(state, other)
