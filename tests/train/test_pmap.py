@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from opsin.config.tree import override
+from opsin.data.binarize import binarized
 from opsin.data.sources import synthetic
 from opsin.losses.adversarial import NON_SATURATING
 from opsin.models.generative.autoencoder import Autoencoder, DenseDecoder, DenseEncoder
@@ -94,7 +95,7 @@ TASKS: dict[str, tuple[Any, Any]] = {
                 **DENSE,
             )
         ),
-        IMAGES,
+        partial(binarized, source=IMAGES),
     ),
     "adversarial": (
         Adversarial(Generator(), Discriminator(), NON_SATURATING, optimizer=PLAIN, turns=2),
