@@ -43,6 +43,9 @@ from opsin.train.tasks.classify import Classify
 from tests.train.conftest import assert_trees_close, make_tiny
 from tests.train.test_step import lay_out, run
 
+pytestmark = pytest.mark.proofs  # every layout and strategy of a task
+
+
 GOLDEN = Path(__file__).parent / "golden"
 NETWORKS: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
     "resnet": (ResNet50(), (jnp.zeros((1, 224, 224, 3)),)),
