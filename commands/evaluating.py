@@ -15,12 +15,12 @@ from typing import Any
 
 from opsin import analysis
 from opsin.analysis.diffusion import SampledBy
-from opsin.commands.runs import RunError, environment
+from opsin.commands.runs import RunError, this_code, write_measured
 from opsin.commands.trained import Reopened, reopen
 from opsin.config import catalogue
 from opsin.config.identity import identity
 from opsin.config.sweep import identity_of
-from opsin.config.tree import named, override, parse, resolve
+from opsin.config.tree import named, override, parse
 from opsin.data.examples import Examples
 from opsin.data.sources import open_source
 from opsin.errors import ConfigError
@@ -71,18 +71,20 @@ def evaluate_run(run: Path, asked: Sequence[str], track: Track) -> Iterator[Eval
     for name, split in experiment.data.eval_splits.items():
         sets[name] = open_source(experiment.data.source, split)
     check_measurements(chosen_ones, experiment.task, sets)
-    step, commit = int(reopened.state.step), environment()["commit"]
-
-    def written(name: str, what: Any, metrics: Mapping[str, float], seconds: float) -> Path:
-        return evaluations.write(
-            run, name, measurement=what, step=step, metrics=metrics, seconds=seconds, commit=commit
-        )
-
+    step, commit = int(reopened.state.step), this_code()["commit"]
     try:
         if not asked and experiment.data.eval_splits:
             since = time.monotonic()
             metrics = _of_splits(reopened, sets)
-            path = written(evaluations.SPLITS, None, metrics, time.monotonic() - since)
+            path = evaluations.write(
+                run,
+                evaluations.SPLITS,
+                measurement=None,
+                step=step,
+                metrics=metrics,
+                seconds=time.monotonic() - since,
+                commit=commit,
+            )
             yield Evaluated(evaluations.SPLITS, metrics, path)
         average, variables = final_variables(reopened.state)
         for each in measure(
@@ -94,8 +96,7 @@ def evaluate_run(run: Path, asked: Sequence[str], track: Track) -> Iterator[Eval
             track,
             average=average,
         ):
-            what = resolve(each.measurement)
-            path = written(identity(each.measurement), what, each.metrics, each.seconds)
+            path = write_measured(run, each, step=step, commit=commit)
             yield Evaluated(type(each.measurement).__name__, each.metrics, path)
     except OSError as error:
         raise RunError(f"cannot write to {run}: {error.strerror}") from error

@@ -32,7 +32,7 @@ from opsin.train.host.processes import ProcessError, check_same, is_first, of_fi
 from opsin.train.host.profiling import Steps
 from opsin.train.logging import JsonLines, TensorBoard, WeightsAndBiases, Writer
 from opsin.train.loop import fit
-from opsin.train.measurements import Measurement
+from opsin.train.measurements import Measured, Measurement
 from opsin.train.paths import json_leaves
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
@@ -152,20 +152,26 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
         came = stopped[0] if stopped else None
         if not (result.finished and writes):
             return Outcome(directory, result.finished, step=result.step, signal=came)
+        commit = this_code()["commit"]
         for each in result.measured:
-            evaluations.write(
-                directory,
-                identity(each.measurement),
-                measurement=resolve(each.measurement),
-                step=result.step,
-                metrics=each.metrics,
-                seconds=each.seconds,
-                commit=environment()["commit"],
-            )
+            write_measured(directory, each, step=result.step, commit=commit)
         if not trained:
             write_summary(directory / "summary.json", result.metrics)
             replace_text(directory / "DONE", "")
         return _finished(directory, experiment, trained_before=trained, signal=came)
+
+
+def write_measured(directory: Path, found: Measured, *, step: int, commit: str | None) -> Path:
+    """Writes what a measurement found into ``evaluations/``, under the id of the measurement."""
+    return evaluations.write(
+        directory,
+        identity(found.measurement),
+        measurement=resolve(found.measurement),
+        step=step,
+        metrics=found.metrics,
+        seconds=found.seconds,
+        commit=commit,
+    )
 
 
 def state_of(directory: Path, experiment: Experiment) -> str:
@@ -250,7 +256,7 @@ def read_summary(path: Path) -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """Where and with what this runs: commit, versions, devices, hardware."""
     return {
-        **code_of(Path(__file__).parents[1]),
+        **this_code(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
@@ -263,6 +269,11 @@ def environment() -> dict[str, Any]:
 def _program() -> str:
     name = Path(sys.argv[0]).name
     return "opsin" if name == "__main__.py" else name  # python -m opsin
+
+
+def this_code() -> dict[str, Any]:
+    """See ``code_of``, of the code that runs."""
+    return code_of(Path(__file__).parents[1])
 
 
 def code_of(house: Path) -> dict[str, Any]:
