@@ -1,13 +1,11 @@
 """Every experiment is quiet to import, claims something, runs, and fits its own table."""
 
-import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -116,18 +114,11 @@ def test_committed_weights_are_those_of_the_network_that_goes_on_from_them():
     assert MNIST_DDPM.preprocessing(described, seen.range) == seen
 
 
-def networks_of(name: str) -> tuple[type, ...]:
-    """The task of an experiment and its networks: what its programs are made of."""
-    task = catalogue.find(name).config().task
-    fields = [getattr(task, field.name) for field in dataclasses.fields(task)]
-    return (type(task), *(type(value) for value in fields if isinstance(value, nn.Module)))
+SMOKED = "digits_lenet"
+"""Is smoked by ``make test``. The others are smoked by ``make proofs``, and traced by both."""
 
 
-PROGRAMS = {networks_of(name): name for name in reversed(NAMES)}.values()
-"""The first experiment of each program: the others are smoked with the proofs, and traced here."""
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in PROGRAMS])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != SMOKED])
 def test_the_programs_of_the_smoke_run_are_traced(name, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))
     module = catalogue.find(name)
@@ -149,7 +140,7 @@ def test_the_programs_of_the_smoke_run_are_traced(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=() if n in PROGRAMS else pytest.mark.proofs) for n in NAMES],
+    [pytest.param(n, marks=() if n == SMOKED else pytest.mark.proofs) for n in NAMES],
 )
 def test_smoke_runs_to_its_end(name, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))  # it must need no data
@@ -214,7 +205,6 @@ def test_smoke_runs_to_its_end(name, tmp_path, monkeypatch, capfd):
 
 
 SMALL = """
-import flax.linen as nn
 
 class Linear(nn.Module):
     num_classes: int = 10
