@@ -25,12 +25,14 @@ def standard_normal(shape: tuple[int, ...]) -> Normal:
     return Normal(mean=jnp.zeros(shape), log_std=jnp.zeros(shape))
 
 
-def normal_log_prob(x: Float[Array, "*batch d"], normal: Normal) -> Float[Array, "*batch"]:
+def normal_log_prob(x: Float[Array, "*#batch d"], normal: Normal) -> Float[Array, "*batch"]:
     """log p(x), summed over the last axis; the leading axes broadcast."""
     return jnp.sum(_log_densities(x, normal), axis=-1)
 
 
-def normal_log_ratio(x: Float[Array, "*batch d"], q: Normal, p: Normal) -> Float[Array, "*batch d"]:
+def normal_log_ratio(
+    x: Float[Array, "*#batch d"], q: Normal, p: Normal
+) -> Float[Array, "*batch d"]:
     """log q(x) − log p(x) of each dimension: for x from q, a draw of ``normal_kl``."""
     return _log_densities(x, q) - _log_densities(x, p)
 
