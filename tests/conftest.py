@@ -71,9 +71,11 @@ def pytest_configure(config: pytest.Config):
     begins = "PYTEST_XDIST_WORKER" not in os.environ
     if begins and sum(file.stat().st_size for file in CACHE.glob("*")) > 2 * 1024**3:
         shutil.rmtree(CACHE)
-    # Compilation is most of the time of fast tests, and a quarter of it is for speed they do not
-    # need. Slow ones train.
+    # Compilation is most of the time of fast tests, and three quarters of it are for speed they do
+    # not need. Slow ones train.
     if config.option.markexpr != "slow":
+        flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of processes that tests start
         jax.config.update("jax_disable_most_optimizations", True)
 

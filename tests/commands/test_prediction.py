@@ -34,7 +34,13 @@ def segmentation(**task) -> Experiment:
         task=Segment(**{"model": UNet(num_classes=4, width=8, depth=2, padding="same"), **task}),
         data=Data(source=partial(shapes, n=64, size=32), batch=16, eval_batch=32, mean=(0.5,)),
         optimizer=Optimizer(method=adamw, learning_rate=3e-3),
-        loop=Loop(duration="30 epochs", evaluate_every="30 epochs", previews=0, ema_decay=0.9),
+        loop=Loop(
+            duration="30 epochs",
+            evaluate_every="30 epochs",
+            checkpoint_every="30 epochs",
+            previews=0,
+            ema_decay=0.9,
+        ),
     )
 
 
@@ -56,7 +62,12 @@ def classified(tmp_path_factory) -> Path:
         task=Classify(model=LeNet5(num_classes=10)),
         data=Data(source="digits", batch=64),
         optimizer=Optimizer(method=adamw, learning_rate=3e-3),
-        loop=Loop(duration="5 epochs", evaluate_every="5 epochs", previews=0),
+        loop=Loop(
+            duration="5 epochs",
+            evaluate_every="5 epochs",
+            checkpoint_every="5 epochs",
+            previews=0,
+        ),
     )
     return run(experiment, tmp_path_factory.mktemp("runs"))
 

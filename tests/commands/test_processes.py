@@ -162,6 +162,7 @@ def assert_same_numbers(one: Path, other: Path) -> None:
         np.testing.assert_allclose([a[n] for n in a], [b[n] for n in a], rtol=2e-4, atol=1e-6)
 
 
+@pytest.mark.proofs
 def test_two_processes_are_one(company: Company, alone: Path, experiment: Experiment):
     company.start(2, 2)
     first, second = company.end()

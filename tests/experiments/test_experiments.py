@@ -205,6 +205,7 @@ def test_smoke_runs_to_its_end(name, tmp_path, monkeypatch, capfd):
 
 
 SMALL = """
+import flax.linen as nn
 
 class Linear(nn.Module):
     num_classes: int = 10

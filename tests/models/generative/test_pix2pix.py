@@ -41,7 +41,14 @@ def test_parameters():
     assert more == 16 * 512 * 512 + 2 * 512
 
 
-@pytest.mark.parametrize(("strided", "patch"), [(1, 16), (2, 34), (3, 70)])
+@pytest.mark.parametrize(
+    ("strided", "patch"),
+    [
+        pytest.param(1, 16, marks=pytest.mark.proofs),
+        pytest.param(2, 34, marks=pytest.mark.proofs),
+        (3, 70),
+    ],
+)
 def test_a_logit_sees_its_patch_and_nothing_else(strided, patch, randomise):
     model = Small(strided=strided)
     images = jax.random.normal(jax.random.key(1), (2, 104, 96, 1))

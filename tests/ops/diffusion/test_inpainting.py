@@ -42,6 +42,7 @@ def painted(resamplings: int, known: float, count: int = 3000, sampler=ANCESTRAL
     )
 
 
+@pytest.mark.proofs
 def test_resampling_draws_from_the_conditional_distribution():
     """x_2 given x_1 = 1.5 is N(0.9 · 1.5, 1 − 0.9²); replacement alone falls short of it."""
     alone, repeated = (np.asarray(painted(n, 1.5)) for n in (1, 20))
