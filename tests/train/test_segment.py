@@ -25,8 +25,6 @@ from opsin.train.tasks.segment import Segment
 from tests.train.conftest import make_tiny
 from tests.train.test_step import assert_same_run, lay_out, run
 
-pytestmark = pytest.mark.proofs  # every layout and strategy of a task
-
 
 class TinySegmenter(nn.Module):
     """Two convolutions and a norm; an auxiliary head on the first."""

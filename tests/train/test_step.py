@@ -24,8 +24,6 @@ from opsin.train.state import State
 from opsin.train.tasks.classify import Classify
 from tests.train.conftest import Tiny, assert_trees_close, assert_trees_equal
 
-pytestmark = pytest.mark.proofs  # every layout and strategy of a task
-
 
 def lay_out(experiment: Experiment) -> tuple[Feed, Program]:
     """Images and program; nothing is compiled."""

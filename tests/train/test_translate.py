@@ -27,9 +27,6 @@ from opsin.train.settings import SettingError
 from opsin.train.tasks.translate import Translate
 from tests.train.conftest import assert_trees_close
 
-pytestmark = pytest.mark.proofs  # every layout and strategy of a task
-
-
 TASK = Translate(
     generator=UNet(num_classes=1, width=4, depth=1, padding="same"),
     discriminator=PatchGAN(width=4, strided=1, norm=None),

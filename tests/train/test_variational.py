@@ -34,9 +34,6 @@ from opsin.train.tasks.generative import Generative
 from opsin.train.tasks.variational import Variational
 from tests.train.test_step import assert_same_run, run
 
-pytestmark = pytest.mark.proofs  # every layout and strategy of a task
-
-
 IMAGE = (8, 8, 1)
 KEY = jax.random.key(3)
 
