@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import jax
 from filelock import FileLock, Timeout
 
 from opsin.config.identity import essence, essence_of_resolved, identity
-from opsin.config.tree import resolve
+from opsin.config.tree import resolve, texts
 from opsin.data.files import replace_text
 from opsin.errors import UserError
 from opsin.report import evaluations
@@ -137,7 +138,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                     replace(experiment, measurements=todo),
                     directory,
                     config=config,
-                    essence=essence_of_resolved,
+                    essence=partial(essence_of_resolved, trusted=texts(config)),
                     stop=lambda: bool(stopped),
                     writers=_writers(name, directory, config, options) if writes else (),
                     progress=options.progress,
@@ -204,7 +205,7 @@ def _check_trained(directory: Path, experiment: Experiment, *, say: bool) -> Non
     train_again = f"rm -r {directory} to train it again"
     try:
         saved = json.loads((directory / "config.json").read_text())
-        there = json_leaves(essence_of_resolved(saved))
+        there = json_leaves(essence_of_resolved(saved, texts(resolve(experiment))))
     except (OSError, ValueError) as error:  # ConfigError among them
         raise RunError(f"{directory} was trained by other code ({error}): {train_again}") from error
     here = json_leaves(essence(experiment))

@@ -60,6 +60,11 @@ def _module(path: Path) -> ModuleType:
     return module
 
 
+def is_read(path: Path) -> bool:
+    """Whether ``load`` has read a file of that name."""
+    return PREFIX + path.stem in sys.modules
+
+
 def is_own(module: str) -> bool:
     """Whether a module is a file that ``load`` has read."""
     return module.startswith(PREFIX)

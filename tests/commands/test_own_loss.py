@@ -56,12 +56,16 @@ def test_a_run_by_an_own_loss_goes_on_and_is_asked_from_elsewhere(
     monkeypatch.chdir(away)
     Image.fromarray(np.full((6, 6, 3), 90, np.uint8)).save(away / "image.png")
     forget()
-    asked = opsin("predict", str(run), "image.png")
+    refused = opsin("predict", str(run), "image.png")
+    assert refused.code == 2
+    assert f"{file}:doubled (in {file}) is no code of opsin" in refused.complaint()
+    assert "say --trust" in refused.complaint()
+    asked = opsin("predict", str(run), "image.png", "--trust")
     assert (asked.code, asked.err) == (0, "")
     assert asked.out.strip().startswith("image.png")
 
     file.unlink()
     forget()
-    gone = opsin("predict", str(run), "image.png")
+    gone = opsin("predict", str(run), "image.png", "--trust")
     assert gone.code == 2
     assert f"{file} is not there any more: put it back" in gone.complaint()
