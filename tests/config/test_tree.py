@@ -638,11 +638,12 @@ def evil(tmp_path, monkeypatch):
     marker = tmp_path / "executed"
     (tmp_path / "evil_of_a_test.py").write_text(EVIL.format(marker=str(marker)))
     (tmp_path / "losses").mkdir()
+    (tmp_path / "losses" / "__init__.py").touch()
     (tmp_path / "losses" / "evil.py").write_text(EVIL.format(marker=str(marker)))
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     assert not marker.exists()
-    for name in ("evil_of_a_test", "own_files_evil_of_a_test"):
+    for name in ("evil_of_a_test", "own_files_evil_of_a_test", "losses", "losses.evil"):
         sys.modules.pop(name, None)
 
 
