@@ -22,6 +22,7 @@ import jax
 from filelock import FileLock, Timeout
 
 from opsin.config.identity import essence, essence_of_resolved, identity
+from opsin.config.sweep import pinned
 from opsin.config.tree import resolve, texts
 from opsin.data.files import replace_text
 from opsin.errors import UserError
@@ -88,7 +89,7 @@ class Outcome:
 
 def directory_of(name: str, experiment: Experiment, workdir: Path) -> Path:
     """``workdir/name/id``, the id being the hash of what changes a trained number."""
-    return workdir / name / identity(experiment)
+    return workdir / name / identity(pinned(experiment))
 
 
 def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Outcome:
@@ -103,6 +104,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
             run that is to be profiled, or had other defaults.
         Exception: whatever training raises; it is also written to ``FAILED``.
     """
+    experiment = pinned(experiment)
     directory = directory_of(name, experiment, options.workdir)
     config, writes = resolve(experiment), is_first()
     check_same({"experiment": name} | config)
