@@ -69,3 +69,23 @@ def test_a_run_by_an_own_loss_goes_on_and_is_asked_from_elsewhere(
     gone = opsin("predict", str(run), "image.png", "--trust")
     assert gone.code == 2
     assert f"{file} is not there any more: put it back" in gone.complaint()
+
+
+def test_a_file_may_move_and_another_of_its_name_is_told(opsin: Callable, file: Path):
+    assert opsin(*RUN).code == 0
+    forget()
+    moved = file.parent / "moved" / file.name
+    moved.parent.mkdir()
+    file.rename(moved)
+    again = (*RUN[:-1], f"task.loss_function=./moved/{file.name}:doubled")
+    assert "already trained, so only read" in opsin(*again).out
+
+    forget()
+    file.write_text(LOSS.replace("2.0", "2.0 + 0.0"))
+    told = opsin(*again)
+    assert told.code == 2
+    assert f"{moved} and {file} have the same name and differ: rename one" in told.complaint()
+    assert "rm -r" not in told.err
+    forget()
+    file.unlink()
+    assert opsin(*again).code == 0
