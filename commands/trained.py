@@ -92,6 +92,8 @@ def reopen(run: Path, *, trust: bool = False) -> Reopened:
         raise RunError(
             f"{run} was trained by other code: {error}; check out the commit in its env.json"
         ) from error
+    if not isinstance(experiment, Experiment):
+        raise RunError(f"{run} is no directory of a run: its config.json holds no experiment")
     with Checkpoints(run / "checkpoints", create=False) as checkpoints:
         metadata = checkpoints.metadata()
         if "data" not in metadata:
