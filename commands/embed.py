@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from opsin.commands.groups import Features, Runtime
-from opsin.commands.values import Count, Run
+from opsin.commands.values import Count, Run, Trust
 
 
 def embed(
@@ -18,6 +18,7 @@ def embed(
     *,
     n: Count[int] = 2000,
     output: Path | None = None,
+    trust: Trust = False,
     features: Features,
     runtime: Runtime,
 ) -> int:
@@ -41,6 +42,7 @@ def embed(
         seed=features.seed,
         output=output or run / "embedding",
         track=bar,
+        trust=trust,
     ):
         print(path)
     return 0

@@ -48,7 +48,9 @@ class Evaluated:
     path: Path
 
 
-def evaluate_run(run: Path, asked: Sequence[str], track: Track) -> Iterator[Evaluated]:
+def evaluate_run(
+    run: Path, asked: Sequence[str], track: Track, *, trust: bool = False
+) -> Iterator[Evaluated]:
     """Measures the newest checkpoint of a run, and writes each number where ``report`` finds it.
 
     Args:
@@ -57,13 +59,14 @@ def evaluate_run(run: Path, asked: Sequence[str], track: Track) -> Iterator[Eval
             samples=2000``). Without any: the metrics of all splits, and the measurements of the
             run's experiment in its present form, or else those of the run's config.
         track: shows how far it has come.
+        trust: see ``reopen``.
 
     Raises:
-        RunError: if this is no run, or a file cannot be written.
+        RunError: as ``reopen``, or if a file cannot be written.
         ConfigError: for a measurement that is not there, or options that it does not take.
         SettingError, DataError, WeightsError: if a measurement does not fit the run.
     """
-    reopened = reopen(run)
+    reopened = reopen(run, trust=trust)
     experiment = reopened.experiment
     present = _of_recipe(run, experiment) or experiment.measurements
     chosen_ones = _parsed(asked, present) if asked else present

@@ -8,10 +8,17 @@ from typing import Annotated
 from tyro.conf import arg
 
 from opsin.commands.groups import Runtime
-from opsin.commands.values import Run
+from opsin.commands.values import Run, Trust
 
 
-def export(run: Run, output: Annotated[Path, arg(metavar="FILE")], /, *, runtime: Runtime) -> int:
+def export(
+    run: Run,
+    output: Annotated[Path, arg(metavar="FILE")],
+    /,
+    *,
+    trust: Trust = False,
+    runtime: Runtime,
+) -> int:
     """Saves the weights of a run as safetensors.
 
     Args:
@@ -20,6 +27,6 @@ def export(run: Run, output: Annotated[Path, arg(metavar="FILE")], /, *, runtime
     runtime.set_up()
     from opsin.commands import exporting
 
-    print(f"sha256 {exporting.export(run, output)}")
+    print(f"sha256 {exporting.export(run, output, trust=trust)}")
     print(output)
     return 0

@@ -11,8 +11,13 @@ from opsin.commands.trained import open_run
 from opsin.train.weights import save_weights
 
 
-def export(run: Path, path: Path) -> str:
+def export(run: Path, path: Path, *, trust: bool = False) -> str:
     """Writes the network of a finished run, its moving average if it has one.
+
+    Args:
+        run: its directory.
+        path: of the file.
+        trust: see ``reopen``.
 
     Returns:
         The sha256 of the file.
@@ -21,7 +26,7 @@ def export(run: Path, path: Path) -> str:
         RunError: if this is no finished run.
         WeightsError: if the file cannot be written.
     """
-    trained = open_run(run)
+    trained = open_run(run, trust=trust)
     if not (run / "DONE").exists():
         raise RunError(f"{run} is not finished: run it again, and it resumes")
     summary = json.loads((run / "summary.json").read_text())

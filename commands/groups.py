@@ -121,7 +121,7 @@ class Images:
     steps: Count[int | None] = None
     guidance: Number[float | None] = None
 
-    def asked(self) -> Asked:
+    def asked(self, trust: bool) -> Asked:
         """The same for ``sample`` and ``inpaint``."""
         from opsin.commands.sampling import Asked
 
@@ -132,6 +132,7 @@ class Images:
             sampler=self.sampler,
             steps=self.steps,
             guidance=self.guidance,
+            trust=trust,
         )
 
 

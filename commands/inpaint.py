@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from opsin.commands.groups import Images, Runtime
-from opsin.commands.values import Count, Run
+from opsin.commands.values import Count, Run, Trust
 
 
 def inpaint(
@@ -20,6 +20,7 @@ def inpaint(
     n: Count[int] = 8,
     resamplings: Count[int] = 10,
     output: Path = Path("inpainted"),
+    trust: Trust = False,
     images: Images,
     runtime: Runtime,
 ) -> int:
@@ -39,7 +40,7 @@ def inpaint(
     from opsin.commands import sampling
 
     for written in sampling.inpaint(
-        run, image, mask, n, images.asked(), resamplings=resamplings, output=output
+        run, image, mask, n, images.asked(trust), resamplings=resamplings, output=output
     ):
         print(written)
     return 0

@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from opsin.commands.groups import Runtime
-from opsin.commands.values import Run
+from opsin.commands.values import Run, Trust
 from opsin.errors import ConfigError
 
 
@@ -18,6 +18,7 @@ def predict(
     /,
     *,
     output: Path = Path("predictions"),
+    trust: Trust = False,
     runtime: Runtime,
 ) -> int:
     """Predicts labels or masks of images.
@@ -32,7 +33,7 @@ def predict(
     from opsin.commands.prediction import load
     from opsin.commands.prediction import predict as predictions
 
-    for line in predictions(load(run), images, output):
+    for line in predictions(load(run, trust=trust), images, output):
         print(line, flush=True)
     print(output)
     return 0

@@ -11,9 +11,10 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ import jax
 from filelock import FileLock, Timeout
 
 from opsin.config.identity import essence, essence_of_resolved, identity
-from opsin.config.tree import resolve
+from opsin.config.names import UntrustedError
+from opsin.config.own_files import SameNameError
+from opsin.config.sweep import pinned
+from opsin.config.tree import resolve, texts
 from opsin.data.files import replace_text
 from opsin.errors import UserError
 from opsin.report import evaluations
-from opsin.report.starts import other_code, read_starts
+from opsin.report.starts import Start, other_code, read_starts
 from opsin.train.checkpoint import saved_step
 from opsin.train.experiment import Experiment
 from opsin.train.host.processes import ProcessError, check_same, is_first, of_first
@@ -87,7 +91,7 @@ class Outcome:
 
 def directory_of(name: str, experiment: Experiment, workdir: Path) -> Path:
     """``workdir/name/id``, the id being the hash of what changes a trained number."""
-    return workdir / name / identity(experiment)
+    return workdir / name / identity(pinned(experiment))
 
 
 def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Outcome:
@@ -102,6 +106,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
             run that is to be profiled, or had other defaults.
         Exception: whatever training raises; it is also written to ``FAILED``.
     """
+    experiment = pinned(experiment)
     directory = directory_of(name, experiment, options.workdir)
     config, writes = resolve(experiment), is_first()
     check_same({"experiment": name} | config)
@@ -137,7 +142,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                     replace(experiment, measurements=todo),
                     directory,
                     config=config,
-                    essence=essence_of_resolved,
+                    essence=partial(essence_of_resolved, trusted=texts(config)),
                     stop=lambda: bool(stopped),
                     writers=_writers(name, directory, config, options) if writes else (),
                     progress=options.progress,
@@ -204,7 +209,9 @@ def _check_trained(directory: Path, experiment: Experiment, *, say: bool) -> Non
     train_again = f"rm -r {directory} to train it again"
     try:
         saved = json.loads((directory / "config.json").read_text())
-        there = json_leaves(essence_of_resolved(saved))
+        there = json_leaves(essence_of_resolved(saved, texts(resolve(experiment))))
+    except (SameNameError, UntrustedError) as error:
+        raise RunError(f"{directory} was trained with other files: {error}") from error
     except (OSError, ValueError) as error:  # ConfigError among them
         raise RunError(f"{directory} was trained by other code ({error}): {train_again}") from error
     here = json_leaves(essence(experiment))
@@ -214,7 +221,7 @@ def _check_trained(directory: Path, experiment: Experiment, *, say: bool) -> Non
             f"{directory} was trained when {other[0]} was {was}, and it is {now} by default now: "
             f"{train_again}"
         )
-    note = other_code(read_starts(directory / "env.json"), environment()) if say else None
+    note = other_code(_starts(directory / "env.json"), environment()) if say else None
     if note:
         print(note, file=sys.stderr)
 
@@ -222,7 +229,7 @@ def _check_trained(directory: Path, experiment: Experiment, *, say: bool) -> Non
 def _record_start(directory: Path, *, say: bool) -> None:
     """Adds this start to ``env.json``; a run that resumes under other code says so."""
     step = saved_step(directory / "checkpoints") or 0
-    now, before = environment() | {"step": step}, read_starts(directory / "env.json")
+    now, before = environment() | {"step": step}, _starts(directory / "env.json")
     note = other_code(before, now) if step else None
     _write_json(directory / "env.json", [*before, now])
     if note is None:
@@ -232,6 +239,15 @@ def _record_start(directory: Path, *, say: bool) -> None:
     lines.close()
     if say:
         print(note, file=sys.stderr)
+
+
+def _starts(path: Path) -> Sequence[Start]:
+    """``read_starts``, or RunError for a file that is damaged."""
+    with suppress(ValueError):
+        starts = read_starts(path)
+        if all(isinstance(x, dict) and {"commit", "dirty"} <= x.keys() for x in starts):
+            return starts
+    raise RunError(f"{path} is damaged: put it back, or mv it away to go on without it")
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from opsin.commands.groups import Images, Runtime
-from opsin.commands.values import Count, Run
+from opsin.commands.values import Count, Run, Trust
 
 
 def sample(
@@ -15,6 +15,7 @@ def sample(
     n: Count[int] = 64,
     path: bool = False,
     output: Path = Path("samples"),
+    trust: Trust = False,
     images: Images,
     runtime: Runtime,
 ) -> int:
@@ -28,6 +29,6 @@ def sample(
     runtime.set_up()
     from opsin.commands import sampling
 
-    for written in sampling.sample(run, n, images.asked(), path=path, output=output):
+    for written in sampling.sample(run, n, images.asked(trust), path=path, output=output):
         print(written)
     return 0

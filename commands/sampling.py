@@ -52,6 +52,7 @@ class Asked:
         sampler: one of ``SAMPLERS``; None, here and below, is as the run was configured.
         steps: of the sampler.
         guidance: towards the class.
+        trust: whether code of others is executed, see ``commands.trained.reopen``.
     """
 
     label: int | None = None
@@ -60,6 +61,7 @@ class Asked:
     sampler: str | None = None
     steps: int | None = None
     guidance: float | None = None
+    trust: bool = False
 
 
 def sample(run: Path, count: int, asked: Asked, *, path: bool, output: Path) -> list[Path]:
@@ -219,7 +221,7 @@ def _check_opaque(file: Path) -> None:
 
 
 def _open(run: Path, asked: Asked) -> tuple[Trained, Generative]:
-    trained = open_run(run, asked.weights)
+    trained = open_run(run, asked.weights, trust=asked.trust)
     with _about(run):
         task = trained.experiment.task.as_generative()
     changes: dict[str, Any] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,8 @@ from jaxtyping import PyTree
 
 from opsin.commands.runs import RunError
 from opsin.config.identity import essence_of_resolved
-from opsin.config.tree import rebuild
+from opsin.config.names import UntrustedError
+from opsin.config.tree import rebuild, texts
 from opsin.errors import ConfigError
 from opsin.train.checkpoint import Checkpoints
 from opsin.train.experiment import Experiment
@@ -62,11 +64,16 @@ class Reopened:
     described: dict[str, Any]
 
 
-def reopen(run: Path) -> Reopened:
+def reopen(run: Path, *, trust: bool = False) -> Reopened:
     """Opens the newest checkpoint of a run's directory.
 
+    Args:
+        run: the directory.
+        trust: whether code is executed that is not of this house, and that the run names.
+
     Raises:
-        RunError: if this is no run, or this code cannot make its experiment.
+        RunError: if this is no run, this code cannot make its experiment, or it names other code
+            that is not trusted.
         CheckpointError: if it has no checkpoint that can be read, or one of another config.
     """
     try:
@@ -76,12 +83,17 @@ def reopen(run: Path) -> Reopened:
             f"{run} is no directory of a run (config.json: {error}): give runs/NAME/ID, which "
             "`opsin run` prints last"
         ) from error
+    trusted = texts(saved) if trust else frozenset()
     try:
-        experiment = rebuild(saved)
+        experiment = rebuild(saved, trusted)
+    except UntrustedError as error:
+        raise RunError(f"{run} names {error}") from error
     except ConfigError as error:
         raise RunError(
             f"{run} was trained by other code: {error}; check out the commit in its env.json"
         ) from error
+    if not isinstance(experiment, Experiment):
+        raise RunError(f"{run} is no directory of a run: its config.json holds no experiment")
     with Checkpoints(run / "checkpoints", create=False) as checkpoints:
         metadata = checkpoints.metadata()
         if "data" not in metadata:
@@ -95,22 +107,27 @@ def reopen(run: Path) -> Reopened:
         alone = replace(experiment, parallel=Parallel(data=1))
         feed = FeedSpec(make_mesh(alone.parallel), batch, described["examples"])
         program = build(alone, feed)
-        state, _ = checkpoints.restore(program.state, saved, essence_of_resolved)
+        state, _ = checkpoints.restore(
+            program.state, saved, partial(essence_of_resolved, trusted=trusted)
+        )
     return Reopened(experiment, program, state, described)
 
 
-def open_run(run: Path, weights: Literal["ema", "raw"] | None = None) -> Trained:
+def open_run(
+    run: Path, weights: Literal["ema", "raw"] | None = None, *, trust: bool = False
+) -> Trained:
     """Opens the newest checkpoint of a run's directory.
 
     Args:
         run: the directory.
         weights: the moving average, or what was trained; None takes the average if there is one.
+        trust: see ``reopen``.
 
     Raises:
-        RunError: if this is no run, this code would not make it, or it kept no moving average.
+        RunError: as ``reopen``, or if the run kept no moving average.
         CheckpointError: if it has no checkpoint that can be read.
     """
-    reopened = reopen(run)
+    reopened = reopen(run, trust=trust)
     state, described = reopened.state, reopened.described
     if weights == "ema" and not state.ema:
         raise RunError(

@@ -115,4 +115,5 @@ Axes = Annotated[Value, _typed(_axes, "AXIS=N,…")]
 
 Name = Annotated[str, arg(metavar="NAME", help="of an experiment, see opsin list")]
 Overrides = Annotated[tuple[str, ...], arg(metavar="[path=value …]", help="such as data.batch=64")]
+Trust = Annotated[bool, arg(help="execute code of others that RUN names")]
 Run = Annotated[Path, arg(metavar="RUN", help="its directory, runs/NAME/ID")]

@@ -34,6 +34,11 @@ def fits(value: Any, hint: Any) -> bool:
     return not stray_bool and _bearable(value, hint)
 
 
+def takes_objects(hint: Any) -> bool:
+    """Whether a hint asks for more than text and numbers."""
+    return not {str, int, float, bool, types.NoneType}.issuperset(_members(hint))
+
+
 def _members(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
@@ -92,6 +97,14 @@ def field_hint(owner: type, name: str) -> Any:
         if name in annotations:
             return evaluated(base, annotations[name])
     return Any
+
+
+def option_hint(owner: Any, name: str) -> Any:
+    """The hint of a field of a class, or of an option of a function."""
+    if isinstance(owner, type):
+        return field_hint(owner, name)
+    option = parameters(owner).get(name)
+    return Any if option is None else evaluated(owner, option.annotation)
 
 
 def evaluated(owner: Any, annotation: Any) -> Any:

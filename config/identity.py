@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,8 @@ def essence(node: Any) -> Any:
     An object is named without its module, so that files may move. An option at its default is left
     out, so that a new one changes no id; and so is a field with the metadata
     ``{"identity": False}``: measurements, how often something is logged or saved, and the layout
-    of devices.
+    of devices. A field with the metadata ``{"known_by": other}`` is left out where the other field
+    has a value: the path of a file whose sha256 is known.
 
     Raises:
         ConfigError: for an object that cannot be found by a name, such as a lambda.
@@ -47,13 +48,13 @@ def essence(node: Any) -> Any:
     return {"call": lasting_name(node)}  # with a key, so that no text is taken for a function
 
 
-def essence_of_resolved(config: Mapping[str, Any]) -> Any:
+def essence_of_resolved(config: Mapping[str, Any], trusted: Container[str] = ()) -> Any:
     """The essence of a tree, from what ``resolve`` made of it, now or in earlier code.
 
     Raises:
         ConfigError: as ``rebuild``.
     """
-    return essence(rebuild(config))
+    return essence(rebuild(config, trusted))
 
 
 def defaults(owner: Any) -> dict[str, Any]:
@@ -86,6 +87,7 @@ def _set(owner: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     given = defaults(owner)
     fields = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
     apart = {f.name for f in fields if not f.metadata.get("identity", True)}
+    apart |= {f.name for f in fields if values.get(f.metadata.get("known_by")) is not None}
     counted = {name: essence(value) for name, value in values.items() if name not in apart}
     return {
         name: value

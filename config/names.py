@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import sys
 import sysconfig
 import types
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,21 @@ from opsin.errors import ConfigError
 HOUSE = Path(__file__).parent.parent
 OWN = __name__.removesuffix("config.names")
 """The package that all rooms are in, and a dot: names of this house are written without."""
+HELD = (
+    *("analysis.", "experiments.", "imaging.", "losses.", "metrics.", "models.", "ops."),
+    *("data.", "train.experiment:", "train.extractor:Extractor", "train.methods:", "train.optim:"),
+    *("train.schedules:", "train.sharding:Parallel", "train.tasks.", "train.weights:Weights"),
+    *("flax.linen:", "jax.nn:", "jax.numpy:bfloat16", "jax.numpy:float", "jax.numpy:tanh"),
+    "optax:",
+)
+"""How the names of all begin that the config of a stranger may hold: nothing in them runs a text
+or a file."""
+WRITES_FILES = "data.files:"
+"""What of these no config may hold either."""
+
+
+class UntrustedError(ConfigError):
+    """A config names code that is neither of this house nor of a library that configs hold."""
 
 
 def named(text: str) -> Any:
@@ -32,7 +49,7 @@ def named(text: str) -> Any:
     module, colon, name = text.partition(":")
     if not colon or not all(part.isidentifier() for part in [*module.split("."), name]):
         return text
-    loaded = _imported(module)
+    loaded = _imported(_places(module))
     if hasattr(loaded, name):
         return getattr(loaded, name)
     if getattr(loaded, "__file__", None):  # else a mere directory, called "tfds"
@@ -40,14 +57,18 @@ def named(text: str) -> Any:
     return text
 
 
-def _imported(module: str) -> types.ModuleType | None:
-    """A module, of this house first, or None if there is none.
+def _places(module: str) -> list[str]:
+    """What a module is imported by: as one of this house first."""
+    return [*([OWN + module] if _is_room(module) else []), module]
+
+
+def _imported(places: Sequence[str]) -> types.ModuleType | None:
+    """The first module that is there, or None.
 
     Raises:
         ConfigError: it is there and cannot be imported.
     """
-    own = [OWN + module] if _is_room(module) else []
-    for path in [*own, module]:
+    for path in places:
         try:
             return importlib.import_module(path)
         except ModuleNotFoundError as error:
@@ -61,12 +82,59 @@ def _is_room(module: str) -> bool:
     return (HOUSE / module.partition(".")[0] / "__init__.py").is_file()
 
 
-def found(text: str) -> Any:
-    """As ``named``, also for what has moved to another module of this house since it was written.
+def found(text: str, trusted: Container[str] = ()) -> Any:
+    """The object that a text in a config names; a text that names none as it is.
+
+    What has moved to another module of this house since it was written is found by its name. Other
+    code than ``HELD`` is imported only if its name is trusted, or in a file that was read already.
 
     Raises:
-        ConfigError: as ``named``.
+        UntrustedError: for other code.
+        ConfigError: for what is not there any more, or cannot be imported.
     """
+    module, _, name = text.rpartition(":")
+    own_file = module.endswith(".py") and name.isidentifier()
+    if text in trusted or (own_file and own_files.is_read(Path(module))):
+        return _wherever(text)
+    if own_file:
+        raise _untrusted(text, module)
+    if not all(part.isidentifier() for part in [*module.split("."), name]):
+        return text
+    if not (_is_room(module) or text.startswith(HELD)):
+        if file := _file_of(module):
+            raise _untrusted(text, file)
+        if "." not in module:
+            return text  # "tfds:mnist"
+    # Of the house alone: there may be a module of that name in the working directory.
+    loaded = _imported(_places(module)[:1]) if text.startswith(HELD) else None
+    known = getattr(loaded, name) if hasattr(loaded, name) else _moved(text)
+    if known is None:
+        raise ConfigError(f"{text} is not there any more")
+    if not full_name(known).startswith(HELD) or full_name(known).startswith(WRITES_FILES):
+        raise ConfigError(f"{text} is nothing that a config holds")
+    return known
+
+
+def _untrusted(text: str, file: str) -> UntrustedError:
+    return UntrustedError(
+        f"{text} (in {file}) is no code of opsin: it is executed only if you name it yourself, or "
+        "say --trust"
+    )
+
+
+def _file_of(module: str) -> str | None:
+    """Where a module lies, without importing it, or None if there is none."""
+    package = module.partition(".")[0]
+    try:
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # __main__
+        return package
+    # "tfds" may be a mere directory.
+    return spec and (spec.origin or (package if "." in module else None))
+
+
+def _wherever(text: str) -> Any:
+    """As ``named``, also for what has moved to another module of this house."""
     try:
         known = named(text)
     except ConfigError:
@@ -91,7 +159,7 @@ def full_name(node: Any) -> str:
     if own_files.is_own(module):
         return f"{_file(module)}:{name}"
     public = _public_module(node, module, name)
-    if _is_room(public) and _imported(public) is not sys.modules[public]:
+    if _is_room(public) and _imported(_places(public)) is not sys.modules[public]:
         raise ConfigError(
             f"{public}:{name} is yours, and opsin has a module of that name: rename yours"
         )

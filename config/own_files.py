@@ -15,19 +15,25 @@ PREFIX = "own_files_"
 """What the module of such a file is called, before the name of the file."""
 
 
+class SameNameError(ConfigError):
+    """Two files of one name, which one process cannot tell apart."""
+
+
 def load(path: Path, name: str) -> Any:
     """The object ``name`` of a Python file, as in ``./my_losses.py:poly1_loss``.
 
     The file becomes the module ``own_files_<stem>``, wherever it lies and from wherever it is read,
-    and is read once a process. It may import what is installed, not the files beside it.
+    and is read once a process: a file that was there when a run was trained may have moved since.
+    It may import what is installed, not the files beside it.
 
     Raises:
-        ConfigError: there is no such file or name, another file of the same name was read before,
-            or the file cannot be imported.
+        SameNameError: another file of the same name was read before.
+        ConfigError: there is no such file or name, or the file cannot be imported.
     """
-    if path.suffix == ".py" and path.is_absolute() and not path.is_file():  # of a run of then
+    of_then = path.suffix == ".py" and path.is_absolute() and not path.is_file()
+    if of_then and not is_read(path):
         raise ConfigError(f"{path} is not there any more: put it back")
-    if path.suffix != ".py" or not path.is_file():
+    if path.suffix != ".py" or not (path.is_file() or of_then):
         what = "is not the name of a Python file" if path.suffix != ".py" else "is not there"
         raise ConfigError(f"{path} {what}: write ./FILE.py:NAME, seen from {Path.cwd()}")
     module = _module(path)
@@ -42,8 +48,10 @@ def _module(path: Path) -> ModuleType:
     file = str(path.resolve())
     if known_as in sys.modules:
         module = sys.modules[known_as]
-        if module.__file__ != file:
-            raise ConfigError(f"{module.__file__} and {file} have the same name: rename one")
+        if path.is_file() and not _alike(Path(str(module.__file__)), path):
+            raise SameNameError(
+                f"{module.__file__} and {file} have the same name and differ: rename one"
+            )
         return module
     spec = importlib.util.spec_from_file_location(known_as, file)
     assert spec is not None  # of a file that ends in .py there is always one
@@ -58,6 +66,15 @@ def _module(path: Path) -> ModuleType:
             f"cannot import {path}: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
     return module
+
+
+def _alike(one: Path, other: Path) -> bool:
+    return one == other.resolve() or (one.is_file() and one.read_bytes() == other.read_bytes())
+
+
+def is_read(path: Path) -> bool:
+    """Whether ``load`` has read a file of that name."""
+    return PREFIX + path.stem in sys.modules
 
 
 def is_own(module: str) -> bool:

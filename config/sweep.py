@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from opsin.config.identity import identity
@@ -62,9 +62,21 @@ def expand(
     return planned
 
 
+def pinned(experiment: Experiment) -> Experiment:
+    """The experiment with the sha256 of all files of weights: other bytes are another run.
+
+    Raises:
+        WeightsError: if a file is needed for that and missing.
+    """
+    weights = experiment.weights
+    if isinstance(weights, tuple):
+        return replace(experiment, weights=tuple(each.known() for each in weights))
+    return replace(experiment, weights=weights and weights.known())
+
+
 def identities(experiment: Experiment) -> tuple[str, str | None]:
     """The id of a run and that of its measurements, or None: together the key of a row."""
-    return identity(experiment), "+".join(map(identity, experiment.measurements)) or None
+    return identity(pinned(experiment)), "+".join(map(identity, experiment.measurements)) or None
 
 
 def identity_of(

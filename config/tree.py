@@ -8,7 +8,7 @@ import difflib
 import inspect
 import math
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -41,39 +41,68 @@ def parse(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def rebuild(resolved: Any) -> Any:
+def rebuild(resolved: Any, trusted: Container[str] = ()) -> Any:
     """The tree, from what ``resolve`` made of it, now or in earlier code; lists become tuples.
 
-    What has moved to another module of this house is found by its name.
+    What has moved to another module of this house is found by its name. A stranger may have written
+    this: code that is not of this house, nor of a library that configs hold, must be trusted.
+
+    Args:
+        resolved: the tree as JSON.
+        trusted: names of such code that may be executed; see ``texts``.
 
     Raises:
+        UntrustedError: for other code that is not trusted.
         ConfigError: for a name that is not there any more, or no longer takes these fields.
     """
-    return _built(modernized(resolved))
+    return _built(modernized(resolved), Any, trusted)
 
 
-def _built(resolved: Any) -> Any:
-    if isinstance(resolved, list):
-        return tuple(map(_built, resolved))
+def texts(resolved: Any) -> set[str]:
+    """All texts in a resolved tree, names among them."""
     if isinstance(resolved, str):
-        return float(resolved) if resolved in ("inf", "-inf", "nan") else found(resolved)
+        return {resolved}
+    below = resolved.values() if isinstance(resolved, Mapping) else resolved
+    return set().union(*map(texts, below)) if isinstance(resolved, Mapping | list) else set()
+
+
+def _built(resolved: Any, hint: Any, trusted: Container[str]) -> Any:
+    if isinstance(resolved, list):
+        items = enumerate(resolved)
+        return tuple(_built(item, hints.element_hint(hint, i), trusted) for i, item in items)
+    if isinstance(resolved, str):
+        if resolved in ("inf", "-inf", "nan"):
+            return float(resolved)
+        return found(resolved, trusted) if hints.takes_objects(hint) else resolved
     if not isinstance(resolved, Mapping):
         return resolved
-    fields = {name: _built(value) for name, value in resolved.items()}
-    kind, function = fields.pop("type", None), fields.pop("call", None)
-    args = fields.pop("args", ())
-    if callable(function):
-        _check_taken(function, resolved["call"], fields)
-        return function if resolve(function) == resolved else partial(function, *args, **fields)
-    if kind is None:
-        return fields
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise ConfigError(f"{resolved['type']} is no dataclass of this code")
+    if "type" not in resolved and "call" not in resolved:
+        return {x: _built(y, hints.element_hint(hint), trusted) for x, y in resolved.items()}
+    name = resolved["type" if "type" in resolved else "call"]
+    owner = _built(name, Any, trusted)
+    if "type" in resolved and not (isinstance(owner, type) and dataclasses.is_dataclass(owner)):
+        raise ConfigError(f"{name} is no dataclass of this code")
+    if not callable(owner):
+        raise ConfigError(f"{name} is no function of this code")
+    given = {x: y for x, y in resolved.items() if x not in ("type", "call", "args")}
+    _check_taken(owner, name, given)
+    fields = {x: _field(owner, name, x, y, trusted) for x, y in given.items()}
+    args = _built(resolved.get("args", []), Any, trusted)
     try:
-        _check_taken(kind, resolved["type"], fields)
-        return kind(**fields)
-    except TypeError as error:
-        raise ConfigError(f"{resolved['type']}: {error}") from error
+        if "type" in resolved:
+            return owner(**fields)
+        return owner if resolve(owner) == resolved else partial(owner, *args, **fields)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _field(owner: Any, name: str, field: str, resolved: Any, trusted: Container[str]) -> Any:
+    """The value of a field, or option, if it is of the type that its owner takes."""
+    hint = hints.option_hint(owner, field)
+    value = _built(resolved, hint, trusted)
+    if not hints.fits(hints.fitted(value, hint), hint):
+        raise ConfigError(f"{name}: {field} takes {hints.in_words(hint)}, not {_shown(value)}")
+    return value
 
 
 def _check_taken(owner: Callable[..., Any], name: str, fields: Mapping[str, Any]) -> None:

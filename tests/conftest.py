@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from beartype import BeartypeConf, beartype
 
+from opsin.config import names
+
 jax.config.update("jax_num_cpu_devices", 8)
 
 # Programs are kept between local runs, which compile what has changed. Not by jax's own limit of
@@ -83,6 +85,12 @@ def pytest_configure(config: pytest.Config):
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def tests_are_of_the_house():
+    """A config may hold the small models and losses of these tests, as if they were in a room."""
+    names.HELD = (*names.HELD, "tests.")
 
 
 @pytest.fixture(autouse=True, scope="module")

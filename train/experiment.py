@@ -18,9 +18,10 @@ from opsin.data.examples import Examples
 from opsin.train.durations import Cadence, Every, in_steps
 from opsin.train.measurements import Measurement
 from opsin.train.optim import Optimizer
+from opsin.train.preprocessing import Preprocessing
 from opsin.train.sharding import Parallel
 from opsin.train.tasks.task import Batch, Task
-from opsin.train.weights import Preprocessing, Weights
+from opsin.train.weights import Weights
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,7 @@ class Extractor:
     Attributes:
         name: of the network, as saved; metrics are called ``fd_<name>``.
         model: the network; its last layer is called ``head``, as in all of ``models``.
-        path: a file of ``opsin export``; a relative one is below the root of this project,
-            wherever it is run from.
+        path: a file of ``opsin export``; a relative one as that of ``Weights``.
         sha256: of the file, so that a run records which weights evaluated it; None takes any.
         batch: images in one call of the network.
     """
@@ -96,10 +95,9 @@ class Extractor:
         """
         weights = Weights(self.path, self.sha256)
         _, described = weights.read()
-        if described["network"] != self.name:
+        if (network := described.get("network")) != self.name:
             raise WeightsError(
-                f"{self.path} holds {described['network']!r}, not {self.name!r}: give its path and "
-                "model"
+                f"{self.path} holds {network!r}, not {self.name!r}: give its path and model"
             )
         seen = weights.preprocessing(described)
         image, (mean, std) = seen.image, seen.scale()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from opsin.train.durations import DurationError, in_steps
 from opsin.train.methods import adamw
 from opsin.train.paths import flatten, unflatten
 from opsin.train.schedules import Schedule, cosine
+from opsin.train.settings import SettingError
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,10 @@ class Optimizer:
 
         Raises:
             DurationError: the warm-up is longer than the run.
+            SettingError: the schedule or the method does not take what it is called with.
         """
+        _check_called("optimizer.schedule", self.schedule, "peak, steps, warmup")
+        _check_called("optimizer.method", self.method, "learning_rate, weight_decay, mask")
         warmup = in_steps(self.warmup, steps_per_epoch)
         if warmup > steps > 0:
             raise DurationError(
@@ -80,6 +85,16 @@ class Optimizer:
             for path in flatten(params)
         }
         return unflatten(mask)
+
+
+def _check_called(field: str, function: Callable[..., Any], arguments: str) -> None:
+    try:
+        inspect.signature(function).bind(*arguments.split(", "))
+    except TypeError as error:
+        raise SettingError(
+            f"{field} is called with ({arguments}), and the function that is given does not take "
+            f"that: {error}"
+        ) from error
 
 
 def scale_by_path(

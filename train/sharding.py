@@ -110,7 +110,7 @@ def _mesh_shape(parallel: Parallel, devices: int) -> tuple[int, ...]:
         raise DeviceError(
             f"parallel asks for {asked} = {taken} devices, there are {devices}: lower "
             "parallel.data, parallel.fsdp or parallel.tensor, or take more (--devices N fakes N on "
-            "the CPU"
+            "the CPU)"
         )
     return tuple(devices // taken if size == -1 else size for size in sizes.values())
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ from safetensors.numpy import save
 from opsin.data.files import replace_bytes
 from opsin.errors import UserError
 from opsin.train.paths import flatten, unflatten
+from opsin.train.preprocessing import Preprocessing
 from opsin.train.state import State
 
 HEADER = "extractor"
 ROOT = Path(__file__).parent.parent
+AGAIN = "make it of a finished run with `opsin export RUN"
 
 
 class WeightsError(UserError):
@@ -66,41 +68,20 @@ def fingerprint(variables: PyTree) -> str:
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """How an image in [0, 1] reaches a network: ``(image - mean) / std``, then onto ``range``.
-
-    Attributes:
-        mean: of each channel, or one for all.
-        std: of each channel, or one for all.
-        image: height, width and channels.
-        range: what 0 and 1 become in the last step: (-1, 1) where a task maps its images there.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    image: tuple[int, ...]
-    range: tuple[float, float] = (0.0, 1.0)
-
-    def scale(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """The mean and the std that do the same in one step."""
-        low, high = self.range
-        std = np.divide(self.std, high - low)
-        return tuple(np.subtract(self.mean, low * std).tolist()), tuple(std.tolist())
-
-
-@dataclass(frozen=True)
 class Weights:
     """A file of ``save_weights``, or a part of it, that a network begins with.
 
     Attributes:
-        path: a relative one is below the root of this project, wherever it is run from.
-        sha256: of the file, so that a run records its initial weights; None takes any.
+        path: a relative one begins in the working directory, or else, for the files in
+            ``results/extractors``, at the root of this project.
+        sha256: of the file, which identifies it, wherever it lies; None takes any file, and the run
+            records the sha256 that it has when it begins.
         part: what is taken of the file: a path of modules, such as ``"backbone"`` or
             ``"generator"``; ``""`` is all of it, with its head.
         into: the path in the network that it is for; None is ``part``.
     """
 
-    path: str
+    path: str = field(metadata={"known_by": "sha256"})
     sha256: str | None = None
     part: str = ""
     into: str | None = None
@@ -109,6 +90,14 @@ class Weights:
     def target(self) -> str:
         """The path in the network."""
         return self.part if self.into is None else self.into
+
+    def known(self) -> Weights:
+        """The same with the sha256 of the file, if it had none.
+
+        Raises:
+            WeightsError: if the file is missing or cannot be read.
+        """
+        return self if self.sha256 else replace(self, sha256=_digest(self._file()))
 
     def load(self, init: Callable[..., PyTree], *arguments: Any) -> PyTree:
         """All variables of the file, if they have the names, shapes and types of ``init``'s.
@@ -196,16 +185,14 @@ class Weights:
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, dict[str, Any]]]:
         """The open file, once it is known to be the right one, and its header."""
-        path = ROOT / self.path
-        again = f"make it of a finished run with `opsin export RUN {path}`"
-        if not path.is_file():
-            raise WeightsError(f"there is no {path}: {again}")
+        path = self._file()
+        again = f"{AGAIN} {path}`"
+        if self.sha256 is not None:
+            self._check_digest(path)
         try:
-            if self.sha256 is not None:
-                self._check_digest(path)
             with safe_open(path, framework="numpy") as file:
-                described = json.loads((file.metadata() or {}).get(HEADER, "null"))
-                if described is None:
+                described = _header(file)
+                if not described:
                     raise WeightsError(f"{path} does not say what network it holds: {again}")
                 yield file, described
         except OSError as error:
@@ -215,9 +202,16 @@ class Weights:
                 f"{path} is damaged, or no safetensors file ({error}): {again}"
             ) from error
 
+    def _file(self) -> Path:
+        """Where the file is: seen from the working directory, or else from the root of opsin."""
+        here = Path(self.path).absolute()
+        for path in (here, ROOT / self.path):
+            if path.is_file():
+                return path
+        raise WeightsError(f"there is no {here}: {AGAIN} {here}`")
+
     def _check_digest(self, path: Path) -> None:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = _digest(path)
         if found != self.sha256:
             raise WeightsError(
                 f"{path} has sha256 {found}, not {self.sha256}: these are other weights, and "
@@ -259,14 +253,14 @@ class Weights:
         Raises:
             WeightsError: if the header does not say the mean, the std or the size of images.
         """
-        try:
-            mean, std, image = (tuple(described[name]) for name in ("mean", "std", "image"))
-        except KeyError as error:
-            raise WeightsError(
-                f"{self.path} does not say the {error.args[0]} of its images: make it again with "
-                "`opsin export`"
-            ) from error
-        return Preprocessing(mean, std, image, tuple(described.get("range", range)))
+        said, lengths = {"range": range, **described}, {"image": 3, "range": 2}
+        for name in ("mean", "std", "image", "range"):
+            if not _are_numbers(said.get(name), lengths.get(name)):
+                raise WeightsError(
+                    f"{self.path} does not say the {name} of its images: make it again with "
+                    "`opsin export`"
+                )
+        return Preprocessing(*(tuple(said[x]) for x in ("mean", "std", "image", "range")))
 
     def _check_scale(self, theirs: Preprocessing, run: Preprocessing) -> None:
         """Raises WeightsError if images come on another scale than the network was trained on."""
@@ -310,6 +304,27 @@ def start_from(
     for one in chosen:
         state = one.replace_in(state, run)
     return state
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _header(file: Any) -> dict[str, Any]:
+    """The header of a file, empty if there is none that can be read."""
+    with suppress(ValueError):
+        header = json.loads((file.metadata() or {}).get(HEADER, "null"))
+        return header if isinstance(header, dict) else {}
+    return {}
+
+
+def _are_numbers(values: Any, count: int | None) -> bool:
+    listed = isinstance(values, list | tuple) and len(values) == (count or len(values))
+    return listed and all(isinstance(value, int | float) for value in values)
 
 
 def _below(path: str, part: str) -> bool:

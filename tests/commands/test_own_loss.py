@@ -56,12 +56,36 @@ def test_a_run_by_an_own_loss_goes_on_and_is_asked_from_elsewhere(
     monkeypatch.chdir(away)
     Image.fromarray(np.full((6, 6, 3), 90, np.uint8)).save(away / "image.png")
     forget()
-    asked = opsin("predict", str(run), "image.png")
+    refused = opsin("predict", str(run), "image.png")
+    assert refused.code == 2
+    assert f"{file}:doubled (in {file}) is no code of opsin" in refused.complaint()
+    assert "say --trust" in refused.complaint()
+    asked = opsin("predict", str(run), "image.png", "--trust")
     assert (asked.code, asked.err) == (0, "")
     assert asked.out.strip().startswith("image.png")
 
     file.unlink()
     forget()
-    gone = opsin("predict", str(run), "image.png")
+    gone = opsin("predict", str(run), "image.png", "--trust")
     assert gone.code == 2
     assert f"{file} is not there any more: put it back" in gone.complaint()
+
+
+def test_a_file_may_move_and_another_of_its_name_is_told(opsin: Callable, file: Path):
+    assert opsin(*RUN).code == 0
+    forget()
+    moved = file.parent / "moved" / file.name
+    moved.parent.mkdir()
+    file.rename(moved)
+    again = (*RUN[:-1], f"task.loss_function=./moved/{file.name}:doubled")
+    assert "already trained, so only read" in opsin(*again).out
+
+    forget()
+    file.write_text(LOSS.replace("2.0", "2.0 + 0.0"))
+    told = opsin(*again)
+    assert told.code == 2
+    assert f"{moved} and {file} have the same name and differ: rename one" in told.complaint()
+    assert "rm -r" not in told.err
+    forget()
+    file.unlink()
+    assert opsin(*again).code == 0

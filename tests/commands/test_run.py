@@ -36,6 +36,19 @@ def test_it_trains_and_names_its_directory_last(opsin, trained, monkeypatch):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("content", ["[{", "[3]", '{"commit": null}', ""])
+def test_starts_that_cannot_be_read_are_one_line(opsin, trained, content):
+    (trained / "env.json").write_text(content)
+    told = opsin("run", "tiny")
+    assert told.code == 2
+    assert f"{trained}/env.json is damaged: put it back, or mv it away" in told.complaint()
+    (trained / "DONE").unlink()
+    assert "is damaged" in opsin("run", "tiny", "--quiet").complaint()
+    (trained / "DONE").touch()
+    (trained / "env.json").unlink()
+    assert opsin("run", "tiny").code == 0
+
+
 def test_a_new_run_says_what_it_found(opsin, untrained):
     done = opsin("run", "tiny", "--quiet")
     directory = directory_of("tiny", tiny.config(), Path("runs"))

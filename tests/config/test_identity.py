@@ -180,6 +180,7 @@ def moved(tmp_path, monkeypatch):
     """A tree of objects in ``old_room``, the config of then, and the tree after the move."""
     monkeypatch.setattr(names, "HOUSE", tmp_path)
     monkeypatch.setattr(names, "OWN", "")
+    monkeypatch.setattr(names, "HELD", ("room_of_identity.",))
     monkeypatch.syspath_prepend(tmp_path)
     for room in ("room_of_identity", "room_of_identity/deep"):
         (tmp_path / room).mkdir()
@@ -224,7 +225,8 @@ def test_a_config_of_then_is_rebuilt_after_the_move(moved):
     assert rebuild(older) == type(tree["one"])()
     assert rebuild("tfds:Moving") == "tfds:Moving"  # of no room
     (names.HOUSE / "room_of_identity" / "third.py").write_text(HOME)  # which of the two?
-    assert rebuild("room_of_identity.first:Moving") == "room_of_identity.first:Moving"
+    with pytest.raises(ConfigError, match=r"^room_of_identity\.first:Moving is not there any more"):
+        rebuild("room_of_identity.first:Moving")
 
 
 # Options.

@@ -89,3 +89,13 @@ def test_two_files_of_one_name_are_told(folder):
     assert load(Path("one/twin.py"), "loss") == 1
     with pytest.raises(ConfigError, match=r"one/twin\.py and .*two/twin\.py have the same name"):
         load(Path("two/twin.py"), "loss")
+    (folder / "two" / "twin.py").write_text("loss = 1")  # the same one, copied
+    assert load(Path("two/twin.py"), "loss") == 1
+
+
+def test_a_file_that_has_moved_is_known_by_its_name(folder):
+    (folder / "moving.py").write_text("loss = 5")
+    assert load(Path("moving.py"), "loss") == 5
+    assert load(Path("/where/it/was/moving.py"), "loss") == 5
+    with pytest.raises(ConfigError, match="is not there: write"):
+        load(Path("typed/moving.py"), "loss")

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from opsin.config import catalogue
 from opsin.config.identity import identity
 from opsin.config.table import Arm
-from opsin.config.tree import override, parse, parse_all, paths, rebuild, resolve
+from opsin.config.tree import override, parse, parse_all, paths, rebuild, resolve, texts
 from opsin.data.geometry import random_crop, random_flip
 from opsin.errors import ConfigError
 from opsin.losses.classification import cross_entropy_loss, focal_loss
@@ -604,12 +604,88 @@ def test_a_rebuilt_function_computes_the_same():
 @pytest.mark.parametrize(
     ("resolved", "message"),
     [
-        ({"type": "train.experiment:Daata"}, "has no 'Daata'"),
+        ({"type": "train.experiment:Daata"}, "train.experiment:Daata is not there any more"),
         ({"type": "train.experiment:Data", "bach": 3}, "train.experiment:Data: .*bach"),
-        ({"type": "os:getcwd"}, "os:getcwd is no dataclass"),
-        ({"call": "losses.classification:no_loss", "gamma": 2.0}, "has no 'no_loss'"),
+        ({"type": "losses.classification:focal_loss"}, "focal_loss is no dataclass"),
+        ({"call": "losses.classification:no_loss", "gamma": 2.0}, "no_loss is not there any more"),
+        ({"call": "nowhere.module:f", "x": 1}, "^nowhere.module:f is not there any more"),
+        ({"call": "nowhere:f", "x": 1}, "^nowhere:f is no function of this code"),
+        ({"call": 3}, "^3 is no function of this code"),
+        ("nowhere.module:f", "^nowhere.module:f is not there any more"),
+        ("losses.classification:no_loss", "no_loss is not there any more"),
+        ({"type": "train.optim:Optimizer", "schedule": "nowhere:f"}, "schedule takes a function"),
+        ({"type": "train.experiment:Data", "batch": "many"}, "Data: batch takes int, not 'many'"),
     ],
 )
 def test_what_is_not_there_any_more_is_named(resolved, message):
     with pytest.raises(ConfigError, match=message):
         rebuild(resolved)
+
+
+# What the config of a stranger may name.
+
+EVIL = """
+from pathlib import Path
+Path({marker!r}).touch()
+
+def f(*values, **options): ...
+"""
+
+
+@pytest.fixture
+def evil(tmp_path, monkeypatch):
+    """A folder with a file that leaves a marker when it is executed, and is a module too."""
+    marker = tmp_path / "executed"
+    (tmp_path / "evil_of_a_test.py").write_text(EVIL.format(marker=str(marker)))
+    (tmp_path / "losses").mkdir()
+    (tmp_path / "losses" / "__init__.py").touch()
+    (tmp_path / "losses" / "evil.py").write_text(EVIL.format(marker=str(marker)))
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    assert not marker.exists()
+    for name in ("evil_of_a_test", "own_files_evil_of_a_test", "losses", "losses.evil"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "complaint"),
+    [
+        ("optimizer.schedule", "{folder}/evil_of_a_test.py:f", "executed only if you name it"),
+        ("optimizer.schedule", "evil_of_a_test:f", "evil_of_a_test.py.* executed only if you name"),
+        ("optimizer.schedule", {"call": "timeit:timeit", "args": ["1"]}, "timeit.* say --trust"),
+        ("optimizer.schedule", "losses.evil:f", "not there any more"),  # of the working directory
+        ("optimizer.schedule", "config.names:named", "not there any more"),
+        ("optimizer.schedule", "data.files:replace_text", "nothing that a config holds"),
+        ("optimizer.schedule", "data.files:Path", "nothing that a config holds"),
+        ("optimizer.schedule", "data.pipeline:partial", "nothing that a config holds"),
+        ("optimizer.schedule", "jax.numpy:load", "numpy.* say --trust"),
+        ("data.source", "os:system", "os:system .* say --trust"),
+        ("data.source", "__main__:f", "say --trust"),
+    ],
+)
+def test_what_a_stranger_names_is_not_executed(experiment, evil, path, value, complaint):
+    config = resolve(experiment)
+    owner, field = path.split(".")
+    config[owner][field] = value.format(folder=evil) if isinstance(value, str) else value
+    with pytest.raises(ConfigError, match=complaint) as told:
+        rebuild(config)
+    assert "\n" not in str(told.value)
+
+
+def test_text_and_numbers_are_not_looked_up(experiment, evil):
+    config = resolve(experiment)
+    config["data"]["train_split"] = f"{evil}/evil_of_a_test.py:f"
+    assert rebuild(config).data.train_split == f"{evil}/evil_of_a_test.py:f"
+    config["seed"] = f"{evil}/evil_of_a_test.py:f"
+    with pytest.raises(ConfigError, match=r"Experiment: seed takes int, not '.*evil_of_a_test.py"):
+        rebuild(config)
+
+
+def test_what_is_trusted_is_executed(tmp_path):
+    (tmp_path / "trusted_of_a_test.py").write_text("def f(x): return x + 1")
+    name = f"{tmp_path}/trusted_of_a_test.py:f"
+    with pytest.raises(ConfigError, match="say --trust"):
+        rebuild({"a": name})
+    assert rebuild({"a": name}, trusted=texts({"b": [{"c": name}]}))["a"](2) == 3
+    assert rebuild({"a": name})["a"](3) == 4  # this process has read it by now
+    del sys.modules["own_files_trusted_of_a_test"]

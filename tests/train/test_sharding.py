@@ -251,8 +251,9 @@ def test_activations_stay_with_their_images():
     ],
 )
 def test_impossible_meshes_name_the_field(parallel: Parallel, text: str):
-    with pytest.raises(DeviceError, match=text):
+    with pytest.raises(DeviceError, match=text) as told:
         make_mesh(parallel, jax.devices())
+    assert str(told.value).count("(") == str(told.value).count(")")
 
 
 def grid(shape: tuple[int, int, int], processes: int) -> Any:

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
+from opsin.config.sweep import identities, pinned
 from opsin.config.tree import override, resolve
+from opsin.experiments.extractors import LENET
 from opsin.models.classification.resnet import BasicBlock, ResNet
 from opsin.models.segmentation.fcn import FCN
 from opsin.train import methods
@@ -22,13 +24,13 @@ from opsin.train.experiment import Data, Experiment
 from opsin.train.loop import fit
 from opsin.train.optim import Optimizer
 from opsin.train.paths import flatten, unflatten
+from opsin.train.preprocessing import Preprocessing
 from opsin.train.sharding import Parallel, make_mesh, replicated
 from opsin.train.state import State
 from opsin.train.tasks.classify import Classify
 from opsin.train.tasks.diffuse import Diffuse
 from opsin.train.weights import (
     HEADER,
-    Preprocessing,
     Weights,
     WeightsError,
     fingerprint,
@@ -347,3 +349,62 @@ def test_scalars_have_their_place_too(tmp_path):
     random = state_of(unflatten({"params/a/scale": np.zeros((), np.float32)}))
     state = start_from(Weights(str(tmp_path / "f")), random, IMAGES)
     assert float(state.params["a"]["scale"]) == 3
+
+
+# Which file it is, and where.
+
+
+def test_a_file_is_known_by_its_sha256_wherever_it_lies(whole, tmp_path):
+    """Without one it is that of the file when the run begins: other bytes are another run."""
+    elsewhere = tmp_path / "x.safetensors"
+    elsewhere.write_bytes(Path(whole.path).read_bytes())
+    unnamed = Weights(str(elsewhere))
+    start = partial(replace, make_tiny())
+
+    def of(weights):
+        return identities(start(weights=weights))[0]
+
+    assert unnamed.known() == replace(whole, path=str(elsewhere))
+    assert of(unnamed) == of(whole) == of((whole, unnamed)[1]) != of(None)
+    assert of((whole, unnamed)) == of((unnamed, whole))
+    assert of(replace(whole, part="backbone")) != of(whole)
+    assert pinned(start(weights=(unnamed, whole))).weights[0].sha256 == whole.sha256
+    before = of(unnamed)
+    elsewhere.write_bytes(elsewhere.read_bytes()[:-4] + bytes(4))
+    assert of(unnamed) != before
+    elsewhere.unlink()
+    with pytest.raises(WeightsError, match="there is no"):
+        of(unnamed)
+    assert of(replace(whole, path=str(elsewhere))) == of(whole)  # its bytes are known
+
+
+def test_a_relative_path_begins_here_or_else_at_the_root_of_opsin(whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.safetensors").write_bytes(Path(whole.path).read_bytes())
+    assert Weights("mine.safetensors").known().sha256 == whole.sha256
+    assert LENET.path == "results/extractors/lenet.safetensors"
+    assert Weights(LENET.path).known().sha256 == LENET.sha256
+    Path("results/extractors").mkdir(parents=True)
+    Path("mine.safetensors").rename(LENET.path)
+    assert Weights(LENET.path).known().sha256 == whole.sha256
+    with pytest.raises(WeightsError, match=f"there is no {tmp_path}/gone.*export RUN {tmp_path}/g"):
+        Weights("gone.safetensors").read()
+
+
+@pytest.mark.parametrize(
+    ("header", "complaint"),
+    [
+        ("not json", "does not say what network it holds"),
+        ("[1", "does not say what network it holds"),
+        ("[1]", "does not say what network it holds"),
+        (json.dumps(SCALE | {"mean": 0.5}), "does not say the mean of its images"),
+        (json.dumps(SCALE | {"std": ["a"]}), "does not say the std of its images"),
+        (json.dumps(SCALE | {"range": [1]}), "does not say the range of its images"),
+    ],
+)
+def test_a_damaged_header_is_one_line(variables, tmp_path, header, complaint):
+    path = tmp_path / "f.safetensors"
+    path.write_bytes(save(flatten(variables), metadata={HEADER: header}))
+    with pytest.raises(WeightsError, match=complaint) as caught:
+        start_from(Weights(str(path)), state_of(variables), IMAGES)
+    one_line(caught)
