@@ -99,7 +99,8 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
     Raises:
         ProcessError: processes were started differently, or do not see the same directory.
         RunError: the directory cannot be written, another run is live in it, or it holds a finished
-            run that is to be profiled, or had other defaults.
+            run that is to be profiled, had other defaults, or is to be measured without a
+            checkpoint.
         Exception: whatever training raises; it is also written to ``FAILED``.
     """
     directory = directory_of(name, experiment, options.workdir)
@@ -126,6 +127,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
             todo = tuple(x for x in todo if not of_first(_is_measured(directory, x)))
             if not todo:
                 return _finished(directory, experiment, trained_before=True)
+            _check_saved(directory)
         if writes:
             (directory / "FAILED").unlink(missing_ok=True)
         if writes and not trained:
@@ -217,6 +219,16 @@ def _check_trained(directory: Path, experiment: Experiment, *, say: bool) -> Non
     note = other_code(read_starts(directory / "env.json"), environment()) if say else None
     if note:
         print(note, file=sys.stderr)
+
+
+def _check_saved(directory: Path) -> None:
+    """Raises RunError if a finished run has no checkpoint of its last step to be measured."""
+    steps = int(read_summary(directory / "summary.json")["steps"])
+    if saved_step(directory / "checkpoints") != steps:
+        raise RunError(
+            f"{directory} is trained, and its checkpoint of step {steps} is gone, so nothing more "
+            f"can be measured: rm -r {directory} to train it again"
+        )
 
 
 def _record_start(directory: Path, *, say: bool) -> None:

@@ -1,6 +1,7 @@
 """A run is measured at its end, again and in other ways; whatever is asked, nothing trains."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,6 +144,21 @@ def test_a_finished_run_makes_the_measurements_that_it_lacks(trained, untrainabl
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("opsin.commands.runs.fit", None)  # calling it would raise
         assert ended(tiny(), workdir).metrics == trained.metrics
+
+
+@pytest.mark.parametrize("left", [None, "2"])
+def test_a_finished_run_without_its_checkpoint_is_not_trained_again(trained, tmp_path, left):
+    run = tmp_path / "tiny" / trained.directory.name
+    shutil.copytree(trained.directory, run)
+    shutil.rmtree(run / "checkpoints")
+    if left is not None:
+        shutil.copytree(trained.directory / "checkpoints" / "6", run / "checkpoints" / left)
+    before = {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file()}
+    with pytest.raises(RunError, match=r"checkpoint of step 6 is gone.*rm -r") as caught:
+        ended(tiny(measurements=(Norm(power=4),)), tmp_path)
+    assert "\n" not in str(caught.value)
+    assert {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file()} == before
+    assert ended(tiny(), tmp_path).metrics == trained.metrics  # what is there is read
 
 
 def test_numbers_of_an_earlier_step_are_not_those_of_the_end(trained):
