@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from opsin.commands.runs import Options, Outcome, RunError, directory_of, execute
+from opsin.commands.runs import Options, Outcome, RunError, directory_of, execute, this_code
 from opsin.config import catalogue
 from opsin.config.sweep import identities
 from opsin.config.table import Table
@@ -71,13 +71,24 @@ def drawn(name: str, results: Path, count: int, seed: int) -> list[Drawn]:
 def train(chosen: Drawn, options: Options) -> Outcome:
     """Trains and measures a row again. A run that fails by itself is finished too.
 
+    Each commit has directories of its own below the workdir: a finished run there is by this code.
+
     Raises:
-        RunError: as ``execute``.
+        RunError: as ``execute``; or there is a finished run, and it may be by other code.
     """
+    code = this_code()
+    known = code["commit"] is not None and not code["dirty"]
+    place = (code["commit"] or "unknown")[:12] + ("-dirty" if code["dirty"] else "")
+    options = replace(options, workdir=options.workdir / place)
+    directory = directory_of(chosen.name, chosen.experiment, options.workdir)
+    if not known and (directory / "DONE").exists():
+        raise RunError(
+            f"{directory} may be by other code than this, as nothing here names its changes: "
+            f"commit them, or rm -r {directory} to train it again"
+        )
     try:
         return execute(chosen.name, chosen.row.arm, chosen.experiment, options)
     except RunFailed:  # its directory says why
-        directory = directory_of(chosen.name, chosen.experiment, options.workdir)
         return Outcome(directory, finished=True)
 
 

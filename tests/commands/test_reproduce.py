@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from opsin.commands import runs
+from opsin.commands import reproducing, runs
 from opsin.config import catalogue
 from opsin.config.sweep import expand, identities
 from opsin.config.table import Table
@@ -64,7 +64,16 @@ def rows(monkeypatch, opsin) -> list[Row]:
 
 
 @pytest.fixture
-def trains(monkeypatch, rows) -> dict:
+def code(monkeypatch) -> dict:
+    """The commit of the code, which may be changed."""
+    now = {"commit": "a" * 40, "dirty": False}
+    monkeypatch.setattr(runs, "this_code", lambda: dict(now))
+    monkeypatch.setattr(reproducing, "this_code", lambda: dict(now))
+    return now
+
+
+@pytest.fixture
+def trains(monkeypatch, rows, code) -> dict:
     """What each run gives, which may be changed; nothing trains."""
     changes: dict = {}
 
@@ -151,15 +160,38 @@ def test_a_run_that_fails_is_not_reproduced(opsin, trains):
     assert now == {"test/accuracy": 0.0, "test/made": None, "parameters": None}
 
 
-def test_a_finished_run_is_only_read_and_those_of_the_user_are_not(opsin, trains, monkeypatch):
-    opsin("sweep", "tiny", "--quiet", "--seeds", str(SEEDS))
+def test_a_finished_run_of_this_commit_is_only_read(opsin, trains, monkeypatch, code):
+    opsin("sweep", "tiny", "--quiet", "--seeds", str(SEEDS))  # those of the user are not
     trains["parameters"] = 101.0
     assert opsin("reproduce", "tiny", "--quiet").code == 1
     before = lines()
-    assert Path("runs/reproduced/tiny", before[0]["id"], "DONE").exists()
+    assert Path("runs/reproduced", "a" * 12, "tiny", before[0]["id"], "DONE").exists()
     monkeypatch.setattr(runs, "fit", None)
     assert opsin("reproduce", "tiny", "--quiet").code == 1
     assert lines() == before
+
+
+def test_the_code_of_another_commit_trains_it_again(opsin, trains, code):
+    assert opsin("reproduce", "tiny", "--quiet").code == 0
+    code["commit"], trains["parameters"] = "b" * 40, 101.0
+    assert opsin("reproduce", "tiny", "--quiet").code == 1
+    (line,) = lines()
+    assert (line["commit"], line["metrics"]["parameters"]["now"]) == ("b" * 40, 101.0)
+
+
+@pytest.mark.parametrize("changed", [{"dirty": True}, {"commit": None, "dirty": None}])
+def test_a_finished_run_of_code_that_has_no_name_is_not_read(opsin, trains, code, changed):
+    code |= changed
+    trains["step"] = 1
+    assert opsin("reproduce", "tiny", "--quiet").code == 130
+    del trains["step"]
+    assert opsin("reproduce", "tiny", "--quiet").code == 0  # it resumes
+    trains["parameters"] = 101.0
+    again = opsin("reproduce", "tiny", "--quiet")
+    assert again.code == 2
+    assert "may be by other code than this" in again.complaint()
+    code |= {"commit": "a" * 40, "dirty": False}
+    assert opsin("reproduce", "tiny", "--quiet").code == 1
 
 
 def test_ctrl_c_stops_it_and_writes_nothing_of_that_row(opsin, trains):
