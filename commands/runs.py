@@ -101,7 +101,8 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
         RunError: the directory cannot be written, another run is live in it, or it holds a finished
             run that is to be profiled, had other defaults, or is to be measured without a
             checkpoint.
-        Exception: whatever training raises; it is also written to ``FAILED``.
+        Exception: whatever training raises; it is also written to ``FAILED``, unless it is a
+            UserError.
     """
     directory = directory_of(name, experiment, options.workdir)
     config, writes = resolve(experiment), is_first()
@@ -146,6 +147,8 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                     began=options.began,
                     profile=options.profile if writes else None,
                 )
+        except UserError:  # nothing of the run failed
+            raise
         except Exception as error:
             if writes:
                 with suppress(OSError):  # the disk may be full: that is what ``error`` says then

@@ -180,9 +180,9 @@ def _anywhere(rows: Sequence[Row], metric: str) -> bool:
 
 
 def _values(rows: Sequence[Row], report: Report, arm: str, metric: str) -> dict[int, float]:
-    """Seed -> value, over the runs that have one: those that are done, or count as failed."""
+    """Seed -> value, over the runs that have one: those that are done, or diverged."""
     counts = report.table.failed_as
-    values = {row.seed: counts.get(metric) for row in rows if row.arm == arm}
+    values = {row.seed: counts.get(metric) for row in rows if row.arm == arm and row.diverged()}
     values |= {row.seed: row.metrics.get(metric) for row in _done(rows) if row.arm == arm}
     return {seed: value for seed, value in values.items() if value is not None}
 

@@ -51,6 +51,10 @@ class Row:
     measurement: str | None = None
     commits: Sequence[str] | None = None
 
+    def diverged(self) -> bool:
+        """Whether it failed by numbers that are not finite, and not by a full disk or a bug."""
+        return (self.error or "").startswith("NonFiniteError")
+
 
 def collect(
     run_dir: Path,

@@ -14,6 +14,7 @@ from opsin.config import catalogue
 from opsin.config.sweep import expand, identities
 from opsin.config.table import Table
 from opsin.report.rows import Row, in_order, write_rows
+from opsin.train.checkpoint import SaveError
 from opsin.train.logging import NonFiniteError
 from opsin.train.loop import Result as Ended
 from tests.commands import tiny
@@ -158,6 +159,13 @@ def test_a_run_that_fails_is_not_reproduced(opsin, trains):
     assert line["error"] == "NonFiniteError: train/loss is nan at step 2"
     now = {name: x["now"] for name, x in line["metrics"].items()}
     assert now == {"test/accuracy": 0.0, "test/made": None, "parameters": None}
+
+
+def test_a_full_disk_says_nothing_about_a_row(opsin, trains):
+    trains["error"] = SaveError("cannot write to here")
+    ended = opsin("reproduce", "tiny", "--quiet")
+    assert (ended.code, ended.complaint()) == (1, "opsin: cannot write to here")
+    assert not (RESULTS / "reproduced.jsonl").exists()
 
 
 def test_a_finished_run_of_this_commit_is_only_read(opsin, trains, monkeypatch, code):
