@@ -134,6 +134,10 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
         if writes and not trained:
             _write_json(directory / "config.json", config)
             _record_start(directory, say=options.progress)
+
+        def keep(measured: Measured, step: int) -> None:
+            write_measured(directory, measured, step=step, commit=this_code()["commit"])
+
         try:
             with _stop_signal() as stopped:
                 result = fit(
@@ -146,6 +150,10 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                     progress=options.progress,
                     began=options.began,
                     profile=options.profile if writes else None,
+                    kept=lambda measurement, step: of_first(
+                        evaluations.read(directory, identity(measurement), step) is not None
+                    ),
+                    keep=keep if writes else lambda measured, step: None,
                 )
         except UserError:  # nothing of the run failed
             raise
@@ -157,11 +165,10 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
         came = stopped[0] if stopped else None
         if not (result.finished and writes):
             return Outcome(directory, result.finished, step=result.step, signal=came)
-        commit = this_code()["commit"]
-        for each in result.measured:
-            write_measured(directory, each, step=result.step, commit=commit)
-        if not trained:
-            write_summary(directory / "summary.json", result.metrics)
+        if not trained:  # the log has what was measured too, maybe before the last start
+            measured = evaluations.names(directory)
+            own = {name: x for name, x in result.metrics.items() if name not in measured}
+            write_summary(directory / "summary.json", own)
             replace_text(directory / "DONE", "")
         return _finished(directory, experiment, trained_before=trained, signal=came)
 

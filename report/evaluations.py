@@ -59,6 +59,15 @@ def write(
     return path
 
 
+def names(run: Path) -> set[str]:
+    """The names of all numbers that were measured of a run, those of ``SPLITS`` apart."""
+    found: set[str] = set()
+    for path in (run / "evaluations").glob("*.json"):
+        if path.stem != SPLITS:
+            found |= json.loads(path.read_text())["metrics"].keys()
+    return found
+
+
 def read(run: Path, name: str, step: int) -> dict[str, Any] | None:
     """A measurement of the weights of a step; None if there is none, or only of another step."""
     try:

@@ -25,7 +25,7 @@ from opsin.train.host.processes import Agreement, is_first
 from opsin.train.host.profiling import Profiler, Steps
 from opsin.train.host.startup import StartUp, record_speed
 from opsin.train.logging import Console, JsonLines, MetricsLog, Writer
-from opsin.train.measurements import check_measurements
+from opsin.train.measurements import Measured, Measurement, check_measurements
 from opsin.train.program import Program, build
 from opsin.train.sets import Sets, open_sets
 from opsin.train.sharding import make_mesh
@@ -44,6 +44,8 @@ def fit(
     progress: bool = True,
     began: float | None = None,
     profile: Steps | None = None,
+    kept: Callable[[Measurement, int], bool] = lambda measurement, step: False,
+    keep: Callable[[Measured, int], object] = lambda measured, step: None,
 ) -> Result:
     """Trains an experiment, or resumes it from its newest checkpoint.
 
@@ -62,6 +64,8 @@ def fit(
         progress: whether to show a bar.
         began: ``time.monotonic()`` of the command, if its start-up is to be measured as well.
         profile: steps to trace.
+        kept: whether a measurement of that step was kept before, and need not be made.
+        keep: called with each measurement as soon as it is made, and the step.
 
     Raises:
         DataError, DeviceError, DurationError, SettingError: the experiment asks for what cannot be.
@@ -76,7 +80,8 @@ def fit(
         )
         with run.checkpoints.named_in_errors():
             state, step = train(run, state)
-            return Result(False, step) if step < run.program.steps else conclude(run, state)
+            finished = step == run.program.steps
+            return conclude(run, state, kept, keep) if finished else Result(False, step)
 
 
 @dataclass(frozen=True)
@@ -248,20 +253,27 @@ def _description(sets: Sets, feed: Feed) -> dict[str, Any]:
     return feed.description() | {"class_names": names, "resized": resized}
 
 
-def conclude(run: Run, state: State) -> Result:
-    """Makes the measurements of the experiment, and sums the run up."""
+def conclude(
+    run: Run,
+    state: State,
+    kept: Callable[[Measurement, int], bool],
+    keep: Callable[[Measured, int], object],
+) -> Result:
+    """Makes the measurements of the experiment that are not kept, and sums the run up."""
     run.checkpoints.wait()
     seconds, steps = time.monotonic() - run.since, run.program.steps
     mesh, sets = run.program.mesh, run.sets.all
-    measured = measure_all(run.experiment, state, mesh, sets, run.console, run.stop)
+
+    def record(each: Measured) -> None:
+        keep(each, steps)
+        run.log.write(steps, each.metrics)
+
+    todo = [each for each in run.experiment.measurements if not kept(each, steps)]
+    measured = measure_all(todo, run.experiment, state, mesh, sets, run.console, run.stop, record)
     if measured is None:
         return Result(False, steps)
-    found = {name: value for each in measured for name, value in each.metrics.items()}
-    if found:
-        run.log.write(steps, found)
     if not is_first():
         return Result(True, steps)
     flops = {"model_flops_per_step": run.work.flops} if steps else {}
     final = summary(run.experiment.task, state, run.directory, flops | {"seconds": seconds})
-    own = {name: value for name, value in final.items() if name not in found}
-    return Result(True, steps, own, measured)
+    return Result(True, steps, final, measured)

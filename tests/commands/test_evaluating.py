@@ -63,6 +63,19 @@ class Norm:
 PROBE = Probe(neighbours=3, penalties=(1e-2,), validation=0.2)
 
 
+@dataclass(frozen=True)
+class Dies:
+    """A measurement that cannot be made, as long as ``hopeless`` says so."""
+
+    def __call__(self, *arguments: Any) -> dict[str, float]:
+        if hopeless:
+            raise RuntimeError("killed")
+        return {"test/alive": 1.0}
+
+
+hopeless: list[bool] = []
+
+
 def tiny(**changes: Any) -> Experiment:
     measured = {"parallel.data": 1, "measurements": (Norm(), PROBE)}
     return override(make_tiny(), measured | changes)
@@ -144,6 +157,37 @@ def test_a_finished_run_makes_the_measurements_that_it_lacks(trained, untrainabl
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("opsin.commands.runs.fit", None)  # calling it would raise
         assert ended(tiny(), workdir).metrics == trained.metrics
+
+
+def test_each_measurement_is_kept_when_it_is_made(tmp_path):
+    """What follows may die, and be another when the run resumes."""
+    hopeless.append(True)
+    one, two, three = Norm(power=1), Norm(power=2, seed=5), Norm(power=3)
+    dying = tiny(measurements=(one, two, Dies()), **{"loop.duration": "0 steps"})
+    with pytest.raises(RuntimeError, match="killed"):
+        ended(dying, tmp_path)
+    (run,) = (tmp_path / "tiny").iterdir()
+    made = {x: evaluations.path_of(run, identity(x)) for x in (one, two)}
+    times = {x: path.stat().st_mtime_ns for x, path in made.items()}
+    assert not (run / "DONE").exists()
+
+    hopeless.clear()
+    outcome = ended(replace(dying, measurements=(one, Dies())), tmp_path)
+    assert times == {x: path.stat().st_mtime_ns for x, path in made.items()}
+    found = evaluations.read(run, identity(one), 0)
+    assert found is not None
+    assert outcome.metrics["test_ema/norm"] == found["metrics"]["test_ema/norm"]
+    assert outcome.metrics["test_ema/alive"] == 1.0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary.keys() >= {"test/accuracy", "test_ema/nll", "seconds"}
+    # ``two`` was made and logged, and is no measurement of this run any more
+    assert not summary.keys() & {"test_ema/norm", "test_ema/alive"}
+    lines = read_lines(run / "metrics.jsonl")
+    assert [x["test_ema/norm"] for x in lines if "test_ema/norm" in x] == [
+        json.loads(made[x].read_text())["metrics"]["test_ema/norm"] for x in (one, two)
+    ]
+    only = tiny(measurements=(three,), **{"loop.duration": "0 steps"})
+    assert ended(only, tmp_path).metrics["test_ema/norm"] < found["metrics"]["test_ema/norm"]
 
 
 @pytest.mark.parametrize("left", [None, "2"])
