@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from opsin.commands.runs import Options, Outcome, RunError, directory_of, execute, this_code
+from opsin.commands.provenance import this_code
+from opsin.commands.runs import Options, Outcome, RunError, directory_of, execute
 from opsin.config import catalogue
 from opsin.config.sweep import identities
 from opsin.config.table import Table

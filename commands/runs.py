@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
-import os
-import platform
-import shlex
 import signal
-import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -20,8 +16,9 @@ from typing import Any
 import jax
 from filelock import FileLock, Timeout
 
+from opsin.commands.provenance import environment, this_code
 from opsin.config.identity import essence, essence_of_resolved, identity
-from opsin.config.tree import resolve
+from opsin.config.tree import rebuild, resolve
 from opsin.data.files import replace_text
 from opsin.errors import UserError
 from opsin.report import evaluations
@@ -34,8 +31,6 @@ from opsin.train.logging import JsonLines, TensorBoard, WeightsAndBiases, Writer
 from opsin.train.loop import fit
 from opsin.train.measurements import Measured, Measurement
 from opsin.train.paths import json_leaves
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
 
 
 class RunError(UserError):
@@ -93,8 +88,8 @@ def directory_of(name: str, experiment: Experiment, workdir: Path) -> Path:
 def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Outcome:
     """Runs an experiment to its end, or resumes it; a finished one is only read.
 
-    Measurements that a finished run lacks are made, without training. Several processes call it
-    alike; the first of them writes.
+    A finished run is measured without training, where it lacks measurements, or its splits were
+    evaluated in another way. Several processes call it alike; the first of them writes.
 
     Raises:
         ProcessError: processes were started differently, or do not see the same directory.
@@ -117,7 +112,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                 f"process {jax.process_index()} does not see {directory}, which process 0 has "
                 "made: choose a --workdir on a disk that all processes share"
             )
-        todo = experiment.measurements
+        todo, again, since = experiment.measurements, False, time.monotonic()
         if trained:
             if options.profile:
                 raise RunError(
@@ -126,7 +121,8 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                 )
             _check_trained(directory, experiment, say=options.progress and writes)
             todo = tuple(x for x in todo if not of_first(_is_measured(directory, x)))
-            if not todo:
+            again = not of_first(_is_evaluated(directory, experiment))
+            if not (todo or again):
                 return _finished(directory, experiment, trained_before=True)
             _check_saved(directory)
         if writes:
@@ -136,7 +132,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
             _record_start(directory, say=options.progress)
 
         def keep(measured: Measured, step: int) -> None:
-            write_measured(directory, measured, step=step, commit=this_code()["commit"])
+            write_measured(directory, measured, step)
 
         try:
             with _stop_signal() as stopped:
@@ -154,6 +150,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                         evaluations.read(directory, identity(measurement), step) is not None
                     ),
                     keep=keep if writes else lambda measured, step: None,
+                    again=again,
                 )
         except UserError:  # nothing of the run failed
             raise
@@ -165,15 +162,19 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
         came = stopped[0] if stopped else None
         if not (result.finished and writes):
             return Outcome(directory, result.finished, step=result.step, signal=came)
-        if not trained:  # the log has what was measured too, maybe before the last start
-            measured = evaluations.names(directory)
-            own = {name: x for name, x in result.metrics.items() if name not in measured}
+        # The log has what was measured too, maybe before the last start.
+        measured = evaluations.names(directory)
+        own = {name: x for name, x in result.metrics.items() if name not in measured}
+        if again:
+            found = {name: x for name, x in own.items() if "/" in name}
+            write_splits(directory, experiment, found, result.step, time.monotonic() - since)
+        if not trained:
             write_summary(directory / "summary.json", own)
             replace_text(directory / "DONE", "")
         return _finished(directory, experiment, trained_before=trained, signal=came)
 
 
-def write_measured(directory: Path, found: Measured, *, step: int, commit: str | None) -> Path:
+def write_measured(directory: Path, found: Measured, step: int) -> Path:
     """Writes what a measurement found into ``evaluations/``, under the id of the measurement."""
     return evaluations.write(
         directory,
@@ -182,7 +183,22 @@ def write_measured(directory: Path, found: Measured, *, step: int, commit: str |
         step=step,
         metrics=found.metrics,
         seconds=found.seconds,
-        commit=commit,
+        commit=this_code()["commit"],
+    )
+
+
+def write_splits(
+    directory: Path, experiment: Experiment, metrics: Mapping[str, float], step: int, seconds: float
+) -> Path:
+    """Writes the metrics of all splits into ``evaluations/``, with how they were evaluated."""
+    return evaluations.write(
+        directory,
+        evaluations.SPLITS,
+        measurement=_evaluation(resolve(experiment)),
+        step=step,
+        metrics=metrics,
+        seconds=seconds,
+        commit=this_code()["commit"],
     )
 
 
@@ -191,6 +207,7 @@ def state_of(directory: Path, experiment: Experiment) -> str:
     if not (directory / "DONE").exists():
         return "FAILED" if (directory / "FAILED").exists() else "to do"
     measured = all(_is_measured(directory, x) for x in experiment.measurements)
+    measured = measured and _is_evaluated(directory, experiment)
     return "DONE" if measured else "to measure"
 
 
@@ -200,13 +217,29 @@ def _is_measured(directory: Path, measurement: Measurement) -> bool:
     return evaluations.read(directory, identity(measurement), steps) is not None
 
 
+def _evaluation(config: Any) -> dict[str, Any]:
+    """Of a resolved experiment, what says how its splits are evaluated, among what trains it."""
+    paths = ("task.", "data.eval_splits")
+    return {name: x for name, x in json_leaves(config).items() if name.startswith(paths)}
+
+
+def _is_evaluated(directory: Path, experiment: Experiment) -> bool:
+    """Whether the splits of a finished run were evaluated as its experiment says now."""
+    steps = read_summary(directory / "summary.json")["steps"]
+    again = evaluations.read(directory, evaluations.SPLITS, steps)
+    there = again["measurement"] if again else None
+    if there is None:
+        there = _evaluation(resolve(rebuild(json.loads((directory / "config.json").read_text()))))
+    return there == _evaluation(resolve(experiment))
+
+
 def _finished(
     directory: Path, experiment: Experiment, *, trained_before: bool, signal: int | None = None
 ) -> Outcome:
     metrics = read_summary(directory / "summary.json")
     steps = int(metrics["steps"])
-    for measurement in experiment.measurements:
-        found = evaluations.read(directory, identity(measurement), steps)
+    for name in (evaluations.SPLITS, *map(identity, experiment.measurements)):
+        found = evaluations.read(directory, name, steps)
         metrics |= found["metrics"] if found else {}
     return Outcome(directory, True, metrics, steps, trained_before, signal)
 
@@ -273,62 +306,6 @@ def read_summary(path: Path) -> dict[str, Any]:
     """``summary.json`` as it was measured: null is a number that was not finite."""
     content = json.loads(path.read_text())
     return {name: math.nan if value is None else value for name, value in content.items()}
-
-
-def environment() -> dict[str, Any]:
-    """Where and with what this runs: commit, versions, devices, hardware."""
-    return {
-        **this_code(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
-        "processes": jax.process_count(),
-        "hardware": f"{_processor()}, {os.cpu_count()} cores",
-        "command": shlex.join([_program(), *sys.argv[1:]]),
-    }
-
-
-def _program() -> str:
-    name = Path(sys.argv[0]).name
-    return "opsin" if name == "__main__.py" else name  # python -m opsin
-
-
-def this_code() -> dict[str, Any]:
-    """See ``code_of``, of the code that runs."""
-    return code_of(Path(__file__).parents[1])
-
-
-def code_of(house: Path) -> dict[str, Any]:
-    """The commit of the code in a folder, and whether it was changed since: both may be unknown.
-
-    An installed copy may lie in a repository of its user, in which nobody committed it.
-    """
-    if _git(house, "ls-files", "--error-unmatch", "errors.py") is None:
-        return {"commit": None, "dirty": None}
-    but = ":(exclude)results/reproduced.*"  # no run reads what opsin reproduce writes
-    return {
-        "commit": _git(house, "rev-parse", "HEAD"),
-        "dirty": bool(_git(house, "status", "--porcelain", "--", but)),
-    }
-
-
-def _git(house: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(house), *arguments], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None  # no git, or no repository
-    return done.stdout.strip()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _writers(name: str, directory: Path, config: dict[str, Any], options: Options) -> list[Writer]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -62,8 +63,12 @@ class Reopened:
     described: dict[str, Any]
 
 
-def reopen(run: Path) -> Reopened:
+def reopen(run: Path, present: Callable[[Experiment], Experiment] = lambda x: x) -> Reopened:
     """Opens the newest checkpoint of a run's directory.
+
+    Args:
+        run: the directory.
+        present: from the experiment of its config to the same as it is to be evaluated.
 
     Raises:
         RunError: if this is no run, or this code cannot make its experiment.
@@ -77,7 +82,7 @@ def reopen(run: Path) -> Reopened:
             "`opsin run` prints last"
         ) from error
     try:
-        experiment = rebuild(saved)
+        experiment = present(rebuild(saved))
     except ConfigError as error:
         raise RunError(
             f"{run} was trained by other code: {error}; check out the commit in its env.json"

@@ -46,6 +46,7 @@ def fit(
     profile: Steps | None = None,
     kept: Callable[[Measurement, int], bool] = lambda measurement, step: False,
     keep: Callable[[Measured, int], object] = lambda measured, step: None,
+    again: bool = False,
 ) -> Result:
     """Trains an experiment, or resumes it from its newest checkpoint.
 
@@ -66,6 +67,7 @@ def fit(
         profile: steps to trace.
         kept: whether a measurement of that step was kept before, and need not be made.
         keep: called with each measurement as soon as it is made, and the step.
+        again: evaluate it, although it is trained already.
 
     Raises:
         DataError, DeviceError, DurationError, SettingError: the experiment asks for what cannot be.
@@ -79,6 +81,8 @@ def fit(
             experiment, directory, config, essence, stop, writers, progress, profile, clock, closing
         )
         with run.checkpoints.named_in_errors():
+            if again:
+                evaluate_sets(experiment, run.program, state, run.sets, directory, run.log)
             state, step = train(run, state)
             finished = step == run.program.steps
             return conclude(run, state, kept, keep) if finished else Result(False, step)

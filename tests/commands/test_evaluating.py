@@ -31,6 +31,7 @@ from opsin.config.tree import override, resolve
 from opsin.data.files import read_lines
 from opsin.errors import ConfigError
 from opsin.experiments.extractors import LENET
+from opsin.metrics.state import Mean
 from opsin.report import evaluations
 from opsin.report.rows import collect
 from opsin.train import loop
@@ -205,6 +206,38 @@ def test_a_finished_run_without_its_checkpoint_is_not_trained_again(trained, tmp
     assert ended(tiny(), tmp_path).metrics == trained.metrics  # what is there is read
 
 
+def counted(logits: jax.Array, labels: jax.Array, valid: jax.Array | None = None) -> Mean:
+    """A metric that is new."""
+    return Mean.from_values(jnp.full(len(labels), 7.0), valid)
+
+
+def test_a_finished_run_is_evaluated_as_its_experiment_says_now(trained, tmp_path, untrainable):
+    """A metric and a set are added without training, once; all else is as it was."""
+    run = tmp_path / "tiny" / trained.directory.name
+    shutil.copytree(trained.directory, run)
+    summary = (run / "summary.json").read_bytes()
+    changes = {
+        "task.more_metrics": (counted,),
+        "data.eval_splits": {"test": "test", "fit": "train"},
+    }
+    more = tiny(**changes)
+    assert state_of(run, more) == "to measure"
+    outcome = ended(more, tmp_path)
+    assert (outcome.directory, outcome.trained_before) == (run, True)
+    assert outcome.metrics["test/counted"] == outcome.metrics["fit_ema/counted"] == 7.0
+    assert outcome.metrics["fit/accuracy"] != outcome.metrics["test/accuracy"]
+    assert outcome.metrics.items() >= trained.metrics.items()
+    assert (run / "summary.json").read_bytes() == summary
+    assert state_of(run, more) == "DONE"
+    (row,) = collect(run.parent, ["a"], lambda arm, seed: (run.name, None))
+    assert row.metrics["fit/counted"] == 7.0
+    assert "test_ema/norm" not in row.metrics  # of no measurement that is asked for
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("opsin.commands.runs.fit", None)  # calling it would raise
+        assert ended(more, tmp_path).metrics == outcome.metrics
+        assert ended(replace(more, loop=replace(more.loop, previews=3)), tmp_path).trained_before
+
+
 def test_numbers_of_an_earlier_step_are_not_those_of_the_end(trained):
     found = evaluations.read(trained.directory, identity(Norm()), 6)
     assert found is not None
@@ -298,6 +331,19 @@ def test_by_default_a_run_is_measured_as_its_experiment_stands(opsin, untrainabl
     code, _, err = opsin("evaluate", "nowhere")
     assert (code, err.count("\n")) == (2, 1)
     assert "is no directory of a run" in err
+
+
+def test_by_default_the_splits_are_evaluated_as_its_recipe_says_now(opsin, untrainable):
+    assert opsin("run", "tiny", "--quiet", "measurements.0.power=1")[0] == 0
+    assert opsin("run", "tiny", "--quiet", "measurements.0.power=1", "data.batch=8")[0] == 0
+    module = catalogue.find("tiny")
+    base = override(module.config(), {"task.more_metrics": (counted,)})
+    module.config = lambda: base
+    own, other = sorted(Path("runs/tiny").iterdir(), key=lambda run: run.name != identity(base))
+    assert "test_ema/counted" in opsin("evaluate", str(own))[1]
+    assert "counted" not in opsin("evaluate", str(other))[1]  # of no recipe: as its config says
+    assert state_of(own, base) == "DONE"
+    assert "counted" in opsin("run", "tiny", "--quiet", "measurements.0.power=1")[1]
 
 
 def test_what_can_be_measured_is_found_by_name():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from opsin.commands import reproducing, runs
+from opsin.commands import provenance, runs
 from opsin.config import catalogue
 from opsin.config.sweep import expand, identities
 from opsin.config.table import Table
@@ -68,8 +68,7 @@ def rows(monkeypatch, opsin) -> list[Row]:
 def code(monkeypatch) -> dict:
     """The commit of the code, which may be changed."""
     now = {"commit": "a" * 40, "dirty": False}
-    monkeypatch.setattr(runs, "this_code", lambda: dict(now))
-    monkeypatch.setattr(reproducing, "this_code", lambda: dict(now))
+    monkeypatch.setattr(provenance, "code_of", lambda house: dict(now))
     return now
 
 
@@ -262,9 +261,9 @@ def test_what_it_writes_makes_no_code_dirty(tmp_path, monkeypatch):
     (tmp_path / "errors.py").write_text("")  # by which a copy of the house is known
     git("add", ".")
     git("commit", "-m", "one")
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "commands" / "runs.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "commands" / "provenance.py"))
     (tmp_path / "results" / "reproduced.jsonl").write_text("changed")
     (tmp_path / "results" / "reproduced.md").write_text("new")
-    assert runs.environment()["dirty"] is False
+    assert provenance.environment()["dirty"] is False
     (tmp_path / "results" / "focal.jsonl").write_text("new")
-    assert runs.environment()["dirty"] is True
+    assert provenance.environment()["dirty"] is True
