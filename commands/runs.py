@@ -68,7 +68,8 @@ class Outcome:
         metrics: the final numbers, of evaluation and of the measurements of the experiment; empty
             if it was stopped.
         step: steps taken.
-        trained_before: True if it was finished already, and is only read.
+        trained_before: True if it was finished already, so that nothing trained.
+        measured: True if it lacked numbers then, which were measured now.
         signal: the signal that came meanwhile, or None.
     """
 
@@ -77,6 +78,7 @@ class Outcome:
     metrics: dict[str, Any] = field(default_factory=dict)
     step: int = 0
     trained_before: bool = False
+    measured: bool = False
     signal: int | None = None
 
 
@@ -123,7 +125,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
             todo = tuple(x for x in todo if not of_first(_is_measured(directory, x)))
             again = not of_first(_is_evaluated(directory, experiment))
             if not (todo or again):
-                return _finished(directory, experiment, trained_before=True)
+                return replace(_finished(directory, experiment), trained_before=True)
             _check_saved(directory)
         if writes:
             (directory / "FAILED").unlink(missing_ok=True)
@@ -171,7 +173,8 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
         if not trained:
             write_summary(directory / "summary.json", own)
             replace_text(directory / "DONE", "")
-        return _finished(directory, experiment, trained_before=trained, signal=came)
+        done = _finished(directory, experiment)
+        return replace(done, trained_before=trained, measured=trained, signal=came)
 
 
 def write_measured(directory: Path, found: Measured, step: int) -> Path:
@@ -233,15 +236,13 @@ def _is_evaluated(directory: Path, experiment: Experiment) -> bool:
     return there == _evaluation(resolve(experiment))
 
 
-def _finished(
-    directory: Path, experiment: Experiment, *, trained_before: bool, signal: int | None = None
-) -> Outcome:
+def _finished(directory: Path, experiment: Experiment) -> Outcome:
     metrics = read_summary(directory / "summary.json")
     steps = int(metrics["steps"])
     for name in (evaluations.SPLITS, *map(identity, experiment.measurements)):
         found = evaluations.read(directory, name, steps)
         metrics |= found["metrics"] if found else {}
-    return Outcome(directory, True, metrics, steps, trained_before, signal)
+    return Outcome(directory, True, metrics, steps)
 
 
 def _check_trained(directory: Path, experiment: Experiment, *, say: bool) -> None:
@@ -308,13 +309,14 @@ def read_summary(path: Path) -> dict[str, Any]:
     return {name: math.nan if value is None else value for name, value in content.items()}
 
 
-def _writers(name: str, directory: Path, config: dict[str, Any], options: Options) -> list[Writer]:
-    writers: list[Writer] = []
+def _writers(
+    name: str, directory: Path, config: dict[str, Any], options: Options
+) -> Iterator[Writer]:
+    """More places for the metrics, each opened when it is asked for."""
     if options.tensorboard:
-        writers.append(TensorBoard(directory / "tensorboard"))
+        yield TensorBoard(directory / "tensorboard")
     if options.wandb:
-        writers.append(WeightsAndBiases(directory, f"{name}-{directory.name}", config))
-    return writers
+        yield WeightsAndBiases(directory, f"{name}-{directory.name}", config)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from opsin.train.host.accounting import Work, measured_work
 from opsin.train.host.processes import Agreement, is_first
 from opsin.train.host.profiling import Profiler, Steps
 from opsin.train.host.startup import StartUp, record_speed
-from opsin.train.logging import Console, JsonLines, MetricsLog, Writer
+from opsin.train.logging import Console, JsonLines, MetricsLog, Writer, open_writers
 from opsin.train.measurements import Measured, Measurement, check_measurements
 from opsin.train.program import Program, build
 from opsin.train.sets import Sets, open_sets
@@ -40,7 +40,7 @@ def fit(
     config: dict[str, Any],
     essence: Callable[[Any], Any] = lambda config: config,
     stop: Callable[[], bool] = lambda: False,
-    writers: Sequence[Writer] = (),
+    writers: Iterable[Writer] = (),
     progress: bool = True,
     began: float | None = None,
     profile: Steps | None = None,
@@ -61,7 +61,7 @@ def fit(
         essence: of a config, what is compared; all of it by default.
         stop: asked after each dispatch; when True in any process, the state is saved and ``fit``
             returns in all.
-        writers: more places for the metrics.
+        writers: more places for the metrics, which are closed whatever happens.
         progress: whether to show a bar.
         began: ``time.monotonic()`` of the command, if its start-up is to be measured as well.
         profile: steps to trace.
@@ -77,8 +77,9 @@ def fit(
     """
     clock = StartUp(began)
     with ExitStack() as closing:
+        others = open_writers(writers, closing)
         run, state = open_run(
-            experiment, directory, config, essence, stop, writers, progress, profile, clock, closing
+            experiment, directory, config, essence, stop, others, progress, profile, clock, closing
         )
         with run.checkpoints.named_in_errors():
             if again:
@@ -153,9 +154,9 @@ def open_run(
     clock.lap("state")
     profiler = Profiler(profile, directory / "profile", done=step, total=program.steps)
     console = Console(program.steps, step, progress and is_first(), task.progress)
-    own = [JsonLines(directory / "metrics.jsonl", step)] if is_first() else []
-    log = MetricsLog([*own, console, *writers], work, saved["window"])
-    closing.callback(log.close)
+    logged = -1 if checkpoints.latest() is None else step
+    own = [JsonLines(directory / "metrics.jsonl", logged)] if is_first() else []
+    log = MetricsLog([*open_writers([*own, console], closing), *writers], work, saved["window"])
     closing.callback(profiler.close)
     agreed = Agreement(mesh)
     return Run(

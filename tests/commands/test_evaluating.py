@@ -149,7 +149,7 @@ def test_a_finished_run_makes_the_measurements_that_it_lacks(trained, untrainabl
     made = evaluations.path_of(trained.directory, identity(Norm())).stat().st_mtime_ns
     outcome = ended(more, workdir)
     assert outcome.directory == trained.directory
-    assert outcome.trained_before
+    assert (outcome.trained_before, outcome.measured) == (True, True)
     (found,) = evaluated(trained.directory, f"{HERE}:Norm", "power=5")
     assert outcome.metrics["test_ema/norm"] == found.metrics["test_ema/norm"]
     assert state_of(trained.directory, more) == state_of(trained.directory, tiny()) == "DONE"
@@ -343,7 +343,11 @@ def test_by_default_the_splits_are_evaluated_as_its_recipe_says_now(opsin, untra
     assert "test_ema/counted" in opsin("evaluate", str(own))[1]
     assert "counted" not in opsin("evaluate", str(other))[1]  # of no recipe: as its config says
     assert state_of(own, base) == "DONE"
-    assert "counted" in opsin("run", "tiny", "--quiet", "measurements.0.power=1")[1]
+    out = opsin("run", "tiny", "--quiet", "measurements.0.power=4")[1]
+    assert out.startswith("already trained: measured what was missing; to train it again: rm -r")
+    assert "counted" in out
+    out = opsin("run", "tiny", "--quiet", "measurements.0.power=4")[1]
+    assert out.startswith("already trained, so only read; to train it again: rm -r")
 
 
 def test_what_can_be_measured_is_found_by_name():

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from opsin.train.logging import (
     MetricsLog,
     TensorBoard,
     WeightsAndBiases,
+    open_writers,
 )
 
 FOUR_IMAGES = Work(images=4, flops=1000, peak=1e12)
@@ -98,6 +100,28 @@ def test_rows_of_a_dispatch_beyond_its_count_are_not_read():
     assert memory.lines[0][1]["train/loss"] == 1.0
 
 
+class Closing(Memory):
+    """A writer that says whether it is closed."""
+
+    closed = 0
+
+    def close(self):
+        self.closed += 1
+
+
+def test_every_writer_is_closed_once_also_if_another_cannot_be_opened():
+    first, second = Closing(), Closing()
+
+    def writers():
+        yield first
+        yield second
+        raise LoggingError("no key")
+
+    with pytest.raises(LoggingError), ExitStack() as closing:
+        open_writers(writers(), closing)
+    assert (first.closed, second.closed) == (1, 1)
+
+
 def test_tensorboard_events_hold_the_numbers(tmp_path: Path):
     from tensorboardX.proto.event_pb2 import Event
 
@@ -157,6 +181,12 @@ def test_the_bar_shows_loss_accuracy_and_speed_and_keeps_evaluations(capsys):
     assert "img/s=1234" in shown
     assert "of peak=26%" in shown
     assert "step 5: test/accuracy 0.9000  test/nll 0.3000" in shown
+
+
+def test_only_a_run_with_steps_to_go_resumes(capsys):
+    for step in (0, 4, 10):
+        Console(total=10, step=step, enabled=True).close()
+    assert capsys.readouterr().err.count("resuming from step") == 1
 
 
 def test_reopening_drops_what_came_after_the_checkpoint(tmp_path: Path):
