@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from opsin.data.files import replace_text
+
 SPLITS = "splits"
 """Replaces the id for the metrics of all splits, as the task itself evaluates them."""
 
@@ -44,8 +46,6 @@ def write(
     Returns:
         The file.
     """
-    from opsin.data.files import replace_text
-
     content = {
         "measurement": measurement,
         "step": step,

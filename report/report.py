@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from opsin.config.table import Report, ReportError
+from opsin.data.files import replace_text
 from opsin.report.figure import draw
 from opsin.report.rows import Row, in_order, read_rows, write_rows
 from opsin.report.statistics import Estimate, estimate, paired_differences
@@ -48,8 +49,7 @@ def derive(report: Report, results: Path) -> None:
     rows = read_rows(results / f"{report.name}.jsonl")
     _validate(rows, report)
     for suffix, text in ((".csv", _csv(rows, report)), (".md", _markdown(rows, report))):
-        path = results / f"{report.name}{suffix}"
-        path.write_text(text, encoding="utf-8", newline="\n")
+        replace_text(results / f"{report.name}{suffix}", text)
     planned = sum(len(_seeds(rows, report, arm)) for arm in report.arms)
     draw(
         results / f"{report.name}.png",
@@ -129,7 +129,7 @@ def update_readme(path: Path, text: str) -> None:
     Raises:
         ReportError: the file is missing or does not hold that pair of lines.
     """
-    path.write_text(_readme_with(path, text), encoding="utf-8", newline="\n")
+    replace_text(path, _readme_with(path, text))
 
 
 def readme_is_current(path: Path, text: str) -> bool:

@@ -1,6 +1,7 @@
 """What is logged where."""
 
 import json
+import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -203,4 +204,33 @@ def test_a_file_is_replaced_whole(tmp_path: Path):
     replace_text(path, json.dumps({"a": 1}))
     replace_text(path, json.dumps({"a": 2}))
     assert json.loads(path.read_text()) == {"a": 2}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_processes_do_not_write_the_same_part(tmp_path: Path, monkeypatch):
+    """The second begins and ends while the first has written and not yet replaced."""
+    path, fsync = tmp_path / "summary.json", os.fsync
+
+    def meanwhile(file):
+        monkeypatch.setattr(os, "fsync", fsync)
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        replace_text(path, "the second")
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    replace_text(path, "the first, whole")
+    assert path.read_text() == "the first, whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_written_stays_and_leaves_no_part(tmp_path: Path, monkeypatch):
+    path = tmp_path / "summary.json"
+    path.write_text("before")
+
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        replace_text(path, "after")
+    assert [(x, x.read_text()) for x in tmp_path.iterdir()] == [(path, "before")]
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
