@@ -8,6 +8,7 @@ import json
 import pkgutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from opsin import analysis
 from opsin.analysis.diffusion import SampledBy
-from opsin.commands.runs import RunError, write_measured, write_splits
+from opsin.commands.runs import locked, write_measured, write_splits, writing
 from opsin.commands.trained import Reopened, reopen
 from opsin.config import catalogue
 from opsin.config.identity import identity
@@ -59,10 +60,15 @@ def evaluate_run(run: Path, asked: Sequence[str], track: Track) -> Iterator[Eval
         track: shows how far it has come.
 
     Raises:
-        RunError: if this is no run, or a file cannot be written.
+        RunError: if this is no run, another command is at work in it, or it cannot be written.
         ConfigError: for a measurement that is not there, or options that it does not take.
         SettingError, DataError, WeightsError: if a measurement does not fit the run.
     """
+    with locked(run) if (run / "config.json").exists() else nullcontext():
+        yield from _evaluated(run, asked, track)
+
+
+def _evaluated(run: Path, asked: Sequence[str], track: Track) -> Iterator[Evaluated]:
     reopened = reopen(run, partial(_as_it_stands, run))
     experiment = reopened.experiment
     chosen_ones = _parsed(asked, experiment.measurements) if asked else experiment.measurements
@@ -71,26 +77,25 @@ def evaluate_run(run: Path, asked: Sequence[str], track: Track) -> Iterator[Eval
         sets[name] = open_source(experiment.data.source, split)
     check_measurements(chosen_ones, experiment.task, sets)
     step = int(reopened.state.step)
-    try:
-        if not asked and experiment.data.eval_splits:
-            since = time.monotonic()
-            metrics = _of_splits(reopened, sets)
+    if not asked and experiment.data.eval_splits:
+        since = time.monotonic()
+        metrics = _of_splits(reopened, sets)
+        with writing(run):
             path = write_splits(run, experiment, metrics, step, time.monotonic() - since)
-            yield Evaluated(evaluations.SPLITS, metrics, path)
-        average, variables = final_variables(reopened.state)
-        for each in measure(
-            chosen_ones,
-            experiment.task,
-            on_own_devices(variables, reopened.program.mesh),
-            sets,
-            partial(prepared, data=experiment.data),
-            track,
-            average=average,
-        ):
+        yield Evaluated(evaluations.SPLITS, metrics, path)
+    average, variables = final_variables(reopened.state)
+    for each in measure(
+        chosen_ones,
+        experiment.task,
+        on_own_devices(variables, reopened.program.mesh),
+        sets,
+        partial(prepared, data=experiment.data),
+        track,
+        average=average,
+    ):
+        with writing(run):
             path = write_measured(run, each, step)
-            yield Evaluated(type(each.measurement).__name__, each.metrics, path)
-    except OSError as error:
-        raise RunError(f"cannot write to {run}: {error.strerror}") from error
+        yield Evaluated(type(each.measurement).__name__, each.metrics, path)
 
 
 def known_measurements() -> dict[str, type]:

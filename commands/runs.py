@@ -104,7 +104,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
     directory = directory_of(name, experiment, options.workdir)
     config, writes = resolve(experiment), is_first()
     check_same({"experiment": name} | config)
-    with _locked(directory) if writes else nullcontext():
+    with _made(directory) if writes else nullcontext():
         if writes:
             place = {"experiment": name, "arm": arm, "seed": experiment.seed}
             _write_json(directory / "arm.json", place)
@@ -277,9 +277,11 @@ def _check_saved(directory: Path) -> None:
 
 def _record_start(directory: Path, *, say: bool) -> None:
     """Adds this start to ``env.json``; a run that resumes under other code says so."""
-    step = saved_step(directory / "checkpoints") or 0
-    now, before = environment() | {"step": step}, read_starts(directory / "env.json")
-    note = other_code(before, now) if step else None
+    saved = saved_step(directory / "checkpoints")
+    step, resumed = saved or 0, saved is not None
+    now = environment() | {"step": step, "resumed": resumed}
+    before = read_starts(directory / "env.json")
+    note = other_code(before, now) if resumed else None
     _write_json(directory / "env.json", [*before, now])
     if note is None:
         return
@@ -320,24 +322,52 @@ def _writers(
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Holds the directory for one live run; the lock dies with the process."""
-    try:
+def _made(directory: Path) -> Iterator[None]:
+    """The directory of a run, made if it is new, and held."""
+    elsewhere = "choose another place with --workdir"
+    with writing(directory, elsewhere):
         directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory / ".lock", timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise RunError(
-            f"another run is live in {directory}: wait for it, or change something, e.g. seed=1"
-        ) from error
-    except OSError as error:
-        raise RunError(
-            f"cannot write to {directory} ({error.strerror}): choose another place with --workdir"
-        ) from error
+    with locked(directory, "wait for it, or change something, e.g. seed=1", elsewhere):
+        yield
+
+
+@contextmanager
+def locked(
+    directory: Path, if_live: str = "wait for it", if_unwritable: str = "make it writable"
+) -> Iterator[None]:
+    """Holds a directory that is there for one command; the lock dies with the process.
+
+    Args:
+        directory: of a run.
+        if_live: the way out, if another command holds it.
+        if_unwritable: the way out, if it cannot be written.
+
+    Raises:
+        RunError: if another run is live in it, or it cannot be written.
+    """
+    lock = FileLock(directory / ".lock", timeout=0)
+    with writing(directory, if_unwritable):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RunError(f"another run is live in {directory}: {if_live}") from error
     try:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def writing(directory: Path, way_out: str = "make room, or make it writable") -> Iterator[None]:
+    """Turns an error of the disk into one line.
+
+    Raises:
+        RunError: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write to {directory} ({error.strerror}): {way_out}") from error
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from opsin.analysis.diffusion import Inpainting, VariationalBound
 from opsin.analysis.generators import SampleQuality
@@ -398,3 +399,20 @@ def test_a_directory_that_cannot_be_written_is_told(trained, tmp_path, monkeypat
     monkeypatch.setattr(evaluations, "write", full)
     with pytest.raises(RunError, match=r"cannot write to .*No space left"):
         evaluated(trained.directory, "Norm")
+
+
+def test_what_cannot_be_read_is_not_said_to_be_unwritable(trained, monkeypatch):
+    def missing(*arguments: Any) -> Any:
+        raise FileNotFoundError(2, "No such file", "images/7.png")
+
+    monkeypatch.setattr(Norm, "__call__", missing)
+    with pytest.raises(FileNotFoundError, match=r"images/7\.png"):
+        evaluated(trained.directory, "Norm")
+
+
+def test_a_run_that_is_live_is_not_evaluated(trained):
+    live = pytest.raises(RunError, match=r"another run is live in \S+: wait for it$")
+    with FileLock(trained.directory / ".lock"), live:
+        evaluated(trained.directory, "Norm")
+    assert evaluated(trained.directory, "Norm")  # and leaves no lock behind
+    assert evaluated(trained.directory, "Norm")
