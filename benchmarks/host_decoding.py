@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from opsin.commands.runs import environment
+from opsin.commands.provenance import environment
 from opsin.data.squares import square
 
 PLANS = Path("results/plans")

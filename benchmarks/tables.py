@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opsin.commands.runs import environment
+from opsin.commands.provenance import environment
 from opsin.data.files import replace_text
 from opsin.report.report import markdown_table
 

@@ -8,14 +8,15 @@ import json
 import pkgutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from contextlib import nullcontext
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from opsin import analysis
 from opsin.analysis.diffusion import SampledBy
-from opsin.commands.runs import RunError, this_code, write_measured
+from opsin.commands.runs import locked, write_measured, write_splits, writing
 from opsin.commands.trained import Reopened, reopen
 from opsin.config import catalogue
 from opsin.config.identity import identity
@@ -62,47 +63,42 @@ def evaluate_run(
         trust: see ``reopen``.
 
     Raises:
-        RunError: as ``reopen``, or if a file cannot be written.
+        RunError: if this is no run, another command is at work in it, or it cannot be written.
         ConfigError: for a measurement that is not there, or options that it does not take.
         SettingError, DataError, WeightsError: if a measurement does not fit the run.
     """
-    reopened = reopen(run, trust=trust)
+    with locked(run) if (run / "config.json").exists() else nullcontext():
+        yield from _evaluated(run, asked, track, trust)
+
+
+def _evaluated(run: Path, asked: Sequence[str], track: Track, trust: bool) -> Iterator[Evaluated]:
+    reopened = reopen(run, partial(_as_it_stands, run), trust=trust)
     experiment = reopened.experiment
-    present = _of_recipe(run, experiment) or experiment.measurements
-    chosen_ones = _parsed(asked, present) if asked else present
+    chosen_ones = _parsed(asked, experiment.measurements) if asked else experiment.measurements
     sets = {"train": open_training(experiment)}
     for name, split in experiment.data.eval_splits.items():
         sets[name] = open_source(experiment.data.source, split)
     check_measurements(chosen_ones, experiment.task, sets)
-    step, commit = int(reopened.state.step), this_code()["commit"]
-    try:
-        if not asked and experiment.data.eval_splits:
-            since = time.monotonic()
-            metrics = _of_splits(reopened, sets)
-            path = evaluations.write(
-                run,
-                evaluations.SPLITS,
-                measurement=None,
-                step=step,
-                metrics=metrics,
-                seconds=time.monotonic() - since,
-                commit=commit,
-            )
-            yield Evaluated(evaluations.SPLITS, metrics, path)
-        average, variables = final_variables(reopened.state)
-        for each in measure(
-            chosen_ones,
-            experiment.task,
-            on_own_devices(variables, reopened.program.mesh),
-            sets,
-            partial(prepared, data=experiment.data),
-            track,
-            average=average,
-        ):
-            path = write_measured(run, each, step=step, commit=commit)
-            yield Evaluated(type(each.measurement).__name__, each.metrics, path)
-    except OSError as error:
-        raise RunError(f"cannot write to {run}: {error.strerror}") from error
+    step = int(reopened.state.step)
+    if not asked and experiment.data.eval_splits:
+        since = time.monotonic()
+        metrics = _of_splits(reopened, sets)
+        with writing(run):
+            path = write_splits(run, experiment, metrics, step, time.monotonic() - since)
+        yield Evaluated(evaluations.SPLITS, metrics, path)
+    average, variables = final_variables(reopened.state)
+    for each in measure(
+        chosen_ones,
+        experiment.task,
+        on_own_devices(variables, reopened.program.mesh),
+        sets,
+        partial(prepared, data=experiment.data),
+        track,
+        average=average,
+    ):
+        with writing(run):
+            path = write_measured(run, each, step)
+        yield Evaluated(type(each.measurement).__name__, each.metrics, path)
 
 
 def known_measurements() -> dict[str, type]:
@@ -119,22 +115,26 @@ def _is_measurement(member: Any) -> bool:
     return called and is_dataclass(member)
 
 
-def _of_recipe(run: Path, experiment: Experiment) -> tuple[Measurement, ...]:
-    """The measurements that all arms of a run's experiment make in its present form."""
+def _as_it_stands(run: Path, experiment: Experiment) -> Experiment:
+    """A run's experiment as its recipe evaluates it now, with the measurements of all its arms.
+
+    As it was, if there is no such recipe any more, or none of its arms is this run.
+    """
     try:
         name = json.loads((run / "arm.json").read_text())["experiment"]
         module = catalogue.find(name)
     except (OSError, ValueError, KeyError):  # no arm.json; ConfigError: no such experiment any more
-        return ()
+        return experiment
     arms, target = catalogue.arms(module), identity(experiment)
     of = identity_of(module.config(), arms)
-    found = {
-        identity(each): each
+    same = [
+        override(module.config(), arm.under(experiment.seed))
         for arm in arms
         if of(arm.name, experiment.seed)[0] == target
-        for each in override(module.config(), arm.under(experiment.seed)).measurements
-    }
-    return tuple(found.values())
+    ]
+    found = {identity(each): each for arm in same for each in arm.measurements}
+    measurements = tuple(found.values()) or experiment.measurements
+    return replace(same[0], measurements=measurements) if same else experiment
 
 
 def _parsed(texts: Sequence[str], present: Sequence[Measurement]) -> tuple[Measurement, ...]:

@@ -28,7 +28,7 @@ def reproduce(
     Args:
         rows: how many, drawn at random
         seed: that draws them
-        workdir: parent of the directories of its runs, where finished ones are only read
+        workdir: where its runs go, COMMIT/NAME/ID; a finished one of the same commit is only read
         results: where the tables are
         quiet: no progress bar
     """

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from opsin.commands.provenance import this_code
 from opsin.commands.runs import Options, Outcome, RunError, directory_of, execute
 from opsin.config import catalogue
 from opsin.config.sweep import identities
 from opsin.config.table import Table
 from opsin.config.tree import override
 from opsin.data.sources import open_source
-from opsin.errors import ConfigError, RunFailed
+from opsin.errors import ConfigError
 from opsin.report.reproduction import Reproduced, compare
 from opsin.report.rows import Row, read_rows, read_run
 from opsin.train.experiment import Experiment
+from opsin.train.logging import NonFiniteError
 
 
 @dataclass(frozen=True)
@@ -69,22 +71,34 @@ def drawn(name: str, results: Path, count: int, seed: int) -> list[Drawn]:
 
 
 def train(chosen: Drawn, options: Options) -> Outcome:
-    """Trains and measures a row again. A run that fails by itself is finished too.
+    """Trains and measures a row again. A run whose numbers are not finite is finished too.
+
+    Each commit has directories of its own below the workdir: a finished run there is by this code.
 
     Raises:
-        RunError: as ``execute``.
+        RunFailed: as ``execute``, for another reason.
+        RunError: as ``execute``; or there is a finished run, and it may be by other code.
     """
+    code = this_code()
+    known = code["commit"] is not None and not code["dirty"]
+    place = (code["commit"] or "unknown")[:12] + ("-dirty" if code["dirty"] else "")
+    options = replace(options, workdir=options.workdir / place)
+    directory = directory_of(chosen.name, chosen.experiment, options.workdir)
+    if not known and (directory / "DONE").exists():
+        raise RunError(
+            f"{directory} may be by other code than this, as nothing here names its changes: "
+            f"commit them, or rm -r {directory} to train it again"
+        )
     try:
         return execute(chosen.name, chosen.row.arm, chosen.experiment, options)
-    except RunFailed:  # its directory says why
-        directory = directory_of(chosen.name, chosen.experiment, options.workdir)
+    except NonFiniteError:  # its directory says why
         return Outcome(directory, finished=True)
 
 
 def compared(chosen: Drawn, directory: Path) -> Reproduced:
     """A row, compared to the finished run in this directory.
 
-    A failed run has only the metrics that the table gives to a failed run.
+    One that diverged has only the metrics that the table gives to it.
     """
     row = chosen.row
     now = read_run(directory, row.arm, row.seed, row.measurement)

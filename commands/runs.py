@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
-import os
-import platform
-import shlex
 import signal
-import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -21,11 +17,12 @@ from typing import Any
 import jax
 from filelock import FileLock, Timeout
 
+from opsin.commands.provenance import environment, this_code
 from opsin.config.identity import essence, essence_of_resolved, identity
 from opsin.config.names import UntrustedError
 from opsin.config.own_files import SameNameError
 from opsin.config.sweep import pinned
-from opsin.config.tree import resolve, texts
+from opsin.config.tree import rebuild, resolve, texts
 from opsin.data.files import replace_text
 from opsin.errors import UserError
 from opsin.report import evaluations
@@ -38,8 +35,6 @@ from opsin.train.logging import JsonLines, TensorBoard, WeightsAndBiases, Writer
 from opsin.train.loop import fit
 from opsin.train.measurements import Measured, Measurement
 from opsin.train.paths import json_leaves
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
 
 
 class RunError(UserError):
@@ -77,7 +72,8 @@ class Outcome:
         metrics: the final numbers, of evaluation and of the measurements of the experiment; empty
             if it was stopped.
         step: steps taken.
-        trained_before: True if it was finished already, and is only read.
+        trained_before: True if it was finished already, so that nothing trained.
+        measured: True if it lacked numbers then, which were measured now.
         signal: the signal that came meanwhile, or None.
     """
 
@@ -86,6 +82,7 @@ class Outcome:
     metrics: dict[str, Any] = field(default_factory=dict)
     step: int = 0
     trained_before: bool = False
+    measured: bool = False
     signal: int | None = None
 
 
@@ -97,20 +94,22 @@ def directory_of(name: str, experiment: Experiment, workdir: Path) -> Path:
 def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Outcome:
     """Runs an experiment to its end, or resumes it; a finished one is only read.
 
-    Measurements that a finished run lacks are made, without training. Several processes call it
-    alike; the first of them writes.
+    A finished run is measured without training, where it lacks measurements, or its splits were
+    evaluated in another way. Several processes call it alike; the first of them writes.
 
     Raises:
         ProcessError: processes were started differently, or do not see the same directory.
         RunError: the directory cannot be written, another run is live in it, or it holds a finished
-            run that is to be profiled, or had other defaults.
-        Exception: whatever training raises; it is also written to ``FAILED``.
+            run that is to be profiled, had other defaults, or is to be measured without a
+            checkpoint.
+        Exception: whatever training raises; it is also written to ``FAILED``, unless it is a
+            UserError.
     """
     experiment = pinned(experiment)
     directory = directory_of(name, experiment, options.workdir)
     config, writes = resolve(experiment), is_first()
     check_same({"experiment": name} | config)
-    with _locked(directory) if writes else nullcontext():
+    with _made(directory) if writes else nullcontext():
         if writes:
             place = {"experiment": name, "arm": arm, "seed": experiment.seed}
             _write_json(directory / "arm.json", place)
@@ -120,7 +119,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                 f"process {jax.process_index()} does not see {directory}, which process 0 has "
                 "made: choose a --workdir on a disk that all processes share"
             )
-        todo = experiment.measurements
+        todo, again, since = experiment.measurements, False, time.monotonic()
         if trained:
             if options.profile:
                 raise RunError(
@@ -129,13 +128,19 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                 )
             _check_trained(directory, experiment, say=options.progress and writes)
             todo = tuple(x for x in todo if not of_first(_is_measured(directory, x)))
-            if not todo:
-                return _finished(directory, experiment, trained_before=True)
+            again = not of_first(_is_evaluated(directory, experiment))
+            if not (todo or again):
+                return replace(_finished(directory, experiment), trained_before=True)
+            _check_saved(directory)
         if writes:
             (directory / "FAILED").unlink(missing_ok=True)
         if writes and not trained:
             _write_json(directory / "config.json", config)
             _record_start(directory, say=options.progress)
+
+        def keep(measured: Measured, step: int) -> None:
+            write_measured(directory, measured, step)
+
         try:
             with _stop_signal() as stopped:
                 result = fit(
@@ -148,7 +153,14 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                     progress=options.progress,
                     began=options.began,
                     profile=options.profile if writes else None,
+                    kept=lambda measurement, step: of_first(
+                        evaluations.read(directory, identity(measurement), step) is not None
+                    ),
+                    keep=keep if writes else lambda measured, step: None,
+                    again=again,
                 )
+        except UserError:  # nothing of the run failed
+            raise
         except Exception as error:
             if writes:
                 with suppress(OSError):  # the disk may be full: that is what ``error`` says then
@@ -157,16 +169,20 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
         came = stopped[0] if stopped else None
         if not (result.finished and writes):
             return Outcome(directory, result.finished, step=result.step, signal=came)
-        commit = this_code()["commit"]
-        for each in result.measured:
-            write_measured(directory, each, step=result.step, commit=commit)
+        # The log has what was measured too, maybe before the last start.
+        measured = evaluations.names(directory)
+        own = {name: x for name, x in result.metrics.items() if name not in measured}
+        if again:
+            found = {name: x for name, x in own.items() if "/" in name}
+            write_splits(directory, experiment, found, result.step, time.monotonic() - since)
         if not trained:
-            write_summary(directory / "summary.json", result.metrics)
+            write_summary(directory / "summary.json", own)
             replace_text(directory / "DONE", "")
-        return _finished(directory, experiment, trained_before=trained, signal=came)
+        done = _finished(directory, experiment)
+        return replace(done, trained_before=trained, measured=trained, signal=came)
 
 
-def write_measured(directory: Path, found: Measured, *, step: int, commit: str | None) -> Path:
+def write_measured(directory: Path, found: Measured, step: int) -> Path:
     """Writes what a measurement found into ``evaluations/``, under the id of the measurement."""
     return evaluations.write(
         directory,
@@ -175,7 +191,22 @@ def write_measured(directory: Path, found: Measured, *, step: int, commit: str |
         step=step,
         metrics=found.metrics,
         seconds=found.seconds,
-        commit=commit,
+        commit=this_code()["commit"],
+    )
+
+
+def write_splits(
+    directory: Path, experiment: Experiment, metrics: Mapping[str, float], step: int, seconds: float
+) -> Path:
+    """Writes the metrics of all splits into ``evaluations/``, with how they were evaluated."""
+    return evaluations.write(
+        directory,
+        evaluations.SPLITS,
+        measurement=_evaluation(resolve(experiment)),
+        step=step,
+        metrics=metrics,
+        seconds=seconds,
+        commit=this_code()["commit"],
     )
 
 
@@ -184,6 +215,7 @@ def state_of(directory: Path, experiment: Experiment) -> str:
     if not (directory / "DONE").exists():
         return "FAILED" if (directory / "FAILED").exists() else "to do"
     measured = all(_is_measured(directory, x) for x in experiment.measurements)
+    measured = measured and _is_evaluated(directory, experiment)
     return "DONE" if measured else "to measure"
 
 
@@ -193,15 +225,30 @@ def _is_measured(directory: Path, measurement: Measurement) -> bool:
     return evaluations.read(directory, identity(measurement), steps) is not None
 
 
-def _finished(
-    directory: Path, experiment: Experiment, *, trained_before: bool, signal: int | None = None
-) -> Outcome:
+def _evaluation(config: Any) -> dict[str, Any]:
+    """Of a resolved experiment, what says how its splits are evaluated, among what trains it."""
+    paths = ("task.", "data.eval_splits")
+    return {name: x for name, x in json_leaves(config).items() if name.startswith(paths)}
+
+
+def _is_evaluated(directory: Path, experiment: Experiment) -> bool:
+    """Whether the splits of a finished run were evaluated as its experiment says now."""
+    steps, now = read_summary(directory / "summary.json")["steps"], resolve(experiment)
+    again = evaluations.read(directory, evaluations.SPLITS, steps)
+    there = again["measurement"] if again else None
+    if there is None:
+        saved = json.loads((directory / "config.json").read_text())
+        there = _evaluation(resolve(rebuild(saved, texts(now))))
+    return there == _evaluation(now)
+
+
+def _finished(directory: Path, experiment: Experiment) -> Outcome:
     metrics = read_summary(directory / "summary.json")
     steps = int(metrics["steps"])
-    for measurement in experiment.measurements:
-        found = evaluations.read(directory, identity(measurement), steps)
+    for name in (evaluations.SPLITS, *map(identity, experiment.measurements)):
+        found = evaluations.read(directory, name, steps)
         metrics |= found["metrics"] if found else {}
-    return Outcome(directory, True, metrics, steps, trained_before, signal)
+    return Outcome(directory, True, metrics, steps)
 
 
 def _check_trained(directory: Path, experiment: Experiment, *, say: bool) -> None:
@@ -226,11 +273,23 @@ def _check_trained(directory: Path, experiment: Experiment, *, say: bool) -> Non
         print(note, file=sys.stderr)
 
 
+def _check_saved(directory: Path) -> None:
+    """Raises RunError if a finished run has no checkpoint of its last step to be measured."""
+    steps = int(read_summary(directory / "summary.json")["steps"])
+    if saved_step(directory / "checkpoints") != steps:
+        raise RunError(
+            f"{directory} is trained, and its checkpoint of step {steps} is gone, so nothing more "
+            f"can be measured: rm -r {directory} to train it again"
+        )
+
+
 def _record_start(directory: Path, *, say: bool) -> None:
     """Adds this start to ``env.json``; a run that resumes under other code says so."""
-    step = saved_step(directory / "checkpoints") or 0
-    now, before = environment() | {"step": step}, _starts(directory / "env.json")
-    note = other_code(before, now) if step else None
+    saved = saved_step(directory / "checkpoints")
+    step, resumed = saved or 0, saved is not None
+    now = environment() | {"step": step, "resumed": resumed}
+    before = _starts(directory / "env.json")
+    note = other_code(before, now) if resumed else None
     _write_json(directory / "env.json", [*before, now])
     if note is None:
         return
@@ -269,90 +328,63 @@ def read_summary(path: Path) -> dict[str, Any]:
     return {name: math.nan if value is None else value for name, value in content.items()}
 
 
-def environment() -> dict[str, Any]:
-    """Where and with what this runs: commit, versions, devices, hardware."""
-    return {
-        **this_code(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
-        "processes": jax.process_count(),
-        "hardware": f"{_processor()}, {os.cpu_count()} cores",
-        "command": shlex.join([_program(), *sys.argv[1:]]),
-    }
-
-
-def _program() -> str:
-    name = Path(sys.argv[0]).name
-    return "opsin" if name == "__main__.py" else name  # python -m opsin
-
-
-def this_code() -> dict[str, Any]:
-    """See ``code_of``, of the code that runs."""
-    return code_of(Path(__file__).parents[1])
-
-
-def code_of(house: Path) -> dict[str, Any]:
-    """The commit of the code in a folder, and whether it was changed since: both may be unknown.
-
-    An installed copy may lie in a repository of its user, in which nobody committed it.
-    """
-    if _git(house, "ls-files", "--error-unmatch", "errors.py") is None:
-        return {"commit": None, "dirty": None}
-    but = ":(exclude)results/reproduced.*"  # no run reads what opsin reproduce writes
-    return {
-        "commit": _git(house, "rev-parse", "HEAD"),
-        "dirty": bool(_git(house, "status", "--porcelain", "--", but)),
-    }
-
-
-def _git(house: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(house), *arguments], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None  # no git, or no repository
-    return done.stdout.strip()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _writers(name: str, directory: Path, config: dict[str, Any], options: Options) -> list[Writer]:
-    writers: list[Writer] = []
+def _writers(
+    name: str, directory: Path, config: dict[str, Any], options: Options
+) -> Iterator[Writer]:
+    """More places for the metrics, each opened when it is asked for."""
     if options.tensorboard:
-        writers.append(TensorBoard(directory / "tensorboard"))
+        yield TensorBoard(directory / "tensorboard")
     if options.wandb:
-        writers.append(WeightsAndBiases(directory, f"{name}-{directory.name}", config))
-    return writers
+        yield WeightsAndBiases(directory, f"{name}-{directory.name}", config)
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Holds the directory for one live run; the lock dies with the process."""
-    try:
+def _made(directory: Path) -> Iterator[None]:
+    """The directory of a run, made if it is new, and held."""
+    elsewhere = "choose another place with --workdir"
+    with writing(directory, elsewhere):
         directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory / ".lock", timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise RunError(
-            f"another run is live in {directory}: wait for it, or change something, e.g. seed=1"
-        ) from error
-    except OSError as error:
-        raise RunError(
-            f"cannot write to {directory} ({error.strerror}): choose another place with --workdir"
-        ) from error
+    with locked(directory, "wait for it, or change something, e.g. seed=1", elsewhere):
+        yield
+
+
+@contextmanager
+def locked(
+    directory: Path, if_live: str = "wait for it", if_unwritable: str = "make it writable"
+) -> Iterator[None]:
+    """Holds a directory that is there for one command; the lock dies with the process.
+
+    Args:
+        directory: of a run.
+        if_live: the way out, if another command holds it.
+        if_unwritable: the way out, if it cannot be written.
+
+    Raises:
+        RunError: if another run is live in it, or it cannot be written.
+    """
+    lock = FileLock(directory / ".lock", timeout=0)
+    with writing(directory, if_unwritable):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RunError(f"another run is live in {directory}: {if_live}") from error
     try:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def writing(directory: Path, way_out: str = "make room, or make it writable") -> Iterator[None]:
+    """Turns an error of the disk into one line.
+
+    Raises:
+        RunError: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write to {directory} ({error.strerror}): {way_out}") from error
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -64,11 +65,17 @@ class Reopened:
     described: dict[str, Any]
 
 
-def reopen(run: Path, *, trust: bool = False) -> Reopened:
+def reopen(
+    run: Path,
+    present: Callable[[Experiment], Experiment] = lambda x: x,
+    *,
+    trust: bool = False,
+) -> Reopened:
     """Opens the newest checkpoint of a run's directory.
 
     Args:
         run: the directory.
+        present: from the experiment of its config to the same as it is to be evaluated.
         trust: whether code is executed that is not of this house, and that the run names.
 
     Raises:
@@ -85,7 +92,7 @@ def reopen(run: Path, *, trust: bool = False) -> Reopened:
         ) from error
     trusted = texts(saved) if trust else frozenset()
     try:
-        experiment = rebuild(saved, trusted)
+        experiment = present(rebuild(saved, trusted))
     except UntrustedError as error:
         raise RunError(f"{run} names {error}") from error
     except ConfigError as error:

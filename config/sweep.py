@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,11 +16,12 @@ from opsin.train.experiment import Experiment
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a sweep. Runs that differ only in their measurements share a directory."""
+    """One run of a sweep. Runs that differ only in their measurements share an id and directory."""
 
     arm: str
     seed: int
     experiment: Experiment
+    id: str
 
 
 def expand(
@@ -42,24 +44,18 @@ def expand(
     names = [arm.name for arm in arms]
     if double := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two arms of this sweep are called {double[0]!r}: rename one")
-    planned = [
-        Planned(
-            arm.name,
-            seed,
-            override(experiment, arm.under(seed) | dict(overrides or {})),
-        )
-        for seed in range(seeds)
-        for arm in arms
-    ]
-    seen: dict[tuple[str, str | None], Planned] = {}
-    for run in planned:
-        twin = seen.setdefault(identities(run.experiment), run)
+    planned: dict[tuple[str, str | None], Planned] = {}
+    for seed, arm in itertools.product(range(seeds), arms):
+        changed = override(experiment, arm.under(seed) | dict(overrides or {}))
+        key = identities(changed)
+        run = Planned(arm.name, seed, changed, key[0])
+        twin = planned.setdefault(key, run)
         if twin is not run:
             raise ConfigError(
                 f"{run.arm} with seed {run.seed} and {twin.arm} with seed {twin.seed} are one and "
                 "the same run: give them different overrides"
             )
-    return planned
+    return list(planned.values())
 
 
 def pinned(experiment: Experiment) -> Experiment:
@@ -94,11 +90,14 @@ def arm_of(experiment: Experiment, base: Experiment, arms: Sequence[Arm]) -> str
 
 
 def share(planned: Sequence[Planned], index: int, of: int) -> Iterator[Planned]:
-    """Every ``of``-th run from ``index`` on: ``of`` machines share a sweep.
+    """The share of one of ``of`` machines: every ``of``-th directory from ``index`` on.
+
+    Runs that share a directory are in one share, as one process at a time may write to it.
 
     Raises:
         ConfigError: if the index is not in 0 … of − 1.
     """
     if not 0 <= index < of:
         raise ConfigError(f"--index {index} --of {of}: the index counts from 0 to {of - 1}")
-    return iter(planned[index::of])
+    mine = set(list(dict.fromkeys(run.id for run in planned))[index::of])
+    return (run for run in planned if run.id in mine)

@@ -62,8 +62,9 @@ class Table:
             ".2%". The first one is the headline.
         details: more of them, such as the recall of each class: a table of their own without
             differences, and not in the figure. An arm may lack some.
-        failed_as: metric -> the value of a failed run, such as 1 for the share that diverged. It
-            has no value for other metrics.
+        failed_as: metric -> the value of a run that failed by numbers that are not finite, such as
+            1 for the share that diverged. It has no value for other metrics, and one that failed
+            otherwise has none at all.
         lower_is_better: the metrics for which lower is better.
         baseline: the arm that all others are compared to, or arm -> the arm that it is compared
             to, or None for no comparison.

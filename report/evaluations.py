@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from opsin.data.files import replace_text
+
 SPLITS = "splits"
 """Replaces the id for the metrics of all splits, as the task itself evaluates them."""
 
@@ -44,8 +46,6 @@ def write(
     Returns:
         The file.
     """
-    from opsin.data.files import replace_text
-
     content = {
         "measurement": measurement,
         "step": step,
@@ -57,6 +57,15 @@ def write(
     path.parent.mkdir(exist_ok=True)
     replace_text(path, json.dumps(content, indent=2) + "\n")
     return path
+
+
+def names(run: Path) -> set[str]:
+    """The names of all numbers that were measured of a run, those of ``SPLITS`` apart."""
+    found: set[str] = set()
+    for path in (run / "evaluations").glob("*.json"):
+        if path.stem != SPLITS:
+            found |= json.loads(path.read_text())["metrics"].keys()
+    return found
 
 
 def read(run: Path, name: str, step: int) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from opsin.config.table import Report, ReportError
+from opsin.data.files import replace_text
 from opsin.report.figure import draw
 from opsin.report.rows import Row, in_order, read_rows, write_rows
 from opsin.report.statistics import Estimate, estimate, paired_differences
@@ -48,8 +49,7 @@ def derive(report: Report, results: Path) -> None:
     rows = read_rows(results / f"{report.name}.jsonl")
     _validate(rows, report)
     for suffix, text in ((".csv", _csv(rows, report)), (".md", _markdown(rows, report))):
-        path = results / f"{report.name}{suffix}"
-        path.write_text(text, encoding="utf-8", newline="\n")
+        replace_text(results / f"{report.name}{suffix}", text)
     planned = sum(len(_seeds(rows, report, arm)) for arm in report.arms)
     draw(
         results / f"{report.name}.png",
@@ -129,7 +129,7 @@ def update_readme(path: Path, text: str) -> None:
     Raises:
         ReportError: the file is missing or does not hold that pair of lines.
     """
-    path.write_text(_readme_with(path, text), encoding="utf-8", newline="\n")
+    replace_text(path, _readme_with(path, text))
 
 
 def readme_is_current(path: Path, text: str) -> bool:
@@ -180,9 +180,9 @@ def _anywhere(rows: Sequence[Row], metric: str) -> bool:
 
 
 def _values(rows: Sequence[Row], report: Report, arm: str, metric: str) -> dict[int, float]:
-    """Seed -> value, over the runs that have one: those that are done, or count as failed."""
+    """Seed -> value, over the runs that have one: those that are done, or diverged."""
     counts = report.table.failed_as
-    values = {row.seed: counts.get(metric) for row in rows if row.arm == arm}
+    values = {row.seed: counts.get(metric) for row in rows if row.arm == arm and row.diverged()}
     values |= {row.seed: row.metrics.get(metric) for row in _done(rows) if row.arm == arm}
     return {seed: value for seed, value in values.items() if value is not None}
 

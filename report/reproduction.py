@@ -6,11 +6,12 @@ A metric is reproduced if it lies where one more run of the same arm would, by o
   (``statistics.prediction_interval``), where one more value is in 95 of 100 cases.
 - ``count``: the arm has one seed, or seeds that agree, and the table shows the metric without
   decimals, as it does the number of parameters: it must be the same.
-- ``share``: the arm has one seed, or seeds that agree, and the metric is a mean p of numbers in
-  [0, 1]. Over N images its variance is p (1 - p) / N at most (Bhatia and Davis, 2000, The American
-  Mathematical Monthly 107(4)), and that of the difference of two such means at most twice as much:
-  the metric is within 2 standard deviations. p is taken as if four more images were half right
-  (Agresti and Coull, 1998, The American Statistician 52(2)), so that 0 and 1 leave room too.
+- ``share``: the arm has one seed, or seeds that agree, and the table shows the metric in percent,
+  as it does a mean p of numbers in [0, 1]. Over N images its variance is p (1 - p) / N at most
+  (Bhatia and Davis, 2000, The American Mathematical Monthly 107(4)), and that of the difference of
+  two such means at most twice as much: the metric is within 2 standard deviations. p is taken as if
+  four more images were half right (Agresti and Coull, 1998, The American Statistician 52(2)), so
+  that 0 and 1 leave room too.
 - ``2 %``: any other metric of one seed, or of seeds that agree, is within 2 % of that number.
 """
 
@@ -23,7 +24,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from filelock import FileLock
+
 from opsin.config.table import ReportError
+from opsin.data.files import replace_text
 from opsin.report.report import markdown_table
 from opsin.report.statistics import prediction_interval
 
@@ -132,7 +136,7 @@ def _interval(
         return *prediction_interval(finite), "spread"
     if form == ".0f":
         return recorded, recorded, "count"
-    if images and 0 <= recorded <= 1:
+    if images and form.endswith("%"):
         n = images + 4
         p = (recorded * images + 2) / n
         room = 2 * math.sqrt(2 * p * (1 - p) / n)
@@ -168,11 +172,12 @@ def add(results: Path, line: Reproduced) -> None:
         ReportError: the file that is there is broken.
     """
     path = results / f"{NAME}.jsonl"
-    before = _read(path) if path.exists() else []
-    lines = {(x.experiment, x.arm, x.seed): x for x in [*before, line]}
-    text = "".join(json.dumps(asdict(lines[key])) + "\n" for key in sorted(lines))
-    path.write_text(text, encoding="utf-8", newline="\n")
-    derive(results)
+    with FileLock(results / f"{NAME}.lock"):  # another command may add a line meanwhile
+        before = _read(path) if path.exists() else []
+        lines = {(x.experiment, x.arm, x.seed): x for x in [*before, line]}
+        text = "".join(json.dumps(asdict(lines[key])) + "\n" for key in sorted(lines))
+        replace_text(path, text)
+        derive(results)
 
 
 def derive(results: Path) -> None:
@@ -182,7 +187,7 @@ def derive(results: Path) -> None:
         ReportError: they cannot be read.
     """
     if (text := _expected(results)) is not None:
-        (results / f"{NAME}.md").write_text(text, encoding="utf-8", newline="\n")
+        replace_text(results / f"{NAME}.md", text)
 
 
 def check(results: Path) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from opsin.config.table import ReportError
+from opsin.data.files import replace_text
 from opsin.report import evaluations
 from opsin.report.starts import commits, starts_of, that_count
 
@@ -50,6 +51,10 @@ class Row:
     error: str | None = None
     measurement: str | None = None
     commits: Sequence[str] | None = None
+
+    def diverged(self) -> bool:
+        """Whether it failed by numbers that are not finite, and not by a full disk or a bug."""
+        return (self.error or "").startswith("NonFiniteError")
 
 
 def collect(
@@ -109,7 +114,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
         record = {**asdict(row), "metrics": metrics}
         record["versions"] = dict(sorted(row.versions.items()))
         lines.append(json.dumps({k: v for k, v in record.items() if v is not None}) + "\n")
-    path.write_text("".join(lines), encoding="utf-8", newline="\n")
+    replace_text(path, "".join(lines))
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -28,8 +28,12 @@ def starts_of(content: Any) -> Sequence[Start]:
 
 
 def that_count(starts: Sequence[Start]) -> Sequence[Start]:
-    """The starts that a run's numbers come from: what was before its last step 0 is lost."""
-    beginnings = [index for index, start in enumerate(starts) if not start.get("step")]
+    """The starts that a run's numbers come from: what was before its last beginning is lost.
+
+    A run of no steps resumes at step 0. Older starts do not say whether they resumed.
+    """
+    resumed = [start.get("resumed", start.get("step")) for start in starts]
+    beginnings = [index for index, whether in enumerate(resumed) if not whether]
     return starts[beginnings[-1] :] if beginnings else starts
 
 
@@ -41,12 +45,15 @@ def commits(starts: Sequence[Start]) -> list[str]:
 def other_code(starts: Sequence[Start], now: Start) -> str | None:
     """One line if the last of the starts was by other code than that of now; None if it was not.
 
-    Uncommitted changes may be others each time.
+    Uncommitted changes may be others each time. Installed code has no commit, but a version.
     """
-    if not starts or (starts[-1]["commit"] is None and now["commit"] is None):
+    if not starts:
         return None
     before, here = starts[-1], now
-    if before["commit"] == here["commit"] and not (before["dirty"] or here["dirty"]):
+    same = before["commit"] == here["commit"]
+    if same and here["commit"] is None:
+        same = _version(before) == _version(here)
+    if same and not (before["dirty"] or here["dirty"]):
         return None
     return f"trained at {_described(before)}; this is {_described(here)}"
 
@@ -54,4 +61,11 @@ def other_code(starts: Sequence[Start], now: Start) -> str | None:
 def _described(start: Start) -> str:
     commit = start["commit"]
     changed = " with uncommitted changes" if start["dirty"] else ""
-    return f"commit {commit[:10]}{changed}" if commit else "an unknown commit"
+    if commit:
+        return f"commit {commit[:10]}{changed}"
+    version = _version(start)
+    return f"opsin {version}, an unknown commit" if version else "an unknown commit"
+
+
+def _version(start: Start) -> str | None:
+    return start.get("versions", {}).get("opsin")

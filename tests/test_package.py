@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from opsin.commands.runs import code_of
+from opsin.commands.provenance import code_of
 from opsin.experiments import extractors
 from opsin.train.extractor import Extractor
 from opsin.train.weights import Weights

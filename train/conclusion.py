@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from opsin.train.evaluate import final_variables
 from opsin.train.experiment import Experiment
 from opsin.train.host.accounting import median_rates
 from opsin.train.logging import Console, last_evaluation
-from opsin.train.measurements import Item, Measured, measure
+from opsin.train.measurements import Item, Measured, Measurement, measure
 from opsin.train.placement import on_own_devices
 from opsin.train.preparation import prepared
 from opsin.train.state import State
@@ -31,10 +31,10 @@ class Result:
     Attributes:
         finished: False if it was asked to stop before the last step.
         step: steps taken in all, earlier calls included.
-        metrics: final ``split/metric`` numbers, with ``seconds``, ``steps``, ``parameters``,
-            ``model_flops_per_step`` and the median speed (see ``Work.rates``);
-            empty in processes that do not write.
-        measured: what the measurements of the experiment found.
+        metrics: final ``split/metric`` numbers of the log, measurements included, with ``seconds``,
+            ``steps``, ``parameters``, ``model_flops_per_step`` and the median speed (see
+            ``Work.rates``); empty in processes that do not write.
+        measured: what was measured now.
     """
 
     finished: bool
@@ -48,17 +48,19 @@ class _Stopped(Exception):
 
 
 def measure_all(
+    measurements: Sequence[Measurement],
     experiment: Experiment,
     state: State,
     mesh: Mesh,
     sets: Mapping[str, Examples],
     console: Console,
     stop: Callable[[], bool],
+    keep: Callable[[Measured], None],
 ) -> tuple[Measured, ...] | None:
-    """Makes the measurements of an experiment.
+    """Makes measurements of an experiment, and has each kept as soon as it is made.
 
-    Each process measures the same, on its own devices. None if ``stop`` said so meanwhile: they are
-    begun anew when the run resumes.
+    Each process measures the same, on its own devices. None if ``stop`` said so meanwhile: the one
+    at which it stood is begun anew when the run resumes.
     """
 
     def track(items: Iterable[Item], what: str) -> Iterator[Item]:
@@ -67,18 +69,20 @@ def measure_all(
                 raise _Stopped
             yield item
 
-    if not experiment.measurements:
+    if not measurements:
         return ()
+    measured = []
     average, variables = final_variables(state)
     variables = on_own_devices(variables, mesh)
     prepare = partial(prepared, data=experiment.data)
-    made = measure(
-        experiment.measurements, experiment.task, variables, sets, prepare, track, average=average
-    )
+    made = measure(measurements, experiment.task, variables, sets, prepare, track, average=average)
     try:
-        return tuple(made)
+        for each in made:
+            keep(each)
+            measured.append(each)
     except _Stopped:
         return None
+    return tuple(measured)
 
 
 def summary(

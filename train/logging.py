@@ -41,6 +41,15 @@ class Writer(Protocol):
         ...
 
 
+def open_writers(writers: Iterable[Writer], closing: ExitStack) -> list[Writer]:
+    """The writers, each of which ``closing`` closes, also if a later one cannot be opened."""
+    opened = []
+    for writer in writers:
+        closing.callback(writer.close)
+        opened.append(writer)
+    return opened
+
+
 class JsonLines:
     """``metrics.jsonl``: one object a line with ``step`` and ``split/metric`` keys.
 
@@ -144,7 +153,7 @@ class Console:
             # Logs of jobs are files: a line a minute is enough there.
             mininterval=0.2 if sys.stderr.isatty() else 30.0,
         )
-        if step:
+        if 0 < step < total:
             self.say(f"resuming from step {step} of {total}")
 
     def say(self, text: str) -> None:
@@ -236,12 +245,6 @@ class MetricsLog:
         """Writes a line for people to every writer."""
         for writer in self._writers:
             writer.note(step, text)
-
-    def close(self) -> None:
-        """Closes every writer."""
-        with ExitStack() as stack:  # all of them, even if one cannot write its last line
-            for writer in self._writers:
-                stack.callback(writer.close)
 
     def _write_oldest(self) -> None:
         step, count, stacked, flush = self._pending.popleft()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,8 @@ from opsin.train.host.accounting import Work, measured_work
 from opsin.train.host.processes import Agreement, is_first
 from opsin.train.host.profiling import Profiler, Steps
 from opsin.train.host.startup import StartUp, record_speed
-from opsin.train.logging import Console, JsonLines, MetricsLog, Writer
-from opsin.train.measurements import check_measurements
+from opsin.train.logging import Console, JsonLines, MetricsLog, Writer, open_writers
+from opsin.train.measurements import Measured, Measurement, check_measurements
 from opsin.train.program import Program, build
 from opsin.train.sets import Sets, open_sets
 from opsin.train.sharding import make_mesh
@@ -40,10 +40,13 @@ def fit(
     config: dict[str, Any],
     essence: Callable[[Any], Any] = lambda config: config,
     stop: Callable[[], bool] = lambda: False,
-    writers: Sequence[Writer] = (),
+    writers: Iterable[Writer] = (),
     progress: bool = True,
     began: float | None = None,
     profile: Steps | None = None,
+    kept: Callable[[Measurement, int], bool] = lambda measurement, step: False,
+    keep: Callable[[Measured, int], object] = lambda measured, step: None,
+    again: bool = False,
 ) -> Result:
     """Trains an experiment, or resumes it from its newest checkpoint.
 
@@ -58,10 +61,13 @@ def fit(
         essence: of a config, what is compared; all of it by default.
         stop: asked after each dispatch; when True in any process, the state is saved and ``fit``
             returns in all.
-        writers: more places for the metrics.
+        writers: more places for the metrics, which are closed whatever happens.
         progress: whether to show a bar.
         began: ``time.monotonic()`` of the command, if its start-up is to be measured as well.
         profile: steps to trace.
+        kept: whether a measurement of that step was kept before, and need not be made.
+        keep: called with each measurement as soon as it is made, and the step.
+        again: evaluate it, although it is trained already.
 
     Raises:
         DataError, DeviceError, DurationError, SettingError: the experiment asks for what cannot be.
@@ -71,12 +77,16 @@ def fit(
     """
     clock = StartUp(began)
     with ExitStack() as closing:
+        others = open_writers(writers, closing)
         run, state = open_run(
-            experiment, directory, config, essence, stop, writers, progress, profile, clock, closing
+            experiment, directory, config, essence, stop, others, progress, profile, clock, closing
         )
         with run.checkpoints.named_in_errors():
+            if again:
+                evaluate_sets(experiment, run.program, state, run.sets, directory, run.log)
             state, step = train(run, state)
-            return Result(False, step) if step < run.program.steps else conclude(run, state)
+            finished = step == run.program.steps
+            return conclude(run, state, kept, keep) if finished else Result(False, step)
 
 
 @dataclass(frozen=True)
@@ -144,9 +154,9 @@ def open_run(
     clock.lap("state")
     profiler = Profiler(profile, directory / "profile", done=step, total=program.steps)
     console = Console(program.steps, step, progress and is_first(), task.progress)
-    own = [JsonLines(directory / "metrics.jsonl", step)] if is_first() else []
-    log = MetricsLog([*own, console, *writers], work, saved["window"])
-    closing.callback(log.close)
+    logged = -1 if checkpoints.latest() is None else step
+    own = [JsonLines(directory / "metrics.jsonl", logged)] if is_first() else []
+    log = MetricsLog([*open_writers([*own, console], closing), *writers], work, saved["window"])
     closing.callback(profiler.close)
     agreed = Agreement(mesh)
     return Run(
@@ -248,20 +258,27 @@ def _description(sets: Sets, feed: Feed) -> dict[str, Any]:
     return feed.description() | {"class_names": names, "resized": resized}
 
 
-def conclude(run: Run, state: State) -> Result:
-    """Makes the measurements of the experiment, and sums the run up."""
+def conclude(
+    run: Run,
+    state: State,
+    kept: Callable[[Measurement, int], bool],
+    keep: Callable[[Measured, int], object],
+) -> Result:
+    """Makes the measurements of the experiment that are not kept, and sums the run up."""
     run.checkpoints.wait()
     seconds, steps = time.monotonic() - run.since, run.program.steps
     mesh, sets = run.program.mesh, run.sets.all
-    measured = measure_all(run.experiment, state, mesh, sets, run.console, run.stop)
+
+    def record(each: Measured) -> None:
+        keep(each, steps)
+        run.log.write(steps, each.metrics)
+
+    todo = [each for each in run.experiment.measurements if not kept(each, steps)]
+    measured = measure_all(todo, run.experiment, state, mesh, sets, run.console, run.stop, record)
     if measured is None:
         return Result(False, steps)
-    found = {name: value for each in measured for name, value in each.metrics.items()}
-    if found:
-        run.log.write(steps, found)
     if not is_first():
         return Result(True, steps)
     flops = {"model_flops_per_step": run.work.flops} if steps else {}
     final = summary(run.experiment.task, state, run.directory, flops | {"seconds": seconds})
-    own = {name: value for name, value in final.items() if name not in found}
-    return Result(True, steps, own, measured)
+    return Result(True, steps, final, measured)

@@ -1,6 +1,7 @@
 """A run is measured at its end, again and in other ways; whatever is asked, nothing trains."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from opsin.analysis.diffusion import Inpainting, VariationalBound
 from opsin.analysis.generators import SampleQuality
@@ -30,6 +32,7 @@ from opsin.config.tree import override, resolve
 from opsin.data.files import read_lines
 from opsin.errors import ConfigError
 from opsin.experiments.extractors import LENET
+from opsin.metrics.state import Mean
 from opsin.report import evaluations
 from opsin.report.rows import collect
 from opsin.train import loop
@@ -60,6 +63,19 @@ class Norm:
 
 
 PROBE = Probe(neighbours=3, penalties=(1e-2,), validation=0.2)
+
+
+@dataclass(frozen=True)
+class Dies:
+    """A measurement that cannot be made, as long as ``hopeless`` says so."""
+
+    def __call__(self, *arguments: Any) -> dict[str, float]:
+        if hopeless:
+            raise RuntimeError("killed")
+        return {"test/alive": 1.0}
+
+
+hopeless: list[bool] = []
 
 
 def tiny(**changes: Any) -> Experiment:
@@ -134,7 +150,7 @@ def test_a_finished_run_makes_the_measurements_that_it_lacks(trained, untrainabl
     made = evaluations.path_of(trained.directory, identity(Norm())).stat().st_mtime_ns
     outcome = ended(more, workdir)
     assert outcome.directory == trained.directory
-    assert outcome.trained_before
+    assert (outcome.trained_before, outcome.measured) == (True, True)
     (found,) = evaluated(trained.directory, f"{HERE}:Norm", "power=5")
     assert outcome.metrics["test_ema/norm"] == found.metrics["test_ema/norm"]
     assert state_of(trained.directory, more) == state_of(trained.directory, tiny()) == "DONE"
@@ -143,6 +159,84 @@ def test_a_finished_run_makes_the_measurements_that_it_lacks(trained, untrainabl
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("opsin.commands.runs.fit", None)  # calling it would raise
         assert ended(tiny(), workdir).metrics == trained.metrics
+
+
+def test_each_measurement_is_kept_when_it_is_made(tmp_path):
+    """What follows may die, and be another when the run resumes."""
+    hopeless.append(True)
+    one, two, three = Norm(power=1), Norm(power=2, seed=5), Norm(power=3)
+    dying = tiny(measurements=(one, two, Dies()), **{"loop.duration": "0 steps"})
+    with pytest.raises(RuntimeError, match="killed"):
+        ended(dying, tmp_path)
+    (run,) = (tmp_path / "tiny").iterdir()
+    made = {x: evaluations.path_of(run, identity(x)) for x in (one, two)}
+    times = {x: path.stat().st_mtime_ns for x, path in made.items()}
+    assert not (run / "DONE").exists()
+
+    hopeless.clear()
+    outcome = ended(replace(dying, measurements=(one, Dies())), tmp_path)
+    assert times == {x: path.stat().st_mtime_ns for x, path in made.items()}
+    found = evaluations.read(run, identity(one), 0)
+    assert found is not None
+    assert outcome.metrics["test_ema/norm"] == found["metrics"]["test_ema/norm"]
+    assert outcome.metrics["test_ema/alive"] == 1.0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary.keys() >= {"test/accuracy", "test_ema/nll", "seconds"}
+    # ``two`` was made and logged, and is no measurement of this run any more
+    assert not summary.keys() & {"test_ema/norm", "test_ema/alive"}
+    lines = read_lines(run / "metrics.jsonl")
+    assert [x["test_ema/norm"] for x in lines if "test_ema/norm" in x] == [
+        json.loads(made[x].read_text())["metrics"]["test_ema/norm"] for x in (one, two)
+    ]
+    only = tiny(measurements=(three,), **{"loop.duration": "0 steps"})
+    assert ended(only, tmp_path).metrics["test_ema/norm"] < found["metrics"]["test_ema/norm"]
+
+
+@pytest.mark.parametrize("left", [None, "2"])
+def test_a_finished_run_without_its_checkpoint_is_not_trained_again(trained, tmp_path, left):
+    run = tmp_path / "tiny" / trained.directory.name
+    shutil.copytree(trained.directory, run)
+    shutil.rmtree(run / "checkpoints")
+    if left is not None:
+        shutil.copytree(trained.directory / "checkpoints" / "6", run / "checkpoints" / left)
+    before = {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file()}
+    with pytest.raises(RunError, match=r"checkpoint of step 6 is gone.*rm -r") as caught:
+        ended(tiny(measurements=(Norm(power=4),)), tmp_path)
+    assert "\n" not in str(caught.value)
+    assert {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file()} == before
+    assert ended(tiny(), tmp_path).metrics == trained.metrics  # what is there is read
+
+
+def counted(logits: jax.Array, labels: jax.Array, valid: jax.Array | None = None) -> Mean:
+    """A metric that is new."""
+    return Mean.from_values(jnp.full(len(labels), 7.0), valid)
+
+
+def test_a_finished_run_is_evaluated_as_its_experiment_says_now(trained, tmp_path, untrainable):
+    """A metric and a set are added without training, once; all else is as it was."""
+    run = tmp_path / "tiny" / trained.directory.name
+    shutil.copytree(trained.directory, run)
+    summary = (run / "summary.json").read_bytes()
+    changes = {
+        "task.more_metrics": (counted,),
+        "data.eval_splits": {"test": "test", "fit": "train"},
+    }
+    more = tiny(**changes)
+    assert state_of(run, more) == "to measure"
+    outcome = ended(more, tmp_path)
+    assert (outcome.directory, outcome.trained_before) == (run, True)
+    assert outcome.metrics["test/counted"] == outcome.metrics["fit_ema/counted"] == 7.0
+    assert outcome.metrics["fit/accuracy"] != outcome.metrics["test/accuracy"]
+    assert outcome.metrics.items() >= trained.metrics.items()
+    assert (run / "summary.json").read_bytes() == summary
+    assert state_of(run, more) == "DONE"
+    (row,) = collect(run.parent, ["a"], lambda arm, seed: (run.name, None))
+    assert row.metrics["fit/counted"] == 7.0
+    assert "test_ema/norm" not in row.metrics  # of no measurement that is asked for
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("opsin.commands.runs.fit", None)  # calling it would raise
+        assert ended(more, tmp_path).metrics == outcome.metrics
+        assert ended(replace(more, loop=replace(more.loop, previews=3)), tmp_path).trained_before
 
 
 def test_numbers_of_an_earlier_step_are_not_those_of_the_end(trained):
@@ -240,6 +334,23 @@ def test_by_default_a_run_is_measured_as_its_experiment_stands(opsin, untrainabl
     assert "is no directory of a run" in err
 
 
+def test_by_default_the_splits_are_evaluated_as_its_recipe_says_now(opsin, untrainable):
+    assert opsin("run", "tiny", "--quiet", "measurements.0.power=1")[0] == 0
+    assert opsin("run", "tiny", "--quiet", "measurements.0.power=1", "data.batch=8")[0] == 0
+    module = catalogue.find("tiny")
+    base = override(module.config(), {"task.more_metrics": (counted,)})
+    module.config = lambda: base
+    own, other = sorted(Path("runs/tiny").iterdir(), key=lambda run: run.name != identity(base))
+    assert "test_ema/counted" in opsin("evaluate", str(own))[1]
+    assert "counted" not in opsin("evaluate", str(other))[1]  # of no recipe: as its config says
+    assert state_of(own, base) == "DONE"
+    out = opsin("run", "tiny", "--quiet", "measurements.0.power=4")[1]
+    assert out.startswith("already trained: measured what was missing; to train it again: rm -r")
+    assert "counted" in out
+    out = opsin("run", "tiny", "--quiet", "measurements.0.power=4")[1]
+    assert out.startswith("already trained, so only read; to train it again: rm -r")
+
+
 def test_what_can_be_measured_is_found_by_name():
     assert known_measurements().keys() == {
         "ImportanceNLL", "Inpainting", "LatentClassifier", "Probe", "SampleQuality", "SampledBy",
@@ -288,3 +399,20 @@ def test_a_directory_that_cannot_be_written_is_told(trained, tmp_path, monkeypat
     monkeypatch.setattr(evaluations, "write", full)
     with pytest.raises(RunError, match=r"cannot write to .*No space left"):
         evaluated(trained.directory, "Norm")
+
+
+def test_what_cannot_be_read_is_not_said_to_be_unwritable(trained, monkeypatch):
+    def missing(*arguments: Any) -> Any:
+        raise FileNotFoundError(2, "No such file", "images/7.png")
+
+    monkeypatch.setattr(Norm, "__call__", missing)
+    with pytest.raises(FileNotFoundError, match=r"images/7\.png"):
+        evaluated(trained.directory, "Norm")
+
+
+def test_a_run_that_is_live_is_not_evaluated(trained):
+    live = pytest.raises(RunError, match=r"another run is live in \S+: wait for it$")
+    with FileLock(trained.directory / ".lock"), live:
+        evaluated(trained.directory, "Norm")
+    assert evaluated(trained.directory, "Norm")  # and leaves no lock behind
+    assert evaluated(trained.directory, "Norm")

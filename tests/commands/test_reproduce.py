@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from opsin.commands import runs
+from opsin.commands import provenance, runs
 from opsin.config import catalogue
 from opsin.config.sweep import expand, identities
 from opsin.config.table import Table
 from opsin.report.rows import Row, in_order, write_rows
+from opsin.train.checkpoint import SaveError
 from opsin.train.logging import NonFiniteError
 from opsin.train.loop import Result as Ended
 from tests.commands import tiny
@@ -64,7 +65,15 @@ def rows(monkeypatch, opsin) -> list[Row]:
 
 
 @pytest.fixture
-def trains(monkeypatch, rows) -> dict:
+def code(monkeypatch) -> dict:
+    """The commit of the code, which may be changed."""
+    now = {"commit": "a" * 40, "dirty": False}
+    monkeypatch.setattr(provenance, "code_of", lambda house: dict(now))
+    return now
+
+
+@pytest.fixture
+def trains(monkeypatch, rows, code) -> dict:
     """What each run gives, which may be changed; nothing trains."""
     changes: dict = {}
 
@@ -151,15 +160,45 @@ def test_a_run_that_fails_is_not_reproduced(opsin, trains):
     assert now == {"test/accuracy": 0.0, "test/made": None, "parameters": None}
 
 
-def test_a_finished_run_is_only_read_and_those_of_the_user_are_not(opsin, trains, monkeypatch):
-    opsin("sweep", "tiny", "--quiet", "--seeds", str(SEEDS))
+def test_a_full_disk_says_nothing_about_a_row(opsin, trains):
+    trains["error"] = SaveError("cannot write to here")
+    ended = opsin("reproduce", "tiny", "--quiet")
+    assert (ended.code, ended.complaint()) == (1, "opsin: cannot write to here")
+    assert not (RESULTS / "reproduced.jsonl").exists()
+
+
+def test_a_finished_run_of_this_commit_is_only_read(opsin, trains, monkeypatch, code):
+    opsin("sweep", "tiny", "--quiet", "--seeds", str(SEEDS))  # those of the user are not
     trains["parameters"] = 101.0
     assert opsin("reproduce", "tiny", "--quiet").code == 1
     before = lines()
-    assert Path("runs/reproduced/tiny", before[0]["id"], "DONE").exists()
+    assert Path("runs/reproduced", "a" * 12, "tiny", before[0]["id"], "DONE").exists()
     monkeypatch.setattr(runs, "fit", None)
     assert opsin("reproduce", "tiny", "--quiet").code == 1
     assert lines() == before
+
+
+def test_the_code_of_another_commit_trains_it_again(opsin, trains, code):
+    assert opsin("reproduce", "tiny", "--quiet").code == 0
+    code["commit"], trains["parameters"] = "b" * 40, 101.0
+    assert opsin("reproduce", "tiny", "--quiet").code == 1
+    (line,) = lines()
+    assert (line["commit"], line["metrics"]["parameters"]["now"]) == ("b" * 40, 101.0)
+
+
+@pytest.mark.parametrize("changed", [{"dirty": True}, {"commit": None, "dirty": None}])
+def test_a_finished_run_of_code_that_has_no_name_is_not_read(opsin, trains, code, changed):
+    code |= changed
+    trains["step"] = 1
+    assert opsin("reproduce", "tiny", "--quiet").code == 130
+    del trains["step"]
+    assert opsin("reproduce", "tiny", "--quiet").code == 0  # it resumes
+    trains["parameters"] = 101.0
+    again = opsin("reproduce", "tiny", "--quiet")
+    assert again.code == 2
+    assert "may be by other code than this" in again.complaint()
+    code |= {"commit": "a" * 40, "dirty": False}
+    assert opsin("reproduce", "tiny", "--quiet").code == 1
 
 
 def test_ctrl_c_stops_it_and_writes_nothing_of_that_row(opsin, trains):
@@ -222,9 +261,9 @@ def test_what_it_writes_makes_no_code_dirty(tmp_path, monkeypatch):
     (tmp_path / "errors.py").write_text("")  # by which a copy of the house is known
     git("add", ".")
     git("commit", "-m", "one")
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "commands" / "runs.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "commands" / "provenance.py"))
     (tmp_path / "results" / "reproduced.jsonl").write_text("changed")
     (tmp_path / "results" / "reproduced.md").write_text("new")
-    assert runs.environment()["dirty"] is False
+    assert provenance.environment()["dirty"] is False
     (tmp_path / "results" / "focal.jsonl").write_text("new")
-    assert runs.environment()["dirty"] is True
+    assert provenance.environment()["dirty"] is True

@@ -16,6 +16,7 @@ from opsin.commands.main import main
 from opsin.commands.runs import directory_of
 from opsin.config.identity import identity
 from opsin.config.tree import override
+from opsin.data.examples import DataError
 from opsin.train.conclusion import Result as Ended
 from tests.commands import tiny
 
@@ -167,6 +168,17 @@ def test_a_run_that_failed_may_be_repeated(opsin, untrained, monkeypatch):
     assert (directory / "DONE").exists()
     assert not (directory / "FAILED").exists()
     assert str(kept.value) == "no more memory"
+
+
+def test_a_mistake_of_the_user_is_no_failed_run(opsin, monkeypatch):
+    def refuse(*arguments, **options):
+        raise DataError("no such set: name another")
+
+    monkeypatch.setattr(runs, "fit", refuse)
+    assert opsin("run", "tiny", "--quiet").code == 2
+    (directory,) = Path("runs/tiny").iterdir()
+    assert (directory / "config.json").exists()
+    assert not (directory / "FAILED").exists()
 
 
 @pytest.mark.parametrize("command", ["run tiny", "sweep tiny --seeds 1"])

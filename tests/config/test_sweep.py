@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from opsin.analysis.probes import Probe
 from opsin.config import catalogue
 from opsin.config.identity import identity
-from opsin.config.sweep import arm_of, expand, identities, identity_of, share
+from opsin.config.sweep import Planned, arm_of, expand, identities, identity_of, share
 from opsin.config.table import Arm
 from opsin.config.tree import override
 from opsin.errors import ConfigError
@@ -87,18 +87,26 @@ def test_twins_and_mistakes_are_refused(arms, overrides, message):
     assert str(caught.value).startswith(message)
 
 
-@given(runs=st.integers(0, 40), of=st.integers(1, 12))
-def test_shares_are_a_partition(runs, of):
-    planned = list(range(runs))
+def assert_parts(planned: list[Planned], of: int) -> None:
+    """Every run is in one share, no directory in two, and the shares have as many of them."""
     shares = [list(share(planned, index, of)) for index in range(of)]
-    assert sorted(run for part in shares for run in part) == planned
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    where = {(run.arm, run.seed): i for i, part in enumerate(shares) for run in part}
+    assert sum(map(len, shares)) == len(where) == len(planned)
+    ids = [{run.id for run in part} for part in shares]
+    assert sum(map(len, ids)) == len({run.id for run in planned})
+    assert max(map(len, ids)) - min(map(len, ids)) <= 1
+    assert all(part == [run for run in planned if run in part] for part in shares)
+
+
+@given(ids=st.lists(st.sampled_from("abcdefgh"), max_size=30), of=st.integers(1, 12))
+def test_shares_are_a_partition(ids, of):
+    assert_parts([Planned(f"arm {i}", 0, BASE, name) for i, name in enumerate(ids)], of)
 
 
 @pytest.mark.parametrize(("index", "of"), [(3, 3), (-1, 3), (1, 1), (0, 0)])
 def test_a_share_that_is_not_there_is_refused(index, of):
     with pytest.raises(ConfigError, match=f"--index {index} --of {of}"):
-        share([1, 2, 3], index, of)
+        share(expand(BASE, ARMS, 1), index, of)
 
 
 def test_a_run_knows_its_arm_under_any_seed():
@@ -110,11 +118,13 @@ def test_a_run_knows_its_arm_under_any_seed():
 
 
 @pytest.mark.parametrize("name", sorted(catalogue.experiments()))
-def test_every_sweep_of_the_house_has_as_many_runs_as_arms_times_seeds(name):
+def test_every_sweep_of_the_house_has_as_many_runs_as_arms_times_seeds_and_can_be_shared(name):
     module = catalogue.find(name)
     arms = catalogue.arms(module)
     planned = expand(module.config(), arms, 2)
     assert len({identities(run.experiment) for run in planned}) == 2 * len(arms)
     assert {run.arm for run in planned} == {arm.name for arm in arms}
+    for of in (2, 3, 4):
+        assert_parts(planned, of)
     for run in planned:
         assert arm_of(run.experiment, module.config(), arms) == run.arm

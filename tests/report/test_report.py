@@ -14,6 +14,7 @@ from opsin.report import report as report_module
 from opsin.report.figure import apart, draw
 from opsin.report.report import check, derive, readme_is_current, readme_table, update_readme, write
 from opsin.report.rows import Row, read_rows
+from opsin.train.logging import NonFiniteError
 
 ARMS = ("cross-entropy", "focal-1", "focal-2", "focal-5")
 ACCURACY = {
@@ -55,7 +56,7 @@ def row(arm, seed, **changes):
     return Row(**fields | changes)
 
 
-def failed(arm, seed, error="TrainError: train/loss is nan at step 12"):
+def failed(arm, seed, error="NonFiniteError: train/loss is nan at step 12"):
     return row(arm, seed, status="failed", seconds=None, metrics={}, error=error)
 
 
@@ -137,7 +138,7 @@ def test_markdown_shows_every_arm_and_every_gap(rows, tmp_path):
     ) in lines
     assert "| `focal-5` | 0 of 3 | - | - |  | - | - |  |" in lines
     assert (
-        "- `focal-2`: failed seed 1: `TrainError: train/loss is nan at step 12`; missing seed 2"
+        "- `focal-2`: failed seed 1: `NonFiniteError: train/loss is nan at step 12`; missing seed 2"
     ) in lines
     assert "- `focal-5`: missing seed 0; missing seed 1; missing seed 2" in lines
     assert "opsin sweep focal --seeds 3" in lines
@@ -422,6 +423,7 @@ def test_an_arm_may_lack_a_detail_but_not_all_of_them(tmp_path):
 
 
 def test_a_failed_run_counts_where_the_table_says_as_what(tmp_path):
+    assert NonFiniteError.__name__ == "NonFiniteError"  # which the report does not import
     table = Table(
         title="t",
         metrics={"test/diverged": ".0%", "test/fd": ".1f"},
@@ -429,7 +431,8 @@ def test_a_failed_run_counts_where_the_table_says_as_what(tmp_path):
     )
     report = Report(name="x", claim="A claim.", arms=["a"], table=table)
     rows = [row("a", seed, metrics={"test/diverged": 0.0, "test/fd": 3.0}) for seed in range(3)]
-    write([*rows, failed("a", 3)], report, tmp_path)
+    full = failed("a", 4, error="SaveError: cannot write to x (No space left on device)")
+    write([*rows, failed("a", 3), full], report, tmp_path)
     written = (tmp_path / "x.csv").read_text()
     assert "a,test/diverged,4,0.25," in written
     assert "a,test/fd,3,3,0," in written

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -53,8 +54,8 @@ def test_a_count_is_the_same_or_not():
 def test_a_share_without_spread_may_move_by_two_standard_deviations(seeds):
     p = 98 / 100  # (96 + 2) of (96 + 4)
     room = 2 * math.sqrt(2 * p * (1 - p) / 100)
-    assert compared(1.0, 1.0 - room + 1e-9, seeds, images=96).within
-    lower = compared(1.0, 1.0 - room - 1e-9, seeds, images=96)
+    assert compared(1.0, 1.0 - room + 1e-9, seeds, ".1%", images=96).within
+    lower = compared(1.0, 1.0 - room - 1e-9, seeds, ".1%", images=96)
     assert (lower.rule, lower.within) == ("share", False)
 
 
@@ -63,7 +64,9 @@ def test_any_other_metric_without_spread_may_move_by_two_percent():
     for recorded, now, within in known:
         found = compared(recorded, now, [recorded])  # a share of an unknown number of images too
         assert (found.rule, found.within) == ("2 %", within)
-    assert compared(1.5, 1.52, [1.5], images=100).rule == "2 %"
+    for recorded in (1.5, 0.03, 0.87):  # a likelihood or a density is no share, even below 1
+        found = compared(recorded, recorded * 1.03, [recorded], images=100)
+        assert (found.rule, found.within) == ("2 %", False)
 
 
 def test_what_differs_by_rounding_is_the_same():
@@ -131,6 +134,14 @@ def test_a_row_that_is_trained_again_takes_its_place(tmp_path):
         add(tmp_path, each)
     records = map(json.loads, (tmp_path / "reproduced.jsonl").read_text().splitlines())
     assert [(x["seed"], x["commit"][:4]) for x in records] == [(1, "0123"), (2, "ffff")]
+
+
+def test_rows_that_are_added_at_once_are_all_kept(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda seed: add(tmp_path, line(seed=seed)), range(16)))
+    records = map(json.loads, (tmp_path / "reproduced.jsonl").read_text().splitlines())
+    assert [x["seed"] for x in records] == list(range(16))
+    assert check(tmp_path) == []
 
 
 def test_a_run_that_failed_says_why(tmp_path):

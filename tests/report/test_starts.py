@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from opsin.commands import runs
+from opsin.commands.provenance import environment
 from opsin.commands.runs import Options, RunError, execute
 from opsin.config.tree import override, resolve
 from opsin.models.classification.lenet import LeNet5
@@ -24,6 +25,10 @@ def start(commit: str | None, *, dirty: bool = False, step: int = 0) -> dict[str
     return {"commit": commit, "dirty": dirty, "step": step}
 
 
+def installed(version: str) -> dict[str, Any]:
+    return start(None) | {"versions": {"opsin": version, "jax": "3"}}
+
+
 @pytest.mark.parametrize(
     ("before", "now", "line"),
     [
@@ -38,6 +43,13 @@ def start(commit: str | None, *, dirty: bool = False, step: int = 0) -> dict[str
             "trained at commit aaaaaaaaaa with uncommitted changes; this is commit aaaaaaaaaa",
         ),
         ([start(None)], start(A), "trained at an unknown commit; this is commit aaaaaaaaaa"),
+        ([installed("1")], installed("1"), None),
+        (
+            [installed("1")],
+            installed("2"),
+            "trained at opsin 1, an unknown commit; this is opsin 2, an unknown commit",
+        ),
+        ([start(A) | {"versions": {"opsin": "1"}}], start(A) | {"versions": {"opsin": "2"}}, None),
     ],
 )
 def test_other_code_is_told_in_a_line(before, now, line):
@@ -49,6 +61,8 @@ def test_what_came_before_the_last_step_0_does_not_count():
     assert that_count(starts) == starts[1:]
     assert commits(starts) == [B, A]
     assert commits([start(None), start(None, step=4)]) == ["unknown"]
+    begun, resumed = start(A) | {"resumed": False}, start(B) | {"resumed": True}
+    assert that_count([start(B), begun, resumed]) == [begun, resumed]
 
 
 @pytest.fixture
@@ -90,6 +104,18 @@ def test_all_starts_are_kept_and_a_row_names_their_commits(begin, tmp_path: Path
     again = "trained at commit bbbbbbbbbb with uncommitted changes; this is commit aaaaaaaaaa\n"
     assert begin(A, 0) == again  # it is finished and only read
     assert read_starts(directory / "env.json") == starts
+
+
+def test_a_run_of_no_steps_that_resumes_under_other_code_says_so(begin, tmp_path: Path):
+    assert begin(A, 0) == ""
+    assert begin(B, 0) == "trained at commit aaaaaaaaaa; this is commit bbbbbbbbbb\n"
+    (directory,) = (tmp_path / "some").iterdir()
+    assert commits(read_starts(directory / "env.json")) == [A, B]
+    assert "aaaaaaaaaa" in (directory / "metrics.jsonl").read_text()
+
+
+def test_the_environment_names_the_version_of_the_house():
+    assert environment()["versions"]["opsin"]
 
 
 def test_a_finished_run_with_another_default_is_not_taken_for_this_one(begin, tmp_path: Path):

@@ -1,7 +1,9 @@
 """What is logged where."""
 
 import json
+import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from opsin.train.logging import (
     MetricsLog,
     TensorBoard,
     WeightsAndBiases,
+    open_writers,
 )
 
 FOUR_IMAGES = Work(images=4, flops=1000, peak=1e12)
@@ -98,6 +101,28 @@ def test_rows_of_a_dispatch_beyond_its_count_are_not_read():
     assert memory.lines[0][1]["train/loss"] == 1.0
 
 
+class Closing(Memory):
+    """A writer that says whether it is closed."""
+
+    closed = 0
+
+    def close(self):
+        self.closed += 1
+
+
+def test_every_writer_is_closed_once_also_if_another_cannot_be_opened():
+    first, second = Closing(), Closing()
+
+    def writers():
+        yield first
+        yield second
+        raise LoggingError("no key")
+
+    with pytest.raises(LoggingError), ExitStack() as closing:
+        open_writers(writers(), closing)
+    assert (first.closed, second.closed) == (1, 1)
+
+
 def test_tensorboard_events_hold_the_numbers(tmp_path: Path):
     from tensorboardX.proto.event_pb2 import Event
 
@@ -159,6 +184,12 @@ def test_the_bar_shows_loss_accuracy_and_speed_and_keeps_evaluations(capsys):
     assert "step 5: test/accuracy 0.9000  test/nll 0.3000" in shown
 
 
+def test_only_a_run_with_steps_to_go_resumes(capsys):
+    for step in (0, 4, 10):
+        Console(total=10, step=step, enabled=True).close()
+    assert capsys.readouterr().err.count("resuming from step") == 1
+
+
 def test_reopening_drops_what_came_after_the_checkpoint(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 2}\n{"step": 3, "a": 3}\n{"step": 4')
@@ -173,4 +204,33 @@ def test_a_file_is_replaced_whole(tmp_path: Path):
     replace_text(path, json.dumps({"a": 1}))
     replace_text(path, json.dumps({"a": 2}))
     assert json.loads(path.read_text()) == {"a": 2}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_processes_do_not_write_the_same_part(tmp_path: Path, monkeypatch):
+    """The second begins and ends while the first has written and not yet replaced."""
+    path, fsync = tmp_path / "summary.json", os.fsync
+
+    def meanwhile(file):
+        monkeypatch.setattr(os, "fsync", fsync)
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        replace_text(path, "the second")
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    replace_text(path, "the first, whole")
+    assert path.read_text() == "the first, whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_written_stays_and_leaves_no_part(tmp_path: Path, monkeypatch):
+    path = tmp_path / "summary.json"
+    path.write_text("before")
+
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        replace_text(path, "after")
+    assert [(x, x.read_text()) for x in tmp_path.iterdir()] == [(path, "before")]
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,9 @@ from opsin.data.files import read_lines
 from opsin.data.sources import synthetic
 from opsin.metrics.classification import ranking
 from opsin.metrics.state import Collected
+from opsin.train import loop
 from opsin.train.checkpoint import Checkpoints
+from opsin.train.durations import DurationError
 from opsin.train.evaluate import evaluate
 from opsin.train.experiment import Experiment
 from opsin.train.logging import JsonLines, NonFiniteError, last_evaluation
@@ -259,6 +262,40 @@ def test_a_number_that_is_none_at_the_end_is_not_replaced_by_an_older_one(tmp_pa
     final = last_evaluation(tmp_path / "metrics.jsonl")
     assert np.isnan(final.pop("test/nll"))
     assert final == {"test/accuracy": 0.1}
+
+
+@pytest.mark.parametrize("steps", ["0 steps", "nonsense"])
+def test_writers_are_closed_also_by_a_run_that_does_not_open(experiment, tmp_path: Path, steps):
+    class Fake:
+        wrote, closed = 0, 0
+
+        def write(self, step, metrics):
+            self.wrote += 1
+
+        def note(self, step, text): ...
+
+        def close(self):
+            self.closed += 1
+
+    fake, run = Fake(), override(experiment, {"loop.duration": steps})
+    with nullcontext() if steps == "0 steps" else pytest.raises(DurationError):
+        fit(run, tmp_path, config={}, writers=iter([fake]), progress=False)
+    assert (fake.wrote, fake.closed) == (int(steps == "0 steps"), 1)
+
+
+def test_a_run_of_no_steps_that_is_killed_before_it_is_saved_has_no_line_twice(
+    experiment, tmp_path: Path, monkeypatch
+):
+    run = override(experiment, {"loop.duration": "0 steps"})
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save", None)  # calling it raises
+        with pytest.raises(TypeError):
+            fit(run, tmp_path, config=resolve(run), progress=False)
+    before = lines(tmp_path)
+    assert [line["step"] for line in before] == [0]
+    for _ in range(2):  # the second finds it saved, and keeps the lines
+        fit(run, tmp_path, config=resolve(run), progress=False)
+        assert lines(tmp_path) == before
 
 
 def test_pictures_do_without_class_names(experiment: Experiment, tmp_path: Path):
