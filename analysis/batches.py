@@ -40,12 +40,12 @@ def over_batches(
         The arrays of ``compute`` with as many images as the set, on the host.
 
     Raises:
-        DataError: if the set is empty, or cannot be read.
+        DataError: if the set is empty or cannot be read, or a batch is below 1.
     """
     compiled, count = jit_here(compute), len(next(iter(arrays.values())))
-    parts = []
+    parts, batches = [], eval_batches(arrays, batch=batch)
     starts = track(range(0, count, batch), what)
-    for start, images in zip(starts, eval_batches(arrays, batch=batch), strict=True):
+    for start, images in zip(starts, batches, strict=True):
         indices = np.arange(start, start + batch, dtype=np.int32)
         shared = put_with(variables[0], (images, indices))
         parts.append(jax.device_get(compiled(*variables, *shared)))

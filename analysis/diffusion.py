@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from opsin.analysis.batches import over_batches
+from opsin.analysis.checks import check_counts, check_task
 from opsin.analysis.sets import Choice, some_examples, split_of
-from opsin.data.examples import Examples
+from opsin.data.examples import Examples, labels
 from opsin.losses.variational import bits_per_dim
 from opsin.ops.diffusion.sampling import Sampling
 from opsin.train.extractor import Extractor
@@ -21,6 +22,8 @@ from opsin.train.measurements import Measurement, Prepare, Track, check_measurem
 from opsin.train.settings import SettingError
 from opsin.train.tasks.diffuse import Diffuse
 from opsin.train.tasks.task import Batch
+
+DIFFUSION = "a diffusion model"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class VariationalBound:
 
     def check(self, task: Diffuse, sets: Mapping[str, Examples]) -> None:
         """Raises SettingError for another task, no such split, or no bound of this process."""
-        _check_diffuses(self, task)
+        check_task(self, task, Diffuse, DIFFUSION)
+        check_counts(self, steps=1, images=1, batch=1)
         split_of(sets, self.split)
         task.bound_times(self.steps)
 
@@ -99,7 +103,7 @@ class SampledBy:
 
     def check(self, task: Diffuse, sets: Mapping[str, Examples]) -> None:
         """Raises SettingError for a way that the model does not allow, and as the measurement."""
-        _check_diffuses(self, task)
+        check_task(self, task, Diffuse, DIFFUSION)
         other = replace(task, sampling=self.sampling)
         other.check_sampling()
         check_measurements([self.measurement], other, sets)
@@ -117,8 +121,8 @@ class SampledBy:
         other = replace(task, sampling=self.sampling)
         found = self.measurement(other, params, mutable, sets, prepare, track)
         front = f"{self.name}_" if self.name else ""
-        split_and_name = ((*key.split("/"), value) for key, value in found.items())
-        return {f"{split}/{front}{name}": value for split, name, value in split_and_name}
+        split_and_name = ((key.partition("/"), value) for key, value in found.items())
+        return {f"{split}/{front}{name}": value for (split, _, name), value in split_and_name}
 
 
 @dataclass(frozen=True)
@@ -154,11 +158,15 @@ class Inpainting:
             SettingError: for another task, a sampler that cannot take steps back, no such split, or
                 other images than the classifier's.
             WeightsError: if the classifier cannot be read.
+            DataError: if the images have no classes.
         """
-        _check_diffuses(self, task)
+        check_task(self, task, Diffuse, DIFFUSION)
+        check_counts(self, images=1, batch=1)
         task.check_inpainting(self.resamplings)
         *_, image = self.extractor.open()
-        found = np.shape(split_of(sets, self.split).records[0]["image"])
+        examples = split_of(sets, self.split)
+        labels(examples)
+        found = np.shape(examples.records[0]["image"])
         if found != image:
             raise SettingError(
                 f"Inpainting: the extractor {self.extractor.name} is for images {list(image)}, "
@@ -203,11 +211,3 @@ class Inpainting:
             f"{self.split}/inpainted_mse": float(np.mean(np.square(made[below] - truth[below]))),
             f"{self.split}/known_accuracy": accuracy(truth),
         }
-
-
-def _check_diffuses(measurement: Measurement, task: object) -> None:
-    if not isinstance(task, Diffuse):
-        raise SettingError(
-            f"{type(measurement).__name__} needs a diffusion model, not {type(task).__name__}: "
-            "leave it out"
-        )

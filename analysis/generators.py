@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import PyTree
 
+from opsin.analysis.checks import check_counts, check_task
 from opsin.analysis.sampling import sample_images
 from opsin.analysis.sets import Choice, some_examples, split_of
 from opsin.data.examples import Examples
 from opsin.data.sources import open_source
-from opsin.metrics.generative import generator_metrics
+from opsin.metrics.generative import FEWEST, generator_metrics
 from opsin.train.extractor import Extractor
 from opsin.train.measurements import Prepare, Track
 from opsin.train.settings import SettingError
@@ -54,17 +55,20 @@ class SampleQuality:
         """Looks at what will be read.
 
         Raises:
-            SettingError: if the task makes no images, there is no such split, or the network is for
-                other images.
+            SettingError: if the task makes no images, there is no such split, samples or images are
+                too few to have neighbours, or the network is for other images.
             WeightsError: if the network cannot be read.
         """
-        if not isinstance(task, Generative):
-            raise SettingError(
-                f"SampleQuality needs a model that makes images, and {type(task).__name__} makes "
-                "none: leave it out"
-            )
+        check_task(self, task, Generative, "a model that makes images")
+        check_counts(self, samples=FEWEST)
         *_, image = self.extractor.open()
         read = [(split, self._open(sets, split)) for split in (self.split, self.floor_split)]
+        for split, examples in read:
+            if len(examples.records) < FEWEST:
+                raise SettingError(
+                    f"SampleQuality: {split!r} has {len(examples.records)} images, and at least "
+                    f"{FEWEST} are needed: choose another split or source"
+                )
         # Those that are made are as large as those that are trained on.
         for split, examples in (*read, *sets.items()):
             found = np.shape(examples.records[0]["image"])

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from opsin.analysis.batches import over_batches
+from opsin.analysis.checks import check_counts, check_task
 from opsin.analysis.linear_probe import linear_probe
 from opsin.analysis.sets import split_of
 from opsin.data.examples import Examples, labels, materialize
@@ -58,18 +59,19 @@ class LatentClassifier:
                 is conditional on the class.
             DataError: if a class has fewer images than requested, or there are no classes.
         """
-        if not hasattr(task, "latents"):
-            raise SettingError(
-                f"LatentClassifier needs a model with latents, such as an autoencoder, and "
-                f"{type(task).__name__} has none: leave it out"
-            )
+        check_task(self, task, LatentEncoder, "a model with latents, such as an autoencoder")
+        check_counts(self, repeats=1)
+        if not self.labels_per_class:
+            raise SettingError("LatentClassifier: labels_per_class is empty: set (5, 10), say")
         if getattr(task, "num_classes", None) is not None:
             raise SettingError(
                 "LatentClassifier: the model receives the class as input, so its latents need not "
                 "hold it: set task.model.num_classes=None"
             )
-        split_of(sets, self.split)
-        per_class(labels(split_of(sets, self.train_split)), n=max(self.labels_per_class))
+        labels(split_of(sets, self.split))
+        known = labels(split_of(sets, self.train_split))
+        for count in self.labels_per_class:
+            per_class(known, n=count)
 
     def __call__(
         self,

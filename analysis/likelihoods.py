@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from opsin.analysis.batches import over_batches
+from opsin.analysis.checks import check_counts, check_task
 from opsin.analysis.sets import Choice, some_examples, split_of
 from opsin.data.examples import Examples
 from opsin.losses.likelihoods import Likelihood
@@ -67,11 +68,8 @@ class ImportanceNLL:
 
     def check(self, task: LatentVariableTask, sets: Mapping[str, Examples]) -> None:
         """Raises SettingError for another task, samples that do not divide, or no such split."""
-        if not isinstance(task, LatentVariableTask):
-            raise SettingError(
-                f"ImportanceNLL needs a model with latent variables, such as a VAE, and "
-                f"{type(task).__name__} has none: leave it out"
-            )
+        check_task(self, task, LatentVariableTask, "a model with latent variables, such as a VAE")
+        check_counts(self, images=1, batch=1)
         if self.at_once < 1 or self.samples < 1 or self.samples % self.at_once:
             raise SettingError(
                 f"ImportanceNLL: samples={self.samples} is no multiple of at_once={self.at_once}"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from opsin.analysis.checks import check_counts
 from opsin.analysis.features import (
     LAYERS,
     Layer,
@@ -79,6 +80,7 @@ class Probe:
             raise SettingError(
                 f"Probe: layers={self.layers} are not among {', '.join(map(repr, LAYERS))}"
             )
+        check_counts(self, images=1, neighbours=0, sgd_epochs=0, statistics_batches=0)
         if not self.penalties or min(self.penalties) <= 0 or not 0 < self.validation < 1:
             raise SettingError("Probe: penalties must be above 0, and validation in (0, 1)")
         train, test = (split_of(sets, name) for name in (self.train_split, self.split))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key, PyTree
 
 Batch = dict[str, Array]
 
@@ -47,9 +47,26 @@ def float_images(batch: Batch) -> Array:
     return images
 
 
-def row_keys(key: Key[Array, ""], rows: int) -> Key[Array, " rows"]:
-    """One key for each row of a batch, whatever their number: ``fold_in(key, row)``."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+def row_keys(
+    key: Key[Array, ""], rows: int, *, first: Int[Array, ""] | int = 0
+) -> Key[Array, " rows"]:
+    """One key for each row of a batch, whatever their number: ``fold_in(key, first + row)``."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(rows))
+
+
+def one_by_one(
+    function: Callable[[Key[Array, ""], Batch], PyTree], keys: Key[Array, " rows"], batch: Batch
+) -> PyTree:
+    """What ``function`` gives for each example as a batch of one, with a key of its own.
+
+    Its arrays are [1, …], and the result's [rows, …]: the other examples have no say in a row.
+    """
+
+    def one(key: Array, example: Batch) -> PyTree:
+        single = jax.tree.map(lambda x: x[None], example)
+        return jax.tree.map(lambda x: x[0], function(key, single))
+
+    return jax.vmap(one)(keys, batch)
 
 
 def check_probability(name: str, probability: float) -> None:

@@ -9,16 +9,16 @@ images in place of the made ones gives the best that a generator can reach.
 from collections.abc import Iterator
 from typing import Any
 
-import flax.struct
 import numpy as np
 from jaxtyping import Array, Float, Num
 from scipy.spatial.distance import cdist
 from scipy.special import rel_entr
 
-from opsin.metrics.state import Collected, Rows
-
 Real = Num[np.ndarray, "real features"]
 Made = Num[np.ndarray, "made features"]
+
+FEWEST = 6
+"""Images of either set that all measures can be made of: the fifth neighbour of one is another."""
 
 
 def generator_metrics(
@@ -80,25 +80,6 @@ def frechet_distance(real: Real, made: Made) -> float:
     apart = np.sum((means[0] - means[1]) ** 2)
     spread = np.sum(roots[0] ** 2) + np.sum(roots[1] ** 2) - 2 * np.sum(singular)
     return float(apart + max(spread, 0.0))  # rounding may leave it below
-
-
-@flax.struct.dataclass
-class FrechetDistance(Collected):
-    """Features of real images, and of a generated image for each of them.
-
-    They are kept, not summed to a mean and Σ x xᵀ: with fewer samples than features, that sum would
-    lose half of the digits of the root of the covariance.
-    """
-
-    real: Rows  # [examples, features]
-    made: Rows  # [examples, features]
-
-    def compute(self) -> dict[str, float]:
-        """``frechet_distance``; NaN with fewer than two examples, or if a feature is not finite."""
-        pair = np.asarray(self.real), np.asarray(self.made)
-        if len(pair[0]) < 2 or not all(np.isfinite(features).all() for features in pair):
-            return {"": float("nan")}
-        return {"": frechet_distance(*pair)}
 
 
 def kernel_distance(real: Real, made: Made, *, chunk: int = 256) -> float:

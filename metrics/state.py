@@ -12,9 +12,9 @@ both.
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
-from functools import reduce
-from typing import TypeVar
+from collections.abc import Iterable, Mapping
+from functools import partial, reduce
+from typing import Any, TypeVar
 
 import flax.struct
 import jax
@@ -35,9 +35,9 @@ AnyCollected = TypeVar("AnyCollected", bound="Collected")
 class Metric:
     """Additive arrays. A subclass names them and says in ``compute`` what they amount to."""
 
-    def merge(self: AnyMetric, other: AnyMetric) -> AnyMetric:
-        """Leaf-wise sum: the state of both sets of examples together."""
-        return jax.tree.map(operator.add, self, other)
+    def merge(self: AnyMetric, *others: AnyMetric) -> AnyMetric:
+        """Leaf-wise sum: the state of all these sets of examples together."""
+        return reduce(partial(jax.tree.map, operator.add), others, self)
 
     def to_host(self: AnyMetric) -> AnyMetric:
         """See the function ``to_host``."""
@@ -89,9 +89,9 @@ class Collected(Metric):
 
     valid: Rows  # [examples], bool
 
-    def merge(self: AnyMetric, other: AnyMetric) -> AnyMetric:
-        """The rows of both, of states on the host."""
-        return jax.tree.map(lambda *rows: np.concatenate(rows), self, other)
+    def merge(self: AnyMetric, *others: AnyMetric) -> AnyMetric:
+        """The rows of all, of states on the host. Each merge copies them: give all at once."""
+        return jax.tree.map(lambda *rows: np.concatenate(rows), self, *others)
 
     def to_host(self: AnyCollected) -> AnyCollected:
         """The valid rows, in NumPy, with their types."""
@@ -107,16 +107,32 @@ def to_host(metric: AnyMetric) -> AnyMetric:
     return metric.to_host()
 
 
-def merge_all(states: Sequence[Mapping[str, AnyMetric]]) -> dict[str, AnyMetric]:
+class Merging:
     """One state a name from several of the same names, such as those of the batches of a set.
 
-    On the host: what is on a device is brought there first.
+    They come to the host one late: the device is busy meanwhile, and holds no more than two. Sums
+    are kept as one, collected examples in parts, which are joined once.
     """
-    on_host = [{name: to_host(metric) for name, metric in state.items()} for state in states]
-    return {
-        name: reduce(lambda one, other: one.merge(other), (state[name] for state in on_host))
-        for name in on_host[0]
-    }
+
+    def __init__(self, states: Iterable[Mapping[str, Metric]] = ()) -> None:
+        self._parts: dict[str, list[Any]] = {}
+        self._newest: Mapping[str, Metric] = {}
+        for state in states:
+            self.add(state)
+
+    def add(self, state: Mapping[str, Metric]) -> None:
+        """Takes a state, and brings the one before to the host."""
+        for name, metric in self._newest.items():
+            parts = self._parts.setdefault(name, [])
+            parts.append(to_host(metric))
+            if not isinstance(metric, Collected):
+                parts[:] = [parts[0].merge(*parts[1:])]
+        self._newest = state
+
+    def result(self) -> dict[str, Any]:
+        """One state a name, of all that came."""
+        self.add({})
+        return {name: parts[0].merge(*parts[1:]) for name, parts in self._parts.items()}
 
 
 def check_sums(metrics: Mapping[str, Metric]) -> None:

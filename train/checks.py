@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from opsin.train.experiment import Experiment
+from opsin.train.experiment import Experiment, Loop
 from opsin.train.optim import Optimizer
 from opsin.train.settings import SettingError
 from opsin.train.sharding import DeviceError, batch_shards
@@ -42,6 +42,16 @@ def check_experiment(experiment: Experiment) -> None:
         )
     if loop.ema_decay is not None and not 0 <= loop.ema_decay < 1:
         raise SettingError(f"loop.ema_decay={loop.ema_decay} is not in [0, 1)")
+
+
+def check_replicas(loop: Loop, mesh: Mesh) -> None:
+    """Raises SettingError unless ``loop.replicas``, part of a run's id, are those that run."""
+    here = batch_shards(mesh) if loop.strategy == "pmap" else 1
+    if loop.replicas != here:
+        raise SettingError(
+            f"loop.replicas={loop.replicas} is part of the run's id, and loop.strategy="
+            f"{loop.strategy!r} has {here} here: set loop.replicas={here}"
+        )
 
 
 def check_optimizer(optimizer: Optimizer) -> None:

@@ -10,9 +10,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from opsin.data import pipeline
-from opsin.data.examples import Examples
-from opsin.data.selection import select
-from opsin.metrics.state import Metric, compute_all, merge_all
+from opsin.data.examples import Examples, stack
+from opsin.metrics.state import Merging, Metric, compute_all
 from opsin.pictures import figures
 from opsin.train.experiment import Experiment
 from opsin.train.host.processes import is_first
@@ -57,16 +56,14 @@ def evaluate(
     shards = batch_shards(program.mesh)
     batch = -(-batch // shards) * shards
     variables = {split + average: values for average, values in all_variables(state).items()}
-    pending: dict[str, list[dict[str, Metric]]] = {name: [] for name in variables}
+    merging = {name: Merging() for name in variables}
     part, parts = process_share(program.mesh)
     batches = pipeline.eval_batches(examples, batch=batch, process_index=part, process_count=parts)
     for index, host in enumerate(batches):
         device = global_batch(host, program.mesh, batch)
         for name, (params, mutable) in variables.items():
-            states = program.evaluate(params, mutable, device, np.int32(index))
-            # Added up one batch late: the device is busy meanwhile, and holds no more than two.
-            pending[name] = [merge_all(pending[name]), states] if index else [states]
-    return {name: merge_all(states) for name, states in pending.items()}
+            merging[name].add(program.evaluate(params, mutable, device, np.int32(index * batch)))
+    return {name: states.result() for name, states in merging.items()}
 
 
 def all_variables(state: State) -> dict[str, tuple[PyTree, PyTree]]:
@@ -125,8 +122,8 @@ def draw(
         figures.save(figure, directory / f"{name}_{split}.png")
     if count == 0:
         return
-    first = select(examples, np.arange(min(count, len(examples.records))))
-    batch = jax.device_put(next(pipeline.eval_batches(first, batch=len(first.records))))
-    for name, picture in program.preview(params, mutable, batch).items():
+    count = min(count, len(examples.records))
+    first = stack(examples.records, range(count)) | {"valid": np.ones(count, bool)}
+    for name, picture in program.preview(params, mutable, jax.device_put(first)).items():
         figure = figures.draw(picture, examples.class_names, title)
         figures.save(figure, directory / "previews" / f"{split}_{name}.png")

@@ -69,6 +69,7 @@ class Loop:
         accumulate: microbatches that a batch is split into, to save memory.
         ema_decay: decay of the moving average of parameters and batch statistics, or None.
         strategy: ``"jit"`` over a mesh of devices, or ``"pmap"``.
+        replicas: devices of ``"pmap"``. Each draws by itself, so that their number counts.
         previews: images in a preview picture, six at most where each has a mask; 0 draws none.
     """
 
@@ -80,6 +81,7 @@ class Loop:
     accumulate: int = 1
     ema_decay: float | None = None
     strategy: Literal["jit", "pmap"] = "jit"
+    replicas: int = 1
     previews: int = field(default=25, metadata={"identity": False})
 
     def cadence(self, steps_per_epoch: Fraction, last: int) -> Cadence:

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num, PyTree
 
-from opsin.data.augment import normalize
 from opsin.train.compiler import jit_here
 from opsin.train.heads import around_head
 from opsin.train.weights import Weights, WeightsError
@@ -21,9 +20,6 @@ Extract = Callable[
     [Num[np.ndarray, "images height width channels"]],
     tuple[Float[np.ndarray, "images features"], Float[np.ndarray, "images classes"]],
 ]
-
-
-Network = Callable[[PyTree, Array], tuple[Array, Array]]
 
 
 @dataclass(frozen=True)
@@ -61,8 +57,8 @@ class Extractor:
                 this sha256, or of another network.
             SettingError: if the network has no layer called head.
         """
-        variables, network, image = self.open()
-        run = jit_here(network)
+        variables, image = self.open()
+        variables, run = jax.device_put(variables), jit_here(self.network)
         shape = jax.ShapeDtypeStruct((self.batch, *image), jnp.float32)
         jax.eval_shape(run, variables, shape)  # a network without a head raises here
 
@@ -83,12 +79,11 @@ class Extractor:
 
         return extract
 
-    def open(self) -> tuple[PyTree, Network, tuple[int, ...]]:
-        """Reads the file and checks it, for use within a traced function.
+    def open(self) -> tuple[PyTree, tuple[int, ...]]:
+        """Reads the file and checks it.
 
         Returns:
-            The variables; ``(variables, images in [0, 1]) -> (features, probabilities)``; height,
-            width and channels of the images.
+            The variables of ``network``, in NumPy; height, width and channels of the images.
 
         Raises:
             WeightsError: as ``load``.
@@ -103,13 +98,17 @@ class Extractor:
         image, (mean, std) = seen.image, seen.scale()
         images = jax.ShapeDtypeStruct((1, *image), jnp.float32)
         variables = weights.load(self.model.init, jax.random.key(0), images)
+        scale = {"mean": np.asarray(mean, np.float32), "std": np.asarray(std, np.float32)}
+        return {"variables": variables, **scale}, image
 
-        def network(variables: PyTree, images: Array) -> tuple[Array, Array]:
-            images = normalize({"image": images}, mean, std)["image"]
-            features, logits = around_head(self.model, variables, images)
-            return features.astype(jnp.float32), jax.nn.softmax(logits.astype(jnp.float32))
+    def network(self, opened: PyTree, images: Array) -> tuple[Array, Array]:
+        """Features and probabilities of images in [0, 1], by the variables that ``open`` gave.
 
-        return jax.device_put(variables), network, image
+        They are an argument, so that no program holds them as constants.
+        """
+        images = (images - opened["mean"]) / opened["std"]
+        features, logits = around_head(self.model, opened["variables"], images)
+        return features.astype(jnp.float32), jax.nn.softmax(logits.astype(jnp.float32))
 
 
 def _check_images(images: np.ndarray, image: tuple[int, ...]) -> None:
@@ -120,6 +119,11 @@ def _check_images(images: np.ndarray, image: tuple[int, ...]) -> None:
         )
     if images.dtype == np.uint8:
         return
-    # Written so that a NaN fails.
-    if not (jnp.issubdtype(images.dtype, jnp.floating) and images.min() >= 0 and images.max() <= 1):
+    floats = jnp.issubdtype(images.dtype, jnp.floating)
+    if floats and not np.isfinite(images).all():
+        raise WeightsError(
+            "the images are not finite: the generator or its sampler gave them; see metrics.jsonl, "
+            "take an earlier checkpoint, or sample in another way"
+        )
+    if not (floats and images.min() >= 0 and images.max() <= 1):
         raise WeightsError("the extractor takes images of type uint8, or floats in [0, 1]")

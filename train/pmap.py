@@ -3,8 +3,8 @@
 Each device mixes images (mixup, CutMix) among its own, and draws its own randomness (augmentation,
 dropout, latents, noise), as a microbatch of ``loop.accumulate`` does: without randomness it gives
 the numbers of ``jit`` over the global batch, and with it those of ``jit`` over as many
-microbatches. It is for one process and whole copies of the state: more processes, FSDP and tensor
-parallelism are refused.
+microbatches; so their number, ``loop.replicas``, is part of a run's id. It is for one process and
+whole copies of the state: more processes, FSDP and tensor parallelism are refused.
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ def build(experiment: Experiment, feed: FeedSpec) -> Program:
         DeviceError, DurationError, SettingError: the experiment asks for what cannot be.
     """
     checks.check_experiment(experiment)
+    checks.check_replicas(experiment.loop, feed.mesh)
     data, loop, pmap = experiment.data, experiment.loop, experiment.loop.strategy == "pmap"
     steps = in_steps(loop.duration, feed.steps_per_epoch)  # none where a run is only measured
     if steps:

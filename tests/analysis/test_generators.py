@@ -13,6 +13,7 @@ from opsin.analysis.sampling import untracked
 from opsin.data.augment import scale
 from opsin.data.examples import Arrays, Examples
 from opsin.experiments.extractors import LENET
+from opsin.metrics.generative import FEWEST, neighbour_metrics
 from opsin.train.extractor import Extractor
 from opsin.train.settings import SettingError
 from opsin.train.tasks.generative import Generative
@@ -33,7 +34,7 @@ class Fake(Generative):
     def init(self, key: Any, batch: Any) -> Any:
         return {"params": {}}
 
-    def evaluate(self, params: Any, mutable: Any, batch: Any, key: Any) -> Any:
+    def evaluate(self, params: Any, mutable: Any, batch: Any, keys: Any) -> Any:
         return {}
 
     def preview(self, params: Any, mutable: Any, batch: Any, key: Any) -> Any:
@@ -116,5 +117,22 @@ def test_reference_images_are_drawn_from_all_of_a_set_in_the_order_of_its_classe
 
 def test_models_that_make_no_images_are_told():
     sets = {"train": noise(40, 0), "test": noise(40, 1)}
-    with pytest.raises(SettingError, match="a model that makes images, and object makes none"):
+    with pytest.raises(SettingError, match="SampleQuality needs a model that makes images, not"):
         SampleQuality(extractor=EXTRACTOR).check(object(), sets)  # pyright: ignore
+
+
+def test_too_few_samples_and_images_are_told_before_training():
+    few, enough = (
+        Examples(Arrays({"image": np.zeros((n, 28, 28, 1), np.uint8)})) for n in (5, FEWEST)
+    )
+    measurement = SampleQuality(extractor=LENET, samples=FEWEST)
+    measurement.check(Fake(), {"train": enough, "test": enough})
+    with pytest.raises(SettingError, match="'train' has 5 images, and at least 6 are needed"):
+        measurement.check(Fake(), {"train": few, "test": enough})
+    for samples in (FEWEST - 1, -1):
+        with pytest.raises(SettingError, match=f"samples={samples} is too few: set 6 or more"):
+            replace(measurement, samples=samples).check(Fake(), {})
+    flat = np.random.default_rng(0).uniform(size=(FEWEST, 3))
+    assert neighbour_metrics(flat, flat)["precision"] == 1
+    with pytest.raises(ValueError, match="at least 6 samples"):
+        neighbour_metrics(flat[1:], flat)

@@ -11,7 +11,7 @@ import pytest
 from opsin.analysis.likelihoods import ImportanceNLL
 from opsin.analysis.sampling import untracked
 from opsin.data.augment import scale
-from opsin.data.examples import Arrays, Examples
+from opsin.data.examples import Arrays, DataError, Examples
 from opsin.losses.likelihoods import Bernoulli, Gaussian
 from opsin.train.settings import SettingError
 
@@ -72,7 +72,12 @@ def test_importance_samples_give_the_likelihood(images):
     for at_once in (3, 0):
         with pytest.raises(SettingError, match=f"no multiple of at_once={at_once}"):
             replace(measurement, at_once=at_once).check(told, sets)
-    with pytest.raises(SettingError, match=r"a model with latent variables.*and object has none"):
+    with pytest.raises(SettingError, match=r"a model with latent variables.*, not object"):
         measurement.check(object(), sets)  # pyright: ignore[reportArgumentType]
+    for changes in ({"images": 0}, {"batch": -1}):
+        with pytest.raises(SettingError, match=r"ImportanceNLL: .* is too few: set 1 or more"):
+            replace(measurement, **changes).check(told, sets)
+    with pytest.raises(DataError, match="batch=0; use at least 1"):
+        replace(measurement, batch=0)(*arguments)
     with pytest.raises(SettingError, match="no split 'train' to measure: data have test"):
         replace(measurement, split="train").check(told, sets)

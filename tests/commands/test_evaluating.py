@@ -370,11 +370,11 @@ def test_what_can_be_measured_is_found_by_name():
         (["Norm", "power=0"], SettingError, "power=0 is below 1"),
         (
             ["SampleQuality", "extractor=experiments.extractors:LENET"], SettingError,
-            "needs a model that makes images, and Classify makes none",
+            "needs a model that makes images, not Classify",
         ),
         (["VariationalBound"], SettingError, "VariationalBound needs a diffusion model, not"),
         (["ImportanceNLL"], SettingError, "ImportanceNLL needs a model with latent variables"),
-        (["LatentClassifier"], SettingError, "Classify has none"),
+        (["LatentClassifier"], SettingError, "such as an autoencoder, not Classify"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_in_a_line_before_anything_is_measured(trained, asked, error, message):

@@ -23,7 +23,7 @@ from opsin.metrics.classification import (
     ranking,
     top_k_accuracy,
 )
-from opsin.metrics.state import Metric, compute_all, merge_all, to_host
+from opsin.metrics.state import Merging, Metric, compute_all, to_host
 
 CLASSES = 6
 BATCH = 8
@@ -322,7 +322,7 @@ def test_a_ranking_does_not_depend_on_batches_or_padding(seed, padding):
         some[:taken], true[:taken], valid[:taken] = logits[rows], labels[rows], True
         parts.append(compiled_ranking(some, true, valid))
         start, batch = start + taken, batch + 1
-    state = merge_all(parts)["ranking"]
+    state = Merging(parts).result()["ranking"]
     assert state.valid.all()
     np.testing.assert_array_equal(state.labels, labels)
     options = {"multi_class": "ovr", "labels": range(CLASSES)}

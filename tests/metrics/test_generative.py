@@ -10,14 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opsin.metrics.generative import (
-    FrechetDistance,
     frechet_distance,
     generator_metrics,
     inception_score,
     kernel_distance,
     neighbour_metrics,
 )
-from opsin.metrics.state import merge_all
 
 NEIGHBOURS = ("precision", "recall", "density", "coverage")
 
@@ -67,21 +65,6 @@ def test_frechet_of_full_covariances_is_that_of_the_matrix_root(size):
     root = scipy.linalg.sqrtm(c @ d)
     expected = np.sum((m - n) ** 2) + np.trace(c + d - 2 * np.real(root))
     np.testing.assert_allclose(frechet_of_moments(m, c, n, d), expected, rtol=1e-10)
-
-
-def test_frechet_from_batches_is_that_of_all_features():
-    real, made = (normal(seed, 20, 5).astype(np.float32) for seed in (0, 1))
-    parts = []
-    for start in range(0, 20, 8):
-        rows = [x[start : start + 8] for x in (real, made)]
-        valid = np.arange(8) < len(rows[0])
-        padded = [np.pad(x, ((0, 8 - len(x)), (0, 0)), constant_values=np.nan) for x in rows]
-        parts.append({"fd": FrechetDistance(valid, *padded)})
-    assert merge_all(parts)["fd"].compute() == {"": frechet_distance(real, made)}
-    nothing = FrechetDistance(np.zeros(8, bool), real[:8], made[:8]).to_host()
-    assert np.isnan(nothing.compute()[""])
-    broken = np.full((2, 5), np.inf)
-    assert np.isnan(FrechetDistance(np.ones(2, bool), real[:2], broken).compute()[""])
 
 
 def test_frechet_where_covariances_do_not_have_full_rank():

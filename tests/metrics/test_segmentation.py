@@ -18,7 +18,7 @@ from skimage.morphology import thin as skimage_thin
 from opsin.imaging.components import components
 from opsin.imaging.morphology import thin
 from opsin.metrics.segmentation import boundary_f1, foreground_rand, segmentation_matrix
-from opsin.metrics.state import compute_all, merge_all
+from opsin.metrics.state import Merging, compute_all
 
 CLASSES = 5
 BATCH, HEIGHT, WIDTH = 8, 20, 24
@@ -103,7 +103,7 @@ def test_batches_merge_to_the_whole_and_padding_takes_no_part():
         padded_logits, padded_labels = np.full_like(logits, np.nan), np.full_like(labels, 255)
         padded_logits[rows], padded_labels[rows] = logits[rows], labels[rows]
         part = compiled_states(padded_logits, padded_labels, inside)
-        total = merge_all([part] if total is None else [total, part])
+        total = Merging([part] if total is None else [total, part]).result()
     assert compute_all(total) == pytest.approx(compute_all(whole), abs=1e-6)
 
 

@@ -12,10 +12,10 @@ from opsin.metrics.segmentation import segmentation_matrix
 from opsin.metrics.state import (
     Collected,
     Mean,
+    Merging,
     Metric,
     check_sums,
     compute_all,
-    merge_all,
     to_host,
 )
 
@@ -120,12 +120,29 @@ def test_sums_are_added_and_examples_strung_together():
         {"mean": mean(1.0, 2), "rows": Collected(valid=jnp.array([True, False]))},
         {"mean": mean(0.5, 3), "rows": Collected(valid=jnp.array([True, True]))},
     ]
-    merged = merge_all(batches)
+    merged = Merging(batches).result()
     assert merged["mean"].compute() == {"": 1.5 / 5}
     assert merged["rows"].valid.tolist() == [True, True, True]
     # One batch late, as the loop does it: what is merged is merged again.
-    assert merge_all([merged, batches[1]])["rows"].valid.tolist() == [True] * 5
-    assert merge_all([merged, batches[1]])["mean"].compute() == {"": 2.0 / 8}
+    assert Merging([merged, batches[1]]).result()["rows"].valid.tolist() == [True] * 5
+    assert Merging([merged, batches[1]]).result()["mean"].compute() == {"": 2.0 / 8}
+
+
+def test_collected_examples_are_copied_once_and_sums_kept_as_one(monkeypatch: pytest.MonkeyPatch):
+    """Joined batch by batch, a set of a thousand batches would be copied five hundred times."""
+    copied, concatenate = [], np.concatenate
+    monkeypatch.setattr(
+        np, "concatenate", lambda rows: copied.append(sum(map(len, rows))) or concatenate(rows)
+    )
+    merging = Merging()
+    for batch in range(20):
+        valid = jnp.arange(4) < (1 if batch == 19 else 4)
+        merging.add({"rows": Collected(valid), "mean": mean(1.0, batch)})
+    assert len(merging._parts["mean"]) == 1
+    found = merging.result()
+    assert found["rows"].valid.shape == (77,)  # without the padding of the last batch
+    assert copied == [77]
+    assert found["mean"].compute() == {"": 20 / 190}
 
 
 def test_training_takes_sums_only():

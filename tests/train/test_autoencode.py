@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from opsin.config.tree import override
+from opsin.data.augment import row_keys
 from opsin.data.color import gaussian_noise
 from opsin.data.sources import digits, synthetic
 from opsin.losses.likelihoods import Bernoulli, Gaussian
@@ -74,7 +75,7 @@ def test_the_loss_is_of_the_clean_image():
 def test_evaluation_is_of_the_valid_images():
     task = Autoencode(model=MODEL, likelihood=Bernoulli())
     params = task.init(jax.random.key(0), batch_of())["params"]
-    found = compute_all(task.evaluate(params, {}, batch_of(), jax.random.key(0)))
+    found = compute_all(task.evaluate(params, {}, batch_of(), row_keys(jax.random.key(0), 6)))
     image = np.asarray(batch_of()["image"])[:5]
     shown = jax.nn.sigmoid(MODEL.apply({"params": params}, image))  # pyright: ignore
     np.testing.assert_allclose(found["mse"], np.mean(np.square(shown - image)), rtol=1e-5)
@@ -115,7 +116,9 @@ def test_every_layout_gives_one_codebook_and_one_count():
     made = override(experiment(Quantize(model=VQ)), {"optimizer.learning_rate": 1e-3})
     one = run(override(made, {"parallel.data": 1}))
     assert_same_run(run(override(made, {"parallel.data": 8})), one)
-    assert_same_run(run(override(made, {"parallel.data": 8, "loop.strategy": "pmap"})), one)
+    assert_same_run(
+        run(override(made, {"parallel.data": 8, "loop.strategy": "pmap", "loop.replicas": 8})), one
+    )
 
 
 def test_a_quantised_run_draws_its_codes(tmp_path):

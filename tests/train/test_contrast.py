@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from opsin.config.tree import override
-from opsin.data.augment import apply
+from opsin.data.augment import apply, row_keys
 from opsin.data.color import gaussian_noise
 from opsin.data.geometry import random_flip
 from opsin.losses.contrastive import nt_xent_loss, supervised_contrastive_loss
@@ -116,7 +116,7 @@ def made() -> Experiment:
 def test_negatives_are_global_on_every_layout(monkeypatch: pytest.MonkeyPatch):
     one = run(override(made(), {"parallel.data": 1}))
     assert_same_run(run(override(made(), {"parallel.data": 8})), one)
-    mapped = override(made(), {"parallel.data": 8, "loop.strategy": "pmap"})
+    mapped = override(made(), {"parallel.data": 8, "loop.strategy": "pmap", "loop.replicas": 8})
     assert_same_run(run(mapped), one)
     # A loss that only knows the images of its own device is another.
     alone = SimpleNamespace(size=lambda: 1, index=lambda: 0, gather=lambda x, axis=0: x)
@@ -144,8 +144,10 @@ def test_evaluation_leaves_padding_out():
     batch, task = batch_of(), replace(TASK, views=())
     padded = {name: jnp.concatenate([x, x[:2]]) for name, x in batch.items()}
     padded["valid"] = jnp.arange(8) < 6
-    key = jax.random.key(0)
-    few, more = (compute_all(task.evaluate(params, mutable, x, key)) for x in (batch, padded))
+    few, more = (
+        compute_all(task.evaluate(params, mutable, x, row_keys(jax.random.key(0), count)))
+        for x, count in ((batch, 6), (padded, 8))
+    )
     assert few.keys() == {"alignment", "uniformity", "embedding_rank", "embedding_std"}
     assert few["alignment"] == 0  # the views are the same
     for name, value in few.items():

@@ -14,7 +14,7 @@ from opsin.analysis.diffusion import Inpainting, SampledBy, VariationalBound
 from opsin.analysis.sampling import sample_images, untracked
 from opsin.config.tree import override
 from opsin.data.augment import row_keys, scale
-from opsin.data.examples import Arrays, Examples
+from opsin.data.examples import Arrays, DataError, Examples
 from opsin.experiments.extractors import LENET
 from opsin.losses.diffusion import min_snr_weight
 from opsin.metrics.state import compute_all
@@ -169,14 +169,14 @@ def test_what_is_measured_in_the_end(trained):
 
     def look(task, params, mutable, sets, prepare, track):
         seen.append(task.sampling)
-        return {"test/a": 1.0, "test_b/c": 2.0}
+        return {"test/a": 1.0, "test_b/recall/3": 2.0}
 
     other = Sampling(Ancestral(), steps=3)
     by_other = SampledBy(other, look, "slow")
     by_other.check(task, sets)
     assert by_other(task, params, {}, sets, scale, untracked) == {
         "test/slow_a": 1,
-        "test_b/slow_c": 2,
+        "test_b/slow_recall/3": 2,
     }
     assert seen == [other]
     with pytest.raises(SettingError, match="has 50 steps: take 1 to 50, not 99"):
@@ -230,7 +230,9 @@ def test_a_network_that_says_nothing_has_the_loss_of_its_target():
         value, aux = task.loss(params, {}, batch, jax.random.key(5), 0)
         assert float(value) == pytest.approx(wanted, abs=slack)
         assert compute_all(aux.metrics)["loss"] == pytest.approx(float(value), rel=1e-6)
-        found = compute_all(task.evaluate(params, {}, batch, jax.random.key(1)))
+        found = compute_all(
+            task.evaluate(params, {}, batch, row_keys(jax.random.key(1), len(batch["image"])))
+        )
         assert found["loss"] == pytest.approx(wanted, abs=max(slack, 0.01))
         if target == "epsilon":
             thirds = [found[f"noise_error_{name}"] for name in ("early", "middle", "late")]
@@ -341,11 +343,17 @@ def test_measurements_that_cannot_be_made_are_told_before():
         ({"process": VarianceExploding()}, VariationalBound(steps=10), "ends with noise left"),
         ({"process": VariancePreserving()}, VariationalBound(), "has no steps of its own"),
         ({}, VariationalBound(split="val"), "no split 'val'"),
+        ({}, VariationalBound(steps=0), "steps=0 is too few: set 1 or more"),
+        ({}, VariationalBound(images=-1), "images=-1 is too few: set 1 or more"),
+        ({}, Inpainting(LENET, batch=0), "Inpainting: batch=0 is too few: set 1 or more"),
         ({}, Inpainting(LENET), "choose ddim or ancestral"),
         ({"sampling": Sampling(Ancestral())}, Inpainting(LENET), "is for images"),
     ):
         with pytest.raises(SettingError, match=message):
             measurement.check(replace(task, **changes), sets)
+    unlabelled = Examples(Arrays({"image": sets["test"].records[:]["image"]}))
+    with pytest.raises(DataError, match='have no "label"'):
+        Inpainting(LENET).check(replace(task, sampling=Sampling(Ancestral())), {"test": unlabelled})
 
 
 def test_steps_that_remember_cannot_be_taken_back():

@@ -317,7 +317,8 @@ def test_a_network_without_a_head_is_told_when_it_is_loaded(tmp_path: Path):
         (np.zeros((0, 28, 28, 1), np.uint8), r"got \[0, 28, 28, 1\]"),
         (np.full((2, 28, 28, 1), -0.5), r"floats in \[0, 1\]"),
         (np.full((2, 28, 28, 1), 255.0), r"floats in \[0, 1\]"),
-        (np.full((2, 28, 28, 1), np.nan), r"floats in \[0, 1\]"),
+        (np.full((2, 28, 28, 1), np.nan), "not finite: the generator or its sampler gave them"),
+        (np.full((2, 28, 28, 1), np.inf), "not finite: the generator or its sampler gave them"),
         (np.zeros((2, 28, 28, 1), np.int32), r"of type uint8, or floats"),
     ],
 )

@@ -104,7 +104,7 @@ def test_killed_and_resumed_is_the_straight_run_bit_for_bit(experiment, straight
     [
         {"data.resident_megabytes": 0, "loop.steps_per_dispatch": 2},
         {"parallel.fsdp": 4, "parallel.data": 2, "parallel.min_shard_size": 8},
-        {"parallel.data": 2, "loop.strategy": "pmap"},
+        {"parallel.data": 2, "loop.strategy": "pmap", "loop.replicas": 2},
     ],
     ids=["streamed-two-a-dispatch", "fsdp", "pmap"],
 )

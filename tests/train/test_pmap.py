@@ -141,7 +141,8 @@ def test_devices_step_as_microbatches_do(name: str):
         loop=Loop(duration="6 steps", accumulate=DEVICES, ema_decay=0.9, previews=0),
     )
     jitted = override(jitted, {"parallel.data": 1})
-    mapped = {"loop.strategy": "pmap", "loop.accumulate": 1, "parallel.data": DEVICES}
+    mapped = {"loop.strategy": "pmap", "loop.replicas": DEVICES, "loop.accumulate": 1}
+    mapped |= {"parallel.data": DEVICES}
     expected, means = two_steps(jitted, np.arange(BATCH))
     # Row j of device d is row ((j // turns) · devices + d) · turns + j % turns of the batch.
     turns = getattr(task, "turns", 1)
@@ -159,7 +160,7 @@ def test_each_device_draws_of_its_own(monkeypatch: pytest.MonkeyPatch):
     """The test above would notice if all drew alike."""
     task, source = TASKS["diffuse"]
     data = Data(source=source, batch=BATCH, eval_batch=BATCH)
-    loop = Loop(duration="6 steps", strategy="pmap", previews=0)
+    loop = Loop(duration="6 steps", strategy="pmap", replicas=DEVICES, previews=0)
     experiment = Experiment(task=task, data=data, optimizer=PLAIN, loop=loop)
     experiment = override(experiment, {"parallel.data": DEVICES})
     own = two_steps(experiment, np.arange(BATCH))[1]

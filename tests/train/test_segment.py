@@ -266,7 +266,7 @@ def reference():
 
 @pytest.mark.parametrize(
     "layout",
-    [{"parallel.data": 8}, {"parallel.data": 8, "loop.strategy": "pmap"}],
+    [{"parallel.data": 8}, {"parallel.data": 8, "loop.strategy": "pmap", "loop.replicas": 8}],
     ids=["data-8", "pmap-8"],
 )
 def test_devices_with_more_and_fewer_labels_take_the_same_steps(reference, layout):

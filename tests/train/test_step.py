@@ -79,7 +79,7 @@ def assert_same_run(a, b) -> None:
         {"parallel.data": 8},
         {"parallel.data": 1, "parallel.fsdp": 8, "parallel.min_shard_size": 8},
         {"parallel.data": 2, "parallel.fsdp": 2, "parallel.min_shard_size": 8},
-        {"parallel.data": 8, "loop.strategy": "pmap"},
+        {"parallel.data": 8, "loop.strategy": "pmap", "loop.replicas": 8},
         {"loop.steps_per_dispatch": 2},
         {"data.resident_megabytes": 0},
     ],
@@ -95,7 +95,9 @@ def test_the_pmap_test_would_notice_statistics_of_one_replica(
 ):
     alone = SimpleNamespace(mean=lambda moments: moments)  # batch norm that knows no replicas
     monkeypatch.setattr("opsin.models.layers.mapped", alone)
-    experiment = override(tiny_one_device, {"parallel.data": 8, "loop.strategy": "pmap"})
+    experiment = override(
+        tiny_one_device, {"parallel.data": 8, "loop.strategy": "pmap", "loop.replicas": 8}
+    )
     losses = run(experiment)[1]["loss"]
     assert not np.allclose(losses, reference[1]["loss"], rtol=1e-3)
 
@@ -194,6 +196,11 @@ def test_l2_is_a_named_term_of_the_loss(tiny_one_device: Experiment):
         ({"loop.strategy": "pmap", "loop.steps_per_dispatch": 2}, "loop.steps_per_dispatch=1"),
         ({"loop.strategy": "pmap", "parallel.fsdp": 2}, "parallel.fsdp=1"),
         ({"loop.strategy": "pmap", "parallel.tensor": 2}, "parallel.tensor=1"),
+        (
+            {"loop.strategy": "pmap", "parallel.data": 8},
+            r"loop.replicas=1 is part of .*'pmap' has 8 here: set loop.replicas=8",
+        ),
+        ({"loop.replicas": 8}, "'jit' has 1 here: set loop.replicas=1"),
         ({"loop.accumulate": 0}, "at least 1"),
         ({"optimizer.reference_batch": 0}, "optimizer.reference_batch is at least 1"),
         ({"loop.ema_decay": 1.0}, "loop.ema_decay=1.0"),

@@ -15,6 +15,7 @@ import pytest
 
 from opsin.analysis.sampling import sample_images
 from opsin.config.tree import override
+from opsin.data.augment import row_keys
 from opsin.data.binarize import binarized, dequantize, random_binarize
 from opsin.data.sources import digits, synthetic
 from opsin.losses.likelihoods import Bernoulli, DiscretizedLogistic, Gaussian
@@ -103,12 +104,12 @@ def test_one_draw_of_the_weights_estimates_the_elbo(params):
     """E log w is the ELBO: the closed-form divergence against draws of its logarithms."""
     task = Variational(model=small())
     weights = task.log_weights(params, {}, batch_of(), KEY, 20_000)
-    states = task.evaluate(params, {}, batch_of(), KEY)
+    states = task.evaluate(params, {}, batch_of(), row_keys(KEY, 6))
     terms = compute_all(states)
     np.testing.assert_allclose(terms["elbo"], -terms["distortion"] - terms["rate"], rtol=1e-6)
-    drawn = jax.vmap(lambda key: task.evaluate(params, {}, batch_of(), key)["elbo"].total)(
-        jax.random.split(KEY, 2000)
-    )
+    drawn = jax.vmap(
+        lambda key: task.evaluate(params, {}, batch_of(), row_keys(key, 6))["elbo"].total
+    )(jax.random.split(KEY, 2000))
     spread = float(jnp.std(drawn)) / 6 / 2000**0.5 + float(jnp.std(weights)) / (6 * 20_000) ** 0.5
     assert abs(float(jnp.mean(drawn)) / 6 - float(jnp.mean(weights))) < 4 * spread
     assert spread < 0.05
@@ -182,9 +183,9 @@ def test_evaluation_leaves_padding_out():
     task = Variational(model=two_levels())
     params = task.init(jax.random.key(0), batch_of())["params"]
     batch = batch_of() | {"valid": jnp.arange(6) < 4}
-    found = compute_all(task.evaluate(params, {}, batch, KEY))
+    found = compute_all(task.evaluate(params, {}, batch, row_keys(KEY, 6)))
     spoilt = batch | {"image": batch["image"].at[4:].set(1 - batch["image"][4:])}
-    assert found == compute_all(task.evaluate(params, {}, spoilt, KEY))
+    assert found == compute_all(task.evaluate(params, {}, spoilt, row_keys(KEY, 6)))
     assert found.keys() == {"active_units", "elbo", "rate", "distortion", "bits_per_dim"}
     np.testing.assert_allclose(found["bits_per_dim"], -found["elbo"] / 64 / np.log(2), rtol=1e-6)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from opsin.data.augment import row_keys
 from opsin.losses.adversarial import (
     NON_SATURATING,
     WASSERSTEIN,
@@ -48,6 +49,8 @@ from opsin.train.tasks.players import (
     without_averages,
 )
 from opsin.train.tasks.task import Aux, Batch, Look, Player
+
+OBSERVER = "observer"
 
 COLLAPSED = 0.6
 """Effective share of the classes that are generated; below it a generator has collapsed."""
@@ -199,7 +202,7 @@ class Adversarial(Generative):
         """Its loss on real and generated images, and the gradient penalty."""
         real, labels = signed(batch["image"]), self._labels(batch)
         latent, key = jax.random.split(key)
-        made, _ = self._make(params, mutable, self._noise(latent, len(real)), labels)
+        made, _ = self._make(params, mutable, self._noise(row_keys(latent, len(real))), labels)
         made = jax.lax.stop_gradient(made)
         real_logits, _, mutable = self._judge(params, mutable, real, labels)
         fake_logits, _, mutable = self._judge(params, mutable, made, labels)
@@ -229,7 +232,8 @@ class Adversarial(Generative):
     ) -> tuple[Float[Array, ""], Aux]:
         """Its loss on generated images, and the feature distance to real ones."""
         labels = self._labels(batch)
-        made, mutable = self._make(params, mutable, self._noise(key, len(batch["image"])), labels)
+        latents = self._noise(row_keys(key, len(batch["image"])))
+        made, mutable = self._make(params, mutable, latents, labels)
         logits, features, _ = self._judge(params, mutable, made, labels)
         real_logits, real_features = None, features
         if self.losses.relative or self.feature_matching:
@@ -245,7 +249,7 @@ class Adversarial(Generative):
         return total, Aux(mutable, metrics)
 
     def evaluate(
-        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+        self, params: PyTree, mutable: PyTree, batch: Batch, keys: Key[Array, " batch"]
     ) -> dict[str, Metric]:
         """Mean logits of real and generated images, and the AUC of the discriminator.
 
@@ -254,7 +258,7 @@ class Adversarial(Generative):
         counts, and pairs are formed within a batch: choose an ``eval_batch`` that divides the set.
         """
         images, valid, labels = signed(batch["image"]), batch["valid"], self._labels(batch)
-        made, _ = self._make(params, mutable, self._noise(key, len(images)), labels, train=False)
+        made, _ = self._make(params, mutable, self._noise(keys), labels, train=False)
         real, _, _ = self._judge(params, mutable, images, labels)
         fake, _, _ = self._judge(params, mutable, made, labels)
         metrics: dict[str, Metric] = {
@@ -263,8 +267,7 @@ class Adversarial(Generative):
             "fake_logit": Mean.from_values(by_image(fake), valid),
         }
         if self.observer is not None:
-            variables, network, _ = self.observer.open()
-            _, probabilities = network(variables, unsigned(made))
+            _, probabilities = self.observer.network(mutable[OBSERVER], unsigned(made))
             seen = jnp.argmax(probabilities, axis=-1)
             counts = code_usage(seen, probabilities.shape[-1], valid).counts
             metrics["classes"] = ClassUsage(counts)
@@ -296,7 +299,7 @@ class Adversarial(Generative):
             lengths = jnp.linalg.norm(latents, axis=1, keepdims=True)
             return decode(latents * np.sqrt(self.latent) / jnp.maximum(lengths, 1e-6), labels)
 
-        latents = self._noise(key, count)
+        latents = self._noise(row_keys(key, count))
         of_one, of_two, of_three = (
             None if classes is None else jnp.arange(count) // together % classes
             for together in (1, 2, 3)
@@ -307,6 +310,10 @@ class Adversarial(Generative):
             "interpolation": interpolation(on_shell, latents, of_two),
             "arithmetic": arithmetic(on_shell, ends, latents, of_three),
         }
+
+    def fixed(self) -> dict[str, PyTree]:
+        """The weights of the observer, if there is one."""
+        return {} if self.observer is None else {OBSERVER: self.observer.open()[0]}
 
     def charts(self, states: Mapping[str, Any]) -> dict[str, Usage]:
         """How often each class is made, if there is an observer."""
@@ -322,8 +329,7 @@ class Adversarial(Generative):
         labels: Int[Array, " n"] | None,
     ) -> Float[Array, "n height width channels"]:
         """Images for latents from N(0, I), one a key."""
-        latents = jax.vmap(lambda key: jax.random.normal(key, (self.latent,)))(keys)
-        return unsigned(self._make(params, mutable, latents, labels, train=False)[0])
+        return unsigned(self._make(params, mutable, self._noise(keys), labels, train=False)[0])
 
     @property
     def latent(self) -> int:
@@ -340,8 +346,7 @@ class Adversarial(Generative):
         model: Any = None if self.observer is None else self.observer.model
         return getattr(model, "num_classes", 0)
 
-    def _noise(self, key: Array, count: int) -> Array:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+    def _noise(self, keys: Array) -> Array:
         return jax.vmap(lambda key: jax.random.normal(key, (self.latent,)))(keys)
 
     def _make(

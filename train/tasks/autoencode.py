@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from opsin.data.augment import one_by_one, row_keys
 from opsin.losses.likelihoods import Gaussian, Likelihood
 from opsin.metrics.state import Mean, Metric
 from opsin.pictures.kinds import Curve, Panels
@@ -82,10 +83,10 @@ class Autoencode(Task):
         return jnp.mean(distortion), Aux(mutable, {"loss": Mean.from_values(distortion)})
 
     def evaluate(
-        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+        self, params: PyTree, mutable: PyTree, batch: Batch, keys: Key[Array, " batch"]
     ) -> dict[str, Metric]:
         """Distortion in nats, and the squared error of a pixel, from what is seen in training."""
-        outputs = self._outputs(params, mutable, self._seen(key, batch))
+        outputs = self._outputs(params, mutable, one_by_one(self._seen, keys, batch))
         distortion = -self.likelihood.log_prob(outputs, self._target(batch))
         errors = jnp.square(self.likelihood.mean(outputs) - batch["image"])
         return {
@@ -97,7 +98,8 @@ class Autoencode(Task):
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
     ) -> dict[str, Panels]:
         """Reconstructions, and what lies between codes."""
-        seen, variables = self._seen(key, batch), {"params": params, **mutable}
+        seen = one_by_one(self._seen, row_keys(key, len(batch["image"])), batch)
+        variables = {"params": params, **mutable}
         made = self.likelihood.mean(self._outputs(params, mutable, seen))
 
         def decode(latents: Array, labels: Array | None) -> Array:

@@ -90,7 +90,7 @@ class Classify(Task):
         return total, Aux(mutable, metrics)
 
     def evaluate(
-        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+        self, params: PyTree, mutable: PyTree, batch: Batch, keys: Key[Array, " batch"]
     ) -> dict[str, Metric]:
         """Accuracy, NLL, calibration and the confusion matrix over the valid images."""
         logits = self.logits(params, mutable, batch["image"])

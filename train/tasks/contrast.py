@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from opsin.data.augment import Augmentation, apply
+from opsin.data.augment import Augmentation, apply, one_by_one, row_keys
 from opsin.losses.contrastive import nt_xent_loss
 from opsin.metrics.representation import alignment, spread, uniformity
 from opsin.metrics.state import Mean, Metric
@@ -132,16 +132,16 @@ class Contrast(Task):
         return jnp.mean(loss), Aux(mutable, {"loss": Mean.from_values(loss)})
 
     def evaluate(
-        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+        self, params: PyTree, mutable: PyTree, batch: Batch, keys: Key[Array, " batch"]
     ) -> dict[str, Metric]:
         """How near two views of held-out images are, and how embeddings spread (unit length).
 
-        Views are drawn by batch and row, and ``uniformity`` is over pairs within a batch: both
-        depend, a little, on ``data.eval_batch``, which is rounded up to the number of devices.
+        ``uniformity`` is over pairs within a batch, and depends, a little, on ``data.eval_batch``,
+        which is rounded up to the number of devices.
         """
         first, second, *_ = (
             cast(Array, self.model.apply({"params": params, **mutable}, view, train=False))
-            for view in self._draw(key, batch)
+            for view in one_by_one(self._draw, keys, batch)
         )
         valid = batch["valid"]
         return {
@@ -171,7 +171,8 @@ class Contrast(Task):
     ) -> dict[str, Panels]:
         """Images and their views."""
         shown = {name: x[:10] for name, x in batch.items()}
-        rows = jnp.stack([shown["image"], *self._draw(key, shown)])
+        keys = row_keys(key, len(shown["image"]))
+        rows = jnp.stack([shown["image"], *one_by_one(self._draw, keys, shown)])
         names = ("image", *(f"view {i + 1}" for i in range(self.count)))
         return {"views": Panels(jnp.clip(rows, 0, 1), names)}
 

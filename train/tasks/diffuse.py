@@ -199,6 +199,7 @@ class Diffuse(Generative):
     ) -> tuple[Float[Array, ""], Aux]:
         """The weighted squared error of the prediction, at a time drawn for each image."""
         drawn, dropout, hiding = jax.random.split(key, 3)
+        drawn = row_keys(drawn, len(batch["image"]))
         labels = self._labels(batch)
         if labels is not None and self.label_dropout:
             drawn_to_hide = jax.vmap(jax.random.uniform)(row_keys(hiding, len(labels)))
@@ -208,7 +209,7 @@ class Diffuse(Generative):
         return jnp.mean(losses), Aux(mutable, {"loss": Mean.from_values(losses)})
 
     def evaluate(
-        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+        self, params: PyTree, mutable: PyTree, batch: Batch, keys: Key[Array, " batch"]
     ) -> dict[str, Metric]:
         """The loss, and the squared error of the noise in thirds of the time, the last near noise.
 
@@ -216,7 +217,7 @@ class Diffuse(Generative):
         few early times.
         """
         valid = batch["valid"]
-        losses, (error, third) = self._errors(params, mutable, batch, key, self._labels(batch))
+        losses, (error, third) = self._errors(params, mutable, batch, keys, self._labels(batch))
         metrics: dict[str, Metric] = {"loss": Mean.from_values(losses, valid)}
         for index, name in enumerate(("early", "middle", "late")):
             within = valid & (third == index)
@@ -315,13 +316,12 @@ class Diffuse(Generative):
         params: PyTree,
         mutable: PyTree,
         batch: Batch,
-        key: Array,
+        keys: Array,
         labels: Array | None,
         **options: Any,
     ) -> tuple[Array, tuple[Array, Array]]:
         """Losses; and errors of the noise, with the third of the time that they are of."""
         x0 = signed(batch["image"])
-        keys = row_keys(key, len(x0))
         t = self.process.draw_times(fold_keys(keys, 0))
         noise = keyed_normal(fold_keys(keys, 1), x0.shape)
         now = self.process.levels(t)

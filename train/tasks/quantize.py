@@ -100,7 +100,7 @@ class Quantize(Task):
         return jnp.mean(total), Aux(mutable, metrics)
 
     def evaluate(
-        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+        self, params: PyTree, mutable: PyTree, batch: Batch, keys: Key[Array, " batch"]
     ) -> dict[str, Metric]:
         """Mean squared error of a pixel, and the use of the codes."""
         output, valid = self._apply(params, mutable, batch), batch["valid"]

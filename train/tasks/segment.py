@@ -132,7 +132,7 @@ class Segment(Task):
         return total, Aux(updated, metrics, weight)
 
     def evaluate(
-        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+        self, params: PyTree, mutable: PyTree, batch: Batch, keys: Key[Array, " batch"]
     ) -> dict[str, Metric]:
         """IoU, Dice, precision, recall and accuracy over the pixels that count, and NLL."""
         logits = self.logits(params, mutable, batch["image"])

@@ -120,6 +120,10 @@ class Task(Views):
 
     @abstractmethod
     def evaluate(
-        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+        self, params: PyTree, mutable: PyTree, batch: Batch, keys: Key[Array, " batch"]
     ) -> dict[str, Metric]:
-        """Metric states of a batch in which ``batch["valid"]`` marks what counts."""
+        """Metric states of a batch in which ``batch["valid"]`` marks what counts.
+
+        What is drawn for an example comes from its key, which goes by its place in the set: the
+        size of a batch, no part of a run's id, does not show.
+        """

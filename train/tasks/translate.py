@@ -168,17 +168,17 @@ class Translate(Task):
         return jnp.mean(total), Aux(mutable, metrics)
 
     def evaluate(
-        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+        self, params: PyTree, mutable: PyTree, batch: Batch, keys: Key[Array, " batch"]
     ) -> dict[str, Metric]:
         """Absolute error of values in [0, 1], and sharpness, of 1 where edges are as steep as true.
 
         Sharpness is the mean difference of neighbours over that of the truth: texture that is as
         rough need not be right. Images are made without dropout and by running statistics. Of made
         masks also what segmentation is measured by: one is read off at ½, and its two classes are
-        those below and above.
+        those below and above. The AUC of the discriminator is over pairs within a batch.
         """
         given, target, counted = self._pair(batch)
-        made, _ = self._make(params, mutable, given, counted, key, train=False)
+        made, _ = self._make(params, mutable, given, counted)
         valid = batch["valid"] & counted.any(axis=(1, 2, 3))
         sharpness = _steepness(made, counted) / _steepness(target, counted)
         metrics: dict[str, Metric] = {
@@ -203,7 +203,7 @@ class Translate(Task):
     ) -> dict[str, Panels]:
         """What was given, what was made of it, and what is true."""
         given, target, counted = self._pair(batch)
-        made, _ = self._make(params, mutable, given, counted, key, train=False)
+        made, _ = self._make(params, mutable, given, counted)
         channels = max(given.shape[-1], target.shape[-1])
         rows = [
             jnp.broadcast_to(unsigned(x), (*x.shape[:-1], channels))[:6]
@@ -237,11 +237,12 @@ class Translate(Task):
         mutable: PyTree,
         given: Array,
         counted: Array,
-        key: Array,
-        train: bool = True,
+        key: Array | None = None,
     ) -> tuple[Array, PyTree]:
+        """What is made, and the mutable variables after it; in training with a key for dropout."""
+        options = {"train": False} if key is None else {"train": True, "rngs": {"dropout": key}}
         outputs, _, mutable = apply_network(
-            self.generator, GENERATOR, params, mutable, given, train=train, rngs={"dropout": key}
+            self.generator, GENERATOR, params, mutable, given, **options
         )
         return jnp.where(counted, jnp.tanh(outputs), 0), mutable
 

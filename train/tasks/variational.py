@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from opsin.data.augment import one_by_one
 from opsin.losses.likelihoods import Bernoulli, Likelihood
 from opsin.losses.variational import (
     bits_per_dim,
@@ -181,26 +182,29 @@ class Variational(Generative):
         return -jnp.mean(bounds), Aux(mutable, metrics)
 
     def evaluate(
-        self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
+        self, params: PyTree, mutable: PyTree, batch: Batch, keys: Key[Array, " batch"]
     ) -> dict[str, Metric]:
         """ELBO with one draw, its two terms, and active units of the level above the image.
 
         Bits a dimension are of likelihoods of bytes or binary pixels: a density on [0, 1] says
         nothing of them before its data were dequantised.
         """
-        images, valid = batch["image"], batch["valid"]
-        weighed, posteriors = self._weighed(params, mutable, batch, key, samples=1)
-        rate = jnp.sum(weighed.rates, axis=-1)
-        bound = elbo(weighed.log_likelihood[0], rate)
+
+        def weighed(key: Array, single: Batch) -> tuple[Array, Array, Array]:
+            found, posteriors = self._weighed(params, mutable, single, key, samples=1)
+            # Means of levels above depend on draws of the first, whose noise would count.
+            return found.log_likelihood[0], jnp.sum(found.rates, axis=-1), posteriors[0].mean[0]
+
+        log_likelihood, rate, mean = one_by_one(weighed, keys, batch)
+        bound, valid = elbo(log_likelihood, rate), batch["valid"]
         metrics: dict[str, Metric] = {
             "elbo": Mean.from_values(bound, valid),
             "rate": Mean.from_values(rate, valid),
-            "distortion": Mean.from_values(-weighed.log_likelihood[0], valid),
-            # Those of levels above depend on draws of this one, whose noise would count.
-            "active_units": active_units(posteriors[0].mean[0], valid),
+            "distortion": Mean.from_values(-log_likelihood, valid),
+            "active_units": active_units(mean, valid),
         }
         if self.likelihood.support != "real":
-            bits = bits_per_dim(-bound, images[0].size)
+            bits = bits_per_dim(-bound, batch["image"][0].size)
             metrics["bits_per_dim"] = Mean.from_values(bits, valid)
         return metrics
 

@@ -46,6 +46,13 @@ class Views(ABC):
         del numbers
         return ()
 
+    def fixed(self) -> Mapping[str, PyTree]:
+        """Trained weights that ``evaluate`` needs and no step, in NumPy by name.
+
+        They are read once, and are in the ``mutable`` of ``evaluate``: no program holds them.
+        """
+        return {}
+
     def charts(self, states: Mapping[str, Any]) -> Mapping[str, Chart]:
         """Charts of the metric states of a whole evaluation, by the name of the metric."""
         del states

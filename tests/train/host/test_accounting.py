@@ -207,7 +207,7 @@ def test_a_training_step_is_three_forward_passes_but_for_the_gradient_of_the_ima
         {"loop.accumulate": 4},
         {"data.resident_megabytes": 0},
         {"parallel.data": 4, "parallel.fsdp": 2, "parallel.min_shard_size": 8},
-        {"parallel.data": 8, "loop.strategy": "pmap"},
+        {"parallel.data": 8, "loop.strategy": "pmap", "loop.replicas": 8},
     ],
     ids=["dispatch", "microbatches", "streamed", "fsdp", "pmap"],
 )
