@@ -11,11 +11,11 @@ run: $(VENV)/.run
 	$(VENV)/bin/opsin run digits_lenet
 
 test: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -n 2
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 # What is exhaustive, and what installs a wheel.
 proofs: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -n 2 -m proofs
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m proofs
 
 # On real data: export TFDS_DATA_DIR first.
 slow: $(VENV)/.dev
