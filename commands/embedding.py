@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from opsin.analysis.features import Layer, check_features, extract_features
+from opsin.analysis.sets import drawn_places
 from opsin.commands.runs import RunError
 from opsin.commands.trained import Trained, open_run
 from opsin.config.tree import resolve
-from opsin.data.examples import materialize
+from opsin.data.examples import Examples, materialize
 from opsin.data.folder import folder
 from opsin.data.selection import select
 from opsin.data.sources import open_source
@@ -65,26 +66,10 @@ def embed(
     trained = open_run(run, trust=trust)
     data, task = trained.experiment.data, trained.experiment.task
     check_features(task, trained.image)
-    height, width, channels = trained.image
-    chosen: Any = data.source if source is None else source
-    if source is not None and source.startswith("folder:") and height == width:
-        path = source.removeprefix("folder:")
-        chosen = partial(folder, path, size=height, channels=channels)
-    examples = open_source(chosen, split)
-    total = len(examples.records)
-    if total < 3:
-        raise RunError(f"a map of {total} images shows nothing: give a split with more")
-    drawn = np.random.default_rng(seed).permutation(total)[:count]
-    ids = np.sort(drawn).astype(np.int64)
-    images = materialize(select(examples, ids))
-    if images["image"].shape[1:] != trained.image:
-        raise RunError(
-            f"{run} was trained on images {list(trained.image)}, and these are "
-            f"{list(images['image'].shape[1:])}: bring them to that size"
-        )
-    found = extract_features(
-        task, trained.params, trained.mutable, {split: images}, partial(prepared, data=data), track
-    )
+    examples = _opened(trained, source, split)
+    ids, images = _drawn(trained, examples, count, seed)
+    prepare = partial(prepared, data=data)
+    found = extract_features(task, trained.params, trained.mutable, {split: images}, prepare, track)
     features = found[split][layer]
     maps = {name: make() for name, make in track(_maps(features, seed).items(), "maps")}
     labels = images.get("label")
@@ -96,19 +81,55 @@ def embed(
         **maps,
         "made": np.array(json.dumps(described)),
     }
-    written = [output / "embedding.png", output / "embedding.npz"]
+    title = f"{type(task).__name__}, {layer} of {len(features)} images"
+    return _write(output, arrays, examples.class_names, title)
+
+
+def _opened(trained: Trained, source: str | None, split: str) -> Examples:
+    """The split of a source, or of the run's own; images of a folder come in the run's size."""
+    height, width, channels = trained.image
+    chosen: Any = trained.experiment.data.source if source is None else source
+    if source is not None and source.startswith("folder:") and height == width:
+        path = source.removeprefix("folder:")
+        chosen = partial(folder, path, size=height, channels=channels)
+    return open_source(chosen, split)
+
+
+def _drawn(
+    trained: Trained, examples: Examples, count: int, seed: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Places of images that are drawn, and the images."""
+    total = len(examples.records)
+    if min(total, count) < 3:
+        raise RunError(
+            f"a map of {min(total, count)} images shows nothing: give a split with more, and --n 3 "
+            "or more"
+        )
+    ids = drawn_places(count, total, seed=seed).astype(np.int64)
+    images = materialize(select(examples, ids))
+    if images["image"].shape[1:] != trained.image:
+        raise RunError(
+            f"the run was trained on images {list(trained.image)}, and these are "
+            f"{list(images['image'].shape[1:])}: bring them to that size"
+        )
+    return ids, images
+
+
+def _write(
+    output: Path, arrays: Mapping[str, np.ndarray], class_names: Sequence[str], title: str
+) -> list[Path]:
+    """The picture and the arrays; their paths."""
+    picture, file = output / "embedding.png", output / "embedding.npz"
     points = {"PCA": arrays["pca"], "t-SNE": arrays["tsne"]}
-    title = f"{trained.experiment.task.__class__.__name__}, {layer} of {len(features)} images"
     try:
-        figure = figures.scatter(points, labels, examples.class_names, title)
-        figures.save(figure, written[0])
-        with written[1].open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        figures.save(figures.scatter(points, arrays.get("label"), class_names, title), picture)
+        with file.open("wb") as opened:
+            np.savez_compressed(opened, **arrays)  # pyright: ignore[reportArgumentType]
     except OSError as error:
         raise RunError(
             f"cannot write to {output} ({error.strerror}): choose another directory with --output"
         ) from error
-    return written
+    return [picture, file]
 
 
 def _maps(features: np.ndarray, seed: int) -> Mapping[str, Callable[[], np.ndarray]]:

@@ -16,7 +16,7 @@ from opsin.pictures import figures
 from opsin.train.experiment import Experiment
 from opsin.train.host.processes import is_first
 from opsin.train.logging import MetricsLog
-from opsin.train.placement import global_batch, on_own_devices, process_share
+from opsin.train.placement import global_batch, on_all_devices, on_own_devices, process_share
 from opsin.train.program import Program
 from opsin.train.sets import Sets
 from opsin.train.sharding import batch_shards
@@ -57,12 +57,14 @@ def evaluate(
     batch = -(-batch // shards) * shards
     variables = {split + average: values for average, values in all_variables(state).items()}
     merging = {name: Merging() for name in variables}
+    fixed = on_all_devices(program.fixed(), program.mesh)
     part, parts = process_share(program.mesh)
     batches = pipeline.eval_batches(examples, batch=batch, process_index=part, process_count=parts)
     for index, host in enumerate(batches):
         device = global_batch(host, program.mesh, batch)
         for name, (params, mutable) in variables.items():
-            merging[name].add(program.evaluate(params, mutable, device, np.int32(index * batch)))
+            given = params, {**mutable, **fixed}, device, np.int32(index * batch)
+            merging[name].add(program.evaluate(*given))
     return {name: states.result() for name, states in merging.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +15,6 @@ from opsin.metrics.state import Metric
 from opsin.pictures.kinds import Picture
 from opsin.train.checks import traced
 from opsin.train.experiment import Experiment
-from opsin.train.placement import on_all_devices
 from opsin.train.preparation import prepared, unnormalized
 from opsin.train.sharding import Layout, replicated
 from opsin.train.tasks.task import Batch
@@ -34,18 +33,11 @@ def evaluators(
     task, data = experiment.task, experiment.data
 
     @partial(jax.jit, out_shardings=replicated(mesh), compiler_options=options)
-    def compiled(params: PyTree, mutable: PyTree, batch: Batch, first: Array) -> dict[str, Metric]:
+    def evaluate(params: PyTree, mutable: PyTree, batch: Batch, first: Array) -> dict[str, Metric]:
         # The same draws for an example every time, whatever batch and devices it meets.
         keys = row_keys(jax.random.key(0), len(batch["valid"]), first=first)
         with traced("the evaluation"), layout.activations(batch):
             return task.evaluate(params, mutable, prepared(batch, data=data), keys)
-
-    @cache
-    def fixed() -> PyTree:
-        return on_all_devices(task.fixed(), mesh)
-
-    def evaluate(params: PyTree, mutable: PyTree, batch: Batch, first: Any) -> dict[str, Metric]:
-        return compiled(params, {**mutable, **fixed()}, batch, first)
 
     @partial(jax.jit, compiler_options=options)
     def preview(params: PyTree, mutable: PyTree, batch: Batch) -> Mapping[str, Picture]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -43,6 +43,7 @@ class Program:
         flops: ``() -> FLOPs of one step``; see ``train.host.accounting.model_flops``.
         compile: ``() -> dispatch``; see ``train.dispatch.make_dispatch``.
         evaluate, preview: see ``train.evaluators``.
+        fixed: the task's, see ``train.tasks.views``.
         steps: the length of the run.
     """
 
@@ -53,6 +54,7 @@ class Program:
     compile: Callable[[], Dispatch]
     evaluate: Evaluate
     preview: Preview
+    fixed: Callable[[], Mapping[str, PyTree]]
     steps: int
 
 
@@ -107,7 +109,8 @@ def build(experiment: Experiment, feed: FeedSpec) -> Program:
     initialize = jax.jit(init, out_shardings=_shardings(state), compiler_options=quickly)
     evaluate, preview = evaluators(experiment, layout, feed.mesh, options)
     init_from_seed = partial(initialize, key)
-    return Program(feed.mesh, state, init_from_seed, flops, compile, evaluate, preview, steps)
+    programs = init_from_seed, flops, compile, evaluate, preview
+    return Program(feed.mesh, state, *programs, experiment.task.fixed, steps)
 
 
 def _optimizers(experiment: Experiment, feed: FeedSpec, steps: int) -> tuple[PlayerOptimizer, ...]:

@@ -93,6 +93,8 @@ def test_images_of_ones_own_need_no_classes(classifier, tmp_path):
         assert "label" not in arrays
     with pytest.raises(RunError, match=r"was trained on images \[8, 8, 1\], and these are"):
         own("synthetic", **options)
+    with pytest.raises(RunError, match=r"a map of 2 images shows nothing: .* --n 3 or more"):
+        own(None, **{**options, "count": 2})
     blocked = tmp_path / "0.png" / "out"
     with pytest.raises(RunError, match="choose another directory with --output"):
         own(None, **{**options, "output": blocked})

@@ -388,7 +388,7 @@ def test_no_measurement_takes_a_task_that_it_does_not_fit():
         with pytest.raises(SettingError, match="object"):
             measurement.check(object(), {"train": None, "test": None})  # pyright: ignore
     for measurement in (ImportanceNLL(), LatentClassifier()):
-        with pytest.raises(SettingError, match="object has none"):
+        with pytest.raises(SettingError, match="not object"):
             measurement.check(object(), {})  # pyright: ignore
 
 

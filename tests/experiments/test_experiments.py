@@ -132,7 +132,9 @@ def test_the_programs_of_the_smoke_run_are_traced(name, tmp_path, monkeypatch):
     few = {k: jax.ShapeDtypeStruct((4, *x.shape[1:]), x.dtype) for k, x in feed.batch.items()}
     few["valid"] = jax.ShapeDtypeStruct((4,), bool)
     variables = program.state.params, program.state.mutable
-    numbers = jax.eval_shape(program.evaluate, *variables, few, np.int32(0))
+    params, mutable = variables
+    given = params, {**mutable, **program.fixed()}, few, np.int32(0)
+    numbers = jax.eval_shape(program.evaluate, *given)
     assert numbers
     if experiment.loop.previews:
         assert jax.eval_shape(program.preview, *variables, few)

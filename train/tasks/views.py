@@ -49,7 +49,7 @@ class Views(ABC):
     def fixed(self) -> Mapping[str, PyTree]:
         """Trained weights that ``evaluate`` needs and no step, in NumPy by name.
 
-        They are read once, and are in the ``mutable`` of ``evaluate``: no program holds them.
+        They are in the ``mutable`` of ``evaluate``, so that no program holds them as constants.
         """
         return {}
 
