@@ -39,7 +39,7 @@ def inpaint(
     from opsin.commands import sampling
 
     for written in sampling.inpaint(
-        run, image, mask, n, images.asked(), resamplings=resamplings, output=output
+        run, image, mask, n, images, resamplings=resamplings, output=output
     ):
         print(written)
     return 0

@@ -28,6 +28,6 @@ def sample(
     runtime.set_up()
     from opsin.commands import sampling
 
-    for written in sampling.sample(run, n, images.asked(), path=path, output=output):
+    for written in sampling.sample(run, n, images, path=path, output=output):
         print(written)
     return 0

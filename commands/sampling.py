@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from opsin.analysis.sampling import check_labels, sample_images
+from opsin.commands.groups import Images
 from opsin.commands.runs import RunError
 from opsin.commands.trained import Trained, open_run
 from opsin.config.tree import resolve
@@ -41,28 +41,7 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What images are wanted, and how a diffusion model is to make them.
-
-    Attributes:
-        label: the class of all; None takes them in turn.
-        seed: of all.
-        weights: the moving average or the trained ones; None takes the average if there is one.
-        sampler: one of ``SAMPLERS``; None, here and below, is as the run was configured.
-        steps: of the sampler.
-        guidance: towards the class.
-    """
-
-    label: int | None = None
-    seed: int = 0
-    weights: Literal["ema", "raw"] | None = None
-    sampler: str | None = None
-    steps: int | None = None
-    guidance: float | None = None
-
-
-def sample(run: Path, count: int, asked: Asked, *, path: bool, output: Path) -> list[Path]:
+def sample(run: Path, count: int, asked: Images, *, path: bool, output: Path) -> list[Path]:
     """Writes ``samples.png``, a grid, and ``samples.npz``; with ``path`` also ``path.gif``.
 
     The arrays are ``image`` uint8 [count, height, width, channels], ``label`` int32 [count] where
@@ -99,7 +78,7 @@ def inpaint(
     image: Path,
     mask: Path,
     count: int,
-    asked: Asked,
+    asked: Images,
     *,
     resamplings: int,
     output: Path,
@@ -199,7 +178,7 @@ def _about(run: Path) -> Iterator[None]:
         raise RunError(f"{run}: {error}") from error
 
 
-def _how(run: Path, trained: Trained, sampling: Any, asked: Asked) -> dict[str, np.ndarray]:
+def _how(run: Path, trained: Trained, sampling: Any, asked: Images) -> dict[str, np.ndarray]:
     """What distinguishes the images of one command from those of another."""
     made = {"run": str(run), "weights": asked.weights or "default"}
     if sampling is not None:
@@ -218,7 +197,7 @@ def _check_opaque(file: Path) -> None:
             raise RunError(f"{file} has transparent parts: save it without, on black or white")
 
 
-def _open(run: Path, asked: Asked) -> tuple[Trained, Generative]:
+def _open(run: Path, asked: Images) -> tuple[Trained, Generative]:
     trained = open_run(run, asked.weights)
     with _about(run):
         task = trained.experiment.task.as_generative()
@@ -232,7 +211,7 @@ def _open(run: Path, asked: Asked) -> tuple[Trained, Generative]:
     return trained, task.with_sampling(**changes)
 
 
-def _labels(task: Generative, count: int, asked: Asked) -> np.ndarray | None:
+def _labels(task: Generative, count: int, asked: Images) -> np.ndarray | None:
     if asked.label is not None:
         return np.full(count, asked.label, np.int32)
     if task.num_classes is None:
