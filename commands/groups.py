@@ -15,7 +15,6 @@ from opsin.config.tree import parse_all
 
 if TYPE_CHECKING:
     from opsin.commands.runs import Options
-    from opsin.commands.sampling import Asked
     from opsin.train.experiment import Experiment
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -50,15 +49,7 @@ class Runtime:
         Raises:
             ConfigError: if options exclude each other, or the platform is not there.
         """
-        runtime.set_up(
-            runtime.Runtime(
-                platform=self.platform,
-                devices=self.devices,
-                deterministic=self.deterministic,
-                memory_fraction=self.memory_fraction,
-                cache=self.cache,
-            )
-        )
+        runtime.set_up(runtime.Runtime(**vars(self)))
         if alone:
             self.require()
 
@@ -120,20 +111,6 @@ class Images:
     sampler: Annotated[str | None, one_of(*SAMPLERS)] = None
     steps: Count[int | None] = None
     guidance: Number[float | None] = None
-
-    def asked(self, trust: bool) -> Asked:
-        """The same for ``sample`` and ``inpaint``."""
-        from opsin.commands.sampling import Asked
-
-        return Asked(
-            label=self.label,
-            seed=self.seed,
-            weights=self.weights,
-            sampler=self.sampler,
-            steps=self.steps,
-            guidance=self.guidance,
-            trust=trust,
-        )
 
 
 @dataclass(frozen=True)

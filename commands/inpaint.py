@@ -40,7 +40,7 @@ def inpaint(
     from opsin.commands import sampling
 
     for written in sampling.inpaint(
-        run, image, mask, n, images.asked(trust), resamplings=resamplings, output=output
+        run, image, mask, n, images, resamplings=resamplings, output=output, trust=trust
     ):
         print(written)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 import sys
 import time
@@ -23,7 +22,7 @@ from opsin.config.names import UntrustedError
 from opsin.config.own_files import SameNameError
 from opsin.config.sweep import pinned
 from opsin.config.tree import rebuild, resolve, texts
-from opsin.data.files import replace_text
+from opsin.data.files import from_json, replace_text, to_json
 from opsin.errors import UserError
 from opsin.report import evaluations
 from opsin.report.starts import Start, other_code, read_starts
@@ -314,18 +313,13 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def write_summary(path: Path, metrics: Mapping[str, Any]) -> None:
-    """Writes ``summary.json``; JSON knows no NaN: a number that is not finite is null."""
-    known = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in metrics.items()
-    }
-    _write_json(path, known)
+    """Writes ``summary.json``."""
+    _write_json(path, to_json(metrics))
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """``summary.json`` as it was measured: null is a number that was not finite."""
-    content = json.loads(path.read_text())
-    return {name: math.nan if value is None else value for name, value in content.items()}
+    """``summary.json`` as it was measured."""
+    return from_json(json.loads(path.read_text()))
 
 
 def _writers(

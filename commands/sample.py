@@ -29,6 +29,6 @@ def sample(
     runtime.set_up()
     from opsin.commands import sampling
 
-    for written in sampling.sample(run, n, images.asked(trust), path=path, output=output):
+    for written in sampling.sample(run, n, images, path=path, output=output, trust=trust):
         print(written)
     return 0

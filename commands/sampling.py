@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from opsin.analysis.sampling import check_labels, sample_images
+from opsin.commands.groups import Images
 from opsin.commands.runs import RunError
 from opsin.commands.trained import Trained, open_run
 from opsin.config.tree import resolve
@@ -41,43 +41,22 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What images are wanted, and how a diffusion model is to make them.
-
-    Attributes:
-        label: the class of all; None takes them in turn.
-        seed: of all.
-        weights: the moving average or the trained ones; None takes the average if there is one.
-        sampler: one of ``SAMPLERS``; None, here and below, is as the run was configured.
-        steps: of the sampler.
-        guidance: towards the class.
-        trust: whether code of others is executed, see ``commands.trained.reopen``.
-    """
-
-    label: int | None = None
-    seed: int = 0
-    weights: Literal["ema", "raw"] | None = None
-    sampler: str | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    trust: bool = False
-
-
-def sample(run: Path, count: int, asked: Asked, *, path: bool, output: Path) -> list[Path]:
+def sample(
+    run: Path, count: int, asked: Images, *, path: bool, output: Path, trust: bool = False
+) -> list[Path]:
     """Writes ``samples.png``, a grid, and ``samples.npz``; with ``path`` also ``path.gif``.
 
     The arrays are ``image`` uint8 [count, height, width, channels], ``label`` int32 [count] where
     the model takes classes (all in turn, unless one is requested), ``seed``, ``step``, and
     ``made``, JSON that says how. Image i of a seed is the same whatever ``count`` is. The animation
-    shows the first 16, from noise on.
+    shows the first 16, from noise on. For ``trust`` see ``open_run``.
 
     Raises:
         RunError: if the run makes no images, not in this way, or the directory cannot be written.
         SettingError: if the model does not know the requested class, or cannot make images in the
             requested way.
     """
-    trained, task = _open(run, asked)
+    trained, task = _open(run, asked, trust)
     labels = _labels(task, count, asked)
     shown = min(count, 16)  # all steps of an image are in memory
     few = None if labels is None else jnp.asarray(labels[:shown])
@@ -101,10 +80,11 @@ def inpaint(
     image: Path,
     mask: Path,
     count: int,
-    asked: Asked,
+    asked: Images,
     *,
     resamplings: int,
     output: Path,
+    trust: bool = False,
 ) -> list[Path]:
     """Writes ``inpainted.png``, the image, its known part and completed versions.
 
@@ -119,6 +99,7 @@ def inpaint(
         asked: which images are wanted, and how they are made.
         resamplings: how often each step is done; see ``ops.diffusion.inpainting``.
         output: directory.
+        trust: see ``open_run``.
 
     Raises:
         RunError: if the run has no diffusion model, the images have another size than it makes, the
@@ -128,7 +109,7 @@ def inpaint(
     """
     if asked.label is None and asked.guidance is not None:
         raise RunError("--guidance needs a class: give one with --class, or leave it out")
-    trained, task = _open(run, asked)
+    trained, task = _open(run, asked, trust)
     with _about(run):
         inpainter = task.inpainter(
             resamplings,
@@ -201,7 +182,7 @@ def _about(run: Path) -> Iterator[None]:
         raise RunError(f"{run}: {error}") from error
 
 
-def _how(run: Path, trained: Trained, sampling: Any, asked: Asked) -> dict[str, np.ndarray]:
+def _how(run: Path, trained: Trained, sampling: Any, asked: Images) -> dict[str, np.ndarray]:
     """What distinguishes the images of one command from those of another."""
     made = {"run": str(run), "weights": asked.weights or "default"}
     if sampling is not None:
@@ -220,8 +201,8 @@ def _check_opaque(file: Path) -> None:
             raise RunError(f"{file} has transparent parts: save it without, on black or white")
 
 
-def _open(run: Path, asked: Asked) -> tuple[Trained, Generative]:
-    trained = open_run(run, asked.weights, trust=asked.trust)
+def _open(run: Path, asked: Images, trust: bool) -> tuple[Trained, Generative]:
+    trained = open_run(run, asked.weights, trust=trust)
     with _about(run):
         task = trained.experiment.task.as_generative()
     changes: dict[str, Any] = {
@@ -234,7 +215,7 @@ def _open(run: Path, asked: Asked) -> tuple[Trained, Generative]:
     return trained, task.with_sampling(**changes)
 
 
-def _labels(task: Generative, count: int, asked: Asked) -> np.ndarray | None:
+def _labels(task: Generative, count: int, asked: Images) -> np.ndarray | None:
     if asked.label is not None:
         return np.full(count, asked.label, np.int32)
     if task.num_classes is None:

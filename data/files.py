@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
+
+
+def to_json(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers by name as JSON takes them, which knows no NaN: one that is not finite is null."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in numbers.items()
+    }
+
+
+def from_json(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``to_json`` was given: null was a number that is not finite, and is NaN."""
+    return {name: math.nan if value is None else value for name, value in content.items()}
 
 
 def replace_text(path: Path, text: str) -> None:

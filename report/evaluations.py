@@ -6,12 +6,11 @@ The id of a measurement is the hash of its resolved options. Nothing here import
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from opsin.data.files import replace_text
+from opsin.data.files import from_json, replace_text, to_json
 
 SPLITS = "splits"
 """Replaces the id for the metrics of all splits, as the task itself evaluates them."""
@@ -32,7 +31,7 @@ def write(
     seconds: float,
     commit: str | None,
 ) -> Path:
-    """Writes a file, whole or not at all. JSON knows no NaN: such numbers are null.
+    """Writes a file, whole or not at all.
 
     Args:
         run: directory of the run.
@@ -49,7 +48,7 @@ def write(
     content = {
         "measurement": measurement,
         "step": step,
-        "metrics": {n: x if math.isfinite(x) else None for n, x in metrics.items()},
+        "metrics": to_json(metrics),
         "seconds": seconds,
         "commit": commit,
     }
@@ -72,7 +71,7 @@ def read(run: Path, name: str, step: int) -> dict[str, Any] | None:
     """A measurement of the weights of a step; None if there is none, or only of another step."""
     try:
         found = json.loads(path_of(run, name).read_text())
-        numbers = {n: math.nan if x is None else float(x) for n, x in found["metrics"].items()}
+        numbers = {name: float(x) for name, x in from_json(found["metrics"]).items()}
         return {**found, "metrics": numbers} if found["step"] == step else None
     except (OSError, ValueError, KeyError, AttributeError):  # one that is no such file is not there
         return None

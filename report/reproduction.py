@@ -27,7 +27,7 @@ from typing import Literal
 from filelock import FileLock
 
 from opsin.config.table import ReportError
-from opsin.data.files import replace_text
+from opsin.data.files import replace_text, to_json
 from opsin.report.report import markdown_table
 from opsin.report.statistics import prediction_interval
 
@@ -118,14 +118,8 @@ def compare(
         within = now is not None and not math.isfinite(recorded) and not math.isfinite(now)
     else:
         within = low <= now <= high or math.isclose(now, recorded, rel_tol=ROUNDING)
-    return Comparison(
-        recorded=_finite(recorded),
-        now=_finite(now),
-        low=_finite(low),
-        high=_finite(high),
-        rule=rule,
-        within=within,
-    )
+    numbers = to_json({"recorded": recorded, "now": now, "low": low, "high": high})
+    return Comparison(**numbers, rule=rule, within=within)
 
 
 def _interval(
@@ -143,10 +137,6 @@ def _interval(
         return recorded - room, recorded + room, "share"
     room = 0.02 * abs(recorded)
     return recorded - room, recorded + room, "2 %"
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def lines_of(line: Reproduced) -> list[str]:

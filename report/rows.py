@@ -2,14 +2,13 @@
 
 import json
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from opsin.config.table import ReportError
-from opsin.data.files import replace_text
+from opsin.data.files import from_json, replace_text, to_json
 from opsin.report import evaluations
 from opsin.report.starts import commits, starts_of, that_count
 
@@ -107,11 +106,10 @@ def in_order(rows: Iterable[Row], arms: Sequence[str]) -> list[Row]:
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Writes one JSON object a line; floats keep every digit, one that is not finite is null."""
+    """Writes one JSON object a line; floats keep every digit."""
     lines = []
     for row in rows:
-        metrics = {n: x if math.isfinite(x) else None for n, x in sorted(row.metrics.items())}
-        record = {**asdict(row), "metrics": metrics}
+        record = {**asdict(row), "metrics": to_json(dict(sorted(row.metrics.items())))}
         record["versions"] = dict(sorted(row.versions.items()))
         lines.append(json.dumps({k: v for k, v in record.items() if v is not None}) + "\n")
     replace_text(path, "".join(lines))
@@ -129,7 +127,7 @@ def read_rows(path: Path) -> list[Row]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             record = json.loads(line)
-            record["metrics"] = _numbers(record["metrics"])
+            record["metrics"] = from_json(record["metrics"])
             rows.append(Row(**record))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ReportError(
@@ -214,8 +212,7 @@ def _with(path: Path, content: Any, *keys: str) -> dict[str, Any]:
 
 
 def _read_summary(path: Path) -> dict[str, float]:
-    summary = _read(path, "seconds")
-    summary = _numbers(summary)
+    summary = from_json(_read(path, "seconds"))
     for name, value in summary.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ReportError(
@@ -223,11 +220,6 @@ def _read_summary(path: Path) -> dict[str, float]:
                 "repeat the run"
             )
     return summary
-
-
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON knows no NaN: null was a number that is not finite."""
-    return {name: math.nan if value is None else value for name, value in metrics.items()}
 
 
 def _error_line(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections import deque
@@ -16,7 +15,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from opsin.data.files import read_lines, replace_text
+from opsin.data.files import from_json, read_lines, replace_text, to_json
 from opsin.errors import RunFailed, UserError
 from opsin.metrics.state import Mean, Metric, compute_all, to_host
 from opsin.train.host.accounting import Work
@@ -63,9 +62,8 @@ class JsonLines:
         self._file = path.open("a", buffering=1)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends a line. JSON knows no NaN: such values are null."""
-        line = {"step": step} | {n: v if math.isfinite(v) else None for n, v in metrics.items()}
-        self._file.write(json.dumps(line) + "\n")
+        """Appends a line."""
+        self._file.write(json.dumps({"step": step} | to_json(metrics)) + "\n")
 
     def note(self, step: int, text: str) -> None:
         """Appends a line of text, which readers of numbers skip."""
@@ -305,5 +303,5 @@ def last_evaluation(metrics: Path) -> dict[str, float]:
     """The last value of every number that is not of training; NaN where it was none."""
     last: dict[str, float] = {}
     for line in read_lines(metrics):
-        last |= {name: math.nan if x is None else x for name, x in line.items()}
+        last |= from_json(line)
     return {n: x for n, x in last.items() if "/" in n and not n.startswith("train/")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from opsin.train.durations import DurationError, in_steps
 from opsin.train.methods import adamw
 from opsin.train.paths import flatten, unflatten
 from opsin.train.schedules import Schedule, cosine
-from opsin.train.settings import SettingError
+from opsin.train.settings import check_called
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ class Optimizer:
             DurationError: the warm-up is longer than the run.
             SettingError: the schedule or the method does not take what it is called with.
         """
-        _check_called("optimizer.schedule", self.schedule, "peak, steps, warmup")
-        _check_called("optimizer.method", self.method, "learning_rate, weight_decay, mask")
+        check_called("optimizer.schedule", self.schedule, "peak, steps, warmup")
+        check_called("optimizer.method", self.method, "learning_rate, weight_decay, mask")
         warmup = in_steps(self.warmup, steps_per_epoch)
         if warmup > steps > 0:
             raise DurationError(
@@ -85,16 +84,6 @@ class Optimizer:
             for path in flatten(params)
         }
         return unflatten(mask)
-
-
-def _check_called(field: str, function: Callable[..., Any], arguments: str) -> None:
-    try:
-        inspect.signature(function).bind(*arguments.split(", "))
-    except TypeError as error:
-        raise SettingError(
-            f"{field} is called with ({arguments}), and the function that is given does not take "
-            f"that: {error}"
-        ) from error
 
 
 def scale_by_path(

@@ -10,9 +10,10 @@ from PIL import Image
 
 from opsin.commands import groups
 from opsin.commands.exporting import export
+from opsin.commands.groups import Images
 from opsin.commands.prediction import load
 from opsin.commands.runs import Options, RunError, execute
-from opsin.commands.sampling import SAMPLERS, Asked, inpaint, sample
+from opsin.commands.sampling import SAMPLERS, inpaint, sample
 from opsin.commands.trained import open_run
 from opsin.config.tree import override
 from opsin.data.sources import digits
@@ -89,36 +90,36 @@ def diffusion(tmp_path_factory) -> Path:
 
 
 def test_an_image_of_a_seed_is_the_same_however_many_are_made(plain, tmp_path):
-    picture, arrays = sample(plain, 10, Asked(seed=3), path=False, output=tmp_path / "ten")
+    picture, arrays = sample(plain, 10, Images(seed=3), path=False, output=tmp_path / "ten")
     ten = np.load(arrays)
     assert ten["image"].shape == (10, 8, 8, 1)
     assert ten["image"].dtype == np.uint8
     assert (int(ten["seed"]), int(ten["step"])) == (3, 20)
     assert json.loads(str(ten["made"])) == {"run": str(plain), "weights": "default"}
     assert "label" not in ten
-    _, arrays = sample(plain, 2, Asked(seed=3), path=False, output=tmp_path / "two")
+    _, arrays = sample(plain, 2, Images(seed=3), path=False, output=tmp_path / "two")
     np.testing.assert_array_equal(np.load(arrays)["image"], ten["image"][:2])
     with Image.open(picture) as image:
         assert image.size[0] > 4 * 8
 
 
 def test_classes_come_in_turn_or_as_asked(conditional, tmp_path):
-    _, arrays = sample(conditional, 12, Asked(), path=False, output=tmp_path)
+    _, arrays = sample(conditional, 12, Images(), path=False, output=tmp_path)
     np.testing.assert_array_equal(np.load(arrays)["label"], np.arange(12) % 10)
     turns = np.load(arrays)["image"]
-    _, arrays = sample(conditional, 4, Asked(label=2), path=False, output=tmp_path)
+    _, arrays = sample(conditional, 4, Images(label=2), path=False, output=tmp_path)
     np.testing.assert_array_equal(np.load(arrays)["label"], [2] * 4)
     np.testing.assert_array_equal(np.load(arrays)["image"][2], turns[2])
     with pytest.raises(SettingError, match="class 10 is not one of 0 to 9"):
-        sample(conditional, 4, Asked(label=10), path=False, output=tmp_path)
+        sample(conditional, 4, Images(label=10), path=False, output=tmp_path)
 
 
 @pytest.mark.parametrize(
     ("asked", "path", "message"),
     [
-        (Asked(label=0), False, "trained without classes"),
-        (Asked(), True, "--path is for diffusion models, not Variational"),
-        (Asked(sampler="ddim", steps=3), False, "--steps, --sampler is for diffusion models"),
+        (Images(label=0), False, "trained without classes"),
+        (Images(), True, "--path is for diffusion models, not Variational"),
+        (Images(sampler="ddim", steps=3), False, "--steps, --sampler is for diffusion models"),
     ],
 )
 def test_what_a_model_cannot_make_is_told(plain, tmp_path, asked, path, message):
@@ -128,23 +129,23 @@ def test_what_a_model_cannot_make_is_told(plain, tmp_path, asked, path, message)
 
 def test_what_cannot_be_asked_is_told(plain, classifier, tmp_path):
     with pytest.raises(RunError, match="no images to make with Classify"):
-        sample(classifier, 4, Asked(), path=False, output=tmp_path)
+        sample(classifier, 4, Images(), path=False, output=tmp_path)
     with pytest.raises(RunError, match="inpaint is for diffusion models, not Variational"):
-        inpaint(plain, PIXELS, PIXELS, 1, Asked(), resamplings=1, output=tmp_path)
+        inpaint(plain, PIXELS, PIXELS, 1, Images(), resamplings=1, output=tmp_path)
     with pytest.raises(RunError, match="predict is for classification and segmentation"):
         load(plain)
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="choose another directory with --output"):
-        sample(plain, 1, Asked(), path=False, output=tmp_path / "file")
+        sample(plain, 1, Images(), path=False, output=tmp_path / "file")
 
 
 def test_a_diffusion_model_draws_as_it_is_asked(diffusion, tmp_path):
     pictures = {}
     for name, asked in {
-        "as configured": Asked(),
-        "raw": Asked(weights="raw"),
-        "guided": Asked(guidance=3.0),
-        "ancestral": Asked(sampler="ancestral", steps=7),
+        "as configured": Images(),
+        "raw": Images(weights="raw"),
+        "guided": Images(guidance=3.0),
+        "ancestral": Images(sampler="ancestral", steps=7),
     }.items():
         written = sample(diffusion, 3, asked, path=name == "raw", output=tmp_path / name)
         pictures[name] = np.load(written[1])["image"]
@@ -170,7 +171,7 @@ def test_a_diffusion_model_fills_in(diffusion, tmp_path):
         mask
     )
     options = {"resamplings": 2, "output": tmp_path / "out"}
-    picture, arrays = inpaint(diffusion, image, mask, 3, Asked(sampler="ddim"), **options)
+    picture, arrays = inpaint(diffusion, image, mask, 3, Images(sampler="ddim"), **options)
     made = np.load(arrays)["image"]
     assert made.shape == (3, 8, 8, 1)
     np.testing.assert_array_equal(made[:, :, ~unknown, 0], np.broadcast_to(known[:, :4], (3, 8, 4)))
@@ -188,23 +189,23 @@ def test_a_diffusion_model_fills_in(diffusion, tmp_path):
         (image, tmp_path / "black.png", "asks for nothing to be filled in"),
     ):
         with pytest.raises(RunError, match=message):
-            inpaint(diffusion, image_file, mask_file, 1, Asked(sampler="ddim"), **options)
+            inpaint(diffusion, image_file, mask_file, 1, Images(sampler="ddim"), **options)
     with pytest.raises(RunError, match="choose ddim or ancestral"):
-        inpaint(diffusion, image, mask, 1, Asked(sampler="dpm++2m"), **options)
+        inpaint(diffusion, image, mask, 1, Images(sampler="dpm++2m"), **options)
     with pytest.raises(RunError, match="give one with --class"):
-        inpaint(diffusion, image, mask, 1, Asked(guidance=2.0), **options)
+        inpaint(diffusion, image, mask, 1, Images(guidance=2.0), **options)
     # The run is configured with a sampler that takes no step back: DDPM stands in.
-    _, arrays = inpaint(diffusion, image, mask, 2, Asked(steps=6), **options)
+    _, arrays = inpaint(diffusion, image, mask, 2, Images(steps=6), **options)
     assert np.load(arrays)["image"].shape == (2, 8, 8, 1)
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (Asked(steps=21), "the schedule has 20 steps: take 1 to 20, not 21"),
-        (Asked(label=10), "class 10 is not one of 0 to 9"),
-        (Asked(sampler="langevin"), "does not scale the data"),
-        (Asked(guidance=float("nan")), "guidance must be a number"),
+        (Images(steps=21), "the schedule has 20 steps: take 1 to 20, not 21"),
+        (Images(label=10), "class 10 is not one of 0 to 9"),
+        (Images(sampler="langevin"), "does not scale the data"),
+        (Images(guidance=float("nan")), "guidance must be a number"),
     ],
 )
 def test_what_diffusion_cannot_do_is_told(diffusion, tmp_path, asked, message):
@@ -219,7 +220,7 @@ def test_every_sampler_that_can_be_typed_is_one():
 def test_a_run_without_a_moving_average_has_none(tmp_path):
     directory = run(generator(None), tmp_path, **{"loop.ema_decay": None})
     with pytest.raises(RunError, match=r"kept no moving average.*loop\.ema_decay=0\.999"):
-        sample(directory, 2, Asked(weights="ema"), path=False, output=tmp_path)
+        sample(directory, 2, Images(weights="ema"), path=False, output=tmp_path)
 
 
 def test_a_classifier_becomes_an_extractor(classifier, plain, tmp_path):

@@ -507,6 +507,7 @@ FREE = (
     "task.observer",
     "task.boundary_tolerance",
     "task.rand",
+    "weights.path",  # of a file whose sha256 is given
 )
 """What changes no trained number."""
 

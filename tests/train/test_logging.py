@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from opsin.data.files import read_lines, replace_text
+from opsin.data.files import from_json, read_lines, replace_text, to_json
 from opsin.metrics.state import Mean
 from opsin.train.host.accounting import Work
 from opsin.train.logging import (
@@ -205,6 +205,15 @@ def test_a_file_is_replaced_whole(tmp_path: Path):
     replace_text(path, json.dumps({"a": 2}))
     assert json.loads(path.read_text()) == {"a": 2}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_numbers_that_are_not_finite_go_through_json(tmp_path: Path):
+    numbers = {"a": float("nan"), "b": float("inf"), "c": 0.5, "steps": 3, "d": np.float64("-inf")}
+    text = json.dumps(to_json(numbers), allow_nan=False)
+    assert json.loads(text) == {"a": None, "b": None, "c": 0.5, "steps": 3, "d": None}
+    back = from_json(json.loads(text))
+    assert [name for name, value in back.items() if np.isnan(value)] == ["a", "b", "d"]
+    assert (back["c"], back["steps"]) == (0.5, 3)
 
 
 def test_two_processes_do_not_write_the_same_part(tmp_path: Path, monkeypatch):
