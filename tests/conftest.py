@@ -88,7 +88,7 @@ def key():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def names_of_tests():
+def house_of_tests():
     """A config may hold the small models and losses of these tests, as if they were in a room."""
     names.HELD = (*names.HELD, "tests.")
 

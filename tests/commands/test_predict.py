@@ -1,9 +1,11 @@
 """``opsin predict``."""
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 
@@ -28,3 +30,23 @@ def test_it_takes_a_run_and_an_image(opsin):
     said = opsin("predict", "nowhere", "night.png")
     assert said.code == 2
     assert said.complaint().startswith("opsin: nowhere is no directory of a run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"seed": "{here}/evil.py:f"}, "seed takes int"),
+        ({"measurements": ["{here}/evil.py:f"]}, "evil.py) is no code of opsin"),
+        (None, "config.json holds no experiment"),
+    ],
+)
+def test_a_run_of_a_stranger_executes_nothing(opsin, trained, changes, complaint):
+    here = Path.cwd()
+    (here / "evil.py").write_text("open('executed', 'w').close()\ndef f(): ...")
+    config = json.loads((trained / "config.json").read_text())
+    named = json.dumps(config | changes).replace("{here}", str(here)) if changes else "[1]"
+    (trained / "config.json").write_text(named)
+    told = opsin("predict", str(trained), "image.png")
+    assert told.code == 2
+    assert complaint in told.complaint()
+    assert not (here / "executed").exists()

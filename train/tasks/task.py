@@ -124,6 +124,5 @@ class Task(Views):
     ) -> dict[str, Metric]:
         """Metric states of a batch in which ``batch["valid"]`` marks what counts.
 
-        What is drawn for an example comes from its key, which goes by its place in the set: the
-        size of a batch, no part of a run's id, does not show.
+        What is drawn for an example comes from its own key, whatever the size of the batch.
         """
