@@ -87,7 +87,7 @@ def _set(owner: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     given = defaults(owner)
     fields = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
     apart = {f.name for f in fields if not f.metadata.get("identity", True)}
-    apart |= {f.name for f in fields if values.get(f.metadata.get("known_by")) is not None}
+    apart |= {f.name for f in fields if values.get(f.metadata.get("known_by", "")) is not None}
     counted = {name: essence(value) for name, value in values.items() if name not in apart}
     return {
         name: value
