@@ -120,12 +120,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
             )
         todo, again, since = experiment.measurements, False, time.monotonic()
         if trained:
-            if options.profile:
-                raise RunError(
-                    f"{directory} is trained, no step is left to profile: train it in another "
-                    "place with --workdir, or rm -r it first"
-                )
-            _check_trained(directory, experiment, say=options.progress and writes)
+            _check_trained(directory, experiment, options, say=options.progress and writes)
             todo = tuple(x for x in todo if not of_first(_is_measured(directory, x)))
             again = not of_first(_is_evaluated(directory, experiment))
             if not (todo or again):
@@ -136,35 +131,23 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
         if writes and not trained:
             _write_json(directory / "config.json", config)
             _record_start(directory, say=options.progress)
-
-        def keep(measured: Measured, step: int) -> None:
-            write_measured(directory, measured, step)
-
-        try:
-            with _stop_signal() as stopped:
-                result = fit(
-                    replace(experiment, measurements=todo),
-                    directory,
-                    config=config,
-                    essence=partial(essence_of_resolved, trusted=texts(config)),
-                    stop=lambda: bool(stopped),
-                    writers=_writers(name, directory, config, options) if writes else (),
-                    progress=options.progress,
-                    began=options.began,
-                    profile=options.profile if writes else None,
-                    kept=lambda measurement, step: of_first(
-                        evaluations.read(directory, identity(measurement), step) is not None
-                    ),
-                    keep=keep if writes else lambda measured, step: None,
-                    again=again,
-                )
-        except UserError:  # nothing of the run failed
-            raise
-        except Exception as error:
-            if writes:
-                with suppress(OSError):  # the disk may be full: that is what ``error`` says then
-                    replace_text(directory / "FAILED", f"{type(error).__name__}: {error}\n")
-            raise
+        with _recorded(directory) if writes else nullcontext(), _stop_signal() as stopped:
+            result = fit(
+                replace(experiment, measurements=todo),
+                directory,
+                config=config,
+                essence=partial(essence_of_resolved, trusted=texts(config)),
+                stop=lambda: bool(stopped),
+                writers=_writers(name, directory, config, options) if writes else (),
+                progress=options.progress,
+                began=options.began,
+                profile=options.profile if writes else None,
+                kept=lambda measurement, step: of_first(
+                    evaluations.read(directory, identity(measurement), step) is not None
+                ),
+                keep=partial(write_measured, directory) if writes else lambda found, step: None,
+                again=again,
+            )
         came = stopped[0] if stopped else None
         if not (result.finished and writes):
             return Outcome(directory, result.finished, step=result.step, signal=came)
@@ -179,6 +162,19 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
             replace_text(directory / "DONE", "")
         done = _finished(directory, experiment)
         return replace(done, trained_before=trained, measured=trained, signal=came)
+
+
+@contextmanager
+def _recorded(directory: Path) -> Iterator[None]:
+    """Writes what fails into ``FAILED``; a user's mistake is no failure of the run."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        with suppress(OSError):  # the disk may be full: that is what ``error`` says then
+            replace_text(directory / "FAILED", f"{type(error).__name__}: {error}\n")
+        raise
 
 
 def write_measured(directory: Path, found: Measured, step: int) -> Path:
@@ -250,8 +246,16 @@ def _finished(directory: Path, experiment: Experiment) -> Outcome:
     return Outcome(directory, True, metrics, steps)
 
 
-def _check_trained(directory: Path, experiment: Experiment, *, say: bool) -> None:
-    """Raises RunError for a finished run that had other defaults; prints a note on other code."""
+def _check_trained(directory: Path, experiment: Experiment, options: Options, *, say: bool) -> None:
+    """Raises RunError for a finished run that is to be profiled, or had other defaults.
+
+    Prints a note on other code.
+    """
+    if options.profile:
+        raise RunError(
+            f"{directory} is trained, no step is left to profile: train it in another "
+            "place with --workdir, or rm -r it first"
+        )
     train_again = f"rm -r {directory} to train it again"
     try:
         saved = json.loads((directory / "config.json").read_text())
