@@ -16,7 +16,8 @@ from typing import Any
 
 from opsin import analysis
 from opsin.analysis.diffusion import SampledBy
-from opsin.commands.runs import locked, write_measured, write_splits, writing
+from opsin.commands.measured import write_measured, write_splits
+from opsin.commands.runs import locked, writing
 from opsin.commands.trained import Reopened, reopen
 from opsin.config import catalogue
 from opsin.config.identity import identity

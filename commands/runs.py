@@ -16,7 +16,8 @@ from typing import Any
 import jax
 from filelock import FileLock, Timeout
 
-from opsin.commands.provenance import environment, this_code
+from opsin.commands.measured import evaluation_of, write_measured, write_splits
+from opsin.commands.provenance import environment
 from opsin.config.identity import essence, essence_of_resolved, identity
 from opsin.config.names import UntrustedError
 from opsin.config.own_files import SameNameError
@@ -32,7 +33,7 @@ from opsin.train.host.processes import ProcessError, check_same, is_first, of_fi
 from opsin.train.host.profiling import Steps
 from opsin.train.logging import JsonLines, TensorBoard, WeightsAndBiases, Writer
 from opsin.train.loop import fit
-from opsin.train.measurements import Measured, Measurement
+from opsin.train.measurements import Measurement
 from opsin.train.paths import json_leaves
 
 
@@ -177,34 +178,6 @@ def _recorded(directory: Path) -> Iterator[None]:
         raise
 
 
-def write_measured(directory: Path, found: Measured, step: int) -> Path:
-    """Writes what a measurement found into ``evaluations/``, under the id of the measurement."""
-    return evaluations.write(
-        directory,
-        identity(found.measurement),
-        measurement=resolve(found.measurement),
-        step=step,
-        metrics=found.metrics,
-        seconds=found.seconds,
-        commit=this_code()["commit"],
-    )
-
-
-def write_splits(
-    directory: Path, experiment: Experiment, metrics: Mapping[str, float], step: int, seconds: float
-) -> Path:
-    """Writes the metrics of all splits into ``evaluations/``, with how they were evaluated."""
-    return evaluations.write(
-        directory,
-        evaluations.SPLITS,
-        measurement=_evaluation(resolve(experiment)),
-        step=step,
-        metrics=metrics,
-        seconds=seconds,
-        commit=this_code()["commit"],
-    )
-
-
 def state_of(directory: Path, experiment: Experiment) -> str:
     """``DONE``, ``FAILED``, ``to do``, or ``to measure`` for a finished run that lacks numbers."""
     if not (directory / "DONE").exists():
@@ -220,12 +193,6 @@ def _is_measured(directory: Path, measurement: Measurement) -> bool:
     return evaluations.read(directory, identity(measurement), steps) is not None
 
 
-def _evaluation(config: Any) -> dict[str, Any]:
-    """Of a resolved experiment, what says how its splits are evaluated, among what trains it."""
-    paths = ("task.", "data.eval_splits")
-    return {name: x for name, x in json_leaves(config).items() if name.startswith(paths)}
-
-
 def _is_evaluated(directory: Path, experiment: Experiment) -> bool:
     """Whether the splits of a finished run were evaluated as its experiment says now."""
     steps, now = read_summary(directory / "summary.json")["steps"], resolve(experiment)
@@ -233,8 +200,8 @@ def _is_evaluated(directory: Path, experiment: Experiment) -> bool:
     there = again["measurement"] if again else None
     if there is None:
         saved = json.loads((directory / "config.json").read_text())
-        there = _evaluation(resolve(rebuild(saved, texts(now))))
-    return there == _evaluation(now)
+        there = evaluation_of(resolve(rebuild(saved, texts(now))))
+    return there == evaluation_of(now)
 
 
 def _finished(directory: Path, experiment: Experiment) -> Outcome:
