@@ -1,11 +1,13 @@
 """Every experiment is quiet to import, claims something, runs, and fits its own table."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -115,10 +117,21 @@ def test_committed_weights_are_those_of_the_network_that_goes_on_from_them():
 
 
 SMOKED = "digits_lenet"
-"""Is smoked by ``make test``. The others are smoked by ``make proofs``, and traced by both."""
+"""Is smoked by ``make test``, the others by ``make proofs``."""
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != SMOKED])
+def networks_of(name: str) -> tuple[type, ...]:
+    """The task of an experiment and its networks: what its programs are made of."""
+    task = catalogue.find(name).config().task
+    fields = [getattr(task, field.name) for field in dataclasses.fields(task)]
+    return (type(task), *(type(value) for value in fields if isinstance(value, nn.Module)))
+
+
+PROGRAMS = {networks_of(name): name for name in reversed(NAMES)}.values()
+"""The first experiment of each program, which ``make test`` traces."""
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
 def test_the_programs_of_the_smoke_run_are_traced(name, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))
     module = catalogue.find(name)
@@ -220,6 +233,7 @@ linear = Linear()
 """
 
 
+@pytest.mark.proofs
 def test_an_ablation_from_sweep_to_report(tmp_path, monkeypatch, capsys):
     """All arms of a real one, with a network that compiles in a moment."""
     name = "mnist_focal_longtail"

@@ -100,7 +100,7 @@ def made(**task: Any) -> Experiment:
     )
 
 
-@pytest.mark.parametrize("turns", [1, 2])
+@pytest.mark.parametrize("turns", [pytest.param(1, marks=pytest.mark.proofs), 2])
 def test_a_step_is_that_of_the_discriminator_and_then_that_of_the_generator(turns):
     """Against updates written out: gradients of one player alone, on its part of the batch."""
     experiment = override(made(turns=turns), {"parallel.data": 1, "task.losses": RELATIVISTIC})
@@ -178,9 +178,9 @@ def game(method: Any) -> Experiment:
 @pytest.mark.parametrize(
     "layout",
     [
-        {"parallel.data": 8},
+        pytest.param({"parallel.data": 8}, marks=pytest.mark.proofs),
         {"parallel.data": 2, "parallel.fsdp": 4, "parallel.min_shard_size": 8},
-        {"parallel.data": 1, "loop.steps_per_dispatch": 2},
+        pytest.param({"parallel.data": 1, "loop.steps_per_dispatch": 2}, marks=pytest.mark.proofs),
     ],
     ids=["data-8", "data-2-fsdp-4", "two-a-dispatch"],
 )
@@ -193,6 +193,7 @@ def test_every_layout_plays_the_same_game(layout):
         assert_trees_close(getattr(other, name), getattr(one, name), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.proofs
 def test_a_stopped_game_goes_on_as_if_it_had_not(tmp_path):
     """Bit for bit: both players' moments, the spectral vector and the average."""
     experiment = game(adamw)
@@ -270,6 +271,7 @@ def test_players_with_fewer_turns_take_the_last_parts():
         assert float(state.params[name]["x"]) == pytest.approx(parts[-turns:].sum(), rel=1e-5)
 
 
+@pytest.mark.proofs
 def test_a_generator_learns_what_images_look_like(tmp_path):
     """Its first images are grey, about 0.5; real ones are about 0.8."""
     changes = {"parallel.data": 1, "loop.duration": "300 steps", "loop.evaluate_every": "300 steps"}

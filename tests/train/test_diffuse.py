@@ -257,9 +257,9 @@ def test_a_share_of_the_labels_is_hidden():
 @pytest.mark.parametrize(
     "layout",
     [
-        {"parallel.data": 8},
+        pytest.param({"parallel.data": 8}, marks=pytest.mark.proofs),
         {"parallel.data": 2, "parallel.fsdp": 4, "parallel.min_shard_size": 8},
-        {"parallel.data": 1, "loop.steps_per_dispatch": 2},
+        pytest.param({"parallel.data": 1, "loop.steps_per_dispatch": 2}, marks=pytest.mark.proofs),
     ],
     ids=["data-8", "data-2-fsdp-4", "two-a-dispatch"],
 )

@@ -76,8 +76,11 @@ def assert_same_run(a, b) -> None:
 @pytest.mark.parametrize(
     "layout",
     [
-        {"parallel.data": 8},
-        {"parallel.data": 1, "parallel.fsdp": 8, "parallel.min_shard_size": 8},
+        pytest.param({"parallel.data": 8}, marks=pytest.mark.proofs),
+        pytest.param(
+            {"parallel.data": 1, "parallel.fsdp": 8, "parallel.min_shard_size": 8},
+            marks=pytest.mark.proofs,
+        ),
         {"parallel.data": 2, "parallel.fsdp": 2, "parallel.min_shard_size": 8},
         {"parallel.data": 8, "loop.strategy": "pmap", "loop.replicas": 8},
         {"loop.steps_per_dispatch": 2},

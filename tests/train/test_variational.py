@@ -224,6 +224,7 @@ class Refusing:
         raise AssertionError("it was told before")
 
 
+@pytest.mark.proofs
 def test_a_run_learns_measures_at_its_end_and_draws(experiment, tmp_path):
     def measurement(
         task: Any, params: Any, mutable: Any, sets: Any, prepare: Any, track: Callable
@@ -327,8 +328,8 @@ def test_images_that_have_no_likelihood_are_told(likelihood, image, message):
     ("likelihood", "augment"),
     [
         (Bernoulli(), (random_binarize,)),
-        (Gaussian(), (dequantize,)),
-        (DiscretizedLogistic(), ()),
+        pytest.param(Gaussian(), (dequantize,), marks=pytest.mark.proofs),
+        pytest.param(DiscretizedLogistic(), (), marks=pytest.mark.proofs),
     ],
     ids=["bernoulli", "gaussian", "logistic"],
 )
