@@ -249,7 +249,8 @@ def test_norms_take_their_statistics_from_batches_of_the_training_set():
     np.testing.assert_allclose(statistics["var"], np.full(4, kept), rtol=1e-5)
 
 
-def test_the_untrained_network_stands_beside_the_trained_one():
+def test_the_untrained_network_stands_beside_the_trained_one(monkeypatch):
+    monkeypatch.setattr("opsin.analysis.features.STATISTICS_BATCH", 8)  # of 60 images
     task, options = Having(Normed()), {"neighbours": 5, "penalties": (1e-3,), "validation": 0.2}
     params, mutable = variables_of(task.model)
     probe = Probe(untrained=True, **options)

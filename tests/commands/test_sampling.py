@@ -21,9 +21,7 @@ from opsin.experiments.extractors import LENET
 from opsin.losses.likelihoods import Gaussian
 from opsin.models.classification.lenet import LeNet5
 from opsin.models.generative.autoencoder import DenseDecoder, DenseEncoder
-from opsin.models.generative.diffusion_unet import DiffusionUNet
 from opsin.models.generative.vae import VAE
-from opsin.models.layers import group_norm
 from opsin.ops.diffusion.sampling import Sampling
 from opsin.ops.diffusion.schedules import Discrete, cosine_betas
 from opsin.train.experiment import Data, Experiment, Loop
@@ -33,6 +31,7 @@ from opsin.train.tasks.classify import Classify
 from opsin.train.tasks.diffuse import Diffuse
 from opsin.train.tasks.variational import Variational
 from opsin.train.weights import Weights, WeightsError
+from tests.train.conftest import TinyDenoiser
 
 PIXELS = Path("digits_lenet_batch.png")  # is not read
 
@@ -75,15 +74,7 @@ def classifier(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def diffusion(tmp_path_factory) -> Path:
-    model = DiffusionUNet(
-        outputs=1,
-        width=8,
-        multiples=(1,),
-        blocks=1,
-        attention=(),
-        num_classes=10,
-        norm=partial(group_norm, groups=4),
-    )
+    model = TinyDenoiser(num_classes=10)
     process = Discrete(cosine_betas, steps=20)
     task = Diffuse(model, (8, 8, 1), process, target="v", sampling=Sampling(steps=5))
     return run(task, tmp_path_factory.mktemp("runs"))

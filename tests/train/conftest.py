@@ -1,5 +1,6 @@
 """A network with all that can go wrong (batch statistics, biases), small enough to compile."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -33,6 +34,26 @@ class Tiny(nn.Module):
         x = nn.relu(nn.Dense(16, dtype=self.dtype, name="hidden")(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes, name="head")(x)
+
+
+class TinyDenoiser(nn.Module):
+    """Two dense layers that see the pixels, the noise and the label."""
+
+    outputs: int = 1
+    num_classes: int | None = None
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, image: Any, noise: Any, labels: Any = None, *, train: bool = False) -> Any:
+        parts = [image.reshape(len(image), -1), noise[:, None] / 1000]
+        if self.num_classes is not None:
+            known = jnp.full(len(image), self.num_classes) if labels is None else labels
+            parts.append(jax.nn.one_hot(known, self.num_classes + 1))
+        x = nn.tanh(nn.Dense(32)(jnp.concatenate(parts, axis=-1)))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        pixels = image.shape[1:3]
+        x = nn.Dense(math.prod(pixels) * self.outputs)(x)
+        return x.reshape(len(x), *pixels, self.outputs)
 
 
 TINY_DATA = Data(

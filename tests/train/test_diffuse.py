@@ -29,27 +29,10 @@ from opsin.train.optim import Optimizer
 from opsin.train.settings import SettingError
 from opsin.train.tasks.diffuse import Diffuse
 from opsin.train.tasks.generative import Generative
+from tests.train.conftest import TinyDenoiser
 from tests.train.test_step import assert_same_run, run
 
 IMAGE = (4, 4, 1)
-
-
-class TinyDenoiser(nn.Module):
-    """Two dense layers that see the pixels, the noise and the label."""
-
-    outputs: int = 1
-    num_classes: int | None = None
-    dropout: float = 0.0
-
-    @nn.compact
-    def __call__(self, x: Any, noise: Any, labels: Any = None, *, train: bool = False) -> Any:
-        parts = [x.reshape(len(x), -1), noise[:, None] / 1000]
-        if self.num_classes is not None:
-            known = jnp.full(len(x), self.num_classes) if labels is None else labels
-            parts.append(jax.nn.one_hot(known, self.num_classes + 1))
-        x = nn.tanh(nn.Dense(32)(jnp.concatenate(parts, axis=-1)))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(16 * self.outputs)(x).reshape(len(x), 4, 4, self.outputs)
 
 
 def two_greys(split: str) -> Examples:

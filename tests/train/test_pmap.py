@@ -38,8 +38,7 @@ from opsin.train.tasks.diffuse import Diffuse
 from opsin.train.tasks.segment import Segment
 from opsin.train.tasks.translate import Translate
 from opsin.train.tasks.variational import Variational
-from tests.train.conftest import Tiny, assert_trees_close
-from tests.train.test_diffuse import TinyDenoiser
+from tests.train.conftest import Tiny, TinyDenoiser, assert_trees_close
 from tests.train.test_step import lay_out
 from tests.train.test_translate import halves
 
