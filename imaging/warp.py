@@ -5,7 +5,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
@@ -108,7 +107,7 @@ def rectangle(
     width: int,
     *,
     corner: Int[Array, "2"],
-    size: Int[ArrayLike, "2"],
+    size: Int[Array, "2"] | tuple[int, int],
 ) -> Bool[Array, "height width"]:
     """A mask, True inside the rectangle from ``corner`` (y, x) with ``size`` (height, width).
 

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from scipy import ndimage, stats
 
-from opsin.data import augment, geometry
+from opsin.data import augment, color, geometry, mixing
 from opsin.data.randaugment import rand_augment
 
 
@@ -41,12 +41,12 @@ def test_scale_then_normalize():
 
 def test_jitter_of_strength_zero_is_the_identity():
     batch = {"image": images(4, 4, 4)}
-    np.testing.assert_array_equal(run(augment.color_jitter, batch)["image"], batch["image"])
+    np.testing.assert_array_equal(run(color.color_jitter, batch)["image"], batch["image"])
 
 
 def test_jitter_draws_the_brightness_evenly():
     batch = {"image": jnp.full((512, 2, 2, 3), 0.5)}
-    factor = 2 * run(augment.color_jitter, batch, brightness=0.8)["image"][:, 0, 0, 0]
+    factor = 2 * run(color.color_jitter, batch, brightness=0.8)["image"][:, 0, 0, 0]
     assert stats.kstest((factor - 0.2) / 1.6, "uniform").pvalue > 0.01
 
 
@@ -54,7 +54,7 @@ def test_jitter_applies_its_steps_in_either_order():
     # Black and white pixels in equal number. Brightness up, clipped, then contrast down leaves them
     # symmetric about 1/2; the other order does not. Both factors so: 1/4; that order: 1/2.
     chess = jnp.broadcast_to(jnp.eye(2)[None, :, :, None], (512, 2, 2, 1))
-    jittered = run(augment.color_jitter, {"image": chess}, brightness=0.9, contrast=0.9)["image"]
+    jittered = run(color.color_jitter, {"image": chess}, brightness=0.9, contrast=0.9)["image"]
     low, high = jittered.min((1, 2, 3)), jittered.max((1, 2, 3))
     brightness_first = (low > 0) & (np.abs(low + high - 1) < 1e-6)
     assert abs(brightness_first.mean() - 1 / 8) < 0.06  # four standard errors
@@ -62,7 +62,7 @@ def test_jitter_applies_its_steps_in_either_order():
 
 def test_hue_jitter_keeps_the_value_and_grey():
     batch = {"image": images(8, 4, 4).at[0].set(0.4)}
-    turned = run(augment.color_jitter, batch, hue=0.5)["image"]
+    turned = run(color.color_jitter, batch, hue=0.5)["image"]
     np.testing.assert_allclose(turned.max(-1), np.asarray(batch["image"]).max(-1), atol=1e-6)
     np.testing.assert_allclose(turned[0], 0.4, atol=1e-6)
     assert (np.abs(turned - batch["image"])[1:].mean((1, 2, 3)) > 1e-3).all()
@@ -81,13 +81,13 @@ def test_grey_is_the_luma_in_every_channel():
     batch = {"image": images(1024, 2, 3), "label": jnp.arange(1024)}
     original = np.asarray(batch["image"])
     luma = original.astype(np.float64) @ [0.299, 0.587, 0.114]
-    grey = run(augment.random_grayscale, batch, probability=1.0)["image"]
+    grey = run(color.random_grayscale, batch, probability=1.0)["image"]
     np.testing.assert_allclose(grey, np.stack([luma] * 3, axis=-1), atol=1e-7)
     for channel in (1, 2):
         np.testing.assert_array_equal(grey[..., channel], grey[..., 0])
-    none = run(augment.random_grayscale, batch, probability=0.0)
+    none = run(color.random_grayscale, batch, probability=0.0)
     np.testing.assert_array_equal(none["image"], original)
-    some = run(augment.random_grayscale, batch)
+    some = run(color.random_grayscale, batch)
     drained = (some["image"] == grey).all((1, 2, 3))
     np.testing.assert_array_equal(
         some["image"], np.where(drained[:, None, None, None], grey, original)
@@ -100,12 +100,12 @@ def test_blur_is_that_of_scipy_with_mirrored_borders():
     # The kernel has 0.5 · 18 = 9 pixels; a smaller share gives another result.
     batch = {"image": images(2, 18, 25)}
     options = {"probability": 1.0, "sigma": (2.5, 2.5), "kernel_share": 0.5}
-    blurred = run(augment.gaussian_blur, batch, **options)["image"]
+    blurred = run(color.gaussian_blur, batch, **options)["image"]
     original = np.asarray(batch["image"], np.float64)
     expected = ndimage.gaussian_filter(original, 2.5, mode="mirror", radius=4, axes=(1, 2))
     np.testing.assert_allclose(blurred, expected, atol=1e-6)
     flat = {"image": jnp.full((64, 18, 25, 3), 0.7)}
-    blurred = run(augment.gaussian_blur, flat, probability=1.0, kernel_share=0.5)["image"]
+    blurred = run(color.gaussian_blur, flat, probability=1.0, kernel_share=0.5)["image"]
     np.testing.assert_allclose(blurred, 0.7, atol=1e-6)
 
 
@@ -113,7 +113,7 @@ def test_blur_draws_sigma_evenly_and_keeps_the_sum_of_a_point():
     # A point becomes the kernel: beside its centre, exp(-1 / 2 sigma²) of it.
     original = np.zeros((1024, 9, 40, 1), np.float32)
     original[:, 4, 20] = 1.0
-    blurred = run(augment.gaussian_blur, {"image": original})["image"]
+    blurred = run(color.gaussian_blur, {"image": original})["image"]
     beside, centre = blurred[:, 4, 21, 0], blurred[:, 4, 20, 0]
     applied = beside > 0
     assert is_share(applied, 0.5)
@@ -132,7 +132,7 @@ def test_the_kernel_of_a_blur_is_a_tenth_of_the_side(side, pixels):
     step = jnp.broadcast_to(jnp.arange(2 * side) < side, (1, side, 2 * side))[..., None]
     batch = {"image": step.astype(jnp.float32)}
     options = {"probability": 1.0, "sigma": (50.0, 50.0)}
-    blurred = run(augment.gaussian_blur, batch, **options)["image"]
+    blurred = run(color.gaussian_blur, batch, **options)["image"]
     mixed = (blurred > 1e-3) & (blurred < 1 - 1e-3)
     np.testing.assert_array_equal(mixed.sum(2), pixels - 1)
 
@@ -165,8 +165,8 @@ def test_random_apply_takes_or_leaves_whole_examples():
 
 def test_distortion_of_strength_zero_is_grey_in_a_fifth():
     batch = {"image": images(1024, 2, 2)}
-    grey = run(augment.random_grayscale, batch, probability=1.0)["image"]
-    result = run(augment.color_distortion, batch, strength=0.0)["image"]
+    grey = run(color.random_grayscale, batch, probability=1.0)["image"]
+    result = run(color.color_distortion, batch, strength=0.0)["image"]
     drained = (result == grey).all((1, 2, 3))
     np.testing.assert_array_equal(
         result, np.where(drained[:, None, None, None], grey, batch["image"])
@@ -178,7 +178,7 @@ def test_distortion_jitters_four_fifths_and_stays_in_range():
     # A grey image has no contrast, saturation or hue to change.
     grey = jnp.full((1024, 2, 2, 3), 0.5)
     batch = {"image": jnp.concatenate([grey, images(1024, 2, 2)])}
-    result = run(augment.color_distortion, batch)["image"]
+    result = run(color.color_distortion, batch)["image"]
     assert result.min() >= 0
     assert result.max() <= 1
     factor = 2 * result[:1024].mean((1, 2, 3))
@@ -191,10 +191,10 @@ def test_distortion_jitters_four_fifths_and_stays_in_range():
 
 
 def test_distortion_is_the_jitter_of_the_paper_then_grey(batch, key):
-    jitter = partial(augment.color_jitter, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
-    by_hand = (sometimes(jitter, 0.8), partial(augment.random_grayscale, probability=0.2))
+    jitter = partial(color.color_jitter, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+    by_hand = (sometimes(jitter, 0.8), partial(color.random_grayscale, probability=0.2))
     expected = jax.jit(partial(augment.apply, augmentations=by_hand))(key, batch)
-    result = run(augment.color_distortion, batch, strength=0.5)
+    result = run(color.color_distortion, batch, strength=0.5)
     np.testing.assert_allclose(result["image"], expected["image"], atol=1e-6)
 
 
@@ -202,7 +202,7 @@ def test_distortion_is_the_jitter_of_the_paper_then_grey(batch, key):
 def test_cutout_fills_a_clipped_square_around_any_pixel(size):
     rows, height, width = 512, 5, 6
     batch = {"image": images(rows, height, width)}
-    cut = run(augment.cutout, batch, size=size, fill=(2.0, 3.0, 4.0))["image"]
+    cut = run(mixing.cutout, batch, size=size, fill=(2.0, 3.0, 4.0))["image"]
     erased = (cut == np.array([2.0, 3.0, 4.0])).all(-1)
     np.testing.assert_array_equal(cut, np.where(erased[..., None], [2.0, 3.0, 4.0], batch["image"]))
     assert {mask.tobytes() for mask in erased} == clipped_rectangles(height, width, size, size)
@@ -227,7 +227,7 @@ def test_mixup_averages_images_and_labels_alike(per_example):
     options = {"alpha": 1.0, "num_classes": rows, "per_example": per_example}
     if per_example:  # soft labels, which need no number of classes
         batch["label"], options["num_classes"] = jnp.eye(rows), None
-    mixed = run(augment.mixup, batch, **options)
+    mixed = run(mixing.mixup, batch, **options)
     share = mixed["label"].diagonal()
     assert len(set(share.tolist())) == (rows if per_example else 1)
     identity = np.eye(rows)
@@ -245,7 +245,7 @@ def test_mixup_draws_lambda_from_a_beta_distribution():
         "image": jnp.tile(jnp.array([1.0, 0.0]), rows // 2)[:, None, None, None],
         "label": jnp.zeros(rows, jnp.int32),
     }
-    mixed = run(augment.mixup, batch, alpha=alpha, num_classes=1, per_example=True)
+    mixed = run(mixing.mixup, batch, alpha=alpha, num_classes=1, per_example=True)
     share = mixed["image"][::2, 0, 0, 0]
     assert stats.kstest(share, stats.beta(alpha, alpha).cdf).pvalue > 0.01
     variance = 1 / (4 * (2 * alpha + 1))
@@ -261,7 +261,7 @@ def test_cutmix_labels_are_the_pasted_area(per_example):
         "image": jnp.broadcast_to(values[:, None, None, None], (rows, height, width, 1)),
         "label": jnp.arange(rows),
     }
-    mixed = run(augment.cutmix, batch, alpha=1.0, num_classes=rows, per_example=per_example)
+    mixed = run(mixing.cutmix, batch, alpha=1.0, num_classes=rows, per_example=per_example)
     row = np.arange(rows)
     pasted = mixed["image"][..., 0] == np.roll(row, 1)[:, None, None]
     np.testing.assert_array_equal(
@@ -285,14 +285,14 @@ def test_cutmix_rectangle_has_the_sides_that_lambda_asks_for():
         "image": jnp.broadcast_to(black_and_white, (512, 6, 5, 1)),
         "label": jnp.zeros(512, jnp.int32),
     }
-    mixed = run(augment.cutmix, batch, alpha=1e6, num_classes=1, per_example=True)
+    mixed = run(mixing.cutmix, batch, alpha=1e6, num_classes=1, per_example=True)
     pasted = mixed["image"][..., 0] != np.asarray(batch["image"])[..., 0]
     assert {mask.tobytes() for mask in pasted} == clipped_rectangles(6, 5, 4, 3)
 
 
 def test_a_tiny_alpha_is_finite_and_keeps_images_pure():
     batch = {"image": images(64, 2, 2), "label": jnp.eye(64)}
-    mixed = run(augment.mixup, batch, alpha=1e-3, per_example=True)
+    mixed = run(mixing.mixup, batch, alpha=1e-3, per_example=True)
     assert np.isfinite(mixed["image"]).all()
     assert ((mixed["label"] > 1 - 1e-4).sum(1) == 1).mean() > 0.9
 
@@ -301,11 +301,11 @@ PIPELINE = (
     partial(geometry.random_crop, padding=2, mode="reflect"),
     geometry.random_flip,
     geometry.random_resized_crop,
-    partial(augment.color_distortion, strength=0.5),
-    augment.gaussian_blur,
+    partial(color.color_distortion, strength=0.5),
+    color.gaussian_blur,
     rand_augment,
-    partial(augment.cutout, size=4),
-    partial(augment.cutmix, alpha=1.0, num_classes=5, per_example=True),
+    partial(mixing.cutout, size=4),
+    partial(mixing.cutmix, alpha=1.0, num_classes=5, per_example=True),
 )
 
 
@@ -366,7 +366,7 @@ def test_one_channel_passes_through_and_has_no_colour(batch, key):
     gray = {**batch, "image": batch["image"][..., :1]}
     through = jax.eval_shape(partial(augment.apply, augmentations=PIPELINE), key, gray)
     assert through["image"].shape == (8, 16, 12, 1)
-    jittered = run(augment.color_jitter, gray, saturation=0.5, hue=0.5)
+    jittered = run(color.color_jitter, gray, saturation=0.5, hue=0.5)
     np.testing.assert_array_equal(jittered["image"], gray["image"])
 
 
@@ -385,33 +385,33 @@ def test_each_place_in_a_pipeline_has_its_own_stream(batch, key):
 
 
 BAD = [
-    (partial(augment.random_grayscale, probability=-0.1), "random_grayscale: .* got -0.1"),
-    (partial(augment.gaussian_blur, probability=1.5), "gaussian_blur: probability .* got 1.5"),
-    (partial(augment.gaussian_blur, sigma=(0.0, 1.0)), "sigma"),
-    (partial(augment.gaussian_blur, sigma=(2.0, 1.0)), "sigma"),
-    (partial(augment.gaussian_blur, kernel_share=0.0), "kernel_share"),
-    (partial(augment.gaussian_blur, kernel_share=1.1), "kernel_share"),
-    (partial(augment.color_distortion, strength=-0.1), "strength"),
-    (partial(augment.color_distortion, strength=2.6), r"\[0, 2.5\], got 2.6"),
+    (partial(color.random_grayscale, probability=-0.1), "random_grayscale: .* got -0.1"),
+    (partial(color.gaussian_blur, probability=1.5), "gaussian_blur: probability .* got 1.5"),
+    (partial(color.gaussian_blur, sigma=(0.0, 1.0)), "sigma"),
+    (partial(color.gaussian_blur, sigma=(2.0, 1.0)), "sigma"),
+    (partial(color.gaussian_blur, kernel_share=0.0), "kernel_share"),
+    (partial(color.gaussian_blur, kernel_share=1.1), "kernel_share"),
+    (partial(color.color_distortion, strength=-0.1), "strength"),
+    (partial(color.color_distortion, strength=2.6), r"\[0, 2.5\], got 2.6"),
     (sometimes(geometry.random_flip, 1.1), "random_apply: probability"),
     (
         sometimes(partial(geometry.random_crop, size=8), 0.5),
         r"image would change from float32 \[8, 16, 12, 3\] to float32 \[8, 8, 8, 3\]",
     ),
     (
-        sometimes(partial(augment.mixup, alpha=1.0, num_classes=5), 0.5),
+        sometimes(partial(mixing.mixup, alpha=1.0, num_classes=5), 0.5),
         r"label would change from int32 \[8\] to float32 \[8, 5\]",
     ),
     (sometimes(lambda key, batch: {"image": batch["image"]}, 0.5), "label would change .* to None"),
-    (partial(augment.color_jitter, contrast=-0.1), "contrast=-0.1"),
-    (partial(augment.color_jitter, hue=0.6), "hue"),
-    (partial(augment.cutout, size=0), "size"),
-    (partial(augment.gaussian_noise, std=-0.1), "negative"),
-    (partial(augment.cutout, size=13), "size"),
-    (partial(augment.mixup, alpha=0.0, num_classes=5), "alpha"),
-    (partial(augment.mixup, alpha=1.0), "num_classes"),
-    (partial(augment.cutmix, alpha=-1.0, num_classes=5), "alpha"),
-    (partial(augment.cutmix, alpha=1.0), "num_classes"),
+    (partial(color.color_jitter, contrast=-0.1), "contrast=-0.1"),
+    (partial(color.color_jitter, hue=0.6), "hue"),
+    (partial(mixing.cutout, size=0), "size"),
+    (partial(color.gaussian_noise, std=-0.1), "negative"),
+    (partial(mixing.cutout, size=13), "size"),
+    (partial(mixing.mixup, alpha=0.0, num_classes=5), "alpha"),
+    (partial(mixing.mixup, alpha=1.0), "num_classes"),
+    (partial(mixing.cutmix, alpha=-1.0, num_classes=5), "alpha"),
+    (partial(mixing.cutmix, alpha=1.0), "num_classes"),
 ]
 
 
@@ -426,10 +426,10 @@ def test_unscaled_images_and_labels_of_another_width_are_refused(batch, key):
     with pytest.raises(ValueError, match="see scale"):
         geometry.random_flip(key, {"image": jnp.zeros((2, 4, 4, 3), jnp.uint8)})
     with pytest.raises(ValueError, match="num_classes=5"):
-        augment.mixup(key, {**batch, "label": jnp.zeros((8, 4))}, alpha=1.0, num_classes=5)
+        mixing.mixup(key, {**batch, "label": jnp.zeros((8, 4))}, alpha=1.0, num_classes=5)
 
 
 def test_noise_is_normal_and_of_the_deviation_asked_for():
     batch = {"image": jnp.full((64, 12, 12, 3), 0.5)}
-    noise = np.asarray(run(augment.gaussian_noise, batch, std=0.2)["image"]) - 0.5
+    noise = np.asarray(run(color.gaussian_noise, batch, std=0.2)["image"]) - 0.5
     assert stats.kstest(noise.ravel(), "norm", args=(0, 0.2)).pvalue > 1e-3

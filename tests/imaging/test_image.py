@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage
 
-from opsin.imaging import image as ops
+from opsin.imaging import color, filters, tone, warp
 
 HEIGHT, WIDTH = 48, 40
 
@@ -28,11 +28,11 @@ FACTORS = (0.1, 1.0, 1.9)
 # name: ours, Pillow's, tolerance in levels of 255. Pillow truncates a blend (1 level) of a
 # degenerate image that it has rounded (half a level, times |1 - factor|).
 PAIRS = {
-    "autocontrast": (ops.autocontrast, ImageOps.autocontrast, 1.01),
-    "equalize": (ops.equalize, ImageOps.equalize, 0.01),
+    "autocontrast": (tone.autocontrast, ImageOps.autocontrast, 1.01),
+    "equalize": (tone.equalize, ImageOps.equalize, 0.01),
     **{
         f"posterize {bits}": (
-            lambda image, bits=bits: ops.posterize(image, bits),
+            lambda image, bits=bits: tone.posterize(image, bits),
             lambda image, bits=bits: ImageOps.posterize(image, bits),
             0.01,
         )
@@ -40,7 +40,7 @@ PAIRS = {
     },
     **{
         f"solarize {level}": (
-            lambda image, level=level: ops.solarize(image, level / 255),
+            lambda image, level=level: tone.solarize(image, level / 255),
             lambda image, level=level: ImageOps.solarize(image, level),
             0.01,
         )
@@ -53,10 +53,10 @@ PAIRS = {
             1.5,
         )
         for ours, theirs in (
-            (ops.adjust_brightness, ImageEnhance.Brightness),
-            (ops.adjust_contrast, ImageEnhance.Contrast),
-            (ops.adjust_saturation, ImageEnhance.Color),
-            (ops.adjust_sharpness, ImageEnhance.Sharpness),
+            (color.adjust_brightness, ImageEnhance.Brightness),
+            (color.adjust_contrast, ImageEnhance.Contrast),
+            (color.adjust_saturation, ImageEnhance.Color),
+            (filters.adjust_sharpness, ImageEnhance.Sharpness),
         )
         for factor in FACTORS
     },
@@ -91,21 +91,21 @@ def test_neutral_factors_change_nothing(computed):
 
 def test_a_flat_channel_keeps_its_value_and_gives_no_nan():
     flat = jnp.full((20, 20, 3), 0.3)
-    for operation in (ops.autocontrast, ops.equalize):
+    for operation in (tone.autocontrast, tone.equalize):
         np.testing.assert_array_equal(operation(flat), flat)
 
 
 def test_hue_turned_by_a_third_permutes_the_channels():
     image = jax.random.uniform(jax.random.key(0), (5, 4, 3))
-    np.testing.assert_allclose(ops.adjust_hue(image, 1 / 3), jnp.roll(image, 1, -1), atol=1e-5)
+    np.testing.assert_allclose(color.adjust_hue(image, 1 / 3), jnp.roll(image, 1, -1), atol=1e-5)
 
 
 def test_one_channel_has_no_colour_and_four_have_no_luma():
     gray = jax.random.uniform(jax.random.key(0), (4, 4, 1))
-    np.testing.assert_array_equal(ops.adjust_hue(gray, 0.2), gray)
-    np.testing.assert_array_equal(ops.adjust_saturation(gray, 0.2), gray)
+    np.testing.assert_array_equal(color.adjust_hue(gray, 0.2), gray)
+    np.testing.assert_array_equal(color.adjust_saturation(gray, 0.2), gray)
     with pytest.raises(ValueError, match="1 or 3 channels"):
-        ops.grayscale(jnp.zeros((4, 4, 4)))
+        color.grayscale(jnp.zeros((4, 4, 4)))
 
 
 MATRICES = {
@@ -120,11 +120,13 @@ MATRICES = {
 def warped() -> np.ndarray:
     """[matrix, order, height, width, channel]"""
 
-    def warp(matrix):
+    def both_orders(matrix):
         image = picture(3) / np.float32(255)
-        return jnp.stack([ops.affine_warp(image, matrix, order=o, fill=0.5) for o in (0, 1)])
+        return jnp.stack([warp.affine_warp(image, matrix, order=o, fill=0.5) for o in (0, 1)])
 
-    return np.asarray(jax.jit(jax.vmap(warp))(jnp.array(list(MATRICES.values()), jnp.float32)))
+    return np.asarray(
+        jax.jit(jax.vmap(both_orders))(jnp.array(list(MATRICES.values()), jnp.float32))
+    )
 
 
 @pytest.mark.parametrize("order", [0, 1])
@@ -155,7 +157,7 @@ BOXES = [(0, 0, HEIGHT, WIDTH), (2.5, 3.25, 12.5, 9), (0, 4, 24, 6), (10, 0, 3, 
 @pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (7, 90)])
 def test_resized_crop_follows_pillow(size):
     resize = jax.jit(
-        jax.vmap(lambda image, box: ops.resized_crop(image, box, size=size), (None, 0))
+        jax.vmap(lambda image, box: warp.resized_crop(image, box, size=size), (None, 0))
     )
     pixels = picture(1) / np.float32(255)
     crops = resize(pixels, jnp.array(BOXES, jnp.float32))
@@ -171,5 +173,5 @@ def test_rectangle_is_clipped_at_the_border(corner):
     expected = np.zeros((8, 9), bool)
     top, left = corner
     expected[max(top, 0) : max(top + 5, 0), max(left, 0) : max(left + 6, 0)] = True
-    mask = ops.rectangle(8, 9, corner=jnp.array(corner), size=(5, 6))
+    mask = warp.rectangle(8, 9, corner=jnp.array(corner), size=(5, 6))
     np.testing.assert_array_equal(mask, expected)
