@@ -83,7 +83,7 @@ def test_flops_are_those_of_the_layers():
     assert flops(case, "training") == 3 * forward - first
 
 
-@pytest.mark.parametrize("name", ["unet", "ddpm"])
+@pytest.mark.parametrize("name", ["unet", pytest.param("ddpm", marks=pytest.mark.proofs)])
 def test_the_stock_twin_has_no_norm_of_ours(name, monkeypatch):
     case = CASES[name]
     small = {"width": 2, "depth": 2} if name == "unet" else {"width": 32, "multiples": (1,)}

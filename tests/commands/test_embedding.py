@@ -100,6 +100,7 @@ def test_images_of_ones_own_need_no_classes(classifier, tmp_path):
         own(None, **{**options, "output": blocked})
 
 
+@pytest.mark.proofs
 def test_simclr_is_embedded_behind_its_head(tmp_path):
     backbone = ResNet(stage_sizes=(1,), block=BasicBlock, width=4, stem="cifar").without_head()
     model = SimCLR(backbone, ProjectionHead(layers=1, output=6))

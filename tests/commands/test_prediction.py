@@ -44,15 +44,22 @@ def segmentation(**task) -> Experiment:
     )
 
 
-def run(experiment: Experiment, directory: Path) -> Path:
-    experiment = override(experiment, {"parallel.data": 1})
+def run(experiment: Experiment, directory: Path, **changes: str) -> Path:
+    short = {f"loop.{name}": value for name, value in changes.items()}
+    experiment = override(experiment, {"parallel.data": 1, **short})
     return execute("trained", "arm", experiment, Options(directory, progress=False)).directory
 
 
 @pytest.fixture(scope="module")
-def segmented(tmp_path_factory) -> Path:
+def learned(tmp_path_factory) -> Path:
     """A run that knows shapes."""
     return run(segmentation(), tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def segmented(tmp_path_factory) -> Path:
+    """A run that has begun to."""
+    return run(segmentation(), tmp_path_factory.mktemp("runs"), duration="1 epoch")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +79,8 @@ def classified(tmp_path_factory) -> Path:
     return run(experiment, tmp_path_factory.mktemp("runs"))
 
 
-def test_masks_have_the_size_of_their_image_and_are_those_of_evaluation(segmented, tmp_path):
+@pytest.mark.proofs
+def test_masks_have_the_size_of_their_image_and_are_those_of_evaluation(learned, tmp_path):
     examples = shapes("test", n=64, size=32)
     first, second = examples.records[0], examples.records[1]
     Image.fromarray(first["image"]).save(tmp_path / "one.png")
@@ -80,12 +88,12 @@ def test_masks_have_the_size_of_their_image_and_are_those_of_evaluation(segmente
     wide = np.concatenate([first["image"], second["image"]], axis=1)
     Image.fromarray(wide).save(tmp_path / "two.png")
     paths = [tmp_path / "one.png", tmp_path / "two.png"]
-    lines = list(predict(load(segmented), paths, tmp_path / "out"))
+    lines = list(predict(load(learned), paths, tmp_path / "out"))
     assert len(lines) == 2
     assert lines[0].startswith(str(paths[0]))
     mask = np.asarray(Image.open(tmp_path / "out" / "one_mask.png"))
     assert mask.shape == (32, 32)
-    direct = load(segmented).probabilities(first["image"][None])[0].argmax(-1)
+    direct = load(learned).probabilities(first["image"][None])[0].argmax(-1)
     np.testing.assert_array_equal(mask, direct)
     assert len(np.unique(mask)) > 1  # it learned something: the rest means something
     both = Image.open(tmp_path / "out" / "two_mask.png")

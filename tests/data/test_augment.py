@@ -329,6 +329,7 @@ def test_draws_differ_by_key_and_by_row(pipeline, batch, key):
     assert distance.min() > 0.01
 
 
+@pytest.mark.proofs
 def test_half_a_batch_run_eagerly_draws_the_same(pipeline, batch, key):
     half = jax.tree.map(lambda array: array[:4], batch)
     before = jax.tree.map(np.array, half)

@@ -24,11 +24,13 @@ def measured(model) -> tuple[int, float]:
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"])), flops / 1e9
 
 
+@pytest.mark.proofs
 @pytest.mark.parametrize("name", networks())
 def test_the_three_networks_have_equal_parameters(name):
     assert measured(networks()[name])[0] == pytest.approx(1_943_000, rel=0.003)
 
 
+@pytest.mark.proofs
 @pytest.mark.parametrize("stride", WIDTHS)
 def test_each_output_stride_costs_the_same(stride):
     assert measured(network(stride))[1] == pytest.approx(5.0, rel=0.011)

@@ -85,7 +85,7 @@ def test_features_by_stride():
 # Dilation and deformable convolution in place of strides and plain convolution.
 
 
-@pytest.mark.parametrize("variant", [ResNet18, ResNet50])
+@pytest.mark.parametrize("variant", [ResNet18, pytest.param(ResNet50, marks=pytest.mark.proofs)])
 def test_a_dilated_network_has_the_values_of_the_strided_one_and_those_between(
     variant, key, randomise
 ):

@@ -81,6 +81,7 @@ def test_evaluation_is_of_the_valid_images():
     np.testing.assert_allclose(found["mse"], np.mean(np.square(shown - image)), rtol=1e-5)
 
 
+@pytest.mark.proofs
 def test_a_denoising_autoencoder_learns_and_draws(tmp_path):
     task = Autoencode(model=MODEL, corrupt=partial(gaussian_noise, std=0.1))
     changes = {"loop.duration": "300 steps", "data.source": digits, "parallel.data": 1}
@@ -111,6 +112,7 @@ def test_the_codebook_learns_in_its_own_way(update):
     assert jax.tree.leaves(moved) == [True] * (3 if update == "ema" else 0)
 
 
+@pytest.mark.proofs
 def test_every_layout_gives_one_codebook_and_one_count():
     # A vector between two codes may go to either: small steps keep rounding from deciding that.
     made = override(experiment(Quantize(model=VQ)), {"optimizer.learning_rate": 1e-3})
@@ -121,6 +123,7 @@ def test_every_layout_gives_one_codebook_and_one_count():
     )
 
 
+@pytest.mark.proofs
 def test_a_quantised_run_draws_its_codes(tmp_path):
     changes = {"loop.duration": "300 steps", "parallel.data": 1, "data.source": digits}
     changes |= {"task.model.restart": 0.1, "task.model.halvings": 1}

@@ -113,6 +113,7 @@ def made() -> Experiment:
     )
 
 
+@pytest.mark.proofs
 def test_negatives_are_global_on_every_layout(monkeypatch: pytest.MonkeyPatch):
     one = run(override(made(), {"parallel.data": 1}))
     assert_same_run(run(override(made(), {"parallel.data": 8})), one)

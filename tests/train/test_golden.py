@@ -35,7 +35,7 @@ def first_step(name: str) -> dict[str, list[float] | float]:
     arrays = synthetic("train", n=8, size=16).records.arrays
     batch = {"image": jnp.asarray(arrays["image"]) / 255, "label": jnp.asarray(arrays["label"])}
     key = jax.random.key(0)
-    variables = task.init(key, batch)
+    variables = jax.jit(task.init)(key, batch)
     params = variables.pop("params")
     # The head of the ViT starts at zero, which would hide all gradients behind it.
     params["head"]["kernel"] = 0.1 * jax.random.normal(key, params["head"]["kernel"].shape)
@@ -45,9 +45,11 @@ def first_step(name: str) -> dict[str, list[float] | float]:
 
     (value, _), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     norms = {
-        path: [float(jnp.linalg.norm(leaf.ravel())), float(jnp.linalg.norm(gradient.ravel()))]
+        path: [float(np.linalg.norm(np.ravel(leaf))), float(np.linalg.norm(np.ravel(gradient)))]
         for (path, leaf), gradient in zip(
-            flatten(params).items(), flatten(gradients).values(), strict=True
+            flatten(jax.device_get(params)).items(),
+            flatten(jax.device_get(gradients)).values(),
+            strict=True,
         )
     }
     return {"loss": float(value), **norms}

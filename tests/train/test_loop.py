@@ -103,8 +103,14 @@ def test_killed_and_resumed_is_the_straight_run_bit_for_bit(experiment, straight
     "layout",
     [
         {"data.resident_megabytes": 0, "loop.steps_per_dispatch": 2},
-        {"parallel.fsdp": 4, "parallel.data": 2, "parallel.min_shard_size": 8},
-        {"parallel.data": 2, "loop.strategy": "pmap", "loop.replicas": 2},
+        pytest.param(
+            {"parallel.fsdp": 4, "parallel.data": 2, "parallel.min_shard_size": 8},
+            marks=pytest.mark.proofs,
+        ),
+        pytest.param(
+            {"parallel.data": 2, "loop.strategy": "pmap", "loop.replicas": 2},
+            marks=pytest.mark.proofs,
+        ),
     ],
     ids=["streamed-two-a-dispatch", "fsdp", "pmap"],
 )

@@ -130,7 +130,9 @@ def two_steps(experiment: Experiment, order: np.ndarray) -> tuple[State, dict[st
     return jax.device_get(state), means
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "diffuse" else pytest.mark.proofs) for n in TASKS]
+)
 def test_devices_step_as_microbatches_do(name: str):
     task, source = TASKS[name]
     jitted = Experiment(

@@ -120,6 +120,7 @@ def test_a_made_mask_is_measured_as_a_segmentation(params):
     assert forward.keys() == {"l1", "sharpness", "discriminator_auc"}
 
 
+@pytest.mark.proofs
 def test_a_run_learns_to_read_masks_off_images(tmp_path):
     optimizer = Optimizer(method=partial(adamw, b1=0.5), learning_rate=5e-3, schedule=constant)
     experiment = Experiment(

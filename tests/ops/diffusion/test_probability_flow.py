@@ -25,11 +25,14 @@ def keys_of(number, seed=0):
     return jax.random.split(jax.random.key(seed), number)
 
 
-@pytest.mark.parametrize(
+each_process = pytest.mark.parametrize(
     "process",
     [PROCESSES[0], *(pytest.param(process, marks=pytest.mark.proofs) for process in PROCESSES[1:])],
     ids=lambda process: type(process).__name__,
 )
+
+
+@each_process
 def test_normal_data_are_reached(process):
     """x_t = α m + √(α² s² + σ²) z for one z all along, within what the tolerance allows."""
     model, z = Mixture(process), np.linspace(-2, 2, 5)[:, None]
@@ -59,7 +62,7 @@ def test_samples_of_a_mixture():
     assert found.steps.max() < 100
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
+@each_process
 def test_exact_likelihoods(process):
     """Of a mixture with the noise of `start`, but for the prior's own difference from p_1."""
     model = two_in_plane(process)
