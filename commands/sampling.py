@@ -88,8 +88,9 @@ def inpaint(
 ) -> list[Path]:
     """Writes ``inpainted.png``, the image, its known part and completed versions.
 
-    If the run's own sampler depends on the step before, 100 steps of DDPM take its place, unless
-    another is requested. ``inpainted.npz`` has ``image`` uint8 [count, height, width, channels].
+    If the run's own sampler depends on the step before, 100 steps of DDPM (or as many as the
+    schedule has) take its place, unless another is requested. ``inpainted.npz`` has ``image`` uint8
+    [count, height, width, channels].
 
     Args:
         run: of a diffusion model.

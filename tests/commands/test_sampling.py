@@ -188,6 +188,7 @@ def test_a_diffusion_model_fills_in(diffusion, tmp_path):
     # The run is configured with a sampler that takes no step back: DDPM stands in.
     _, arrays = inpaint(diffusion, image, mask, 2, Images(steps=6), **options)
     assert np.load(arrays)["image"].shape == (2, 8, 8, 1)
+    assert inpaint(diffusion, image, mask, 1, Images(), **options)  # its schedule has 20 steps
 
 
 @pytest.mark.parametrize(

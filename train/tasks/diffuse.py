@@ -128,7 +128,8 @@ class Diffuse(Generative):
         changes: dict[str, Any] = {}
         if not keep_sampler and self.sampling.sampler.remembers:
             # Most are trained with a fast sampler, which cannot take a step back.
-            changes = {"sampler": ANCESTRAL, "steps": steps or 100, "spacing": None}
+            most = self.process.steps if isinstance(self.process, Discrete) else 100
+            changes = {"sampler": ANCESTRAL, "steps": steps or min(most, 100), "spacing": None}
         if any_class and self.num_classes is not None and self.label_dropout == 0:
             raise SettingError(
                 "it never saw an image without its class (task.label_dropout=0): ask for one with "
