@@ -163,7 +163,8 @@ def test_samples_from_an_empty_directory(installed: Callable[..., str], tmp_path
     (run,) = tmp_path.glob("runs/mnist_ddpm/*")
     assert "samples" in installed("sample", run, "--n", "4", "--trust", cwd=tmp_path)
     Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "image.png")
-    Image.fromarray(np.full((28, 28), 255, np.uint8)).save(tmp_path / "mask.png")
+    half = np.repeat(np.uint8([[0, 255]]), 14, axis=1).repeat(28, axis=0)
+    Image.fromarray(half).save(tmp_path / "mask.png")
     words = ["inpaint", run, "image.png", "mask.png", "--n", "1", "--resamplings", "1", "--trust"]
     assert "inpainted" in installed(*words, cwd=tmp_path)
     # The weights of the house come with the wheel.
