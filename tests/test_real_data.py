@@ -64,10 +64,11 @@ def test_the_long_tail_of_mnist_has_the_size_that_its_experiment_states():
 
 def test_lenet_learns_mnist_in_one_epoch(tmp_path: Path):
     needs("mnist")
-    experiment = override(find("mnist_lenet").config(), {"loop.duration": "1 epoch"})
+    # Its warm-up is a whole epoch, after which the last bits of the first steps show.
+    short = {"loop.duration": "1 epoch", "optimizer.warmup": "0 steps"}
+    experiment = override(find("mnist_lenet").config(), short)
     result = fit(experiment, tmp_path, config=resolve(experiment), progress=False)
-    # All of it is warm-up, and the last bits of the first steps decide: 0.969 and 0.972 were seen.
-    assert result.metrics["test/accuracy"] >= 0.96
+    assert result.metrics["test/accuracy"] >= 0.97
 
 
 def test_streamed_cifar_trains_as_the_resident_one(tmp_path: Path):
