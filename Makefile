@@ -41,7 +41,7 @@ clean:
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "opsin needs Python 3.11, 3.12 or 3.13: make $(MAKECMDGOALS) PYTHON=/path/to/python"; exit 1; }
-	@echo "setting up $(VENV) with $(PYTHON) (about a minute)"
+	@echo "setting up $(VENV) with $(PYTHON) (two minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) -e .
 	@touch $@
