@@ -122,11 +122,12 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
         todo, again, since = experiment.measurements, False, time.monotonic()
         if trained:
             _check_trained(directory, experiment, options, say=options.progress and writes)
-            todo = tuple(x for x in todo if not of_first(_is_measured(directory, x)))
-            again = not of_first(_is_evaluated(directory, experiment))
+            steps = _steps(directory)
+            todo = tuple(x for x in todo if not of_first(_is_measured(directory, x, steps)))
+            again = not of_first(_is_evaluated(directory, experiment, steps))
             if not (todo or again):
                 return replace(_finished(directory, experiment), trained_before=True)
-            _check_saved(directory)
+            _check_saved(directory, steps)
         if writes:
             (directory / "FAILED").unlink(missing_ok=True)
         if writes and not trained:
@@ -143,9 +144,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                 progress=options.progress,
                 began=options.began,
                 profile=options.profile if writes else None,
-                kept=lambda measurement, step: of_first(
-                    evaluations.read(directory, identity(measurement), step) is not None
-                ),
+                kept=lambda measurement, step: of_first(_is_measured(directory, measurement, step)),
                 keep=partial(write_measured, directory) if writes else lambda found, step: None,
                 again=again,
             )
@@ -182,20 +181,25 @@ def state_of(directory: Path, experiment: Experiment) -> str:
     """``DONE``, ``FAILED``, ``to do``, or ``to measure`` for a finished run that lacks numbers."""
     if not (directory / "DONE").exists():
         return "FAILED" if (directory / "FAILED").exists() else "to do"
-    measured = all(_is_measured(directory, x) for x in experiment.measurements)
-    measured = measured and _is_evaluated(directory, experiment)
+    steps = _steps(directory)
+    measured = all(_is_measured(directory, x, steps) for x in experiment.measurements)
+    measured = measured and _is_evaluated(directory, experiment, steps)
     return "DONE" if measured else "to measure"
 
 
-def _is_measured(directory: Path, measurement: Measurement) -> bool:
-    """Whether a finished run has the numbers of a measurement, of its last step."""
-    steps = read_summary(directory / "summary.json")["steps"]
+def _steps(directory: Path) -> int:
+    """How many steps a finished run took."""
+    return int(read_summary(directory / "summary.json")["steps"])
+
+
+def _is_measured(directory: Path, measurement: Measurement, steps: int) -> bool:
+    """Whether a run has the numbers of a measurement, of its last step."""
     return evaluations.read(directory, identity(measurement), steps) is not None
 
 
-def _is_evaluated(directory: Path, experiment: Experiment) -> bool:
+def _is_evaluated(directory: Path, experiment: Experiment, steps: int) -> bool:
     """Whether the splits of a finished run were evaluated as its experiment says now."""
-    steps, now = read_summary(directory / "summary.json")["steps"], resolve(experiment)
+    now = resolve(experiment)
     again = evaluations.read(directory, evaluations.SPLITS, steps)
     there = again["measurement"] if again else None
     if there is None:
@@ -243,9 +247,8 @@ def _check_trained(directory: Path, experiment: Experiment, options: Options, *,
         print(note, file=sys.stderr)
 
 
-def _check_saved(directory: Path) -> None:
+def _check_saved(directory: Path, steps: int) -> None:
     """Raises RunError if a finished run has no checkpoint of its last step to be measured."""
-    steps = int(read_summary(directory / "summary.json")["steps"])
     if saved_step(directory / "checkpoints") != steps:
         raise RunError(
             f"{directory} is trained, and its checkpoint of step {steps} is gone, so nothing more "
