@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from beartype import BeartypeConf, beartype
 
-from opsin.config import names
+from opsin.config import names, own_files
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -94,10 +95,15 @@ def house_of_tests():
 
 
 @pytest.fixture(autouse=True, scope="module")
-def forget_programs():
-    """Compiled programs of one file are of no use to the next, and would fill the memory."""
+def forget():
+    """Compiled programs of one file are of no use to the next, and would fill the memory.
+
+    Own files that it read are gone too: the next may write another of that name.
+    """
     yield
     jax.clear_caches()
+    for name in [name for name in sys.modules if name.startswith(own_files.PREFIX)]:
+        del sys.modules[name]
 
 
 # What each file costs, in CPU seconds of the test process and its children: the budget of a family
