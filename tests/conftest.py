@@ -1,5 +1,6 @@
 """Eight CPU devices for the whole session, fixed before jax is first used."""
 
+import gc
 import os
 import shutil
 import sys
@@ -83,6 +84,14 @@ def pytest_configure(config: pytest.Config):
         jax.config.update("jax_disable_most_optimizations", True)
 
 
+def pytest_collection_finish():
+    # What is imported by now stays. Looking through all of it for garbage, again and again while
+    # programs are traced, was a tenth of the time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)
@@ -94,14 +103,23 @@ def house_of_tests():
     names.HELD = (*names.HELD, "tests.")
 
 
+def resident_bytes() -> int:
+    """Memory that this process holds; unknown, all of it, where there is no /proc."""
+    statistics = Path("/proc/self/statm")
+    if not statistics.exists():
+        return sys.maxsize
+    return int(statistics.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget():
-    """Compiled programs of one file are of no use to the next, and would fill the memory.
+    """Compiled programs would fill the memory: from 2 GiB on, those of earlier files are forgotten.
 
-    Own files that it read are gone too: the next may write another of that name.
+    Own files that one test file read are forgotten too: the next may write another of that name.
     """
     yield
-    jax.clear_caches()
+    if resident_bytes() > 2 * 1024**3:
+        jax.clear_caches()
     for name in [name for name in sys.modules if name.startswith(own_files.PREFIX)]:
         del sys.modules[name]
 
