@@ -31,3 +31,12 @@ def compiler_options(platform: str) -> dict[str, Any]:
             f"LIBRARY_FUSION_TYPE_{operation}" for operation in ("DOT", "REDUCE")
         ),
     }
+
+
+def quick_options(platform: str) -> dict[str, Any]:
+    """XLA's options for a program that runs once, and is compiled for longer than it runs.
+
+    Where most optimizations are off anyway, they stay off: this would turn some on again.
+    """
+    off = jax.config.read("jax_disable_most_optimizations")
+    return {} if platform != "cpu" or off else {"xla_backend_optimization_level": 1}

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
 from opsin.train import checks
-from opsin.train.compiler import compiler_options
+from opsin.train.compiler import compiler_options, quick_options
 from opsin.train.dispatch import make_dispatch
 from opsin.train.durations import in_steps
 from opsin.train.evaluators import Evaluate, Preview, evaluators
@@ -105,7 +105,7 @@ def build(experiment: Experiment, feed: FeedSpec) -> Program:
     )
     flops, compile = _training(experiment, feed, layout, settings, state)
     # Drawing numbers once is not worth optimising, which takes longer than to compile the step.
-    quickly = {"xla_backend_optimization_level": 1} if options else {}
+    quickly = quick_options(platform)
     initialize = jax.jit(init, out_shardings=_shardings(state), compiler_options=quickly)
     evaluate, preview = evaluators(experiment, layout, feed.mesh, options)
     init_from_seed = partial(initialize, key)

@@ -50,7 +50,7 @@ def test_importance_samples_give_the_likelihood(images):
     w = np.linspace(-1, 1, PIXELS, dtype=np.float32)
     sets = {"test": Examples(Arrays({"image": images}))}
     measurement = ImportanceNLL(samples=4000, at_once=500, batch=4)
-    arguments = (LinearGaussian(), jnp.asarray(w), {}, sets, scale, untracked)
+    arguments = (LinearGaussian(), w, {}, sets, scale, untracked)
     found = measurement(*arguments)
     truth = exact_nll(images.reshape(10, -1) / 255, w)
     np.testing.assert_allclose(found["test/nll"], truth.mean(), atol=0.01)

@@ -1,11 +1,11 @@
 """Probes of frozen features: against scikit-learn, against features with known answers."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -54,14 +54,15 @@ SETS = {"train": images(60, 0), "test": images(31, 1)}
 
 
 def variables_of(model: nn.Module) -> tuple[Any, Any]:
-    variables = dict(model.init(jax.random.key(0), jnp.ones((1, 2, 2, 1))))
+    variables = dict(jax.jit(model.init)(jax.random.key(0), np.ones((1, 2, 2, 1), np.float32)))
     return variables.pop("params"), variables
 
 
 def test_features_are_what_goes_into_the_head_and_nothing_changes():
     model = Normed()
     params, mutable = variables_of(model)
-    mutable = {"batch_stats": {"norm": {"mean": jnp.arange(4.0), "var": jnp.full(4, 4.0)}}}
+    statistics = {"mean": np.arange(4, dtype=np.float32), "var": np.full(4, 4.0, np.float32)}
+    mutable = {"batch_stats": {"norm": statistics}}
     arrays = {name: x.records.arrays for name, x in SETS.items()}
 
     def prepare(batch):
@@ -72,7 +73,7 @@ def test_features_are_what_goes_into_the_head_and_nothing_changes():
         seen = (x["image"].reshape(len(x["image"]), -1) / 255 - 0.5) / 0.25
         features = (seen - np.arange(4)) / np.sqrt(4 + 1e-5)
         np.testing.assert_allclose(found[name]["features"], features, rtol=1e-4, atol=1e-5)
-        head = features @ params["head"]["kernel"] + params["head"]["bias"]
+        head = features @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
         np.testing.assert_allclose(found[name]["head"], head, rtol=1e-4, atol=1e-5)
 
 
@@ -131,7 +132,8 @@ def test_sgd_comes_to_the_answers_of_the_exact_probe():
 def test_features_that_are_not_finite_are_told():
     model = Normed()
     params, _ = variables_of(model)
-    broken = {"batch_stats": {"norm": {"mean": jnp.full(4, jnp.nan), "var": jnp.ones(4)}}}
+    statistics = {"mean": np.full(4, np.nan, np.float32), "var": np.ones(4, np.float32)}
+    broken = {"batch_stats": {"norm": statistics}}
     arrays = {"test": SETS["test"].records.arrays}
     with pytest.raises(SettingError, match="features of 'test' are not finite"):
         extract_features(Having(model), params, broken, arrays, scale, untracked)
@@ -230,14 +232,16 @@ def test_the_head_of_a_part_is_not_that_of_the_network():
             return nn.Dense(2, name="head")(x)
 
     model = Outer()
-    variables = model.init(jax.random.key(0), jnp.ones((1, 2, 2, 1)))
-    features, output = around_head(model, variables, jnp.ones((4, 2, 2, 1)))
+    ones = np.ones((4, 2, 2, 1), np.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), ones)
+    features, output = jax.eval_shape(partial(around_head, model), variables, ones)
     assert features.shape == (4, 5)
     assert output.shape == (4, 2)
 
 
-def test_norms_take_their_statistics_from_batches_of_the_training_set():
+def test_norms_take_their_statistics_from_batches_of_the_training_set(monkeypatch):
     """Images that are all alike: every batch has the same mean, and a variance of 0."""
+    monkeypatch.setattr("opsin.analysis.features.STATISTICS_BATCH", 8)
     model = Normed()
     params, mutable = variables_of(model)
     alike = Examples(Arrays({"image": np.full((5, 2, 2, 1), 51, np.uint8)}))
@@ -251,13 +255,14 @@ def test_norms_take_their_statistics_from_batches_of_the_training_set():
 
 def test_the_untrained_network_stands_beside_the_trained_one(monkeypatch):
     monkeypatch.setattr("opsin.analysis.features.STATISTICS_BATCH", 8)  # of 60 images
+    monkeypatch.setattr("opsin.analysis.probes.UNTRAINED_BATCHES", 9)
     task, options = Having(Normed()), {"neighbours": 5, "penalties": (1e-3,), "validation": 0.2}
     params, mutable = variables_of(task.model)
     probe = Probe(untrained=True, **options)
     both = probe(task, params, mutable, SETS, scale, untracked)
     own = replace(probe, untrained=False)(task, params, mutable, SETS, scale, untracked)
     random = untrained_variables(task, (2, 2, 1), scale, 0)
-    probe = replace(probe, untrained=False, statistics_batches=100)
+    probe = replace(probe, untrained=False, statistics_batches=9)
     beside = probe(task, *random, SETS, scale, untracked)
     renamed = {name.replace("/", "/untrained_"): value for name, value in beside.items()}
     assert both == own | renamed

@@ -99,10 +99,14 @@ def test_ten_ids_stay():
     assert ids() == json.loads((GOLDEN / "ids.json").read_text()), AGAIN
 
 
-def test_no_default_changes_unseen():
+@pytest.fixture(scope="module")
+def here() -> dict[str, Any]:
+    return all_defaults()
+
+
+def test_no_default_changes_unseen(here):
     """An id leaves defaults out: whoever changes one changes every run that relied on it."""
     recorded = json.loads((GOLDEN / "defaults.json").read_text())
-    here = all_defaults()
     different = {
         f"{name}.{option}"
         for name in recorded.keys() | here.keys()
@@ -132,7 +136,7 @@ NOT_IN_A_CONFIG = {
 }
 
 
-def test_a_public_name_is_that_of_one_thing():
+def test_a_public_name_is_that_of_one_thing(here):
     found: Counter[str] = Counter()
     for file in names.house_files():
         if file.relative_to(names.HOUSE).parts[0] in FRAMEWORK:
@@ -142,7 +146,7 @@ def test_a_public_name_is_that_of_one_thing():
                 found[node.name] += 1
     twice = {name for name, count in found.items() if count > 1}
     assert twice == NOT_IN_A_CONFIG.keys(), "rename one, unless no config can hold it"
-    assert not twice & all_defaults().keys()
+    assert not twice & here.keys()
 
 
 def test_objects_of_others_go_by_library_and_of_a_user_by_file(tmp_path, monkeypatch):

@@ -37,8 +37,8 @@ def test_draws_depend_on_the_key_and_the_row_alone(augmentation):
     np.testing.assert_array_equal(few["label"], np.arange(3))
     other = run(augmentation, 3, seed=1)
     assert (few["image"] != other["image"]).any()
-    same = {"image": np.full((2, 4, 4, 1), 0.5, np.float32)}
-    first, second = jax.device_get(jax.jit(augmentation)(jax.random.key(0), same))["image"]
+    same = {"image": np.full((3, 4, 4, 1), 0.5, np.float32), "label": np.arange(3)}
+    first, second, _ = jax.device_get(jax.jit(augmentation)(jax.random.key(0), same))["image"]
     assert (first != second).any()
 
 
@@ -81,7 +81,7 @@ fixed = partial(binarized, source="digits")
 
 def test_a_fixed_draw_has_the_mean_of_the_intensities():
     grey = materialize(digits("test"))["image"] / 255
-    drawn = np.stack([materialize(fixed("test", seed=s))["image"] for s in range(16)])
+    drawn = np.stack([materialize(fixed("test", seed=s))["image"] for s in range(8)])
     assert drawn.dtype == np.uint8
     assert set(np.unique(drawn)) == {0, 255}
     np.testing.assert_array_equal(drawn[:, grey == 0], 0)
@@ -192,7 +192,7 @@ def test_several_are_read_at_a_time():
 def test_a_batch_of_it_is_binary_after_scale():
     batch = scale(stack(fixed("test").records, range(4)))
     assert set(np.unique(batch["image"])) == {0.0, 1.0}
-    again = apply(jax.random.key(0), batch, [random_binarize])
+    again = jax.jit(partial(apply, augmentations=[random_binarize]))(jax.random.key(0), batch)
     np.testing.assert_array_equal(again["image"], batch["image"])
 
 

@@ -32,7 +32,7 @@ def every_operation():
 
 @pytest.fixture(scope="module")
 def outputs(every_operation, pixels) -> dict[tuple[str, float], np.ndarray]:
-    stacked = np.asarray(every_operation(pixels[None] / np.float32(255), jnp.array(LEVELS)))
+    stacked = np.asarray(every_operation(pixels[None] / np.float32(255), np.float32(LEVELS)))
     return {
         (name, level): stacked[i, 0, j]
         for i, name in enumerate(OPERATIONS)
@@ -80,12 +80,14 @@ def test_geometry_follows_pillow(outputs, pixels, name, level):
     assert wrong.mean() <= 0.01
 
 
-@pytest.mark.parametrize(("layers", "rows"), [(1, 128), (2, 32)])
+@pytest.mark.parametrize(
+    ("layers", "rows"), [(1, 128), pytest.param(2, 32, marks=pytest.mark.proofs)]
+)
 def test_every_output_is_a_chain_of_operations(every_operation, pixels, layers, rows):
     start = pixels[None] / np.float32(255)
     chains = start
     for _ in range(layers):
-        chains = np.asarray(every_operation(chains, jnp.array(LEVELS))).reshape(-1, *pixels.shape)
+        chains = np.asarray(every_operation(chains, np.float32(LEVELS))).reshape(-1, *pixels.shape)
     batch = {"image": np.repeat(start, rows, 0), "label": np.arange(rows)}
     augmented = jax.jit(partial(rand_augment, layers=layers))(jax.random.key(1), batch)
     np.testing.assert_array_equal(augmented["label"], batch["label"])
@@ -99,12 +101,12 @@ def test_every_output_is_a_chain_of_operations(every_operation, pixels, layers, 
 
 
 def test_grey_images_stay_in_range_at_full_magnitude():
-    images = jax.random.uniform(jax.random.key(0), (16, 8, 8, 1))
+    images = np.random.default_rng(0).random((16, 8, 8, 1), np.float32)
     augment = jax.jit(partial(rand_augment, magnitude=10.0))
-    augmented = augment(jax.random.key(1), {"image": images})["image"]
+    augmented = np.asarray(augment(jax.random.key(1), {"image": images})["image"])
     assert augmented.shape == images.shape
     assert augmented.dtype == images.dtype
-    assert jnp.all((augmented >= 0) & (augmented <= 1))
+    assert ((augmented >= 0) & (augmented <= 1)).all()
 
 
 @pytest.mark.parametrize(
@@ -113,4 +115,4 @@ def test_grey_images_stay_in_range_at_full_magnitude():
 )
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        rand_augment(jax.random.key(0), {"image": jnp.zeros((2, 4, 4, 3))}, **options)
+        rand_augment(jax.random.key(0), {"image": np.zeros((2, 4, 4, 3), np.float32)}, **options)

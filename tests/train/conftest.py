@@ -1,12 +1,14 @@
 """A network with all that can go wrong (batch statistics, biases), small enough to compile."""
 
 import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from opsin.data.sources import synthetic
@@ -86,6 +88,21 @@ def tiny() -> Experiment:
     return make_tiny()
 
 
+def train_alone(patch: pytest.MonkeyPatch) -> None:
+    """Runs neither measure the peak of the machine nor draw, which is half of their time here."""
+    patch.setattr("opsin.train.host.accounting.matmul_peak", lambda dtype: 1e12)
+    for name in ("draw", "training_curve", "save"):
+        patch.setattr(f"opsin.pictures.figures.{name}", lambda *args: None)
+
+
+@pytest.fixture(scope="module")
+def training_alone() -> Iterator[None]:
+    """See ``train_alone``."""
+    with pytest.MonkeyPatch.context() as patch:
+        train_alone(patch)
+        yield
+
+
 def assert_trees_equal(a: Any, b: Any) -> None:
     """Bit for bit, keys included."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
@@ -101,7 +118,7 @@ def assert_trees_close(a: Any, b: Any, *, rtol: float = 1e-5, atol: float = 1e-6
     """To float32 rounding."""
     jax.tree.map(
         lambda x, y: (
-            jnp.allclose(x, y, rtol=rtol, atol=atol) or pytest.fail(f"{abs(x - y).max()} apart")
+            np.allclose(x, y, rtol=rtol, atol=atol) or pytest.fail(f"{abs(x - y).max()} apart")
         ),
         jax.device_get(a),
         jax.device_get(b),

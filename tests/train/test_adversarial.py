@@ -37,6 +37,7 @@ from opsin.train.tasks.generative import Generative
 from opsin.train.tasks.players import pairwise_auc
 from opsin.train.tasks.task import Aux, Player, Task
 from tests.train.conftest import assert_trees_close, assert_trees_equal
+from tests.train.drawn import drawn_variables
 from tests.train.test_step import lay_out
 
 IMAGE = (4, 4, 1)
@@ -105,35 +106,36 @@ def test_a_step_is_that_of_the_discriminator_and_then_that_of_the_generator(turn
     """Against updates written out: gradients of one player alone, on its part of the batch."""
     experiment = override(made(turns=turns), {"parallel.data": 1, "task.losses": RELATIVISTIC})
     feed, program = lay_out(experiment)
-    state = jax.device_get(program.init())
-    store = feed.store()
-    items = feed.take(1, 1)
-    batch = feed.spec.fetch(store, jax.tree.map(lambda x: x[0], items))
-    batch = {"image": batch["image"] / 255, "label": batch["label"]}
     task: Any = experiment.task
 
-    params, mutable = state.params, state.mutable
-    key = stream(state.key, 0, "discriminator")
-    for index in range(turns):
-        part = jax.tree.map(lambda x, i=index: x[i::turns], batch)
-        drawn = key if turns == 1 else jax.random.fold_in(key, index)
-        grads, aux = jax.grad(task.discriminator_loss, has_aux=True)(
-            params, mutable, part, drawn, 0
-        )
+    @jax.jit
+    def by_hand(state: Any, store: Any, items: Any) -> tuple[Any, Any]:
+        batch = feed.spec.fetch(store, jax.tree.map(lambda x: x[0], items))
+        batch = {"image": batch["image"] / 255, "label": batch["label"]}
+        params, mutable = state.params, state.mutable
+        key = stream(state.key, 0, "discriminator")
+        for index in range(turns):
+            part = jax.tree.map(lambda x, i=index: x[i::turns], batch)
+            drawn = key if turns == 1 else jax.random.fold_in(key, index)
+            grads, aux = jax.grad(task.discriminator_loss, has_aux=True)(
+                params, mutable, part, drawn, 0
+            )
+            moved = optax.apply_updates(
+                params["discriminator"], jax.tree.map(lambda g: -0.05 * g, grads["discriminator"])
+            )
+            params, mutable = {**params, "discriminator": moved}, aux.mutable
+        last = jax.tree.map(lambda x: x[turns - 1 :: turns], batch)
+        key = stream(state.key, 0, "generator")
+        grads, aux = jax.grad(task.generator_loss, has_aux=True)(params, mutable, last, key, 0)
         moved = optax.apply_updates(
-            params["discriminator"], jax.tree.map(lambda g: -0.05 * g, grads["discriminator"])
+            params["generator"], jax.tree.map(lambda g: -0.1 * g, grads["generator"])
         )
-        params, mutable = {**params, "discriminator": moved}, aux.mutable
-    last = jax.tree.map(lambda x: x[turns - 1 :: turns], batch)
-    key = stream(state.key, 0, "generator")
-    grads, aux = jax.grad(task.generator_loss, has_aux=True)(params, mutable, last, key, 0)
-    moved = optax.apply_updates(
-        params["generator"], jax.tree.map(lambda g: -0.1 * g, grads["generator"])
-    )
-    params, mutable = {**params, "generator": moved}, aux.mutable
+        return {**params, "generator": moved}, aux.mutable
 
+    state, store, items = program.init(), feed.store(), feed.take(1, 1)
+    params, mutable = by_hand(state, store, items)  # before its buffers are donated
     dispatch = program.compile()
-    after, metrics = dispatch(program.init(), store, items, np.int32(1))
+    after, metrics = dispatch(state, store, items, np.int32(1))
     assert_trees_close(jax.device_get(after.params), params, rtol=1e-4, atol=1e-6)
     assert_trees_close(jax.device_get(after.mutable), mutable, rtol=1e-4, atol=1e-6)
     rates = {name: float(m.total[0] / m.count[0]) for name, m in metrics.items() if "rate" in name}
@@ -298,7 +300,7 @@ def test_pictures_between_latents_are_of_latents_as_long_as_those_of_training():
 
     task = Adversarial(Length(num_classes=2), TinyDiscriminator(num_classes=2))
     params = {"generator": {}, "discriminator": {}}
-    pictures = task.preview(params, {}, {}, jax.random.key(0))
+    pictures = jax.jit(task.preview)(params, {}, {}, jax.random.key(0))
     for name in ("interpolation", "arithmetic"):
         rows = np.asarray(pictures[name].images)
         wanted = (np.tanh(np.arange(len(rows)) % 2) + 1) / 2
@@ -314,10 +316,8 @@ def brightness(
 
 def test_one_draw_a_key_and_the_class_that_is_asked_for():
     task = Adversarial(TinyGenerator(num_classes=2), TinyDiscriminator(num_classes=2))
-    batch = {"image": jnp.zeros((2, *IMAGE)), "label": jnp.array([0, 1])}
-    variables = task.init(jax.random.key(0), batch)
-    params = variables["params"]
-    mutable = {name: value for name, value in variables.items() if name != "params"}
+    batch = {"image": np.zeros((2, *IMAGE), np.float32), "label": np.array([0, 1])}
+    params, mutable = drawn_variables(task, batch)
     assert params.keys() == {"generator", "discriminator"}
     assert mutable.keys() == {"batch_stats"}
     zeros, ones = (
@@ -330,7 +330,7 @@ def test_one_draw_a_key_and_the_class_that_is_asked_for():
 
 
 def test_feature_matching_and_penalties_are_added_with_their_weights():
-    batch = {"image": jax.random.uniform(jax.random.key(1), (6, *IMAGE))}
+    batch = {"image": np.random.default_rng(1).random((6, *IMAGE), np.float32)}
     task = Adversarial(
         TinyGenerator(),
         TinyDiscriminator(),
@@ -339,20 +339,26 @@ def test_feature_matching_and_penalties_are_added_with_their_weights():
         penalty_weight=3.0,
         feature_matching=2.0,
     )
-    variables = task.init(jax.random.key(0), batch)
-    params, mutable = variables["params"], {"batch_stats": variables["batch_stats"]}
-    key = jax.random.key(2)
-
-    def terms(task: Adversarial, player: str) -> tuple[float, dict[str, float]]:
-        value, aux = getattr(task, f"{player}_loss")(params, mutable, batch, key, 0)
-        return float(value), compute_all(aux.metrics)
-
     plain = replace(task, penalty=None, penalty_weight=0.0, feature_matching=0.0)
-    (value, found), (alone, _) = (terms(t, "discriminator") for t in (task, plain))
-    assert value == pytest.approx(alone + 3 * found["penalty"], rel=1e-5)
-    (value, found), (alone, _) = (terms(t, "generator") for t in (task, plain))
-    assert found["feature_distance"] > 0
-    assert value == pytest.approx(alone + 2 * found["feature_distance"], rel=1e-5)
+
+    @jax.jit
+    def terms(*given: Any) -> dict[str, Any]:
+        found = {}
+        for player in ("discriminator", "generator"):
+            losses = [getattr(t, f"{player}_loss") for t in (task, plain)]
+            (value, aux), (alone, _) = (loss(*given, jax.random.key(2), 0) for loss in losses)
+            found[player] = value, alone, aux.metrics
+        return found
+
+    found = terms(*drawn_variables(task, batch), batch)
+    value, alone, metrics = found["discriminator"]
+    penalty = compute_all(metrics)["penalty"]
+    assert penalty > 0
+    assert float(value) == pytest.approx(float(alone) + 3 * penalty, rel=1e-5)
+    value, alone, metrics = found["generator"]
+    distance = compute_all(metrics)["feature_distance"]
+    assert distance > 0
+    assert float(value) == pytest.approx(float(alone) + 2 * distance, rel=1e-5)
 
 
 def test_a_discriminator_that_has_won_and_a_generator_that_has_collapsed_are_told():
@@ -366,11 +372,17 @@ def test_a_discriminator_that_has_won_and_a_generator_that_has_collapsed_are_tol
     assert "is 5.0 of 10: the generator has collapsed" in collapsed
 
 
-def test_what_is_told_stands_in_the_log(tmp_path):
+def test_what_is_told_stands_in_the_log(tmp_path, training_alone):
     """A critic that is far ahead from the start: real images are bright, made ones are grey."""
-    changes = {"parallel.data": 1, "loop.previews": 0, "optimizer.learning_rate": 0.0}
-    changes |= {"loop.duration": "60 steps", "loop.evaluate_every": "60 steps"}
-    fit(override(made(turns=2), changes), tmp_path, config={}, progress=False)
+
+    class Brightness(TinyDiscriminator):
+        @nn.compact
+        def __call__(self, x: Any, *, labels: Any = None, train: bool = False) -> Any:
+            return self.param("slope", nn.initializers.ones, ()) * jnp.mean(x, axis=(1, 2, 3))
+
+    changes = {"parallel.data": 1, "loop.previews": 0, "loop.duration": "0 steps"}
+    critical = override(made(discriminator=Brightness()), changes)
+    fit(critical, tmp_path, config={}, progress=False)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     (note,) = [line["note"] for line in lines if "note" in line]
     assert note.startswith("test/discriminator_auc is 1.000: the discriminator is saturated")
@@ -382,12 +394,13 @@ def test_the_auc_of_pairs_is_the_area_under_the_curve_for_any_threshold():
     truth = roc_auc_score(
         [1] * 60 + [0] * 60, np.concatenate([real.mean((1, 2)), fake.mean((1, 2))])
     )
-    for shift in (0.0, 7.0):
-        found = pairwise_auc(jnp.asarray(real + shift), jnp.asarray(fake + shift)).compute()[""]
+    real, fake = real.astype(np.float32), fake.astype(np.float32)
+    auc = jax.jit(pairwise_auc)
+    for shift in (0, 7):
+        found = auc(real + shift, fake + shift).compute()[""]
         assert found == pytest.approx(truth, abs=1e-5)
-    assert pairwise_auc(jnp.ones(3), jnp.ones(3)).compute()[""] == 0.5
-    valid = jnp.arange(4) < 2
-    few = pairwise_auc(jnp.array([1.0, 3, -9, -9]), jnp.array([2.0, 0, 9, 9]), valid)
+    assert auc(np.ones(3), np.ones(3)).compute()[""] == 0.5
+    few = auc(np.array([1.0, 3, -9, -9]), np.array([2.0, 0, 9, 9]), np.arange(4) < 2)
     assert few.compute()[""] == 0.75
 
 
@@ -401,15 +414,15 @@ def test_the_observer_counts_the_classes_that_are_made():
             return jnp.full((len(z), 28, 28, 1), -20.0)
 
     task = Adversarial(Black(image=(28, 28, 1)), TinyDiscriminator(), observer=LENET)
-    batch = {"image": jnp.zeros((5, 28, 28, 1)), "valid": jnp.arange(5) < 4}
-    variables = task.init(jax.random.key(0), batch)
-    mutable = {"batch_stats": variables["batch_stats"]}
+    batch = {"image": np.zeros((5, 28, 28, 1), np.float32), "valid": np.arange(5) < 4}
+    params, mutable = drawn_variables(task, batch)
     keys = row_keys(jax.random.key(0), 5)
     # The file is read once; its weights are an argument of the program, and no constants of it.
-    arguments = variables["params"], mutable | task.fixed(), batch, keys
-    text = jax.jit(task.evaluate).lower(*arguments).as_text()
-    assert all(len(line) < 1000 for line in text.splitlines() if "stablehlo.constant" in line)
-    found = task.evaluate(*arguments)
+    arguments = params, mutable | task.fixed(), batch, keys
+    lowered = jax.jit(task.evaluate).lower(*arguments)
+    constants = [line for line in lowered.as_text().splitlines() if "stablehlo.constant" in line]
+    assert all(len(line) < 1000 for line in constants)
+    found = lowered.compile()(*arguments)
     numbers = compute_all(found)
     assert (numbers["classes_made"], numbers["class_perplexity"]) == (1, 1)
     assert int(np.sum(found["classes"].counts)) == 4
@@ -440,7 +453,7 @@ def test_options_that_contradict_are_told(changes, message):
 
 def test_an_image_that_the_generator_does_not_make_is_told():
     with pytest.raises(SettingError, match=r"set task\.generator\.image=\(5, 5, 1\)"):
-        made().task.init(jax.random.key(0), {"image": jnp.zeros((2, 5, 5, 1))})
+        made().task.init(jax.random.key(0), {"image": np.zeros((2, 5, 5, 1))})
 
 
 def test_data_that_the_networks_cannot_take_are_told():
@@ -463,7 +476,7 @@ def test_a_slope_at_one_image_and_the_norm_of_a_batch_are_refused_together():
         TinyGenerator(), TinyDiscriminator(norm=True), penalty=r1_penalty, penalty_weight=1.0
     )
     with pytest.raises(SettingError, match=r"set task\.discriminator\.norm=None"):
-        task.init(jax.random.key(0), {"image": jnp.zeros((2, *IMAGE))})
+        jax.eval_shape(task.init, jax.random.key(0), {"image": np.zeros((2, *IMAGE))})
 
 
 @pytest.mark.parametrize("option", [{"losses": RELATIVISTIC}, {"feature_matching": 1.0}])
@@ -478,16 +491,13 @@ def test_means_of_a_batch_are_not_those_of_its_parts(option):
 def test_features_are_matched_over_all_devices():
     """Under pmap each device would match the mean of its own images."""
     task = Adversarial(TinyGenerator(), TinyDiscriminator(), feature_matching=1.0)
-    batch = {"image": jax.random.uniform(jax.random.key(1), (8, *IMAGE))}
-    variables = task.init(jax.random.key(0), batch)
-    mutable = {"batch_stats": variables["batch_stats"]}
+    image = np.random.default_rng(1).random((4, 2, *IMAGE), np.float32)
+    variables = drawn_variables(task, {"image": image[0]})
 
-    def distance(image: Any) -> Any:
-        _, aux = task.generator_loss(
-            variables["params"], mutable, {"image": image}, jax.random.key(2), 0
-        )
+    def distance(part: Any) -> Any:
+        _, aux = task.generator_loss(*variables, {"image": part}, jax.random.key(2), 0)
         return aux.metrics["feature_distance"].total
 
-    parts = batch["image"].reshape(4, 2, *IMAGE)
-    found = jax.vmap(distance, axis_name=REPLICAS)(parts)
+    found = jax.jit(jax.vmap(distance, axis_name=REPLICAS))(image)
+    assert found[0] > 0
     np.testing.assert_allclose(found, found[0], rtol=1e-5)

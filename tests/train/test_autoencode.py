@@ -26,6 +26,7 @@ from opsin.train.settings import SettingError
 from opsin.train.tasks.autoencode import Autoencode
 from opsin.train.tasks.generative import Generative
 from opsin.train.tasks.quantize import Quantize
+from tests.train.drawn import drawn_variables
 from tests.train.test_step import assert_same_run, run
 
 IMAGE = (8, 8, 1)
@@ -49,7 +50,7 @@ def experiment(task: Any) -> Experiment:
 
 def batch_of(n: int = 6) -> dict[str, Any]:
     image = np.random.default_rng(0).random((n, *IMAGE), np.float32)
-    return {"image": jnp.asarray(image), "valid": jnp.arange(n) < n - 1}
+    return {"image": image, "valid": np.arange(n) < n - 1}
 
 
 def blank(key: Any, batch: Any) -> Any:
@@ -58,27 +59,37 @@ def blank(key: Any, batch: Any) -> Any:
 
 
 def test_the_loss_is_of_the_clean_image():
-    task = Autoencode(model=MODEL)
-    params = task.init(jax.random.key(0), batch_of())["params"]
-    key = jax.random.key(1)
-    value, _ = task.loss(params, {}, batch_of(), key, 0)
-    outputs = MODEL.apply({"params": params}, batch_of()["image"])
-    squares = np.sum(np.square(outputs - batch_of()["image"]), axis=(1, 2, 3))
-    expected = np.mean(0.5 * squares) + 32 * np.log(2 * np.pi)
-    np.testing.assert_allclose(value, expected, rtol=1e-6)
-    hidden, _ = replace(task, corrupt=blank).loss(params, {}, batch_of(), key, 0)
-    outputs = MODEL.apply({"params": params}, jnp.zeros((6, *IMAGE)))
-    squares = np.sum(np.square(outputs - batch_of()["image"]), axis=(1, 2, 3))
-    np.testing.assert_allclose(hidden, np.mean(0.5 * squares) + 32 * np.log(2 * np.pi), rtol=1e-6)
+    task, image = Autoencode(model=MODEL), batch_of()["image"]
+    cases = (task, image), (replace(task, corrupt=blank), np.zeros_like(image))
+
+    @jax.jit
+    def found(params: Any) -> Any:
+        return [
+            (
+                task.loss(params, {}, batch_of(), jax.random.key(1), 0)[0],
+                MODEL.apply({"params": params}, seen),
+            )
+            for task, seen in cases
+        ]
+
+    for value, outputs in found(drawn_variables(task, batch_of())[0]):
+        squares = np.sum(np.square(outputs - image), axis=(1, 2, 3))
+        expected = np.mean(0.5 * squares) + 32 * np.log(2 * np.pi)
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
 def test_evaluation_is_of_the_valid_images():
     task = Autoencode(model=MODEL, likelihood=Bernoulli())
-    params = task.init(jax.random.key(0), batch_of())["params"]
-    found = compute_all(task.evaluate(params, {}, batch_of(), row_keys(jax.random.key(0), 6)))
-    image = np.asarray(batch_of()["image"])[:5]
-    shown = jax.nn.sigmoid(MODEL.apply({"params": params}, image))  # pyright: ignore
-    np.testing.assert_allclose(found["mse"], np.mean(np.square(shown - image)), rtol=1e-5)
+
+    @jax.jit
+    def evaluated(params: Any) -> Any:
+        keys = row_keys(jax.random.key(0), 6)
+        shown: Any = MODEL.apply({"params": params}, batch_of()["image"])
+        return task.evaluate(params, {}, batch_of(), keys), jax.nn.sigmoid(shown)
+
+    states, shown = jax.device_get(evaluated(drawn_variables(task, batch_of())[0]))
+    errors = np.square(shown - batch_of()["image"])[:5]
+    np.testing.assert_allclose(compute_all(states)["mse"], np.mean(errors), rtol=1e-5)
 
 
 @pytest.mark.proofs
@@ -95,20 +106,27 @@ def test_a_denoising_autoencoder_learns_and_draws(tmp_path):
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_the_codebook_learns_in_its_own_way(update):
     task = Quantize(model=VQ.clone(update=update), commitment=0.5, variance=0.1)
-    variables = task.init(jax.random.key(0), batch_of())
-    params, mutable = variables["params"], {n: v for n, v in variables.items() if n != "params"}
-    value, aux = task.loss(params, mutable, batch_of(), jax.random.key(0), 0)
+
+    @jax.jit
+    def learned(key: Any, params: Any) -> Any:
+        variables = task.init(key, batch_of())  # the averages of a codebook are no noise
+        mutable = {name: value for name, value in variables.items() if name != "params"}
+        losses = task.loss(params, mutable, batch_of(), key, 0)
+        output = task.model.apply({"params": params, **mutable}, batch_of()["image"])
+        return mutable, losses, output
+
+    params, _ = drawn_variables(task, batch_of())
+    mutable, (value, aux), output = jax.device_get(learned(jax.random.key(0), params))
     terms = compute_all(aux.metrics)
     learns = terms.get("codebook", 0.0)
     assert ("codebook" in terms) == (update == "gradient")
     expected = terms["reconstruction"] + 0.5 * terms["commitment"] + learns
     np.testing.assert_allclose(value, expected, rtol=1e-6)
-    output: Any = task.model.apply(variables, batch_of()["image"])
-    squares = np.square(np.asarray(output.outputs) - np.asarray(batch_of()["image"]))
+    squares = np.square(output.outputs - batch_of()["image"])
     np.testing.assert_allclose(terms["reconstruction"], squares.mean() / 0.1, rtol=1e-5)
-    counts = np.bincount(np.asarray(output.indices).ravel(), minlength=16)
+    counts = np.bincount(output.indices.ravel(), minlength=16)
     assert terms["used_codes"] == np.count_nonzero(counts)
-    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), mutable, aux.mutable)
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), mutable, aux.mutable)
     assert jax.tree.leaves(moved) == [True] * (3 if update == "ema" else 0)
 
 
@@ -145,7 +163,7 @@ def test_options_that_cannot_be_are_told(changes):
 def test_a_decoder_of_the_wrong_width_is_told():
     for task in (Autoencode(model=MODEL, likelihood=Gaussian()), Quantize(VQ.clone(outputs=2))):
         with pytest.raises(SettingError, match=r"set task\.model\.outputs="):
-            task.init(jax.random.key(0), batch_of())
+            jax.eval_shape(task.init, jax.random.key(0), batch_of())
 
 
 @pytest.mark.parametrize(
@@ -155,7 +173,7 @@ def test_images_beyond_the_range_are_told(task):
     greys = {"test": batch_of()}
     task.check((), lambda: greys)
     signed = {"test": {"image": 2 * batch_of()["image"] - 1}}
-    unknown = {"test": {"image": jnp.full((1, *IMAGE), jnp.nan)}}
+    unknown = {"test": {"image": np.full((1, *IMAGE), np.nan)}}
     for wrong in (signed, unknown):
         with pytest.raises(SettingError, match=r"images of 'test' reach.*data\.std=\(1\.0,\)"):
             task.check((), lambda wrong=wrong: wrong)
@@ -173,11 +191,12 @@ def test_a_codebook_of_averages_is_not_taught_by_parts_of_a_batch():
 )
 def test_images_out_of_range_that_no_check_saw_have_a_loss_that_is_no_number(task):
     batch = batch_of()
-    variables = task.init(jax.random.key(0), batch)
-    params = variables.pop("params")
+    state = drawn_variables(task, batch)
 
-    def loss(images):
-        return task.loss(params, variables, batch | {"image": images}, jax.random.key(1), 0)[0]
+    @jax.jit
+    def loss(images, state):
+        return task.loss(*state, batch | {"image": images}, jax.random.key(1), 0)[0]
 
-    assert np.isfinite(loss(jnp.clip(batch["image"], 0.2, 0.7)))  # greys will do
-    assert np.isnan(loss(batch["image"].at[-1, 0, 0, 0].set(1.5)))
+    assert np.isfinite(loss(np.clip(batch["image"], 0.2, 0.7), state))  # greys will do
+    batch["image"][-1, 0, 0, 0] = 1.5
+    assert np.isnan(loss(batch["image"], state))

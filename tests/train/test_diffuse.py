@@ -30,6 +30,7 @@ from opsin.train.settings import SettingError
 from opsin.train.tasks.diffuse import Diffuse
 from opsin.train.tasks.generative import Generative
 from tests.train.conftest import TinyDenoiser
+from tests.train.drawn import drawn_variables
 from tests.train.test_step import assert_same_run, run
 
 IMAGE = (4, 4, 1)
@@ -62,25 +63,24 @@ def made(**task: Any) -> Experiment:
 
 
 def variables_of(task: Any) -> Any:
-    batch = {"image": jnp.zeros((2, *IMAGE)), "label": jnp.array([0, 1])}
-    return task.init(jax.random.key(0), batch)["params"]
+    return drawn_variables(task, batch_of())[0]
 
 
 def batch_of(count: int = 6) -> dict[str, Any]:
     image = np.random.default_rng(0).integers(0, 256, (count, *IMAGE)).astype(np.float32) / 255
     return {
-        "image": jnp.asarray(image),
-        "label": jnp.arange(count) % 2,
-        "valid": jnp.arange(count) < count - 1,
+        "image": image,
+        "label": np.arange(count) % 2,
+        "valid": np.arange(count) < count - 1,
     }
 
 
 @pytest.fixture(scope="module")
 def trained():
-    """A task, and what it learned in 400 steps."""
-    experiment = override(made(), {"parallel.data": 1, "loop.steps_per_dispatch": 100})
-    experiment = override(experiment, {"loop.duration": "400 steps"})
-    return experiment.task, run(experiment, 400)[0][-1].params
+    """A task, and what it learned in 150 steps."""
+    changes = {"parallel.data": 1, "loop.steps_per_dispatch": 50, "loop.duration": "150 steps"}
+    experiment = override(made(), changes | {"optimizer.learning_rate": 1e-2})
+    return experiment.task, run(experiment, 150)[0][-1].params
 
 
 def test_it_draws_the_class_that_is_asked_for(trained):
@@ -98,39 +98,52 @@ def test_it_draws_the_class_that_is_asked_for(trained):
 
 def test_guidance_of_one_asks_once_and_of_zero_knows_no_class(trained):
     task, params = trained
-    keys = jax.random.split(jax.random.key(0), 4)
-    labels = jnp.array([0, 0, 1, 1])
+    labels, nothing = np.array([0, 0, 1, 1]), np.full(4, 2)
 
-    def draw(guidance: float, labels: Any) -> Any:
-        sampling = replace(task.sampling, guidance=guidance)
-        return replace(task, sampling=sampling).sample(params, {}, keys, labels)
+    @jax.jit
+    def drawn(params: Any) -> Any:
+        keys = jax.random.split(jax.random.key(0), 4)
+        ways = (0.0, labels), (1.0, nothing), (1.0, labels), (3.0, labels)
+        return [
+            replace(task, sampling=replace(task.sampling, guidance=guidance)).sample(
+                params, {}, keys, asked
+            )
+            for guidance, asked in ways
+        ]
 
-    nothing = jnp.full(4, 2)
-    np.testing.assert_allclose(draw(0.0, labels), draw(1.0, nothing), atol=1e-5)
-    assert float(jnp.abs(draw(3.0, labels) - draw(1.0, labels)).max()) > 0.01
+    of_zero, of_nothing, of_one, of_three = map(np.asarray, drawn(params))
+    np.testing.assert_allclose(of_zero, of_nothing, atol=1e-5)
+    assert np.abs(of_three - of_one).max() > 0.01
 
 
 def test_the_path_ends_in_the_sample(trained):
     task, params = trained
-    keys = jax.random.split(jax.random.key(0), 3)
-    labels = jnp.array([0, 1, 1])
-    x, estimates = task.path(params, {}, keys, labels)
+
+    @jax.jit
+    def both(params: Any) -> Any:
+        given = params, {}, jax.random.split(jax.random.key(0), 3), np.array([0, 1, 1])
+        return task.path(*given), task.sample(*given)
+
+    (x, estimates), sampled = jax.device_get(both(params))
     assert x.shape == estimates.shape == (10, 3, *IMAGE)
-    sampled = jnp.clip(task.sample(params, {}, keys, labels), 0, 1)
-    np.testing.assert_allclose(x[-1], sampled, atol=1e-5)
+    np.testing.assert_allclose(x[-1], np.clip(sampled, 0, 1), atol=1e-5)
 
 
 def test_known_pixels_stay_and_the_rest_fits_them(trained):
     """Half of a bright image, without a class: the other half is bright too."""
     task, params = trained
     task = replace(task, sampling=Sampling(Ancestral(), steps=50))
-    known = jnp.full((32, *IMAGE), 0.9)
-    mask = jnp.arange(4)[:, None] < 2
-    keys = jax.random.split(jax.random.key(1), 32)
-    nothing = jnp.full(32, 2)
-    made = task.inpaint(params, {}, keys, nothing, known, mask[..., None], 5)
-    np.testing.assert_allclose(made[:, :, :2][:, :2], 0.9, atol=1e-6)
-    assert (np.asarray(made)[:, 2:].mean(axis=(1, 2, 3)) > 0.6).mean() > 0.8
+
+    @jax.jit
+    def inpainted(params: Any) -> Any:
+        known, nothing = np.full((32, *IMAGE), np.float32(0.9)), np.full(32, 2)
+        mask = np.arange(4)[:, None, None] < 2
+        keys = jax.random.split(jax.random.key(1), 32)
+        return task.inpaint(params, {}, keys, nothing, known, mask, 5)
+
+    made = np.asarray(inpainted(params))
+    np.testing.assert_allclose(made[:, :2], 0.9, atol=1e-6)
+    assert (made[:, 2:].mean(axis=(1, 2, 3)) > 0.6).mean() > 0.8
 
 
 def test_what_is_measured_in_the_end(trained):
@@ -141,9 +154,13 @@ def test_what_is_measured_in_the_end(trained):
     bound.check(task, sets)
     found = bound(task, params, {}, sets, scale, untracked)
     examples = two_greys("test").records[:5]
-    batch = {"image": jnp.asarray(examples["image"]) / 255, "label": examples["label"]}
-    keys = row_keys(jax.random.key(0), 5)
-    expected = float(jnp.mean(task.bound(params, {}, batch, keys, None)))
+    batch = {"image": np.float32(examples["image"]) / 255, "label": examples["label"]}
+
+    @jax.jit
+    def by_hand(params: Any) -> Any:
+        return task.bound(params, {}, batch, row_keys(jax.random.key(0), 5), None)
+
+    expected = float(by_hand(params).mean())
     assert found["test/bound_given_class"] == pytest.approx(expected, rel=1e-4)
     bits = expected / np.log(2) / 16
     assert found["test/bound_given_class_bits_per_dim"] == pytest.approx(bits, rel=1e-4)
@@ -178,44 +195,57 @@ def test_the_bound_of_noise_that_is_known():
             return jnp.full_like(x, 2 * (51 / 255) - 1)
 
     task: Any = made(model=Knows(num_classes=2)).task
-    batch = {"image": jnp.full((3, *IMAGE), 51 / 255), "label": jnp.zeros(3, int)}
-    keys = row_keys(jax.random.key(0), 3)
-    total = task.bound({"unused": jnp.zeros(1)}, {}, batch, keys, None)
-    log_variance, _ = task.process.log_variances(jnp.array([1]))
+    grey, label = np.full((3, *IMAGE), np.float32(51 / 255)), np.zeros(3, int)
+
+    @jax.jit
+    def bounds() -> Any:
+        keys = row_keys(jax.random.key(0), 3)
+        same, brighter = (
+            task.bound({"unused": np.zeros(1)}, {}, {"image": x, "label": label}, keys, None)
+            for x in (grey, grey + np.float32(3 / 255))
+        )
+        return same, brighter, task.process.log_variances(np.array([1]))[0]
+
+    same, brighter, log_variance = map(np.asarray, bounds())
     share = special.erf(1 / 255 / np.sqrt(2 * np.exp(float(log_variance[0]))))  # in its bin
-    np.testing.assert_allclose(total, -16 * np.log(share), rtol=1e-3)
-    brighter = batch | {"image": batch["image"] + 3 / 255}
-    assert (
-        np.asarray(task.bound({"unused": jnp.zeros(1)}, {}, brighter, keys, None)) > total + 1
-    ).all()
+    np.testing.assert_allclose(same, -16 * np.log(share), rtol=1e-3)
+    assert (brighter > same + 1).all()
 
 
 def test_the_bound_falls_with_training(trained):
     task, params = trained
     examples = two_greys("test").records[:8]
-    batch = {"image": jnp.asarray(examples["image"]) / 255, "label": examples["label"]}
-    keys = jax.random.split(jax.random.key(0), 8)
-    before, after = (
-        float(jnp.mean(task.bound(p, {}, batch, keys, None))) for p in (variables_of(task), params)
-    )
-    assert 0 < after < before
+    batch = {"image": np.float32(examples["image"]) / 255, "label": examples["label"]}
+
+    @jax.jit
+    def bound(params: Any) -> Any:
+        keys = jax.random.split(jax.random.key(0), 8)
+        return jnp.mean(task.bound(params, {}, batch, keys, None))
+
+    assert 0 < bound(params) < bound(variables_of(task))
 
 
 def test_a_network_that_says_nothing_has_the_loss_of_its_target():
     """Of x_0 the mean square of the images, whatever is drawn; of the noise about 1."""
     batch = batch_of(200)
-    for target, wanted, slack in (
-        ("x0", float(jnp.mean(jnp.square(2 * batch["image"] - 1))), 1e-5),
+    targets = (
+        ("x0", float(np.mean(np.square(2 * batch["image"] - 1))), 1e-5),
         ("epsilon", 1.0, 0.05),
-    ):
-        task: Any = made(target=target).task
-        params = jax.tree.map(jnp.zeros_like, variables_of(task))
-        value, aux = task.loss(params, {}, batch, jax.random.key(5), 0)
+    )
+
+    @jax.jit
+    def losses() -> Any:
+        tasks: list[Any] = [made(target=target).task for target, *_ in targets]
+        given = jax.tree.map(np.zeros_like, variables_of(tasks[0])), {}, batch
+        keys = row_keys(jax.random.key(1), len(batch["image"]))
+        return [
+            (task.loss(*given, jax.random.key(5), 0), task.evaluate(*given, keys)) for task in tasks
+        ]
+
+    for (target, wanted, slack), ((value, aux), evaluated) in zip(targets, losses(), strict=True):
         assert float(value) == pytest.approx(wanted, abs=slack)
         assert compute_all(aux.metrics)["loss"] == pytest.approx(float(value), rel=1e-6)
-        found = compute_all(
-            task.evaluate(params, {}, batch, row_keys(jax.random.key(1), len(batch["image"])))
-        )
+        found = compute_all(evaluated)
         assert found["loss"] == pytest.approx(wanted, abs=max(slack, 0.01))
         if target == "epsilon":
             thirds = [found[f"noise_error_{name}"] for name in ("early", "middle", "late")]
@@ -232,8 +262,8 @@ def test_a_share_of_the_labels_is_hidden():
             return jnp.broadcast_to((labels == 2)[:, None, None, None], x.shape).astype(float)
 
     task: Any = made(model=Seen(num_classes=2), target="x0", label_dropout=0.3).task
-    batch = {"image": jnp.full((2000, *IMAGE), 0.5), "label": jnp.zeros(2000, int)}
-    value, _ = task.loss({"unused": jnp.zeros(1)}, {}, batch, jax.random.key(0), 0)
+    batch = {"image": np.full((2000, *IMAGE), np.float32(0.5)), "label": np.zeros(2000, int)}
+    value, _ = jax.jit(task.loss)({"unused": np.zeros(1)}, {}, batch, jax.random.key(0), 0)
     assert float(value) == pytest.approx(0.3, abs=0.04)
 
 
@@ -257,10 +287,18 @@ def test_a_variance_is_learned_and_guided_by_its_class_alone():
     experiment = made(model=model, learned_variance=True, sampling=Sampling(Ancestral(), steps=50))
     task: Any = experiment.task
     params = run(override(experiment, {"parallel.data": 1}), 4)[0][-1].params
-    keys = jax.random.split(jax.random.key(0), 2)
-    for guidance in (1.0, 2.0):
-        drawing = replace(task, sampling=replace(task.sampling, guidance=guidance))
-        assert jnp.isfinite(drawing.sample(params, {}, keys, jnp.array([0, 1]))).all()
+
+    @jax.jit
+    def drawn(params: Any) -> Any:
+        keys = jax.random.split(jax.random.key(0), 2)
+        return [
+            replace(task, sampling=replace(task.sampling, guidance=guidance)).sample(
+                params, {}, keys, np.array([0, 1])
+            )
+            for guidance in (1.0, 2.0)
+        ]
+
+    assert np.isfinite(drawn(params)).all()
     frozen: Any = replace(task, learned_variance=False, model=TinyDenoiser(num_classes=2))
     assert variables_of(task)["Dense_1"]["bias"].size == 32
     assert variables_of(frozen)["Dense_1"]["bias"].size == 16

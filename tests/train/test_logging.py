@@ -139,6 +139,7 @@ def test_tensorboard_events_hold_the_numbers(tmp_path: Path):
     assert found == {"test/accuracy": (3, 0.5)}
 
 
+@pytest.mark.proofs  # it starts a service, which takes as long as thirty other tests
 def test_weights_and_biases_works_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")

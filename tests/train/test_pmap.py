@@ -6,7 +6,6 @@ devices stand in blocks, those of microbatches take turns. What synchronises sta
 task itself (``test_step``, ``test_segment``, ``test_autoencode``).
 """
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -42,7 +41,7 @@ from tests.train.conftest import Tiny, TinyDenoiser, assert_trees_close
 from tests.train.test_step import lay_out
 from tests.train.test_translate import halves
 
-DEVICES, BATCH = 4, 16
+DEVICES, BATCH = 2, 16
 IMAGE = (8, 8, 1)
 DENSE: dict[str, Any] = {
     "encoder": partial(DenseEncoder, widths=(8,)),
@@ -130,26 +129,40 @@ def two_steps(experiment: Experiment, order: np.ndarray) -> tuple[State, dict[st
     return jax.device_get(state), means
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == "diffuse" else pytest.mark.proofs) for n in TASKS]
-)
-def test_devices_step_as_microbatches_do(name: str):
+def experiment_of(name: str, **loop: Any) -> Experiment:
+    """One of the tasks, with more about its loop."""
     task, source = TASKS[name]
-    jitted = Experiment(
+    return Experiment(
         task=task,
         data=Data(source=source, batch=BATCH, eval_batch=BATCH),
         optimizer=PLAIN,
-        loop=Loop(duration="6 steps", accumulate=DEVICES, ema_decay=0.9, previews=0),
+        loop=Loop(duration="6 steps", ema_decay=0.9, previews=0, **loop),
     )
-    jitted = override(jitted, {"parallel.data": 1})
-    mapped = {"loop.strategy": "pmap", "loop.replicas": DEVICES, "loop.accumulate": 1}
-    mapped |= {"parallel.data": DEVICES}
-    expected, means = two_steps(jitted, np.arange(BATCH))
+
+
+def on_devices(name: str) -> tuple[State, dict[str, float]]:
+    """Two steps under ``pmap`` on the images that as many microbatches have."""
+    experiment = experiment_of(name, strategy="pmap", replicas=DEVICES)
     # Row j of device d is row ((j // turns) · devices + d) · turns + j % turns of the batch.
-    turns = getattr(task, "turns", 1)
+    turns = getattr(experiment.task, "turns", 1)
     device, row = np.divmod(np.arange(BATCH), BATCH // DEVICES)
     order = (row // turns * DEVICES + device) * turns + row % turns
-    found, means_found = two_steps(override(jitted, mapped), order)
+    return two_steps(override(experiment, {"parallel.data": DEVICES}), order)
+
+
+@pytest.fixture(scope="module")
+def diffused() -> tuple[State, dict[str, float]]:
+    """Of the task that is no proof alone."""
+    return on_devices("diffuse")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "diffuse" else pytest.mark.proofs) for n in TASKS]
+)
+def test_devices_step_as_microbatches_do(name: str, diffused):
+    found, means_found = diffused if name == "diffuse" else on_devices(name)
+    jitted = override(experiment_of(name, accumulate=DEVICES), {"parallel.data": 1})
+    expected, means = two_steps(jitted, np.arange(BATCH))
     assert means_found.keys() == means.keys()
     for metric, value in means.items():
         np.testing.assert_allclose(means_found[metric], value, rtol=1e-4, err_msg=metric)
@@ -157,14 +170,10 @@ def test_devices_step_as_microbatches_do(name: str):
         assert_trees_close(getattr(found, part), getattr(expected, part), rtol=1e-4, atol=1e-6)
 
 
-def test_each_device_draws_of_its_own(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.proofs
+def test_each_device_draws_of_its_own(diffused, monkeypatch: pytest.MonkeyPatch):
     """The test above would notice if all drew alike."""
-    task, source = TASKS["diffuse"]
-    data = Data(source=source, batch=BATCH, eval_batch=BATCH)
-    loop = Loop(duration="6 steps", strategy="pmap", replicas=DEVICES, previews=0)
-    experiment = Experiment(task=task, data=data, optimizer=PLAIN, loop=loop)
-    experiment = override(experiment, {"parallel.data": DEVICES})
-    own = two_steps(experiment, np.arange(BATCH))[1]
+    own = diffused[1]
     monkeypatch.setattr("jax.lax.axis_index", lambda name: 0)
-    alike = two_steps(replace(experiment, seed=0), np.arange(BATCH))[1]
+    alike = on_devices("diffuse")[1]
     assert abs(own["loss"] - alike["loss"]) > 1e-3 * own["loss"]

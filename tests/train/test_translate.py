@@ -26,6 +26,7 @@ from opsin.train.schedules import constant
 from opsin.train.settings import SettingError
 from opsin.train.tasks.translate import Translate
 from tests.train.conftest import assert_trees_close
+from tests.train.drawn import drawn_variables
 
 TASK = Translate(
     generator=UNet(num_classes=1, width=4, depth=1, padding="same"),
@@ -44,39 +45,55 @@ def halves(split: str, *, n: int = 24) -> Examples:
     return Examples(Arrays({"image": image, "mask": mask}), ("dark", "bright"))
 
 
+def signed(batch: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Images and masks in [-1, 1]."""
+    return 2 * batch["image"] - 1, np.float32(2) * batch["mask"][..., None] - 1
+
+
 def batch_of() -> dict[str, Any]:
     arrays = halves("test").records.arrays  # pyright: ignore
-    image = jnp.asarray(arrays["image"][:4] / 255, jnp.float32)
-    mask = jnp.asarray(arrays["mask"][:4], jnp.int32)
-    return {"image": image, "mask": mask, "valid": jnp.arange(4) < 3}
+    image = (arrays["image"][:4] / 255).astype(np.float32)
+    return {"image": image, "mask": arrays["mask"][:4].astype(np.int32), "valid": np.arange(4) < 3}
 
 
 @pytest.fixture(scope="module")
 def params():
-    return TASK.init(jax.random.key(0), batch_of())["params"]
+    return drawn_variables(TASK, batch_of())[0]
+
+
+@jax.jit
+def generated(params: Any, given: Any) -> Any:
+    """In training."""
+    return jnp.tanh(TASK.generator.apply({"params": params["generator"]}, given, train=True))
 
 
 @pytest.mark.parametrize("direction", ["mask to image", "image to mask"])
 def test_the_loss_of_the_generator_is_of_its_target(params, direction):
-    task = replace(TASK, direction=direction)
+    both = replace(TASK, direction=direction)
     batch, key = batch_of(), jax.random.key(1)
-    value, aux = task.generator_loss(params, {}, batch, key, 0)
-    image, mask = 2 * batch["image"] - 1, 2.0 * batch["mask"][..., None] - 1
+    image, mask = signed(batch)
     given, target = (mask, image) if direction == "mask to image" else (image, mask)
-    made = jnp.tanh(TASK.generator.apply({"params": params["generator"]}, given, train=True))
-    error = np.abs(np.asarray(made - target)).mean()
+
+    @jax.jit
+    def losses(params: Any) -> Any:
+        return [
+            task.generator_loss(params, {}, batch, key, 0)
+            for task in (both, replace(both, adversarial=0.0))
+        ]
+
+    (value, aux), (alone, _) = losses(params)
+    error = np.abs(generated(params, given) - target).mean()
     found = compute_all(aux.metrics)
     assert found["l1"] == pytest.approx(error / 2, rel=1e-5)
     assert float(value) == pytest.approx(found["generator_loss"] + 10 * error, rel=1e-5)
-    alone, _ = replace(task, adversarial=0.0).generator_loss(params, {}, batch, key, 0)
     assert float(alone) == pytest.approx(10 * error, rel=1e-5)
 
 
 def test_the_loss_of_the_discriminator_is_half_that_of_true_and_made_pairs(params):
     """Value and gradient, by hand: each pair with its own condition, and none for the generator."""
     batch, key = batch_of(), jax.random.key(1)
-    image, mask = 2 * batch["image"] - 1, 2.0 * batch["mask"][..., None] - 1
-    made = jnp.tanh(TASK.generator.apply({"params": params["generator"]}, mask, train=True))
+    image, mask = signed(batch)
+    made = generated(params, mask)
 
     def by_hand(own: Any) -> Any:
         def judge(x: Any) -> Any:
@@ -85,16 +102,18 @@ def test_the_loss_of_the_discriminator_is_half_that_of_true_and_made_pairs(param
         pairs = jax.nn.softplus(-judge(image)) + jax.nn.softplus(judge(made))
         return 0.5 * jnp.mean(pairs)
 
-    def ours(params: Any) -> Any:
+    @jax.jit
+    @jax.value_and_grad
+    def ours(params: Any, batch: Any) -> Any:
         return TASK.discriminator_loss(params, {}, batch, key, 0)[0]
 
-    expected, gradient = jax.value_and_grad(by_hand)(params["discriminator"])
-    value, found = jax.value_and_grad(ours)(params)
+    expected, gradient = jax.jit(jax.value_and_grad(by_hand))(params["discriminator"])
+    value, found = jax.device_get(ours(params, batch))
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
     assert_trees_close(found["discriminator"], gradient, rtol=1e-4, atol=1e-6)
     assert all(not leaf.any() for leaf in jax.tree.leaves(found["generator"]))
     turned = batch | {"mask": batch["mask"][::-1]}
-    assert float(TASK.discriminator_loss(params, {}, turned, key, 0)[0]) != float(value)
+    assert ours(params, turned)[0] != value
 
 
 def test_a_discriminator_that_has_won_is_told_and_parts_of_a_batch_are_refused():
@@ -109,14 +128,18 @@ def test_a_discriminator_that_has_won_is_told_and_parts_of_a_batch_are_refused()
 def test_a_made_mask_is_measured_as_a_segmentation(params):
     task = replace(TASK, direction="image to mask")
     batch = batch_of()
-    found = compute_all(jax.device_get(task.evaluate(params, {}, batch, jax.random.key(0))))
-    given = 2 * batch["image"][:3] - 1
-    outputs: Any = TASK.generator.apply({"params": params["generator"]}, given)
-    right = (np.asarray(outputs)[..., 0] > 0) == np.asarray(batch["mask"][:3])
-    assert found["accuracy"] == pytest.approx(right.mean())
-    made = np.tanh(outputs)[..., 0] / 2 + 0.5
-    assert found["l1"] == pytest.approx(np.abs(made - batch["mask"][:3]).mean(), rel=1e-5)
-    forward = TASK.evaluate(params, {}, batch, jax.random.key(0))
+
+    @jax.jit
+    def evaluated(params: Any) -> Any:
+        outputs = TASK.generator.apply({"params": params["generator"]}, signed(batch)[0])
+        return task.evaluate(params, {}, batch, jax.random.key(0)), outputs
+
+    states, outputs = jax.device_get(evaluated(params))
+    found, outputs, mask = compute_all(states), outputs[:3, ..., 0], batch["mask"][:3]
+    assert found["accuracy"] == pytest.approx(((outputs > 0) == mask).mean())
+    made = np.tanh(outputs) / 2 + 0.5
+    assert found["l1"] == pytest.approx(np.abs(made - mask).mean(), rel=1e-5)
+    forward = jax.eval_shape(TASK.evaluate, params, {}, batch, jax.random.key(0))
     assert forward.keys() == {"l1", "sharpness", "discriminator_auc"}
 
 
@@ -144,7 +167,7 @@ def test_what_cannot_be_translated_is_told():
         TASK.init(jax.random.key(0), {"image": batch_of()["image"]})
     wrong = replace(TASK, generator=TASK.generator.clone(num_classes=3))
     with pytest.raises(SettingError, match=r"set task\.generator\.num_classes=1"):
-        wrong.init(jax.random.key(0), batch_of())
+        jax.eval_shape(wrong.init, jax.random.key(0), batch_of())
     masks: Any = {"image": np.zeros(1), "mask": np.array([[[0, 1, 255]]])}
     TASK.check((), lambda: {"train": masks})
     masks["mask"][0, 0, 1] = 2
@@ -163,10 +186,11 @@ def test_sharpness_is_the_steepness_over_that_of_the_truth():
             return 0.3 * x
 
     task = replace(TASK, generator=Faded(), direction="image to mask")
-    mask = jnp.zeros((2, 8, 8), jnp.int32).at[:, :, 4:].set(1)
-    batch = {"image": mask[..., None] * 1.0, "mask": mask, "valid": jnp.ones(2, bool)}
-    params = task.init(jax.random.key(0), batch).get("params", {})
-    found = compute_all(task.evaluate(params | {"generator": {}}, {}, batch, jax.random.key(0)))
+    mask = np.zeros((2, 8, 8), np.int32)
+    mask[:, :, 4:] = 1
+    batch = {"image": np.float32(mask[..., None]), "mask": mask, "valid": np.ones(2, bool)}
+    params = drawn_variables(task, batch)[0] | {"generator": {}}
+    found = compute_all(jax.jit(task.evaluate)(params, {}, batch, jax.random.key(0)))
     assert found["sharpness"] == pytest.approx(np.tanh(0.3), rel=1e-5)
 
 
@@ -174,7 +198,7 @@ def test_without_a_say_the_discriminator_does_not_play(params):
     task = replace(TASK, adversarial=0.0)
     (only,) = task.players()
     assert only.name == "generator"
-    value, aux = task.generator_loss(params, {}, batch_of(), jax.random.key(0), 0)
+    value, aux = jax.jit(task.generator_loss)(params, {}, batch_of(), jax.random.key(0), 0)
     assert aux.metrics.keys() == {"l1"}
     assert float(value) == pytest.approx(20 * compute_all(aux.metrics)["l1"], rel=1e-6)
 
@@ -182,16 +206,22 @@ def test_without_a_say_the_discriminator_does_not_play(params):
 DIRECTIONS = pytest.mark.parametrize("direction", ["mask to image", "image to mask"])
 
 
-def losses_of(task: Translate, params: Any, batch: dict[str, Any]) -> Any:
-    """Values, gradients and metrics of both players, and what is evaluated."""
+@partial(jax.jit, static_argnums=0)
+def played_by(task: Translate, params: Any, batch: dict[str, Any]) -> Any:
     key = jax.random.key(3)
     played = [
         jax.value_and_grad(loss, has_aux=True)(params, {}, batch, key, 0)
         for loss in (task.generator_loss, task.discriminator_loss)
     ]
+    return played, task.evaluate(params, {}, batch, key)
+
+
+def losses_of(task: Translate, params: Any, batch: dict[str, Any]) -> Any:
+    """Values, gradients and metrics of both players, and what is evaluated."""
+    played, evaluated = jax.device_get(played_by(task, params, batch))
     return [
         ((value, compute_all(aux.metrics)), gradient) for (value, aux), gradient in played
-    ], compute_all(task.evaluate(params, {}, batch, key))
+    ], compute_all(evaluated)
 
 
 @DIRECTIONS
@@ -200,22 +230,23 @@ def test_ignored_pixels_are_worth_nothing_wherever_they_are(params, direction):
     task, batch = replace(TASK, direction=direction), batch_of()
     ignored = np.random.default_rng(0).random((4, 16, 16)) < 0.3
     ignored[2] = True  # an image of which nothing counts
-    batch["mask"] = jnp.where(ignored, IGNORE, batch["mask"])
+    batch["mask"] = np.where(ignored, IGNORE, batch["mask"])
     played, evaluated = losses_of(task, params, batch)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((played, evaluated)))
     assert 0 <= evaluated["l1"] <= 1
     if direction == "mask to image":  # the image below is not known to any of them
-        below = batch | {"image": jnp.where(ignored[..., None], 0.123, batch["image"])}
+        image = np.where(ignored[..., None], np.float32(0.123), batch["image"])
+        below = batch | {"image": image}
         again = losses_of(task, params, below)
         assert_trees_close(again, (played, evaluated), rtol=1e-6, atol=1e-7)
     else:
-        image = 2 * batch["image"] - 1
-        made = np.tanh(TASK.generator.apply({"params": params["generator"]}, image))[..., 0]
+        # A UNet without dropout or norm makes the same in training and in evaluation.
+        made = np.asarray(generated(params, signed(batch)[0]))[..., 0]
         counted = ~ignored[:2]  # the third is all ignored, the fourth is padding
-        errors = np.abs(made[:2] - (2.0 * np.asarray(batch_of()["mask"])[:2] - 1)) / 2
+        errors = np.abs(made[:2] - (2.0 * batch_of()["mask"][:2] - 1)) / 2
         by_image = [error[seen].mean() for error, seen in zip(errors, counted, strict=True)]
         assert evaluated["l1"] == pytest.approx(np.mean(by_image), rel=1e-5)
-        right = (made[:2] > 0) == np.asarray(batch_of()["mask"])[:2]
+        right = (made[:2] > 0) == batch_of()["mask"][:2]
         assert evaluated["accuracy"] == pytest.approx(right[counted].mean(), rel=1e-6)
 
 
@@ -223,25 +254,47 @@ def test_ignored_pixels_are_worth_nothing_wherever_they_are(params, direction):
 def test_no_pair_can_be_told_by_its_ignored_pixels(params, direction):
     """Truth and what is made are alike there, and as they were elsewhere."""
     task, batch = replace(TASK, direction=direction), batch_of()
-    batch["mask"] = batch["mask"].at[:, :, :8].set(IGNORE)
-    given, target, counted = task._pair(batch)
-    made, _ = task._make(params, {}, given, counted, jax.random.key(0))
-    raw = jnp.tanh(TASK.generator.apply({"params": params["generator"]}, given, train=True))
-    assert np.asarray(raw)[:, :, :8].any()
-    np.testing.assert_array_equal(made, raw.at[:, :, :8].set(0))
-    whole = task._pair(batch_of())[1]
-    np.testing.assert_array_equal(target, whole.at[:, :, :8].set(0))
+    batch["mask"][:, :, :8] = IGNORE
+
+    @jax.jit
+    def pairs(params: Any) -> Any:
+        given, target, counted = task._pair(batch)
+        made, _ = task._make(params, {}, given, counted, jax.random.key(0))
+        raw = jnp.tanh(TASK.generator.apply({"params": params["generator"]}, given, train=True))
+        return made, raw, target, task._pair(batch_of())[1]
+
+    made, raw, target, whole = map(np.array, pairs(params))
+    assert raw[:, :, :8].any()
+    raw[:, :, :8] = whole[:, :, :8] = 0
+    np.testing.assert_array_equal(made, raw)
+    np.testing.assert_array_equal(target, whole)
 
 
-@pytest.mark.parametrize("label", [2, 254])
-def test_a_mask_of_another_class_is_not_a_number_in_any_example(params, label):
+def test_a_mask_of_another_class_is_not_a_number_in_any_example(params):
+    @jax.jit
+    def losses(batch: Any) -> Any:
+        both = TASK.generator_loss, TASK.discriminator_loss
+        return [loss(params, {}, batch, jax.random.key(0), 0)[0] for loss in both]
+
     batch = batch_of()
-    batch["mask"] = batch["mask"].at[3, 0, 0].set(label)
-    for loss in (TASK.generator_loss, TASK.discriminator_loss):
-        assert np.isnan(loss(params, {}, batch, jax.random.key(0), 0)[0])
+    assert np.isfinite(losses(batch)).all()
+    for label in (2, 254):
+        batch["mask"][3, 0, 0] = label
+        assert np.isnan(losses(batch)).all()
 
 
-def test_masks_with_ignored_pixels_after_those_that_are_looked_at_are_learned(tmp_path):
+class Pixels(nn.Module):
+    """Looks at one pixel at a time, as a generator or as a discriminator."""
+
+    @nn.compact
+    def __call__(self, x: Any, *, condition: Any = None, train: bool = False) -> Any:
+        both = x if condition is None else jnp.concatenate([x, condition], axis=-1)
+        return nn.Dense(1)(both)
+
+
+def test_masks_with_ignored_pixels_after_those_that_are_looked_at_are_learned(
+    tmp_path, training_alone
+):
     """The 17th mask on has some: the error stays one of values in [0, 1]."""
 
     def partly(split: str) -> Examples:
@@ -251,7 +304,7 @@ def test_masks_with_ignored_pixels_after_those_that_are_looked_at_are_learned(tm
         return Examples(Arrays(arrays), ("dark", "bright"))
 
     experiment = Experiment(
-        task=replace(TASK, direction="image to mask"),
+        task=Translate(Pixels(), Pixels(), direction="image to mask"),
         data=Data(source=partly, batch=8, eval_batch=8),
         loop=Loop(duration="5 steps", evaluate_every="5 steps", previews=0),
     )

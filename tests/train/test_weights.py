@@ -240,10 +240,9 @@ def test_a_task_that_maps_images_itself_says_so():
 
 
 def tiny_file(path: Path) -> tuple[Weights, dict]:
-    variables = jax.tree.map(
-        lambda x: np.asarray(x) + np.float32(0.25),
-        Tiny().init(jax.random.key(5), jnp.zeros((1, 8, 8, 1))),
-    )
+    images = np.zeros((1, 8, 8, 1), np.float32)
+    random = jax.jit(Tiny().init)(jax.random.key(5), images)
+    variables = jax.tree.map(lambda x: np.asarray(x) + np.float32(0.25), random)
     described = {"mean": [0.0], "std": [1.0], "image": [8, 8, 1]}
     return saved(path, variables, **described), variables
 
@@ -265,9 +264,8 @@ def test_weights_lie_as_the_state_does_and_train_as_if_they_had_been_drawn(tmp_p
     params, mutable = variables["params"], {"batch_stats": variables["batch_stats"]}
     values = replace(random, params=params, mutable=mutable)
     values = replace(values, ema={"params": params, "mutable": mutable})
-    other = jax.tree.map(
-        lambda value, like: jax.device_put(jnp.copy(value), like.sharding), values, random
-    )
+    places = jax.tree.map(lambda like: like.sharding, random)
+    other = jax.jit(partial(jax.tree.map, jnp.copy), out_shardings=places)(values)
     store, dispatch = feed.store(), program.compile()
     for _ in range(2):  # donates the first state
         items = feed.take(1, 1)
@@ -307,6 +305,7 @@ def test_the_state_of_an_optimizer_begins_alike_whatever_the_parameters_are(meth
         assert_trees_equal(*pair)
 
 
+@pytest.mark.usefixtures("training_alone")
 def test_a_run_begins_with_its_weights_and_goes_on_without_their_file(tmp_path):
     path = tmp_path / "tiny.safetensors"
     weights, variables = tiny_file(path)

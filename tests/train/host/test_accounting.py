@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from opsin.config.tree import override
 from opsin.data.sources import synthetic
 from opsin.models.classification.lenet import LeNet5
-from opsin.models.classification.resnet import ResNet20
+from opsin.models.classification.resnet import ResNet20, cifar_resnet
 from opsin.models.classification.vit import ViT, ViTCifar
 from opsin.train.experiment import Experiment
 from opsin.train.host.accounting import Work, matmul_peak, measured_work, median_rates, model_flops
@@ -171,12 +171,15 @@ LENET = (
     28 * 28 * 5 * 5 * 3 * 6,
     10 * 10 * 5 * 5 * 6 * 16 + 5 * 5 * 16 * 120 + 120 * 84 + 84 * 10,
 )
-RESNET20 = (
-    32 * 32 * 9 * 3 * 16,
-    6 * (32 * 32 * 9 * 16 * 16)
-    + (16 * 16 * 9 * 16 * 32 + 5 * 16 * 16 * 9 * 32 * 32)
-    + (8 * 8 * 9 * 32 * 64 + 5 * 8 * 8 * 9 * 64 * 64)
-    + 64 * 10,
+RESNET8, RESNET20 = (  # of so many blocks a stage, each of two convolutions
+    (
+        32 * 32 * 9 * 3 * 16,
+        2 * blocks * (32 * 32 * 9 * 16 * 16)
+        + (16 * 16 * 9 * 16 * 32 + (2 * blocks - 1) * 16 * 16 * 9 * 32 * 32)
+        + (8 * 8 * 9 * 32 * 64 + (2 * blocks - 1) * 8 * 8 * 9 * 64 * 64)
+        + 64 * 10,
+    )
+    for blocks in (1, 3)
 )
 VIT = (  # 65 tokens of 384 numbers: queries, keys, values and output; attention; the MLP
     64 * (4 * 4 * 3) * 384,
@@ -186,8 +189,13 @@ VIT = (  # 65 tokens of 384 numbers: queries, keys, values and output; attention
 
 @pytest.mark.parametrize(
     ("model", "first", "rest"),
-    [(LeNet5(), *LENET), (ResNet20(), *RESNET20), (ViTCifar(), *VIT)],
-    ids=["LeNet-5", "ResNet-20", "ViT"],
+    [
+        (LeNet5(), *LENET),
+        (cifar_resnet(8), *RESNET8),
+        pytest.param(ResNet20(), *RESNET20, marks=pytest.mark.proofs),
+        (ViTCifar(), *VIT),
+    ],
+    ids=["LeNet-5", "ResNet-8", "ResNet-20", "ViT"],
 )
 def test_a_training_step_is_three_forward_passes_but_for_the_gradient_of_the_images(
     model, first: int, rest: int
@@ -211,9 +219,14 @@ def test_a_training_step_is_three_forward_passes_but_for_the_gradient_of_the_ima
     ],
     ids=["dispatch", "microbatches", "streamed", "fsdp", "pmap"],
 )
-def test_a_step_is_the_same_work_however_it_is_laid_out(layout):
-    one = override(make_tiny(), {"parallel.data": 1})
-    assert step_flops(override(one, layout)) == step_flops(one)
+def test_a_step_is_the_same_work_however_it_is_laid_out(plainly, layout):
+    assert step_flops(override(make_tiny(), {"parallel.data": 1} | layout)) == plainly
+
+
+@pytest.fixture(scope="module")
+def plainly() -> int:
+    """On one device, the whole batch at once."""
+    return step_flops(override(make_tiny(), {"parallel.data": 1}))
 
 
 def step_flops(experiment: Experiment) -> int:

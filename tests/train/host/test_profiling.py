@@ -16,7 +16,9 @@ from opsin.train.loop import fit
 from opsin.train.settings import SettingError
 from tests.train.conftest import make_tiny
 
-LATE = {"parallel.data": 1, "loop.evaluate_every": "6 steps", "loop.checkpoint_every": "6 steps"}
+pytestmark = pytest.mark.usefixtures("training_alone")
+
+LATE = {"parallel.data": 1, "data.eval_splits": {}, "loop.checkpoint_every": "6 steps"}
 
 
 @pytest.mark.parametrize(("length", "traced", "count"), [(1, "2 to 3", 2), (3, "1 to 3", 3)])
