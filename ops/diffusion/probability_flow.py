@@ -3,13 +3,15 @@
 Song et al., 2021, arXiv:2011.13456, section 4.3.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import diffrax
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend import core as jax_core
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float, Int, Key
 
@@ -59,7 +61,7 @@ def solve(
         return probability_flow(denoiser, process, x, t)
 
     ends = (1.0, process.start) if reverse else (process.start, 1.0)
-    flow = _over_batch(slope, len(x))
+    flow = _over_batch(slope, x, _times(x))
     x, steps = _integrate(lambda t, x, _: flow(x, t), ends, x, None, tolerance, max_steps)
     return Solution(x, steps)
 
@@ -121,12 +123,12 @@ def log_likelihood(
         values, diagonal = lax.map(lambda e: along(jnp.broadcast_to(e, x.shape)), basis)
         return values[0], jnp.sum(diagonal, axis=0)
 
-    flow = _over_batch(slopes, len(x))
+    probes = jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], jnp.float32))(keys)
+    flow = _over_batch(slopes, x, _times(x), probes)
 
     def extended(t: Array, state: tuple[Array, Array], probe: Array) -> tuple[Array, Array]:
         return flow(state[0], t, probe)
 
-    probes = jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], jnp.float32))(keys)
     ends, start = (process.start, 1.0), (x, jnp.zeros(len(x)))
     (latent, change), steps = _integrate(extended, ends, start, probes, tolerance, max_steps)
     prior = norm.logpdf(latent, scale=process.prior_std)
@@ -164,27 +166,41 @@ def _integrate(
     return jax.vmap(one)(start, arguments)
 
 
-def _over_batch(function: Callable[..., Any], size: int) -> Callable[..., Any]:
+def _times(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((len(x),), jnp.float32)
+
+
+def _over_batch(function: Callable[..., Any], *shapes: Any) -> Callable[..., Any]:
     """A function of a batch as one of an image, which ``vmap`` turns back into that of the batch.
 
     So that a solver of one image's equation, mapped over images, asks the model for all of them at
     once, as it is; models may be bound to the labels of the batch. To be called under ``vmap``
     only.
+
+    Args:
+        function: of arrays [batch, ...]; what it closes over may be traced, such as parameters.
+        shapes: arrays like its arguments.
     """
+    # A custom rule must not close over what is traced, so that all of it is handed over.
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*shapes)
+    tree, known = jax.tree.structure(shape), len(closed.consts)
+
+    def evaluated(constants: Sequence[Array], every: Sequence[Array]) -> Any:
+        whole = jax_core.jaxpr_as_fun(jax_core.ClosedJaxpr(closed.jaxpr, constants))
+        return jax.tree.unflatten(tree, whole(*every))
 
     @jax.custom_batching.custom_vmap
     def of_one(*arguments: Array) -> Any:
-        batch = [jax.ShapeDtypeStruct((size, *jnp.shape(a)), jnp.result_type(a)) for a in arguments]
-        results = jax.eval_shape(function, *batch)
-        return jax.tree.map(lambda y: jnp.zeros(y.shape[1:], y.dtype), results)  # types alone
+        del arguments
+        return jax.tree.map(lambda y: jnp.zeros(y.shape[1:], y.dtype), shape)  # types alone
 
     @of_one.def_vmap
     def _of_all(axis_size: int, mapped: list[bool], *arguments: Array) -> tuple[Any, Any]:
-        every = (
+        every = [
             a if has_axis else jnp.broadcast_to(a, (axis_size, *jnp.shape(a)))
-            for a, has_axis in zip(arguments, mapped, strict=True)
-        )
-        results = function(*every)
+            for a, has_axis in zip(arguments[known:], mapped[known:], strict=True)
+        ]
+        results = evaluated(arguments[:known], every)
         return results, jax.tree.map(lambda _: True, results)
 
-    return of_one
+    return partial(of_one, *closed.consts)

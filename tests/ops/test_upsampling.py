@@ -8,23 +8,26 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from opsin.ops import upsampling
 from opsin.ops.convolution.dispatch import convolve
-from opsin.ops.upsampling import (
-    bed_of_nails,
-    bilinear_kernel,
-    max_pool_with_positions,
-    max_unpool,
-    transposed_convolution,
-    upsample_bilinear,
-    upsample_nearest,
-)
+from opsin.ops.upsampling import bilinear_kernel
 
 NHWC = ("NHWC", "HWIO", "NHWC")
+
+# Compiled, which takes less time here than to run operation by operation.
+transposed_convolution = jax.jit(
+    upsampling.transposed_convolution, static_argnames=("strides", "padding", "output_padding")
+)
+bed_of_nails = jax.jit(upsampling.bed_of_nails, static_argnames="factor")
+upsample_nearest = jax.jit(upsampling.upsample_nearest, static_argnames="factor")
+upsample_bilinear = jax.jit(upsampling.upsample_bilinear, static_argnames="size")
+max_pool_with_positions = jax.jit(upsampling.max_pool_with_positions, static_argnames="window")
+max_unpool = jax.jit(upsampling.max_unpool, static_argnames=("window", "size"))
 
 
 def draw(*shapes):
     rng = np.random.default_rng(0)
-    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
 
 
 def transposed_numpy(x, kernel, strides, padding, output_padding):
@@ -70,21 +73,26 @@ def test_it_is_the_adjoint_of_the_convolution_and_so_are_its_gradients():
     # <convolve(image, w), x> = <image, transposed(x, w)>: one trilinear form, seen from each side.
     image, x, kernel = draw((2, 8, 7, 2), (2, 4, 3, 5), (3, 3, 5, 2))
     options = {"strides": (2, 3), "padding": (1, 1), "output_padding": (1, 0)}
-    forward = convolve(
-        image, kernel.swapaxes(2, 3), (2, 3), ((1, 1), (1, 1)), dimension_numbers=NHWC
-    )
-    value, pullback = jax.vjp(partial(transposed_convolution, **options), x, kernel)
-    of_x, of_kernel = pullback(image)
-    expected = jnp.vdot(forward, x)
-    for number in (jnp.vdot(image, value), jnp.vdot(of_x, x), jnp.vdot(of_kernel, kernel)):
-        np.testing.assert_allclose(number, expected, rtol=1e-5)
+
+    @jax.jit
+    def numbers(image, x, kernel):
+        forward = convolve(
+            image, kernel.swapaxes(2, 3), (2, 3), ((1, 1), (1, 1)), dimension_numbers=NHWC
+        )
+        value, pullback = jax.vjp(partial(transposed_convolution, **options), x, kernel)
+        of_x, of_kernel = pullback(image)
+        pairs = ((forward, x), (image, value), (of_x, x), (of_kernel, kernel))
+        return jnp.stack([jnp.vdot(*pair) for pair in pairs])
+
+    expected, *others = np.asarray(numbers(image, x, kernel))
+    np.testing.assert_allclose(others, [expected] * 3, rtol=1e-5)
 
 
 def test_transposed_convolution_under_vmap():
     x, kernel = draw((3, 3, 4, 3), (4, 4, 3, 2))
     enlarge = partial(transposed_convolution, strides=2, padding=1)
-    each = jax.vmap(enlarge, in_axes=(0, None))(x[:, None], kernel)
-    np.testing.assert_allclose(each[:, 0], enlarge(x, kernel), atol=1e-5)
+    each = jax.jit(jax.vmap(enlarge, in_axes=(0, None)))(x[:, None], kernel)
+    np.testing.assert_allclose(np.asarray(each)[:, 0], enlarge(x, kernel), atol=1e-5)
 
 
 def test_it_is_one_native_convolution_on_accelerators():
@@ -105,6 +113,7 @@ def test_a_bilinear_kernel_interpolates_inside(factor):
     exact = upsample_bilinear(x, (5 * factor, 6 * factor))
     assert learned.shape == exact.shape
     inside = (slice(None), slice(factor, -factor), slice(factor, -factor))
+    learned, exact = map(np.asarray, (learned, exact))
     np.testing.assert_allclose(learned[inside], exact[inside], atol=1e-5)
 
 
@@ -119,7 +128,7 @@ def test_bilinear_kernel_is_that_of_the_paper():
 @pytest.mark.parametrize("size", [(10, 12), (13, 31), (5, 6), (3, 4), (1, 1)])
 def test_bilinear_upsampling_equals_numpy(size):
     (x,) = draw((2, 5, 6, 3))
-    expected = np.asarray(x)
+    expected = x
     for axis, count in enumerate(size, start=1):
         side = expected.shape[axis]
         places = np.clip((np.arange(count) + 0.5) * side / count - 0.5, 0, side - 1)
@@ -129,9 +138,10 @@ def test_bilinear_upsampling_equals_numpy(size):
 
 
 def test_a_constant_stays_constant():
-    x = jnp.full((1, 3, 4, 2), 0.3)
-    np.testing.assert_allclose(upsample_bilinear(x, (7, 11)), jnp.full((1, 7, 11, 2), 0.3), 1e-6)
-    np.testing.assert_array_equal(upsample_nearest(x, (2, 3)), jnp.full((1, 6, 12, 2), 0.3))
+    x = np.full((1, 3, 4, 2), 0.3, np.float32)
+    large = np.full((1, 7, 11, 2), 0.3, np.float32)
+    np.testing.assert_allclose(upsample_bilinear(x, (7, 11)), large, 1e-6)
+    np.testing.assert_array_equal(upsample_nearest(x, (2, 3)), large[:, :6, :1].repeat(12, axis=2))
 
 
 def test_nearest_and_bed_of_nails():
@@ -149,39 +159,46 @@ def test_nearest_and_bed_of_nails():
 @pytest.mark.parametrize(("size", "window"), [((4, 6), 2), ((6, 8), (3, 2)), ((5, 7), (2, 3))])
 def test_unpooling_keeps_the_maxima_in_their_places(size, window):
     (x,) = draw((2, *size, 3))
-    values, positions = max_pool_with_positions(x, window)
+    values, positions = map(np.asarray, max_pool_with_positions(x, window))
     rows, columns = window if isinstance(window, tuple) else (window, window)
-    expected, kept = np.zeros_like(x), np.asarray(x)
+    expected = np.zeros_like(x)
     for i in range(0, size[0], rows):
         for j in range(0, size[1], columns):
-            part = kept[:, i : i + rows, j : j + columns]
+            part = x[:, i : i + rows, j : j + columns]
             largest = part.max((1, 2), keepdims=True)
             expected[:, i : i + rows, j : j + columns] = np.where(part == largest, part, 0)
             np.testing.assert_array_equal(values[:, i // rows, j // columns], largest[:, 0, 0])
     np.testing.assert_array_equal(max_unpool(values, positions, window, size), expected)
-    again = max_pool_with_positions(jnp.maximum(max_unpool(values, positions, window), 0), window)
-    np.testing.assert_array_equal(again[0], jnp.maximum(values, 0))
+    unpooled = np.asarray(max_unpool(values, positions, window))
+    again, _ = max_pool_with_positions(np.maximum(unpooled, 0), window)
+    np.testing.assert_array_equal(again, np.maximum(values, 0))
 
 
 def test_the_first_of_equal_pixels_is_taken_with_the_whole_gradient():
-    x = jnp.array([[1.0, 3, 0], [3, 2, 0]])[None, :, :, None]
-    values, positions = max_pool_with_positions(x, 2)
+    x = np.float32([[1, 3, 0], [3, 2, 0]])[None, :, :, None]
+
+    @jax.jit
+    def run(x):
+        values, positions = max_pool_with_positions(x, 2)
+        gradient = jax.grad(lambda x: max_pool_with_positions(x, 2)[0].sum())(x)
+        back = jax.grad(lambda v: (max_unpool(v, positions, 2, (2, 3)) * x).sum())(values)
+        return values, positions, gradient, back
+
+    values, positions, gradient, back = map(np.asarray, run(x))
     np.testing.assert_array_equal(values[0, ..., 0], [[3, 0]])
     np.testing.assert_array_equal(positions[0, ..., 0], [[1, 0]])
-    gradient = jax.grad(lambda x: max_pool_with_positions(x, 2)[0].sum())(x)
     np.testing.assert_array_equal(gradient[0, ..., 0], [[0, 1, 1], [0, 0, 0]])
-    back = jax.grad(lambda v: (max_unpool(v, positions, 2, (2, 3)) * x).sum())(values)
     np.testing.assert_array_equal(back, values)
 
 
 def test_pooling_hides_no_nan_and_no_infinity():
-    x = jnp.array([[jnp.nan, 1], [2, 3]])[None, :, :, None]
-    assert jnp.isnan(max_pool_with_positions(x, 2)[0]).all()
-    values, _ = max_pool_with_positions(jnp.full((1, 3, 3, 1), -jnp.inf), 2)
-    np.testing.assert_array_equal(values, jnp.full((1, 2, 2, 1), -jnp.inf))
+    x = np.float32([[np.nan, 1], [2, 3]])[None, :, :, None]
+    assert np.isnan(max_pool_with_positions(x, 2)[0]).all()
+    values, _ = max_pool_with_positions(np.full((1, 3, 3, 1), -np.inf, np.float32), 2)
+    np.testing.assert_array_equal(values, np.full((1, 2, 2, 1), -np.inf))
 
 
-X, KERNEL = jnp.zeros((1, 3, 3, 2)), jnp.zeros((2, 2, 2, 4))
+X, KERNEL = np.zeros((1, 3, 3, 2), np.float32), np.zeros((2, 2, 2, 4), np.float32)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ def inputs():
     return x, kernel, np.zeros((2, 4, 7, 6, 2), np.float32), np.ones((2, 4, 7, 6), np.float32)
 
 
+@partial(jax.jit, static_argnames="groups")
 def ordinary(x, kernel, groups=1):
     return convolve(
         x,
@@ -37,7 +38,7 @@ def ordinary(x, kernel, groups=1):
     )
 
 
-deformable = jax.jit(partial(deformable_convolution, **GEOMETRY))
+deformable = jax.jit(partial(deformable_convolution, **GEOMETRY), static_argnames="groups")
 
 
 def pixel(image, y, x):
@@ -76,7 +77,7 @@ def test_zero_offsets_and_a_mask_of_ones_are_the_ordinary_convolution(inputs):
     expected = ordinary(x, kernel)
     for result in (deformable(x, kernel, offsets, mask), deformable(x, kernel, offsets)):
         np.testing.assert_allclose(result, expected, atol=1e-5)
-    grouped = deformable_convolution(x, kernel[:, :, :2], offsets, groups=2, **GEOMETRY)
+    grouped = deformable(x, kernel[:, :, :2], offsets, groups=2)
     np.testing.assert_allclose(grouped, ordinary(x, kernel[:, :, :2], groups=2), atol=1e-5)
 
 
@@ -100,8 +101,8 @@ def test_a_constant_whole_offset_is_a_shifted_image(inputs):
 
 def test_half_a_pixel_is_the_mean_of_neighbours_and_outside_is_zero(inputs):
     image = inputs[0][:1]
-    places = jnp.array([[2, 3.5], [2.5, 3], [2.5, 3.5], [-0.5, 2], [6.5, 5.5], [-1, 2], [3, 99]])
-    found = sample_bilinear(image, places[None])[0]
+    places = [[2, 3.5], [2.5, 3], [2.5, 3.5], [-0.5, 2], [6.5, 5.5], [-1, 2], [3, 99]]
+    (found,) = np.asarray(jax.jit(sample_bilinear)(image, np.float32([places])))
     one = image[0]
     expected = [
         (one[2, 3] + one[2, 4]) / 2,
@@ -144,17 +145,19 @@ def test_gradients_are_those_of_finite_differences(inputs):
 def test_vmap_and_half_precision(inputs):
     x, kernel, offsets, mask = inputs
     offsets = offsets + np.float32([0.25, -0.5])
-    one = partial(deformable_convolution, **GEOMETRY)
-    each = jax.vmap(lambda x, o, m: one(x[None], kernel, o[None], m[None])[0])(x, offsets, mask)
+    mapped = jax.vmap(lambda x, o, m: deformable(x[None], kernel, o[None], m[None])[0])
+    each = jax.jit(mapped)(x, offsets, mask)
     np.testing.assert_allclose(each, deformable(x, kernel, offsets, mask), atol=1e-5)
-    half = deformable(jnp.bfloat16(x), jnp.bfloat16(kernel), offsets)
+    half = deformable(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), offsets)
     assert half.dtype == jnp.bfloat16
-    np.testing.assert_allclose(half.astype(jnp.float32), deformable(x, kernel, offsets), atol=0.3)
+    plain = deformable(x, kernel, offsets)
+    np.testing.assert_allclose(np.asarray(half, np.float32), plain, atol=0.3)
     # Coordinates are not rounded: bfloat16 has no 300.5.
-    row = jnp.bfloat16(np.arange(400) % 2)[None, None, :, None]
-    halves = jnp.full((1, 1, 400, 1, 2), jnp.bfloat16([0, 0.5]))
-    between = deformable_convolution(row, jnp.ones((1, 1, 1, 1), jnp.bfloat16), halves)
-    np.testing.assert_array_equal(between[0, 0, :-1].astype(jnp.float32), 0.5)
+    row = (np.arange(400) % 2).reshape(1, 1, 400, 1)
+    halves = np.tile([0, 0.5], (1, 1, 400, 1, 1))
+    arguments = (a.astype(jnp.bfloat16) for a in (row, np.ones((1, 1, 1, 1)), halves))
+    between = np.asarray(jax.jit(deformable_convolution)(*arguments), np.float32)
+    np.testing.assert_array_equal(between[0, 0, :-1], 0.5)
 
 
 def test_shapes_that_do_not_fit_are_refused(inputs):
@@ -176,10 +179,10 @@ def test_a_new_layer_is_the_plain_convolution_or_half_of_it(modulated, inputs, k
     layer = DeformableConv(5, (3, 3), modulated=modulated, **FIELDS)
     variables = jax.jit(layer.init)(key, x)
     plain = Conv(5, (3, 3), **FIELDS)
-    weights = {name: variables["params"][name] + 0.5 for name in ("kernel", "bias")}
-    expected = plain.apply({"params": weights | {"bias": jnp.zeros(5)}}, x)
-    expected = (expected / 2 if modulated else expected) + weights["bias"]
-    result = layer.apply({"params": variables["params"] | weights}, x)
+    weights = {name: np.asarray(variables["params"][name]) + 0.5 for name in ("kernel", "bias")}
+    expected = jax.jit(plain.apply)({"params": weights | {"bias": np.zeros(5)}}, x)
+    expected = (expected / 2 if modulated else np.asarray(expected)) + weights["bias"]
+    result = jax.jit(layer.apply)({"params": variables["params"] | weights}, x)
     np.testing.assert_allclose(result, expected, atol=1e-5)
     offsets = variables["params"]["offsets"]["kernel"]
     assert offsets.shape == (3, 3, 4, 27 if modulated else 18)
@@ -190,19 +193,29 @@ def test_the_layer_predicts_offsets_and_weights_and_learns_them(inputs, key):
     layer = DeformableConv(5, (3, 3), use_bias=False, **FIELDS)
     rng = np.random.default_rng(3)
     shapes = jax.eval_shape(layer.init, key, x)["params"]
-    params = jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.3, s.shape), s.dtype), shapes)
+    params = jax.tree.map(lambda s: rng.normal(0, 0.3, s.shape).astype(s.dtype), shapes)
     assert params.keys() == {"kernel", "offsets"}
-    predicted = Conv(27, (3, 3), **FIELDS).apply({"params": params["offsets"]}, x)
-    expected = deformable_convolution(
-        x,
-        params["kernel"],
-        predicted[..., :18].reshape(*predicted.shape[:3], 9, 2),
-        1 / (1 + jnp.exp(-predicted[..., 18:])),
-        strides=(2, 2),
-        padding=((2, 2), (2, 2)),
-        dilation=(2, 2),
-    )
-    np.testing.assert_allclose(layer.apply({"params": params}, x), expected, atol=1e-5)
-    gradients = jax.jit(jax.grad(lambda p: jnp.sum(layer.apply({"params": p}, x) ** 2)))(params)
-    for gradient in (gradients["kernel"], gradients["offsets"]["kernel"]):
+
+    @jax.jit
+    def by_hand(params):
+        predicted = Conv(27, (3, 3), **FIELDS).apply({"params": params["offsets"]}, x)
+        return deformable_convolution(
+            x,
+            params["kernel"],
+            predicted[..., :18].reshape(*predicted.shape[:3], 9, 2),
+            1 / (1 + jnp.exp(-predicted[..., 18:])),
+            strides=(2, 2),
+            padding=((2, 2), (2, 2)),
+            dilation=(2, 2),
+        )
+
+    @jax.jit
+    @partial(jax.grad, has_aux=True)
+    def slopes(params):
+        result = layer.apply({"params": params}, x)
+        return jnp.sum(result**2), result
+
+    gradients, result = slopes(params)
+    np.testing.assert_allclose(result, by_hand(params), atol=1e-5)
+    for gradient in map(np.asarray, (gradients["kernel"], gradients["offsets"]["kernel"])):
         assert np.any(gradient != 0, axis=(0, 1, 2)).all()

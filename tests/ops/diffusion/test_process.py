@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ PROCESSES = (Discrete(), VariancePreserving(), VarianceExploding(), SubVarianceP
 
 
 def draw(seed, shape=(4, 3, 2)):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
 def test_marginals_are_those_of_the_chain():
@@ -45,13 +46,19 @@ def test_marginals_are_those_of_the_chain():
 
 
 def test_draws_of_a_time_have_its_levels():
-    schedule, t = Discrete(), jnp.array([1, 500, 1000])
-    levels = schedule.levels(t)
+    schedule = Discrete()
     x0, noise = draw(0, (3, 5)), draw(1, (3, 5))
-    expected = np.asarray(levels.alpha)[:, None] * x0 + np.asarray(levels.sigma)[:, None] * noise
-    np.testing.assert_allclose(diffuse(x0, noise, levels), expected, rtol=1e-6)
-    whole = diffuse(x0, noise, schedule.levels(jnp.array(500)))
-    np.testing.assert_allclose(whole[1], expected[1], rtol=1e-6)
+
+    @jax.jit
+    def run(t):
+        levels = schedule.levels(t)
+        return levels, diffuse(x0, noise, levels)
+
+    levels, found = jax.tree.map(np.asarray, run(np.array([1, 500, 1000])))
+    expected = levels.alpha[:, None] * x0 + levels.sigma[:, None] * noise
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    _, whole = run(np.array(500))
+    np.testing.assert_allclose(np.asarray(whole)[1], expected[1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
@@ -89,11 +96,20 @@ def test_reverse_variances_and_what_lies_between():
     np.testing.assert_allclose(np.exp(large), betas[::-1], rtol=1e-9)
     assert np.all(small <= large)
     assert small[-1] == small[-2]  # log 0 otherwise
-    fraction = jnp.array([0.0, 1.0, 0.5])
+    fraction = np.float32([0.0, 1.0, 0.5])
     mixed = interpolated_log_variance(fraction, small[0], large[0])
     np.testing.assert_allclose(mixed, [small[0], large[0], (small[0] + large[0]) / 2], rtol=1e-6)
     alone = reverse_log_variances(schedule.levels(np.array([50, 0])))
     assert np.isfinite(alone).all()
+
+
+@partial(jax.jit, static_argnames=("source", "target"))
+def there_and_back(x0, noise, levels, source, target):
+    x_t = diffuse(x0, noise, levels)
+    first = target_value(x0, noise, levels, source)
+    second = convert(first, x_t, levels, source=source, target=target)
+    expected = target_value(x0, noise, levels, target)
+    return first, second, expected, convert(second, x_t, levels, source=target, target=source)
 
 
 @given(
@@ -104,24 +120,19 @@ def test_reverse_variances_and_what_lies_between():
 )
 @settings(max_examples=60, deadline=None)
 def test_conversions_are_true_and_inverses(alpha, sigma, seed, pair):
-    source, target = pair
-    levels = Levels(jnp.float32(alpha), jnp.float32(sigma))
-    x0, noise = (np.random.default_rng(seed).normal(size=(2, 3, 4))).astype(np.float32)
-    x_t = diffuse(jnp.asarray(x0), jnp.asarray(noise), levels)
-    first = target_value(jnp.asarray(x0), jnp.asarray(noise), levels, source)
-    second = convert(first, x_t, levels, source=source, target=target)
+    x0, noise = np.random.default_rng(seed).normal(size=(2, 3, 4)).astype(np.float32)
     # Rounding is of x_t, and what is divided by α or σ is as much larger.
     atol = 1e-5 * max(1, sigma) / min(alpha, sigma, 1) ** 2
-    expected = target_value(jnp.asarray(x0), jnp.asarray(noise), levels, target)
+    first, second, expected, back = there_and_back(x0, noise, Levels(alpha, sigma), *pair)
     np.testing.assert_allclose(second, expected, rtol=1e-4, atol=atol)
-    back = convert(second, x_t, levels, source=target, target=source)
     np.testing.assert_allclose(back, first, rtol=1e-4, atol=10 * atol)
 
 
 def test_targets_are_the_papers():
     alpha, sigma = 0.8, 0.6
     x0, noise = draw(2), draw(3)
-    values = {t: target_value(x0, noise, Levels(alpha, sigma), t) for t in TARGETS}
+    value = jax.jit(target_value, static_argnums=3)
+    values = {t: value(x0, noise, Levels(alpha, sigma), t) for t in TARGETS}
     np.testing.assert_allclose(values["v"], alpha * noise - sigma * x0, rtol=1e-6)
     np.testing.assert_array_equal(values["epsilon"], noise)
     np.testing.assert_array_equal(values["x0"], x0)
@@ -130,19 +141,23 @@ def test_targets_are_the_papers():
     def log_q(x):
         return jnp.sum(-0.5 * jnp.square((x - alpha * x0) / sigma))
 
-    np.testing.assert_allclose(values["score"], jax.grad(log_q)(x_t), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(values["score"], jax.jit(jax.grad(log_q))(x_t), rtol=1e-4, atol=1e-5)
 
 
 def test_levels_of_a_batch_reach_their_images():
-    levels = Levels(jnp.array([0.6, 1.0]), jnp.array([0.8, 2.0]))
+    levels = Levels(np.float32([0.6, 1.0]), np.float32([0.8, 2.0]))
     x0, noise = draw(4, (2, 3, 3, 1)), draw(5, (2, 3, 3, 1))
-    x_t = diffuse(x0, noise, levels)
-    for source, target in itertools.product(TARGETS, TARGETS):
-        options = {"source": source, "target": target}
-        together = convert(x0, x_t, levels, **options)
-        for i in range(2):
-            one = jax.tree.map(lambda v, i=i: v[i : i + 1], (x0, x_t, levels))
-            np.testing.assert_allclose(together[i : i + 1], convert(*one, **options), rtol=1e-6)
+    pairs = list(itertools.product(TARGETS, TARGETS))
+
+    @jax.jit
+    def every(x0, noise, levels):
+        x_t = diffuse(x0, noise, levels)
+        return jnp.stack([convert(x0, x_t, levels, source=s, target=t) for s, t in pairs])
+
+    together = np.asarray(every(x0, noise, levels))
+    for i in range(2):
+        one = jax.tree.map(lambda v, i=i: v[i : i + 1], (x0, noise, levels))
+        np.testing.assert_allclose(together[:, i : i + 1], every(*one), rtol=1e-6)
 
 
 def test_denoiser_clips_and_splits():
@@ -150,16 +165,22 @@ def test_denoiser_clips_and_splits():
         assert t.shape == (2,)
         return jnp.concatenate([2 * x, x - 1], axis=-1).astype(jnp.bfloat16)
 
-    x, point = jnp.array([[0.25, -3.0], [1.0, 0.5]]), Point(4, Levels(0.6, 0.8))
-    plain = Denoiser(model, "x0", learned_variance=True)(x, point)
+    x, point = np.float32([[0.25, -3.0], [1.0, 0.5]]), Point(4, Levels(0.6, 0.8))
+
+    @jax.jit
+    def both(x):
+        options = ({}, {"clip": 1.0})
+        return [Denoiser(model, "x0", learned_variance=True, **o)(x, point) for o in options]
+
+    plain, clipped = both(x)
     np.testing.assert_allclose(plain.x0, 2 * x, rtol=1e-2)
     np.testing.assert_allclose(plain.fraction, x - 1, rtol=1e-2)
     assert plain.x0.dtype == jnp.float32
-    clipped = Denoiser(model, "x0", clip=1.0, learned_variance=True)(x, point)
     np.testing.assert_array_equal(clipped.x0, [[0.5, -1.0], [1.0, 1.0]])
-    assert Denoiser(lambda x, t: x, "v")(x, point).fraction is None
+    without = Denoiser(lambda x, t: x, "v")
+    assert jax.eval_shape(lambda x: without(x, point), x).fraction is None
 
 
 def test_levels_are_a_pytree():
-    levels = jax.jit(lambda v: Levels(v, 2 * v))(jnp.array(2.0))
+    levels = jax.jit(lambda v: Levels(v, 2 * v))(2.0)
     assert levels.snr == 0.25

@@ -18,6 +18,8 @@ from tests.ops.mixture import Mixture, two_in_plane
 PRESERVING, EXPLODING = VariancePreserving(), VarianceExploding(sigma_max=10.0)
 LANGEVIN = AnnealedLangevin(corrections=40)
 
+noise = jax.jit(prior_noise, static_argnums=(1, 2))
+
 
 def keys_of(number):
     return jax.random.split(jax.random.key(0), number)
@@ -25,7 +27,7 @@ def keys_of(number):
 
 def generate(model, sampler, times, number, **options):
     keys = keys_of(number)
-    x = prior_noise(keys, (len(model.means[0]),), model.process)
+    x = noise(keys, (len(model.means[0]),), model.process)
     run = partial(sample, model.denoiser, model.process, sampler, times=times, **options)
     return np.asarray(jax.jit(run)(keys, x))
 
@@ -106,15 +108,14 @@ def smooth_times(process, steps):
 def test_errors_fall_at_the_order_of_the_sampler(sampler, order, process):
     if process is EXPLODING:
         process = replace(process, sigma_max=30.0)
-    model, z = Mixture(process), jnp.linspace(-2, 2, 9)[:, None]
+    model, z = Mixture(process), np.linspace(-2, 2, 9)[:, None]
     errors = []
     for steps in (24, 48):
         times = smooth_times(process, steps)
         first, last = (model.at(t) for t in times[[0, -1]])
         x = first.mean() + first.std * z
-        ended = sample(
-            model.denoiser, process, sampler, keys_of(9), x, times=times, denoise_last=False
-        )
+        run = partial(sample, model.denoiser, process, sampler, times=times, denoise_last=False)
+        ended = jax.jit(run)(keys_of(9), np.float32(x))
         errors.append(np.abs(ended - (last.mean() + last.std * z)).max())
     assert errors[-1] < 10.0 ** (-order)
     assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.3)
@@ -122,13 +123,11 @@ def test_errors_fall_at_the_order_of_the_sampler(sampler, order, process):
 
 def test_orders_hold_for_a_mixture():
     """Against the flow in many steps, for all targets that a model may have."""
-    x = prior_noise(keys_of(64), (2,), PRESERVING)
-    run = partial(sample, process=PRESERVING, keys=keys_of(64), x=x, denoise_last=False)
 
     def ended(sampler, steps, target="v"):
         times = smooth_times(PRESERVING, steps)
-        denoiser = two_in_plane(PRESERVING, target).denoiser
-        return jax.jit(partial(run, denoiser, sampler=sampler, times=times))()
+        model = two_in_plane(PRESERVING, target)
+        return generate(model, sampler, times, 64, denoise_last=False)
 
     exact = ended(Heun(), 500)
     some, more = (ended(DpmSolver2M(), steps) for steps in (20, 40))
@@ -144,11 +143,11 @@ def test_orders_hold_for_a_mixture():
 @pytest.mark.parametrize(
     ("sampler", "process", "steps"),
     [
-        (Ancestral(), PRESERVING, 200),
+        (Ancestral(), PRESERVING, 100),
         (Ddim(), LogSnr(), 100),
         (DpmSolver2M(), Discrete(), 40),
         (Heun(), EXPLODING, 30),
-        (PredictorCorrector(snr=0.1), PRESERVING, 200),
+        (PredictorCorrector(snr=0.1), PRESERVING, 100),
         pytest.param(Ancestral("large"), Discrete(), 400, marks=pytest.mark.proofs),
         pytest.param(Ancestral(), SubVariancePreserving(), 200, marks=pytest.mark.proofs),
         pytest.param(Ddim(eta=0.5), Discrete(cosine_betas), 100, marks=pytest.mark.proofs),
@@ -208,11 +207,11 @@ def test_learned_variances_are_between_the_fixed_ones():
     schedule = Discrete(steps=30)
     model, times = Mixture(schedule), schedule.times(30)
     keys = keys_of(4)
-    x = prior_noise(keys, (1,), schedule)
+    x = noise(keys, (1,), schedule)
 
     def path(denoiser, variance="small"):
-        sampler = Ancestral(variance)
-        return sample_path(denoiser, schedule, sampler, keys, x, times=times).x
+        run = partial(sample_path, denoiser, schedule, Ancestral(variance), times=times)
+        return jax.jit(run)(keys, x).x
 
     for fraction, variance in ((0.0, "small"), (1.0, "large")):
 
@@ -225,9 +224,7 @@ def test_learned_variances_are_between_the_fixed_ones():
 
 
 def test_corrections_of_size_0_leave_the_predictor():
-    model, times, keys = two_in_plane(EXPLODING), EXPLODING.times(7), keys_of(4)
-    x = prior_noise(keys, (2,), EXPLODING)
-    run = partial(sample, model.denoiser, EXPLODING, keys=keys, x=x, times=times)
+    run = partial(generate, two_in_plane(EXPLODING), times=EXPLODING.times(7), number=4)
     np.testing.assert_allclose(
         run(sampler=PredictorCorrector(snr=0.0)), run(sampler=Ancestral()), rtol=1e-5
     )
@@ -241,7 +238,7 @@ def test_langevin_is_algorithm_1():
     variance = model.std**2 + last**2
     sampler = AnnealedLangevin(step_size=a, corrections=3)
     keys = keys_of(4000)
-    x = jnp.full((4000, 1), 2.0)
+    x = np.full((4000, 1), 2.0, np.float32)
     run = partial(sample, model.denoiser, EXPLODING, sampler, times=times, denoise_last=False)
     ended = np.asarray(jax.jit(run)(keys, x))
     shrink, mean, expected = 1 - a * last**2 / (2 * variance), 2.0, 0.0
@@ -256,7 +253,7 @@ def test_langevin_takes_steps_in_proportion_to_each_noise():
     """Also on the way: at every level the step is a share of its variance, and x stays as it is."""
     model = Mixture(EXPLODING, means=((0.0,),))
     times, a, count = EXPLODING.times(5), 0.8, 4000
-    x = prior_noise(keys_of(count), (1,), EXPLODING)
+    x = noise(keys_of(count), (1,), EXPLODING)
     sampler = AnnealedLangevin(step_size=a, corrections=2)
     run = partial(sample_path, model.denoiser, EXPLODING, sampler, times=times)
     passed = np.asarray(jax.jit(run)(keys_of(count), x).x)[..., 0]

@@ -1,4 +1,6 @@
-import jax.numpy as jnp
+from functools import partial
+
+import jax
 import numpy as np
 import pytest
 
@@ -26,7 +28,7 @@ EQUATIONS = [  # f and g² of Song et al., section 3.4
     ("process", "drift", "square"), EQUATIONS, ids=lambda v: getattr(type(v), "__name__", "")
 )
 def test_rates_are_the_papers(process, drift, square):
-    found = rates(process, jnp.asarray(T, jnp.float32))
+    found = jax.jit(partial(rates, process))(np.float32(T))
     np.testing.assert_allclose(found.drift, drift, rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(found.square, square, rtol=1e-4)
 
@@ -39,7 +41,7 @@ def test_marginals_are_those_of_the_equation(process, drift, square):
     del drift, square
     number, steps = 5000, 1000
     t = np.arange(steps) / steps + 0.5 / steps
-    f, g2 = (np.asarray(r) for r in rates(process, jnp.asarray(t, jnp.float32)))
+    f, g2 = map(np.asarray, jax.jit(partial(rates, process))(np.float32(t)))
     rng = np.random.default_rng(0)
     first = process.levels(np.array(0.0))
     x = 1.5 * first.alpha + first.sigma * rng.normal(size=number)
@@ -89,10 +91,10 @@ def test_flow_carries_the_marginals(process):
     scale = float(model.at(t).std)
     x = scale * np.random.default_rng(1).normal(size=(6, 2)) + model.at(t).mean()
 
+    flow = jax.jit(partial(probability_flow, model.denoiser, process))
+
     def flux(x):
-        velocity = probability_flow(
-            model.denoiser, process, jnp.asarray(x, jnp.float32), jnp.full(len(x), t, jnp.float32)
-        )
+        velocity = flow(np.float32(x), np.full(len(x), t, np.float32))
         return np.exp(model.at(t).log_prob(x))[:, None] * np.asarray(velocity)
 
     change = np.exp(model.at(t + h).log_prob(x)) - np.exp(model.at(t - h).log_prob(x))
