@@ -43,8 +43,7 @@ def essence(node: Any) -> Any:
         positional = {"args": essence(node.args)} if node.args else {}
         return {"call": lasting_name(node.func)} | positional | _set(node.func, node.keywords)
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
-        values = {name: value for name, (value, _) in children(node).items()}
-        return {"type": lasting_name(type(node))} | _set(type(node), values)
+        return {"type": lasting_name(type(node))} | _set(type(node), children(node))
     return {"call": lasting_name(node)}  # with a key, so that no text is taken for a function
 
 

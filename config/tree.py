@@ -164,19 +164,19 @@ def resolve(node: Any) -> Any:
             (node.func, node.args, node.keywords) if isinstance(node, partial) else (node, (), {})
         )
         options = {"args": [resolve(value) for value in args]} if args else {}
-        for name, (value, _) in children(node).items():
+        for name, value in children(node).items():
             if name in given or _is_plain(value):
                 options[name] = resolve(value)
         return {"call": full_name(function), **options} if options else full_name(function)
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
-        below = {name: resolve(value) for name, (value, _) in children(node).items()}
+        below = {name: resolve(value) for name, value in children(node).items()}
         return {"type": full_name(type(node)), **below}
     return full_name(node)
 
 
 def paths(tree: Any, prefix: str = "") -> Iterator[str]:
     """Every path that an override can name."""
-    for name, (value, _) in children(tree).items():
+    for name, value in children(tree).items():
         path = f"{prefix}{name}"
         yield path
         yield from paths(value, f"{path}.")
@@ -191,37 +191,44 @@ def _is_plain(value: Any) -> bool:
     return value is not _REQUIRED
 
 
-def children(node: Any, hint: Any = Any) -> dict[str, tuple[Any, Any]]:
-    """Name → (value, type hint) of everything below a node."""
+def children(node: Any) -> dict[str, Any]:
+    """Name → value of everything below a node."""
     if isinstance(node, Mapping):
-        return {str(key): (value, hints.element_hint(hint)) for key, value in node.items()}
+        return {str(key): value for key, value in node.items()}
     if isinstance(node, tuple | list):
-        return {str(i): (value, hints.element_hint(hint, i)) for i, value in enumerate(node)}
+        return {str(i): value for i, value in enumerate(node)}
     if isinstance(node, partial):
         options = {
-            name: (parameter.default, hints.evaluated(node.func, parameter.annotation))
+            name: parameter.default
             for name, parameter in hints.parameters(node.func).items()
             if name in node.keywords or parameter.kind is inspect.Parameter.KEYWORD_ONLY
             if not _is_linens_own(node.func, name)
         }
-        given = {
-            name: (value, options.get(name, (None, Any))[1])
-            for name, value in node.keywords.items()
-        }
-        return options | given
+        return options | node.keywords
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         return {
-            field.name: (getattr(node, field.name), hints.field_hint(type(node), field.name))
+            field.name: getattr(node, field.name)
             for field in dataclasses.fields(node)
             if field.init and not _is_linens_own(node, field.name)
         }
     if isinstance(node, types.FunctionType):
         return {
-            name: (parameter.default, hints.evaluated(node, parameter.annotation))
+            name: parameter.default
             for name, parameter in hints.parameters(node).items()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY
         }
     return {}
+
+
+def _child_hint(node: Any, hint: Any, name: str) -> Any:
+    """The type hint of what is below a node by this name; ``hint`` is that of the node."""
+    if isinstance(node, Mapping):
+        return hints.element_hint(hint)
+    if isinstance(node, tuple | list):
+        return hints.element_hint(hint, int(name))
+    if isinstance(node, partial | types.FunctionType):
+        return hints.option_hint(node.func if isinstance(node, partial) else node, name)
+    return hints.field_hint(type(node), name)
 
 
 def _is_linens_own(module: Any, field: str) -> bool:
@@ -230,11 +237,11 @@ def _is_linens_own(module: Any, field: str) -> bool:
 
 def _replace(node: Any, hint: Any, path: list[str], value: Any, full: str, root: Any) -> Any:
     name, rest = path[0], path[1:]
-    below = children(node, hint)
+    below = children(node)
     if name not in below:
         near = difflib.get_close_matches(full, list(paths(root)), n=1, cutoff=0.0)
         raise ConfigError(f"there is no {full!r} to override: did you mean {near[0]!r}?")
-    child, hint = below[name]
+    child, hint = below[name], _child_hint(node, hint, name)
     if rest:
         new = _replace(child, hint, rest, value, full, root)
     else:

@@ -107,9 +107,9 @@ def test_code_in_strings_imports_opsin():
     for path in sorted(file for room in (*ROOMS, "tests") for file in (HOUSE / room).rglob("*.py")):
         if path == Path(__file__):
             continue
-        tree = ast.parse(path.read_text())
-        texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant)]
-        words = [node.elts for node in ast.walk(tree) if isinstance(node, ast.List | ast.Tuple)]
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        texts = [node for node in nodes if isinstance(node, ast.Constant)]
+        words = [node.elts for node in nodes if isinstance(node, ast.List | ast.Tuple)]
         started = [
             second
             for group in words

@@ -3,15 +3,17 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from matplotlib.figure import Figure
 
 from opsin.commands import runs, runtime
 from opsin.commands.main import main
 from opsin.config import catalogue
+from opsin.pictures import figures
 from opsin.train.conclusion import Result as Ended
 from opsin.train.experiment import Experiment
 from tests.commands import tiny
@@ -46,6 +48,15 @@ def prepare(monkeypatch: pytest.MonkeyPatch) -> None:
     find = catalogue.find
     monkeypatch.setattr(runtime, "set_up", lambda asked: None)  # jax is imported by now
     monkeypatch.setattr(catalogue, "find", lambda name: tiny if name == "tiny" else find(name))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def empty_charts() -> Iterator[None]:
+    """Runs draw no curve and no confusion: those are half of their time, and tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        for chart in ("training_curve", "confusion_matrix"):
+            patch.setattr(figures, chart, lambda *arguments: Figure(figsize=(1, 1)))
+        yield
 
 
 @pytest.fixture

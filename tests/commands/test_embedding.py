@@ -1,6 +1,8 @@
 """Features of finished runs: written and drawn."""
 
+import importlib
 import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from opsin.analysis.sampling import untracked
 from opsin.commands import runtime
@@ -21,28 +24,36 @@ from opsin.data.augment import normalize, scale
 from opsin.data.geometry import random_flip
 from opsin.data.selection import per_class
 from opsin.data.sources import digits
-from opsin.models.classification.lenet import LeNet5
 from opsin.models.classification.resnet import BasicBlock, ResNet
 from opsin.models.representation.simclr import ProjectionHead, SimCLR
 from opsin.train.experiment import Data, Experiment, Loop
 from opsin.train.tasks.classify import Classify
 from opsin.train.tasks.contrast import Contrast
+from tests.commands.tiny import Small
 
 
 def run(task, directory: Path, **changes) -> Path:
     experiment = Experiment(
         task=task,
         data=Data(source="digits", batch=64, select=partial(per_class, n=40)),
-        loop=Loop(duration="60 steps", evaluate_every="60 steps", previews=0),
+        loop=Loop(duration="3 steps", evaluate_every="3 steps", previews=0),
     )
     experiment = override(experiment, {"parallel.data": 1, **changes})
     return execute("embedded", "arm", experiment, Options(directory, progress=False)).directory
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """In maps of few points, threads wait for one another longer than they work."""
+    importlib.import_module("sklearn.manifold")  # only what is there can be limited
+    with threadpool_limits(1):
+        yield
+
+
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory) -> Path:
     changes = {"data.mean": (0.3,), "data.std": (0.5,)}
-    return run(Classify(LeNet5(num_classes=10)), tmp_path_factory.mktemp("runs"), **changes)
+    return run(Classify(Small(num_classes=10)), tmp_path_factory.mktemp("runs"), **changes)
 
 
 def features_of(directory: Path, images: np.ndarray) -> np.ndarray:
@@ -67,7 +78,7 @@ def test_embeddings_are_features_with_ids_and_a_map(classifier, tmp_path):
     with Image.open(picture) as image:
         assert image.width > 500
     with np.load(file) as arrays:
-        assert arrays["features"].shape == (50, 84)
+        assert arrays["features"].shape == (50, 8)
         ids = arrays["id"]
         assert (np.diff(ids) > 0).all()
         test = digits("test").records.arrays

@@ -39,6 +39,7 @@ from opsin.train import loop
 from opsin.train.experiment import Experiment
 from opsin.train.program import build
 from opsin.train.settings import SettingError
+from tests.commands.tiny import Small
 from tests.train.conftest import make_tiny
 
 HERE = "tests.commands.test_evaluating"
@@ -58,8 +59,8 @@ class Norm:
     def __call__(
         self, task: Any, params: Any, mutable: Any, sets: Any, prepare: Any, track: Any
     ) -> dict[str, float]:
-        leaves = jax.tree.leaves(params)
-        return {"test/norm": sum(float(jnp.sum(jnp.abs(x) ** self.power)) for x in leaves)}
+        leaves = map(np.asarray, jax.tree.leaves(params))
+        return {"test/norm": sum(float(np.sum(np.abs(x) ** self.power)) for x in leaves)}
 
 
 PROBE = Probe(neighbours=3, penalties=(1e-2,), validation=0.2)
@@ -269,7 +270,8 @@ def trained_parameters() -> int:
 @pytest.fixture
 def opsin(monkeypatch, capsys, tmp_path) -> Iterator[Any]:
     """Runs a command in an empty directory; ``tiny`` is an experiment that only measures there."""
-    base = tiny(**{"loop.duration": "0 steps", "measurements": (Norm(),)})
+    small = {"task.model": Small(), "loop.duration": "0 steps", "measurements": (Norm(),)}
+    base = tiny(**small)
     arms = [Arm(f"p{n}", {"measurements.0.power": n}, ("measurements.0.seed",)) for n in (1, 2, 3)]
     module = SimpleNamespace(config=lambda: base, sweep=lambda: arms)
     find = catalogue.find

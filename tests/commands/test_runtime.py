@@ -154,26 +154,6 @@ def test_lists_and_mistakes_are_answered_without_what_is_slow_to_import():
     assert len([line for line in lines if line.startswith("opsin: ")]) == 3
 
 
-EVERYTHING = """
-import importlib, pathlib, sys
-
-class Watch:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "tensorflow":
-            print("imported", name)
-
-sys.meta_path.insert(0, Watch())
-for room in ("ops", "losses", "metrics", "models", "data", "train", "experiments", "commands"):
-    for path in sorted(pathlib.Path(room).rglob("*.py")):
-        if path.name not in ("__init__.py", "__main__.py"):
-            importlib.import_module(".".join(path.with_suffix("").parts))
-"""
-
-
-def test_no_room_imports_tensorflow_or_prints():
-    assert python(EVERYTHING) == ""
-
-
 START = """
 import importlib, json, sys
 from opsin.commands.main import main

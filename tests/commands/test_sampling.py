@@ -19,7 +19,6 @@ from opsin.config.tree import override
 from opsin.data.sources import digits
 from opsin.experiments.extractors import LENET
 from opsin.losses.likelihoods import Gaussian
-from opsin.models.classification.lenet import LeNet5
 from opsin.models.generative.autoencoder import DenseDecoder, DenseEncoder
 from opsin.models.generative.vae import VAE
 from opsin.ops.diffusion.sampling import Sampling
@@ -31,6 +30,7 @@ from opsin.train.tasks.classify import Classify
 from opsin.train.tasks.diffuse import Diffuse
 from opsin.train.tasks.variational import Variational
 from opsin.train.weights import Weights, WeightsError
+from tests.commands.tiny import Small
 from tests.train.conftest import TinyDenoiser
 
 PIXELS = Path("digits_lenet_batch.png")  # is not read
@@ -59,7 +59,8 @@ def generator(num_classes: int | None) -> Variational:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Path:
-    return run(generator(None), tmp_path_factory.mktemp("runs"))
+    """A run without classes and without a moving average."""
+    return run(generator(None), tmp_path_factory.mktemp("runs"), **{"loop.ema_decay": None})
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def conditional(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory) -> Path:
-    return run(Classify(model=LeNet5(num_classes=10)), tmp_path_factory.mktemp("runs"))
+    return run(Classify(model=Small(num_classes=10)), tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
@@ -209,19 +210,18 @@ def test_every_sampler_that_can_be_typed_is_one():
     assert tuple(SAMPLERS) == groups.SAMPLERS
 
 
-def test_a_run_without_a_moving_average_has_none(tmp_path):
-    directory = run(generator(None), tmp_path, **{"loop.ema_decay": None})
+def test_a_run_without_a_moving_average_has_none(plain, tmp_path):
     with pytest.raises(RunError, match=r"kept no moving average.*loop\.ema_decay=0\.999"):
-        sample(directory, 2, Images(weights="ema"), path=False, output=tmp_path)
+        sample(plain, 2, Images(weights="ema"), path=False, output=tmp_path)
 
 
-def test_a_classifier_becomes_an_extractor(classifier, plain, tmp_path):
-    path = tmp_path / "lenet.safetensors"
+def test_a_classifier_becomes_an_extractor(classifier, tmp_path):
+    path = tmp_path / "small.safetensors"
     sha256 = export(classifier, path)
-    extractor = Extractor("lenet", LeNet5(num_classes=10), str(path), sha256)
+    extractor = Extractor("small", Small(num_classes=10), str(path), sha256)
     pixels = digits("test").records.arrays["image"][:7]  # pyright: ignore
     features, probabilities = extractor.load()(pixels)
-    assert features.shape == (7, 84)
+    assert features.shape == (7, 8)
     weights = Weights(str(path), sha256)
     seen = open_run(classifier).experiment.preprocessing((8, 8, 1))
     assert weights.preprocessing(weights.read()[1]) == seen

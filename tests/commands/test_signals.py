@@ -5,7 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opsin.commands import runs
+from opsin.train.conclusion import Result as Ended
+from opsin.train.loop import fit
+from tests.commands.conftest import Result
 
 HOUSE = Path(__file__).parents[2]
 TINY = """
@@ -18,34 +27,56 @@ main()
 """
 
 
-def test_sigterm_saves_and_exits_0_and_the_same_command_goes_on(tmp_path: Path):
+def steps_logged(workdir: Path) -> int:
+    return sum(len(f.read_text().splitlines()) for f in workdir.glob("*/*/metrics.jsonl"))
+
+
+def test_sigterm_saves_and_exits_0_and_the_same_command_goes_on(
+    tmp_path: Path, opsin: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
     command = [
-        *(sys.executable, "-c", TINY, "run", "tiny", "--quiet", f"--workdir={tmp_path}"),
+        *("run", "tiny", "--quiet", f"--workdir={tmp_path}", "parallel.data=1"),
         *("loop.duration=100000 steps", "loop.checkpoint_every=50000 steps"),
     ]
 
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            command, cwd=HOUSE, env=environment, stdout=subprocess.PIPE, text=True
-        )
-
-    def steps_logged() -> int:
-        return sum(len(f.read_text().splitlines()) for f in tmp_path.glob("*/*/metrics.jsonl"))
-
-    saved = []
-    for _ in range(2):
-        process, before = start(), steps_logged()
-        while steps_logged() < before + 5:
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 0
+    def checked(output: str) -> int:
+        """The step that is saved."""
         assert "saved; the same command resumes from there" in output
         (directory,) = (tmp_path / "tiny").iterdir()
         assert output.splitlines()[-1] == str(directory)
         assert not (directory / "DONE").exists()
-        saved.append(max(int(p.name) for p in (directory / "checkpoints").glob("[0-9]*")))
-        assert f"stopped at step {saved[-1]}" in output
-    assert saved[1] > saved[0] >= 5
+        saved = max(int(p.name) for p in (directory / "checkpoints").glob("[0-9]*"))
+        assert f"stopped at step {saved}" in output
+        return saved
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", TINY, *command],
+        cwd=HOUSE,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while steps_logged(tmp_path) < 5:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    first = checked(output)
+    assert first >= 5
+
+    before = steps_logged(tmp_path)
+
+    def stopped_later(*arguments: Any, stop: Callable[[], bool], **options: Any) -> Ended:
+        def ask() -> bool:
+            if steps_logged(tmp_path) >= before + 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return stop()
+
+        return fit(*arguments, stop=ask, **options)
+
+    monkeypatch.setattr(runs, "fit", stopped_later)
+    again = opsin(*command)
+    assert (again.code, again.err) == (0, "")
+    assert checked(again.out) > first

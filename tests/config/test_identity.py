@@ -84,7 +84,7 @@ def all_defaults() -> dict[str, Any]:
                 recorded[name] = {option: essence(value) for option, value in nameable.items()}
                 for value in nameable.values():
                     walk(value)
-        for value, _ in children(node).values():
+        for value in children(node).values():
             walk(value)
 
     for experiment in every_arm():

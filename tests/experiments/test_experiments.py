@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -37,6 +39,19 @@ HOUSE = Path(__file__).parents[2]
 NAMES = sorted(catalogue.experiments())
 
 IMPORT_ALL = """
+import importlib, pkgutil, sys
+import opsin
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "tensorflow":
+            print("imported", name)
+
+sys.meta_path.insert(0, Watch())
+for module in pkgutil.walk_packages(opsin.__path__, "opsin."):
+    if not module.name.startswith(("opsin.__main__", "opsin.benchmarks")):
+        importlib.import_module(module.name)
+
 from opsin.config import catalogue
 from opsin.config.tree import override
 for name in catalogue.experiments():
@@ -50,8 +65,10 @@ assert jax.device_count() == 3
 """
 
 
-def test_importing_experiments_prints_writes_and_starts_nothing(tmp_path):
-    here = {"HOME": str(tmp_path), "TFDS_DATA_DIR": "/nowhere"}
+def test_importing_all_rooms_prints_writes_and_starts_nothing(tmp_path):
+    """Nor does it import TensorFlow; and no more happens when configs are made."""
+    fonts = {"MPLCONFIGDIR": matplotlib.get_cachedir()}  # else matplotlib would list them at home
+    here = {"HOME": str(tmp_path), "TFDS_DATA_DIR": "/nowhere", **fonts}
     done = subprocess.run(
         [sys.executable, "-B", "-c", IMPORT_ALL],
         cwd=tmp_path,
@@ -127,15 +144,29 @@ def networks_of(name: str) -> tuple[type, ...]:
     return (type(task), *(type(value) for value in fields if isinstance(value, nn.Module)))
 
 
-PROGRAMS = {networks_of(name): name for name in reversed(NAMES)}.values()
-"""The first experiment of each program, which ``make test`` traces."""
+QUICK: dict[str, dict[str, Any]] = {
+    "camvid_models": {"task.model.backbone.stage_sizes": (1, 1, 1, 1)},
+    "cifar10_simclr_finetune": {},
+    "cifar10_simclr_temperature": {},
+    "imagenet_vit_s16": {},
+    "mnist_ddpm_schedules": {"task.model.multiples": (1,)},
+    "mnist_gan_stability": {},
+    "mnist_ncsn": {"task.model.network.multiples": (1,)},
+    "mnist_vae": {},
+    "shapes_unet": {},
+}
+"""Experiments that stand for all of the same program, as they are traced in a moment; overrides."""
+
+PROGRAMS = {networks_of(name): name for name in (*reversed(NAMES), *QUICK, SMOKED)}
+"""An experiment of each program: ``make test`` traces it, or smokes it."""
 
 
-@pytest.mark.parametrize("name", sorted(PROGRAMS))
+@pytest.mark.parametrize("name", sorted({*PROGRAMS.values()} - {SMOKED}))
 def test_the_programs_of_the_smoke_run_are_traced(name, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))
     module = catalogue.find(name)
-    experiment = override(module.config(), {**module.SMOKE, "parallel.data": 1})
+    smaller = {**module.SMOKE, **QUICK.get(name, {}), "parallel.data": 1}
+    experiment = override(module.config(), smaller)
     sets = open_sets(experiment)
     mesh = make_mesh(experiment.parallel)
     feed = FeedSpec.of(mesh, sets.train, experiment.data.batch, 1024)

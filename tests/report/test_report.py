@@ -60,7 +60,13 @@ def failed(arm, seed, error="NonFiniteError: train/loss is nan at step 12"):
     return row(arm, seed, status="failed", seconds=None, metrics={}, error=error)
 
 
-def test_rows_of_several_commits_are_marked(tmp_path):
+@pytest.fixture
+def undrawn(monkeypatch):
+    """For what is said in words: to draw a figure takes longer than all else."""
+    monkeypatch.setattr(report_module, "draw", lambda path, *arguments, **options: path.touch())
+
+
+def test_rows_of_several_commits_are_marked(undrawn, tmp_path):
     mixed = row("focal-2", 0, commits=["f" * 40, COMMIT])
     write([row("focal-1", 0), mixed], FOCAL, tmp_path)
     text = (tmp_path / "focal.md").read_text()
@@ -86,7 +92,7 @@ def read_csv(folder, name="focal"):
         return {(line["arm"], line["metric"]): line for line in csv.DictReader(file)}
 
 
-def test_csv_by_hand(rows, tmp_path):
+def test_csv_by_hand(rows, undrawn, tmp_path):
     write(rows, FOCAL, tmp_path)
     lines = (tmp_path / "focal.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0] == (
@@ -105,7 +111,7 @@ def test_csv_by_hand(rows, tmp_path):
     ]
 
 
-def test_rounding_is_no_difference(tmp_path):
+def test_rounding_is_no_difference(undrawn, tmp_path):
     # (0.9 - 0.8) + (0.7 - 0.8) is -1e-16 in floating point; the arms are equal on average.
     values = {("a", 0): 0.9, ("a", 1): 0.7, ("b", 0): 0.8, ("b", 1): 0.8}
     rows = [row(*place, metrics={"acc": value}) for place, value in values.items()]
@@ -114,7 +120,7 @@ def test_rounding_is_no_difference(tmp_path):
     assert read_csv(tmp_path)["a", "acc"]["delta"] == "0"
 
 
-def test_markdown_shows_every_arm_and_every_gap(rows, tmp_path):
+def test_markdown_shows_every_arm_and_every_gap(rows, undrawn, tmp_path):
     write(rows, FOCAL, tmp_path)
     text = (tmp_path / "focal.md").read_text(encoding="utf-8")
     lines = text.splitlines()
@@ -148,7 +154,7 @@ def test_markdown_shows_every_arm_and_every_gap(rows, tmp_path):
     )
 
 
-def test_markdown_without_baseline_paper_or_gaps(rows, tmp_path):
+def test_markdown_without_baseline_paper_or_gaps(rows, undrawn, tmp_path):
     table = dataclasses.replace(TABLE, baseline=None, paper={}, seeds=3)
     complete = dataclasses.replace(FOCAL, arms=ARMS[:2], table=table)
     write([r for r in rows if r.arm in ARMS[:2]], complete, tmp_path)
@@ -156,7 +162,7 @@ def test_markdown_without_baseline_paper_or_gaps(rows, tmp_path):
     assert not any(word in text for word in ("Δ", "paper", "Incomplete", "missing"))
 
 
-def test_runs_of_several_commits_and_machines_are_told_apart(tmp_path):
+def test_runs_of_several_commits_and_machines_are_told_apart(undrawn, tmp_path):
     rows = [row("focal-1", seed, devices=["TPU v5e"] * 8, dirty=seed == 2) for seed in range(3)]
     write(rows, dataclasses.replace(FOCAL, arms=ARMS), tmp_path)
     text = (tmp_path / "focal.md").read_text(encoding="utf-8")
@@ -164,7 +170,7 @@ def test_runs_of_several_commits_and_machines_are_told_apart(tmp_path):
     assert "- 1 run: commit `0123456789` with uncommitted changes, 8 TPU v5e" in text
 
 
-def test_seeds_beyond_the_plan_count(tmp_path):
+def test_seeds_beyond_the_plan_count(undrawn, tmp_path):
     rows = [row("focal-1", seed) for seed in range(4)] + [failed("focal-1", 4)]
     write(rows, FOCAL, tmp_path)
     assert "| `focal-1` | 4 of 5 |" in (tmp_path / "focal.md").read_text(encoding="utf-8")
@@ -216,7 +222,7 @@ def test_a_curve_may_run_over_a_metric(tmp_path, monkeypatch):
     np.testing.assert_allclose(points, [[0.2, 8.0], [0.5, 3.0]])
 
 
-def test_jsonl_keeps_every_row_and_digit(rows, tmp_path):
+def test_jsonl_keeps_every_row_and_digit(rows, undrawn, tmp_path):
     exact = row("focal-5", 0, metrics={"test/nll": 0.1 + 0.2, "test/accuracy": 1 / 3})
     write([exact, *reversed(rows)], FOCAL, tmp_path)
     assert read_rows(tmp_path / "focal.jsonl") == [*rows, exact]
@@ -298,7 +304,7 @@ def test_an_unknown_metric_names_those_that_are_there(rows, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_a_row_of_an_arm_that_is_gone_is_refused(rows, tmp_path):
+def test_a_row_of_an_arm_that_is_gone_is_refused(rows, undrawn, tmp_path):
     write(rows, FOCAL, tmp_path)
     shorter = dataclasses.replace(FOCAL, arms=(*ARMS[:1], *ARMS[2:]))
     with pytest.raises(ReportError, match="'focal-1', which its sweep lacks"):
@@ -306,7 +312,7 @@ def test_a_row_of_an_arm_that_is_gone_is_refused(rows, tmp_path):
 
 
 @pytest.mark.parametrize("line", ['{"arm": "focal-1"', '{"arm": "focal-1"}', "[1]"])
-def test_a_broken_line_is_named(rows, tmp_path, line):
+def test_a_broken_line_is_named(rows, undrawn, tmp_path, line):
     write(rows, FOCAL, tmp_path)
     with open(tmp_path / "focal.jsonl", "a") as file:
         file.write(line + "\n")
@@ -340,7 +346,7 @@ def test_a_table_must_fit_its_sweep(changes, message):
 # The README.
 
 
-def test_readme_table_has_a_line_for_each_experiment(rows, tmp_path):
+def test_readme_table_has_a_line_for_each_experiment(rows, undrawn, tmp_path):
     results = tmp_path / "results"
     write(rows, FOCAL, results)
     lines = readme_table([FOCAL], results).splitlines()
@@ -397,7 +403,7 @@ def test_reports_start_without_heavy_libraries():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_details_have_a_table_of_their_own_and_are_in_the_csv(tmp_path):
+def test_details_have_a_table_of_their_own_and_are_in_the_csv(undrawn, tmp_path):
     table = Table(title="t", metrics={"test/accuracy": ".1%"}, details={"test/recall/0": ".2f"})
     report = Report(name="x", claim="A claim.", arms=["a"], table=table)
     rows = [
@@ -409,7 +415,7 @@ def test_details_have_a_table_of_their_own_and_are_in_the_csv(tmp_path):
     assert "a,test/recall/0,2,0.5,0.353553," in (tmp_path / "x.csv").read_text()
 
 
-def test_an_arm_may_lack_a_detail_but_not_all_of_them(tmp_path):
+def test_an_arm_may_lack_a_detail_but_not_all_of_them(undrawn, tmp_path):
     table = Table(title="t", metrics={"test/accuracy": ".1%"}, details={"test/miou": ".2f"})
     report = Report(name="x", claim="A claim.", arms=["a", "b"], table=table)
     both = [
@@ -422,7 +428,7 @@ def test_an_arm_may_lack_a_detail_but_not_all_of_them(tmp_path):
         write(both[1:], report, tmp_path)
 
 
-def test_a_failed_run_counts_where_the_table_says_as_what(tmp_path):
+def test_a_failed_run_counts_where_the_table_says_as_what(undrawn, tmp_path):
     assert NonFiniteError.__name__ == "NonFiniteError"  # which the report does not import
     table = Table(
         title="t",
