@@ -18,7 +18,7 @@ from opsin.data.examples import Examples, labels
 from opsin.losses.variational import bits_per_dim
 from opsin.ops.diffusion.sampling import Sampling
 from opsin.train.extractor import Extractor
-from opsin.train.measurements import Measurement, Prepare, Track, check_measurements
+from opsin.train.measurements import Measurement, Subject, check_measurements
 from opsin.train.settings import SettingError
 from opsin.train.tasks.diffuse import Diffuse
 from opsin.train.tasks.task import Batch
@@ -54,28 +54,21 @@ class VariationalBound:
         split_of(sets, self.split)
         task.bound_times(self.steps)
 
-    def __call__(
-        self,
-        task: Diffuse,
-        params: PyTree,
-        mutable: PyTree,
-        sets: Mapping[str, Examples],
-        prepare: Prepare,
-        track: Track,
-    ) -> dict[str, float]:
+    def __call__(self, subject: Subject[Diffuse]) -> dict[str, float]:
         """The bound, a mean over the images."""
-        arrays = some_examples(split_of(sets, self.split), self.images, self.choice)
+        task = subject.task
+        arrays = some_examples(split_of(subject.sets, self.split), self.images, self.choice)
 
         def bounds(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), indices)
-            return task.bound(params, mutable, prepare(batch), keys, self.steps)
+            return task.bound(params, mutable, subject.prepare(batch), keys, self.steps)
 
         found = over_batches(
             bounds,
-            (params, mutable),
+            subject.variables,
             arrays,
             batch=self.batch,
-            track=track,
+            track=subject.track,
             what="variational bound",
         )
         bound = np.mean(found, dtype=np.float64)
@@ -108,18 +101,10 @@ class SampledBy:
         other.check_sampling()
         check_measurements([self.measurement], other, sets)
 
-    def __call__(
-        self,
-        task: Diffuse,
-        params: PyTree,
-        mutable: PyTree,
-        sets: Mapping[str, Examples],
-        prepare: Prepare,
-        track: Track,
-    ) -> dict[str, float]:
+    def __call__(self, subject: Subject[Diffuse]) -> dict[str, float]:
         """The numbers by their new names."""
-        other = replace(task, sampling=self.sampling)
-        found = self.measurement(other, params, mutable, sets, prepare, track)
+        other = replace(subject.task, sampling=self.sampling)
+        found = self.measurement(replace(subject, task=other))
         front = f"{self.name}_" if self.name else ""
         split_and_name = ((key.partition("/"), value) for key, value in found.items())
         return {f"{split}/{front}{name}": value for (split, _, name), value in split_and_name}
@@ -173,18 +158,11 @@ class Inpainting:
                 f"and those of {self.split!r} are {list(found)}"
             )
 
-    def __call__(
-        self,
-        task: Diffuse,
-        params: PyTree,
-        mutable: PyTree,
-        sets: Mapping[str, Examples],
-        prepare: Prepare,
-        track: Track,
-    ) -> dict[str, float]:
+    def __call__(self, subject: Subject[Diffuse]) -> dict[str, float]:
         """The measures, means over the images."""
+        task = subject.task
         extract = self.extractor.load()
-        arrays = some_examples(split_of(sets, self.split), self.images, self.choice)
+        arrays = some_examples(split_of(subject.sets, self.split), self.images, self.choice)
         height = arrays["image"].shape[1]
         mask = jnp.arange(height)[:, None, None] < height // 2
 
@@ -193,11 +171,16 @@ class Inpainting:
             keys = jax.vmap(partial(jax.random.fold_in, key))(indices)
             classes = task.num_classes
             none = None if classes is None else jnp.full(len(indices), classes)
-            known = prepare(batch)["image"]
+            known = subject.prepare(batch)["image"]
             return task.inpaint(params, mutable, keys, none, known, mask, self.resamplings)
 
         made = over_batches(
-            fill, (params, mutable), arrays, batch=self.batch, track=track, what="inpainting"
+            fill,
+            subject.variables,
+            arrays,
+            batch=self.batch,
+            track=subject.track,
+            what="inpainting",
         )
         made = np.clip(made, 0, 1)
         truth = arrays["image"].astype(np.float32) / 255

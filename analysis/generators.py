@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import PyTree
 
 from opsin.analysis.checks import check_counts, check_task
 from opsin.analysis.sampling import sample_images
@@ -15,7 +14,7 @@ from opsin.data.examples import Examples
 from opsin.data.sources import open_source
 from opsin.metrics.generative import FEWEST, generator_metrics
 from opsin.train.extractor import Extractor
-from opsin.train.measurements import Prepare, Track
+from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
 from opsin.train.tasks.generative import Generative
 
@@ -79,23 +78,20 @@ class SampleQuality:
                     "(measurements=()), or give it an extractor of such images (opsin export)"
                 )
 
-    def __call__(
-        self,
-        task: Generative,
-        params: PyTree,
-        mutable: PyTree,
-        sets: Mapping[str, Examples],
-        prepare: Prepare,
-        track: Track,
-    ) -> dict[str, float]:
+    def __call__(self, subject: Subject[Generative]) -> dict[str, float]:
         """Raises WeightsError if the network cannot be read, or is for other images."""
         extract = self.extractor.load()
-        classes = task.num_classes
+        classes = subject.task.num_classes
         asked = None if classes is None else np.arange(self.samples) % classes
-        real, _ = extract(self._images(sets, self.split))
-        other, other_probabilities = extract(self._images(sets, self.floor_split))
+        real, _ = extract(self._images(subject.sets, self.split))
+        other, other_probabilities = extract(self._images(subject.sets, self.floor_split))
         images = sample_images(
-            task, params, mutable, self.samples, seed=self.seed, labels=asked, track=track
+            subject.task,
+            *subject.variables,
+            self.samples,
+            seed=self.seed,
+            labels=asked,
+            track=subject.track,
         )
         made, probabilities = extract(images)
         name = self.extractor.name

@@ -15,7 +15,7 @@ from opsin.analysis.linear_probe import linear_probe
 from opsin.analysis.sets import split_of
 from opsin.data.examples import Examples, labels, materialize
 from opsin.data.selection import per_class
-from opsin.train.measurements import Prepare, Track
+from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
 from opsin.train.tasks.task import Batch
 
@@ -73,40 +73,32 @@ class LatentClassifier:
         for count in self.labels_per_class:
             per_class(known, n=count)
 
-    def __call__(
-        self,
-        task: LatentEncoder,
-        params: PyTree,
-        mutable: PyTree,
-        sets: Mapping[str, Examples],
-        prepare: Prepare,
-        track: Track,
-    ) -> dict[str, float]:
+    def __call__(self, subject: Subject[LatentEncoder]) -> dict[str, float]:
         """The mean accuracies over the draws."""
 
         def encode(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:
             del indices
-            return task.latents(params, mutable, prepare(batch))
+            return subject.task.latents(params, mutable, subject.prepare(batch))
 
         inputs: dict[str, dict[str, np.ndarray]] = {}
         for split in (self.train_split, self.split):
-            arrays = materialize(split_of(sets, split))
+            arrays = materialize(split_of(subject.sets, split))
             count = len(arrays["image"])
             inputs[split] = {
                 "latent": over_batches(
                     encode,
-                    (params, mutable),
+                    subject.variables,
                     arrays,
                     batch=min(count, 500),
-                    track=track,
+                    track=subject.track,
                     what=f"latents of {split}",
                 ),
                 "pixel": arrays["image"].reshape(count, -1) / 255,
             }
-        truth = {split: labels(split_of(sets, split)) for split in inputs}
+        truth = {split: labels(split_of(subject.sets, split)) for split in inputs}
         found: dict[str, list[float]] = {}
         draws = [(n, seed) for n in self.labels_per_class for seed in range(self.repeats)]
-        for n, seed in track(draws, "classifiers of latents and pixels"):
+        for n, seed in subject.track(draws, "classifiers of latents and pixels"):
             kept = per_class(truth[self.train_split], n=n, seed=seed)
             inverse = (1e-3, 1e-2, 1e-1, 1.0) if n > 1 else (1.0,)
             for kind in ("latent", "pixel"):

@@ -17,7 +17,7 @@ from opsin.analysis.sets import Choice, some_examples, split_of
 from opsin.data.examples import Examples
 from opsin.losses.likelihoods import Likelihood
 from opsin.losses.variational import bits_per_dim
-from opsin.train.measurements import Prepare, Track
+from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
 from opsin.train.tasks.task import Batch
 
@@ -76,17 +76,10 @@ class ImportanceNLL:
             )
         split_of(sets, self.split)
 
-    def __call__(
-        self,
-        task: LatentVariableTask,
-        params: PyTree,
-        mutable: PyTree,
-        sets: Mapping[str, Examples],
-        prepare: Prepare,
-        track: Track,
-    ) -> dict[str, float]:
+    def __call__(self, subject: Subject[LatentVariableTask]) -> dict[str, float]:
         """The estimate; of a conditional model it is, and is called, that of log p(x | class)."""
-        arrays = some_examples(split_of(sets, self.split), self.images, self.choice)
+        task = subject.task
+        arrays = some_examples(split_of(subject.sets, self.split), self.images, self.choice)
 
         def likelihoods(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:
             def one(image: Batch, index: Array) -> Array:
@@ -102,14 +95,14 @@ class ImportanceNLL:
                 total, _ = jax.lax.scan(add, jnp.float32(-jnp.inf), parts)
                 return total - jnp.log(self.samples)
 
-            return jax.vmap(one)(prepare(batch), indices)
+            return jax.vmap(one)(subject.prepare(batch), indices)
 
         found = over_batches(
             likelihoods,
-            (params, mutable),
+            subject.variables,
             arrays,
             batch=self.batch,
-            track=track,
+            track=subject.track,
             what=f"likelihood, {self.samples} draws",
         )
         nll = -np.mean(found, dtype=np.float64)

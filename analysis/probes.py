@@ -8,7 +8,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from opsin.analysis.checks import check_counts
 from opsin.analysis.features import (
@@ -24,7 +23,7 @@ from opsin.analysis.sets import drawn_places, split_of
 from opsin.data.examples import Examples, labels, materialize
 from opsin.data.selection import select
 from opsin.metrics.representation import knn_accuracy, spread
-from opsin.train.measurements import Prepare, Track
+from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
 
 UNTRAINED_BATCHES = 100  # that give the norms of the untrained network their statistics
@@ -100,23 +99,16 @@ class Probe:
             )
         check_features(task, np.shape(train.records[0]["image"]))
 
-    def __call__(
-        self,
-        task: Any,
-        params: PyTree,
-        mutable: PyTree,
-        sets: Mapping[str, Examples],
-        prepare: Prepare,
-        track: Track,
-    ) -> dict[str, float]:
+    def __call__(self, subject: Subject[Any]) -> dict[str, float]:
         """The numbers of all layers."""
-        train = split_of(sets, self.train_split)
+        train = split_of(subject.sets, self.train_split)
         arrays = {
             self.train_split: materialize(select(train, self._drawn(train))),
-            self.split: materialize(split_of(sets, self.split)),
+            self.split: materialize(split_of(subject.sets, self.split)),
         }
         truth = {name: np.asarray(x["label"]) for name, x in arrays.items()}
-        networks = {"": (params, mutable, self.statistics_batches)}
+        task, prepare, track = subject.task, subject.prepare, subject.track
+        networks = {"": (*subject.variables, self.statistics_batches)}
         if self.untrained:
             image = np.shape(train.records[0]["image"])
             random = untrained_variables(task, image, prepare, self.seed)

@@ -29,7 +29,7 @@ from opsin.errors import ConfigError
 from opsin.report import evaluations
 from opsin.train.evaluate import evaluate, final_variables, numbers_of
 from opsin.train.experiment import Experiment
-from opsin.train.measurements import Measurement, Track, check_measurements, measure
+from opsin.train.measurements import Measurement, Subject, Track, check_measurements, measure
 from opsin.train.placement import on_own_devices
 from opsin.train.preparation import prepared
 from opsin.train.sets import open_training
@@ -88,15 +88,10 @@ def _evaluated(run: Path, asked: Sequence[str], track: Track, trust: bool) -> It
             path = write_splits(run, experiment, metrics, step, time.monotonic() - since)
         yield Evaluated(evaluations.SPLITS, metrics, path)
     average, variables = final_variables(reopened.state)
-    for each in measure(
-        chosen_ones,
-        experiment.task,
-        on_own_devices(variables, reopened.program.mesh),
-        sets,
-        partial(prepared, data=experiment.data),
-        track,
-        average=average,
-    ):
+    variables = on_own_devices(variables, reopened.program.mesh)
+    prepare = partial(prepared, data=experiment.data)
+    subject = Subject(experiment.task, variables, sets, prepare, track)
+    for each in measure(chosen_ones, subject, average=average):
         with writing(run):
             path = write_measured(run, each, step)
         yield Evaluated(type(each.measurement).__name__, each.metrics, path)

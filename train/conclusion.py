@@ -17,7 +17,7 @@ from opsin.train.evaluate import final_variables
 from opsin.train.experiment import Experiment
 from opsin.train.host.accounting import median_rates
 from opsin.train.logging import Console, last_evaluation
-from opsin.train.measurements import Item, Measured, Measurement, measure
+from opsin.train.measurements import Item, Measured, Measurement, Subject, measure
 from opsin.train.placement import on_own_devices
 from opsin.train.preparation import prepared
 from opsin.train.state import State
@@ -75,9 +75,9 @@ def measure_all(
     average, variables = final_variables(state)
     variables = on_own_devices(variables, mesh)
     prepare = partial(prepared, data=experiment.data)
-    made = measure(measurements, experiment.task, variables, sets, prepare, track, average=average)
+    subject = Subject(experiment.task, variables, sets, prepare, track)
     try:
-        for each in made:
+        for each in measure(measurements, subject, average=average):
             keep(each)
             measured.append(each)
     except _Stopped:

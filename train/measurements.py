@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from jaxtyping import PyTree
 
@@ -17,6 +17,7 @@ from opsin.data.augment import Batch
 from opsin.data.examples import Examples
 
 Item = TypeVar("Item")
+TaskT = TypeVar("TaskT")
 
 
 class Track(Protocol):
@@ -30,12 +31,28 @@ class Track(Protocol):
 Prepare = Callable[[Batch], Batch]
 """From a batch of a source to what the model sees outside training."""
 
-Measurement = Callable[
-    [Any, PyTree, PyTree, Mapping[str, Examples], Prepare, Track], Mapping[str, float]
-]
-"""``(task, params, mutable, sets, prepare, track) -> {"split/metric": number}``, a frozen
-dataclass. ``sets`` are the training set as ``"train"``, and those that are evaluated by name;
-``prepare`` makes of a batch what the model sees in evaluation. It may have ``check(task, sets)``,
+
+@dataclass(frozen=True)
+class Subject(Generic[TaskT]):
+    """A trained network, and what it takes to measure it.
+
+    Attributes:
+        task: what was learned.
+        variables: its parameters and mutable variables, on devices of this process.
+        sets: the training set as ``"train"``, and those that are evaluated by name.
+        prepare: from a batch to what the model sees in evaluation.
+        track: shows the progress.
+    """
+
+    task: TaskT
+    variables: tuple[PyTree, PyTree]
+    sets: Mapping[str, Examples]
+    prepare: Prepare
+    track: Track
+
+
+Measurement = Callable[[Subject[Any]], Mapping[str, float]]
+"""``subject -> {"split/metric": number}``, a frozen dataclass. It may have ``check(task, sets)``,
 which raises, before anything is trained, what would keep it from being made afterwards."""
 
 
@@ -65,30 +82,19 @@ def check_measurements(
 
 
 def measure(
-    measurements: Sequence[Measurement],
-    task: Any,
-    variables: tuple[PyTree, PyTree],
-    sets: Mapping[str, Examples],
-    prepare: Prepare,
-    track: Track,
-    *,
-    average: str = "",
+    measurements: Sequence[Measurement], subject: Subject[Any], *, average: str = ""
 ) -> Iterator[Measured]:
     """Makes one measurement after the other.
 
     Args:
         measurements: to make.
-        task: what was learned.
-        variables: parameters and mutable variables, on devices of this process.
-        sets: name → examples.
-        prepare: from a batch to what the model sees.
-        track: shows the progress.
+        subject: of them.
         average: the end of the name of a split where the variables are a moving average:
             ``"_ema"`` makes ``test_ema/nll`` of ``test/nll``.
     """
     for measurement in measurements:
         since = time.monotonic()
-        found = measurement(task, *variables, sets, prepare, track)
+        found = measurement(subject)
         split_and_name = ((name.partition("/"), value) for name, value in found.items())
         metrics = {f"{s}{average}/{metric}": value for (s, _, metric), value in split_and_name}
         yield Measured(measurement, metrics, time.monotonic() - since)

@@ -15,6 +15,7 @@ from opsin.data.examples import Arrays, Examples
 from opsin.experiments.extractors import LENET
 from opsin.metrics.generative import FEWEST, neighbour_metrics
 from opsin.train.extractor import Extractor
+from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
 from opsin.train.tasks.generative import Generative
 
@@ -64,8 +65,8 @@ def test_the_quality_of_samples_stands_beside_its_floor():
     sets = {"train": noise(300, 0), "test": noise(200, 1)}
     measurement = SampleQuality(extractor=EXTRACTOR, samples=200)
     like = np.float32(noise(1000, 2).records.arrays["image"] / 255)  # pyright: ignore
-    good = measurement(Fake(), like, {}, sets, scale, untracked)
-    bad = measurement(Fake(), like / 2, {}, sets, scale, untracked)
+    good = measurement(Subject(Fake(), (like, {}), sets, scale, untracked))
+    bad = measurement(Subject(Fake(), (like / 2, {}), sets, scale, untracked))
     assert good["test/fd_pixels"] < 5 * good["test/floor_fd_pixels"]
     assert bad["test/fd_pixels"] > 5 * good["test/fd_pixels"]
     assert bad["test/recall"] < good["test/recall"]
@@ -76,14 +77,15 @@ def test_the_quality_of_samples_stands_beside_its_floor():
     assert "test/sample_accuracy" not in good
     for above, diverged in ((bad["test/fd_pixels"] - 0.1, 1), (bad["test/fd_pixels"] + 0.1, 0)):
         counted = replace(measurement, diverged_above=above)(
-            Fake(), like / 2, {}, sets, scale, untracked
+            Subject(Fake(), (like / 2, {}), sets, scale, untracked)
         )
         assert counted["test/diverged"] == diverged
     with pytest.raises(SettingError, match=r"is for images \[28, 28, 1\], and those of 'test' are"):
         replace(measurement, extractor=LENET).check(Fake(), sets)
     elsewhere = replace(measurement, source=lambda split: noise(200, 5, offset=50))
     assert (
-        elsewhere(Fake(), like, {}, {}, scale, untracked)["test/fd_pixels"] > good["test/fd_pixels"]
+        elsewhere(Subject(Fake(), (like, {}), {}, scale, untracked))["test/fd_pixels"]
+        > good["test/fd_pixels"]
     )
 
 
@@ -91,7 +93,7 @@ def test_a_network_reads_the_class_that_was_asked_for():
     wrong = np.eye(6, dtype=np.float32)[[0, 1, 3, 3]].reshape(4, 2, 3, 1)  # class 2 looks like 3
     sets = {"train": noise(40, 0), "test": noise(40, 1)}
     measurement = SampleQuality(extractor=EXTRACTOR, samples=40)
-    found = measurement(Fake(num_classes=4), wrong, {}, sets, scale, untracked)
+    found = measurement(Subject(Fake(num_classes=4), (wrong, {}), sets, scale, untracked))
     assert found["test/sample_accuracy"] == 0.75
 
 
@@ -105,13 +107,13 @@ def test_reference_images_are_drawn_from_all_of_a_set_in_the_order_of_its_classe
     sets = {"train": both, "test": both}
     collapsed = np.float32(dark / 255)
     measurement = SampleQuality(extractor=EXTRACTOR, samples=300)
-    found = measurement(Fake(), collapsed, {}, sets, scale, untracked)
+    found = measurement(Subject(Fake(), (collapsed, {}), sets, scale, untracked))
     assert found["test/reference_samples"] == 300
     assert found["test/recall"] < 0.6  # about half of the reference is of the other class
     first = replace(measurement, choice="first")
-    blind = first(Fake(), collapsed, {}, sets, scale, untracked)
+    blind = first(Subject(Fake(), (collapsed, {}), sets, scale, untracked))
     assert blind["test/recall"] > 0.8  # the head of the set is of one class
-    again = replace(measurement, seed=1)(Fake(), collapsed, {}, sets, scale, untracked)
+    again = replace(measurement, seed=1)(Subject(Fake(), (collapsed, {}), sets, scale, untracked))
     assert again["test/floor_fd_pixels"] == found["test/floor_fd_pixels"]  # the same, always
 
 

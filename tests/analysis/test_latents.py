@@ -12,6 +12,7 @@ from opsin.analysis.latents import LatentClassifier
 from opsin.analysis.sampling import untracked
 from opsin.data.augment import scale
 from opsin.data.examples import Arrays, DataError, Examples
+from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
 
 
@@ -36,7 +37,7 @@ def hidden(n: int, seed: int) -> Examples:
 def test_few_labels_teach_a_classifier_of_good_latents():
     sets = {"train": hidden(60, 0), "test": hidden(90, 1)}
     measurement = LatentClassifier(labels_per_class=(1, 2), repeats=2)
-    found = measurement(Knowing(), np.zeros(1), {}, sets, scale, untracked)
+    found = measurement(Subject(Knowing(), (np.zeros(1), {}), sets, scale, untracked))
     assert found["test/latent_accuracy_1"] == found["test/latent_accuracy_2"] == 1.0
     assert 1 / 3 - 0.15 < found["test/pixel_accuracy_2"] < 0.95
     measurement.check(Knowing(), sets)

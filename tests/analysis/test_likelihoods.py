@@ -13,6 +13,7 @@ from opsin.analysis.sampling import untracked
 from opsin.data.augment import scale
 from opsin.data.examples import Arrays, DataError, Examples
 from opsin.losses.likelihoods import Bernoulli, Gaussian
+from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
 
 PIXELS = 6
@@ -50,21 +51,21 @@ def test_importance_samples_give_the_likelihood(images):
     w = np.linspace(-1, 1, PIXELS, dtype=np.float32)
     sets = {"test": Examples(Arrays({"image": images}))}
     measurement = ImportanceNLL(samples=4000, at_once=500, batch=4)
-    arguments = (LinearGaussian(), w, {}, sets, scale, untracked)
-    found = measurement(*arguments)
+    subject = Subject(LinearGaussian(), (w, {}), sets, scale, untracked)
+    found = measurement(subject)
     truth = exact_nll(images.reshape(10, -1) / 255, w)
     np.testing.assert_allclose(found["test/nll"], truth.mean(), atol=0.01)
     np.testing.assert_allclose(
         found["test/nll_bits_per_dim"], found["test/nll"] / PIXELS / np.log(2), rtol=1e-6
     )
     assert found["test/nll_draws"] == 4000
-    other = replace(measurement, batch=10)(*arguments)
+    other = replace(measurement, batch=10)(subject)
     np.testing.assert_allclose(other["test/nll"], found["test/nll"], rtol=1e-6)
     first = replace(measurement, images=3, choice="first")
-    few = first(*arguments)
+    few = first(subject)
     np.testing.assert_allclose(few["test/nll"], truth[:3].mean(), atol=0.01)
     told = replace(LinearGaussian(), num_classes=10, likelihood=Gaussian(std=1.0))
-    given = first(told, *arguments[1:])
+    given = first(replace(subject, task=told))
     assert given == {
         "test/nll_given_class": few["test/nll"], "test/nll_given_class_draws": 4000
     }  # fmt: skip
@@ -78,6 +79,6 @@ def test_importance_samples_give_the_likelihood(images):
         with pytest.raises(SettingError, match=r"ImportanceNLL: .* is too few: set 1 or more"):
             replace(measurement, **changes).check(told, sets)
     with pytest.raises(DataError, match="batch=0; use at least 1"):
-        replace(measurement, batch=0)(*arguments)
+        replace(measurement, batch=0)(subject)
     with pytest.raises(SettingError, match="no split 'train' to measure: data have test"):
         replace(measurement, split="train").check(told, sets)

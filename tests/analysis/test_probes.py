@@ -22,6 +22,7 @@ from opsin.data.selection import select
 from opsin.models.classification.linear import Linear
 from opsin.models.representation.simclr import SimCLR
 from opsin.train.heads import around_head
+from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
 
 
@@ -146,7 +147,7 @@ def test_the_images_that_teach_are_drawn_from_all_classes():
     params, mutable = variables_of(model)
     probe = Probe(images=30, neighbours=3, penalties=(1e-3,), validation=0.2)
     probe.check(Having(model), ordered)
-    found = probe(Having(model), params, mutable, ordered, scale, untracked)
+    found = probe(Subject(Having(model), (params, mutable), ordered, scale, untracked))
     assert found["test/linear_accuracy"] > 0.9
 
 
@@ -157,7 +158,7 @@ def test_numbers_of_both_layers_have_names_of_their_own():
         layers=("features", "head"), neighbours=5, sgd_epochs=20, validation=0.2, penalties=(1e-3,)
     )
     probe.check(Having(model), SETS)
-    found = probe(Having(model), params, mutable, SETS, scale, untracked)
+    found = probe(Subject(Having(model), (params, mutable), SETS, scale, untracked))
     names = [
         "linear_accuracy",
         "linear_l2",
@@ -170,7 +171,7 @@ def test_numbers_of_both_layers_have_names_of_their_own():
     for name in ("linear_accuracy", "knn_accuracy", "linear_accuracy_head"):
         assert found[f"test/{name}"] > 0.6
     fewer = replace(probe, layers=("features",), sgd_epochs=0, neighbours=0)
-    bare = fewer(Having(model), params, mutable, SETS, scale, untracked)
+    bare = fewer(Subject(Having(model), (params, mutable), SETS, scale, untracked))
     assert bare["test/linear_accuracy"] == found["test/linear_accuracy"]
     assert "test/knn_accuracy" not in bare
 
@@ -259,11 +260,12 @@ def test_the_untrained_network_stands_beside_the_trained_one(monkeypatch):
     task, options = Having(Normed()), {"neighbours": 5, "penalties": (1e-3,), "validation": 0.2}
     params, mutable = variables_of(task.model)
     probe = Probe(untrained=True, **options)
-    both = probe(task, params, mutable, SETS, scale, untracked)
-    own = replace(probe, untrained=False)(task, params, mutable, SETS, scale, untracked)
+    subject = Subject(task, (params, mutable), SETS, scale, untracked)
+    both = probe(subject)
+    own = replace(probe, untrained=False)(subject)
     random = untrained_variables(task, (2, 2, 1), scale, 0)
     probe = replace(probe, untrained=False, statistics_batches=9)
-    beside = probe(task, *random, SETS, scale, untracked)
+    beside = probe(replace(subject, variables=random))
     renamed = {name.replace("/", "/untrained_"): value for name, value in beside.items()}
     assert both == own | renamed
     assert beside["test/feature_std"] != own["test/feature_std"]  # whose norms have no statistics

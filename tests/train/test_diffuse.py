@@ -24,6 +24,7 @@ from opsin.ops.diffusion.sampling import Sampling
 from opsin.ops.diffusion.schedules import Discrete, cosine_betas
 from opsin.ops.diffusion.sde import VarianceExploding, VariancePreserving
 from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.measurements import Subject
 from opsin.train.methods import adamw
 from opsin.train.optim import Optimizer
 from opsin.train.settings import SettingError
@@ -152,7 +153,7 @@ def test_what_is_measured_in_the_end(trained):
     sets = {"test": two_greys("test")}
     bound = VariationalBound(images=5, choice="first", batch=4)
     bound.check(task, sets)
-    found = bound(task, params, {}, sets, scale, untracked)
+    found = bound(Subject(task, (params, {}), sets, scale, untracked))
     examples = two_greys("test").records[:5]
     batch = {"image": np.float32(examples["image"]) / 255, "label": examples["label"]}
 
@@ -167,14 +168,14 @@ def test_what_is_measured_in_the_end(trained):
 
     seen = []
 
-    def look(task, params, mutable, sets, prepare, track):
-        seen.append(task.sampling)
+    def look(subject):
+        seen.append(subject.task.sampling)
         return {"test/a": 1.0, "test_b/recall/3": 2.0}
 
     other = Sampling(Ancestral(), steps=3)
     by_other = SampledBy(other, look, "slow")
     by_other.check(task, sets)
-    assert by_other(task, params, {}, sets, scale, untracked) == {
+    assert by_other(Subject(task, (params, {}), sets, scale, untracked)) == {
         "test/slow_a": 1,
         "test_b/slow_recall/3": 2,
     }
