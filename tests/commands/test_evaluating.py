@@ -37,6 +37,7 @@ from opsin.report import evaluations
 from opsin.report.rows import collect
 from opsin.train import loop
 from opsin.train.experiment import Experiment
+from opsin.train.measurements import Subject
 from opsin.train.program import build
 from opsin.train.settings import SettingError
 from tests.commands.tiny import Small
@@ -56,9 +57,8 @@ class Norm:
         if self.power < 1:
             raise SettingError(f"Norm: power={self.power} is below 1")
 
-    def __call__(
-        self, task: Any, params: Any, mutable: Any, sets: Any, prepare: Any, track: Any
-    ) -> dict[str, float]:
+    def __call__(self, subject: Subject[Any]) -> dict[str, float]:
+        params, _ = subject.variables
         leaves = map(np.asarray, jax.tree.leaves(params))
         return {"test/norm": sum(float(np.sum(np.abs(x) ** self.power)) for x in leaves)}
 
@@ -70,7 +70,7 @@ PROBE = Probe(neighbours=3, penalties=(1e-2,), validation=0.2)
 class Dies:
     """A measurement that cannot be made, as long as ``hopeless`` says so."""
 
-    def __call__(self, *arguments: Any) -> dict[str, float]:
+    def __call__(self, subject: Subject[Any]) -> dict[str, float]:
         if hopeless:
             raise RuntimeError("killed")
         return {"test/alive": 1.0}

@@ -27,6 +27,7 @@ from opsin.ops.mapped import REPLICAS
 from opsin.train.checkpoint import Checkpoints
 from opsin.train.experiment import Data, Experiment, Loop
 from opsin.train.loop import fit
+from opsin.train.measurements import Subject
 from opsin.train.methods import adamw, sgd
 from opsin.train.optim import Optimizer
 from opsin.train.schedules import constant, cosine
@@ -307,10 +308,8 @@ def test_pictures_between_latents_are_of_latents_as_long_as_those_of_training():
         np.testing.assert_allclose(rows, np.broadcast_to(wanted, rows.T.shape).T, atol=1e-5)
 
 
-def brightness(
-    task: Any, params: Any, mutable: Any, sets: Any, prepare: Any, track: Any
-) -> dict[str, float]:
-    images = sample_images(task, params, mutable, 64)
+def brightness(subject: Subject[Any]) -> dict[str, float]:
+    images = sample_images(subject.task, *subject.variables, 64)
     return {"test/brightness": float(images.mean())}
 
 

@@ -1,7 +1,7 @@
 """Variational autoencoders as a task: what is descended, what is measured, what is drawn."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -26,6 +26,7 @@ from opsin.models.generative.vae import VAE
 from opsin.ops.gaussian import Normal, normal_sample, standard_normal
 from opsin.train.experiment import Data, Experiment, Loop
 from opsin.train.loop import fit
+from opsin.train.measurements import Subject
 from opsin.train.methods import adamw
 from opsin.train.optim import Optimizer
 from opsin.train.settings import SettingError
@@ -253,17 +254,16 @@ class Refusing:
     def check(self, task: Any, sets: Any) -> None:
         raise SettingError(self.why)
 
-    def __call__(self, *arguments: Any) -> dict[str, float]:
+    def __call__(self, subject: Subject[Any]) -> dict[str, float]:
         raise AssertionError("it was told before")
 
 
 @pytest.mark.proofs
 def test_a_run_learns_measures_at_its_end_and_draws(experiment, tmp_path):
-    def measurement(
-        task: Any, params: Any, mutable: Any, sets: Any, prepare: Any, track: Callable
-    ) -> dict:
-        assert set(sets) == {"train", "test"}
-        assert list(track(range(2), "")) == [0, 1]
+    def measurement(subject: Subject[Any]) -> dict:
+        assert set(subject.sets) == {"train", "test"}
+        assert list(subject.track(range(2), "")) == [0, 1]
+        params, _ = subject.variables
         norm = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(params))
         return {"test/norm": norm}
 
