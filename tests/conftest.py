@@ -25,9 +25,11 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 # Programs are kept between local runs, which compile what has changed. Not by jax's own limit of
 # size: with one, each new entry reads all others, and a thousand of them double the time of a test.
+# Each worker has its own, for an entry that another is just writing cannot be read.
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opsin" / "tests"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    jax.config.update("jax_compilation_cache_dir", str(CACHE))
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+    jax.config.update("jax_compilation_cache_dir", str(CACHE / worker))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
@@ -75,7 +77,7 @@ pytest.raises = unchecked(pytest.raises)
 
 def pytest_configure(config: pytest.Config):
     begins = "PYTEST_XDIST_WORKER" not in os.environ
-    if begins and sum(file.stat().st_size for file in CACHE.glob("*")) > 2 * 1024**3:
+    if begins and sum(file.stat().st_size for file in CACHE.rglob("*")) > 2 * 1024**3:
         shutil.rmtree(CACHE)
     # Compilation is most of the time of fast tests, and three quarters of it are for speed they do
     # not need. Slow ones train.
@@ -106,7 +108,7 @@ def house_of_tests():
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds; unknown, all of it, where there is no /proc."""
+    """Memory that this process holds; infinite where there is no /proc."""
     statistics = Path("/proc/self/statm")
     if not statistics.exists():
         return sys.maxsize
@@ -115,13 +117,14 @@ def resident_bytes() -> int:
 
 @pytest.fixture(autouse=True, scope="module")
 def forget():
-    """Compiled programs would fill the memory: from 2 GiB on, those of earlier files are forgotten.
+    """Compiled programs would fill the memory: from 1.5 GiB on, all are forgotten.
 
     Own files that one test file read are forgotten too: the next may write another of that name.
     """
     yield
-    if resident_bytes() > 2 * 1024**3:
+    if resident_bytes() > 1.5 * 1024**3:
         jax.clear_caches()
+        gc.collect()
     for name in [name for name in sys.modules if name.startswith(own_files.PREFIX)]:
         del sys.modules[name]
 

@@ -45,8 +45,8 @@ def nodes(path: Path) -> list[ast.AST]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def forget() -> Iterator[None]:
-    """All files take 110 MB."""
+def forget_trees() -> Iterator[None]:
+    """Those of all files take 110 MB."""
     yield
     tree.cache_clear()
     nodes.cache_clear()
