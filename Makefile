@@ -5,6 +5,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
+# Tests start a hundred processes, and without bytecode each compiles every module anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test proofs slow check bench clean
 
 run: $(VENV)/.run

@@ -32,13 +32,13 @@ Prepare = Callable[[Batch], Batch]
 """From a batch of a source to what the model sees outside training."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject(Generic[TaskT]):
     """A trained network, and what it takes to measure it.
 
     Attributes:
         task: what was learned.
-        variables: its parameters and mutable variables, on devices of this process.
+        variables: parameters and mutable variables of its model, on devices of this process.
         sets: the training set as ``"train"``, and those that are evaluated by name.
         prepare: from a batch to what the model sees in evaluation.
         track: shows the progress.
@@ -88,7 +88,7 @@ def measure(
 
     Args:
         measurements: to make.
-        subject: of them.
+        subject: the trained network that is measured.
         average: the end of the name of a split where the variables are a moving average:
             ``"_ema"`` makes ``test_ema/nll`` of ``test/nll``.
     """

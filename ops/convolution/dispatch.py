@@ -69,10 +69,10 @@ def convolve(
     """
     operation = partial(
         lax.conv_general_dilated,
-        window_strides=_as_tuples(window_strides),
-        padding=_as_tuples(padding),
-        lhs_dilation=_as_tuples(lhs_dilation),
-        rhs_dilation=_as_tuples(rhs_dilation),
+        window_strides=window_strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
         dimension_numbers=dimension_numbers,
         feature_group_count=feature_group_count,
         batch_group_count=batch_group_count,
@@ -80,9 +80,10 @@ def convolve(
         preferred_element_type=preferred_element_type,
     )
     shapes = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (image, kernel))
-    # Raises what lax raises, and has padding and precision resolved. Many layers of a network are
-    # alike; jax keeps what it has traced, and knows when a default has changed.
-    traced = _laxs_own.trace(*shapes, options=tuple(operation.keywords.items()))
+    # Raises what lax raises, and has padding and precision resolved. By jit, for many layers of a
+    # network are alike, and jax remembers what it traced, by shapes, options and defaults.
+    options = tuple((name, _hashable(value)) for name, value in operation.keywords.items())
+    traced = _laxs_own.trace(*shapes, options=options)
     params = traced.jaxpr.eqns[-1].params
     ordinary = (
         image.ndim == 4
@@ -115,9 +116,9 @@ def _laxs_own(image: Array, kernel: Array, *, options: tuple[tuple[str, Any], ..
     return lax.conv_general_dilated(image, kernel, **dict(options))
 
 
-def _as_tuples(option: Any) -> Any:
-    """Sequences, and those within, as tuples, which can be hashed."""
-    return tuple(map(_as_tuples, option)) if isinstance(option, list | tuple) else option
+def _hashable(option: Any) -> Any:
+    """An option with its lists as tuples."""
+    return tuple(map(_hashable, option)) if type(option) in (list, tuple) else option
 
 
 contraction_p = Primitive("convolution")

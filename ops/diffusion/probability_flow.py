@@ -196,6 +196,8 @@ def _over_batch(function: Callable[..., Any], *shapes: Any) -> Callable[..., Any
 
     @of_one.def_vmap
     def _of_all(axis_size: int, mapped: list[bool], *arguments: Array) -> tuple[Any, Any]:
+        if any(mapped[:known]):
+            raise ValueError("a flow is solved for one model: vmap over its parameters outside")
         every = [
             a if has_axis else jnp.broadcast_to(a, (axis_size, *jnp.shape(a)))
             for a, has_axis in zip(arguments[known:], mapped[known:], strict=True)

@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.preprocessing import StandardScaler
 
+from opsin.analysis import probes
 from opsin.analysis.features import extract_features, untrained_variables, with_statistics
 from opsin.analysis.linear_probe import linear_probe, sgd_probe
 from opsin.analysis.probes import Probe
@@ -256,7 +257,8 @@ def test_norms_take_their_statistics_from_batches_of_the_training_set(monkeypatc
 
 def test_the_untrained_network_stands_beside_the_trained_one(monkeypatch):
     monkeypatch.setattr("opsin.analysis.features.STATISTICS_BATCH", 8)  # of 60 images
-    monkeypatch.setattr("opsin.analysis.probes.UNTRAINED_BATCHES", 9)
+    assert probes.UNTRAINED_BATCHES == 100
+    monkeypatch.setattr(probes, "UNTRAINED_BATCHES", 9)
     task, options = Having(Normed()), {"neighbours": 5, "penalties": (1e-3,), "validation": 0.2}
     params, mutable = variables_of(task.model)
     probe = Probe(untrained=True, **options)

@@ -71,6 +71,7 @@ def test_sigterm_saves_and_exits_0_and_the_same_command_goes_on(
     def stopped_later(*arguments: Any, stop: Callable[[], bool], **options: Any) -> Ended:
         def ask() -> bool:
             if steps_logged(tmp_path) >= before + 5:
+                assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
                 os.kill(os.getpid(), signal.SIGTERM)
             return stop()
 

@@ -25,7 +25,7 @@ import pytest
 
 from opsin.config import catalogue, names
 from opsin.config.identity import defaults, essence, identity
-from opsin.config.tree import children, override, rebuild, resolve
+from opsin.config.tree import children, override, paths, rebuild, resolve
 from opsin.errors import ConfigError
 from opsin.losses.classification import focal_loss
 from opsin.models.classification.lenet import LeNet5
@@ -93,6 +93,21 @@ def all_defaults() -> dict[str, Any]:
 
 
 # What is recorded.
+
+
+def test_an_id_evaluates_no_type_hints(monkeypatch: pytest.MonkeyPatch):
+    """It asks each option of each node, and to evaluate as many hints took most of its time."""
+    experiment = catalogue.find("mnist_vae").config()
+    expected = identity(experiment)
+
+    def evaluated(*arguments: Any) -> Any:
+        raise AssertionError("a hint was evaluated")
+
+    monkeypatch.setattr("opsin.config.hints.evaluated", evaluated)
+    assert identity(experiment) == expected
+    assert "optimizer.learning_rate" in paths(experiment)
+    with pytest.raises(AssertionError, match="a hint was evaluated"):
+        override(experiment, {"seed": 1})
 
 
 def test_ten_ids_stay():

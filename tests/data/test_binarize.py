@@ -81,7 +81,7 @@ fixed = partial(binarized, source="digits")
 
 def test_a_fixed_draw_has_the_mean_of_the_intensities():
     grey = materialize(digits("test"))["image"] / 255
-    drawn = np.stack([materialize(fixed("test", seed=s))["image"] for s in range(8)])
+    drawn = np.stack([materialize(fixed("test", seed=s))["image"] for s in range(16)])
     assert drawn.dtype == np.uint8
     assert set(np.unique(drawn)) == {0, 255}
     np.testing.assert_array_equal(drawn[:, grey == 0], 0)

@@ -442,7 +442,7 @@ def test_values_and_gradients_are_finite_at_saturated_logits(number):
                     assert (value <= 0).all(), name  # exactly 0, or below: a boundary loss
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_losses_lie_between_0_and_1(data):
     values = st.floats(-1e4, 1e4, width=32)

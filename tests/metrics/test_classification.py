@@ -101,7 +101,7 @@ def reference(logits, labels):
     return expected
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10_000),
     examples=st.integers(1, 37),
@@ -320,7 +320,7 @@ def test_areas_of_an_order_have_their_closed_forms():
 compiled_ranking = jax.jit(ranking)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10), st.lists(st.integers(0, BATCH), max_size=6))
 def test_a_ranking_does_not_depend_on_batches_or_padding(seed, padding):
     """Rows that are padded are NaN: one that counted would show."""

@@ -50,7 +50,7 @@ def draw(seed, present=CLASSES, blur=2.0):
     return logits.astype(np.float32), labels, valid
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10_000), present=st.integers(1, CLASSES))
 def test_counted_pixels_give_what_scikit_learn_gives(seed, present):
     logits, labels, valid = draw(seed, present)

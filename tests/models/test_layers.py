@@ -248,7 +248,7 @@ def test_max_pool_does_not_hide_what_is_not_a_number():
 
 
 @pytest.mark.proofs
-def test_max_pool_counts_many_ties_in_half_precision():
-    zeros = np.zeros((1, 1, 260, 1), jnp.bfloat16)  # it cannot count above 256
-    gradient = jax.jit(jax.grad(lambda x: max_pool(x, (1, 260), (1, 260)).sum()))(zeros)
-    np.testing.assert_allclose(np.asarray(gradient, np.float32).sum(), 1, rtol=1e-2)
+def test_max_pool_has_a_gradient_of_one_among_many_ties_in_half_precision():
+    zeros = np.zeros((1, 1, 512, 1), jnp.bfloat16)  # which cannot count above 256
+    gradient = jax.jit(jax.grad(lambda x: max_pool(x, (1, 512), (1, 512)).sum()))(zeros)
+    assert np.asarray(gradient, np.float32).sum() == 1

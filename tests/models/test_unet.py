@@ -147,18 +147,16 @@ def test_remat_computes_the_same_gradients_again(randomise):
 
 
 @pytest.mark.proofs
-def test_remat_changes_memory_and_nothing_else(randomise):
+def test_remat_saves_a_fifth_of_the_memory(randomise):
     plain = Small(padding="same", norm=batch_norm)
     images = normal(2, 32, 32, 1)
     variables = randomise(plain, images)
     inputs = variables["params"], variables, images
-    gradients, memory = [], []
+    memory = []
     for model in (plain, plain.clone(remat=True)):
         lowered = gradients_of(model).lower(*inputs)
         compiled = lowered.compile(compiler_options=compiler_options("cpu"))
-        gradients.append(compiled(*inputs))
         memory.append(compiled.memory_analysis().temp_size_in_bytes)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), *gradients)
     assert memory[1] < 0.8 * memory[0], memory
 
 

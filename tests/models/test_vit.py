@@ -80,7 +80,7 @@ def test_block_equals_numpy(randomise):
     np.testing.assert_allclose(jax.jit(block.apply)(variables, x), expected, atol=1e-4)
 
 
-def test_embedding_is_the_strided_convolution_row_by_row(images, randomise):
+def test_embedding_is_a_product_with_each_patch_row_by_row(images, randomise):
     model = tiny(depth=0, scan=False).without_head()
     variables = randomise(model, images)
     p = variables["params"]

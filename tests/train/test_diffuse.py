@@ -78,14 +78,15 @@ def batch_of(count: int = 6) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def trained():
-    """A task, and what it learned in 150 steps."""
+    """A task, what it began with, and what it learned in 150 steps."""
     changes = {"parallel.data": 1, "loop.steps_per_dispatch": 50, "loop.duration": "150 steps"}
     experiment = override(made(), changes | {"optimizer.learning_rate": 1e-2})
-    return experiment.task, run(experiment, 150)[0][-1].params
+    states, _ = run(experiment, 150)
+    return experiment.task, states[0].params, states[-1].params
 
 
 def test_it_draws_the_class_that_is_asked_for(trained):
-    task, params = trained
+    task, _, params = trained
     assert isinstance(task, Generative)
     for sampling in (Sampling(steps=10), Sampling(Ancestral(), steps=50, guidance=2.0)):
         drawing = replace(task, sampling=sampling)
@@ -98,7 +99,7 @@ def test_it_draws_the_class_that_is_asked_for(trained):
 
 
 def test_guidance_of_one_asks_once_and_of_zero_knows_no_class(trained):
-    task, params = trained
+    task, _, params = trained
     labels, nothing = np.array([0, 0, 1, 1]), np.full(4, 2)
 
     @jax.jit
@@ -118,7 +119,7 @@ def test_guidance_of_one_asks_once_and_of_zero_knows_no_class(trained):
 
 
 def test_the_path_ends_in_the_sample(trained):
-    task, params = trained
+    task, _, params = trained
 
     @jax.jit
     def both(params: Any) -> Any:
@@ -132,7 +133,7 @@ def test_the_path_ends_in_the_sample(trained):
 
 def test_known_pixels_stay_and_the_rest_fits_them(trained):
     """Half of a bright image, without a class: the other half is bright too."""
-    task, params = trained
+    task, _, params = trained
     task = replace(task, sampling=Sampling(Ancestral(), steps=50))
 
     @jax.jit
@@ -149,7 +150,7 @@ def test_known_pixels_stay_and_the_rest_fits_them(trained):
 
 def test_what_is_measured_in_the_end(trained):
     """The bound against its own function; the same images in another way, by another name."""
-    task, params = trained
+    task, _, params = trained
     sets = {"test": two_greys("test")}
     bound = VariationalBound(images=5, choice="first", batch=4)
     bound.check(task, sets)
@@ -214,7 +215,7 @@ def test_the_bound_of_noise_that_is_known():
 
 
 def test_the_bound_falls_with_training(trained):
-    task, params = trained
+    task, untrained, params = trained
     examples = two_greys("test").records[:8]
     batch = {"image": np.float32(examples["image"]) / 255, "label": examples["label"]}
 
@@ -223,7 +224,7 @@ def test_the_bound_falls_with_training(trained):
         keys = jax.random.split(jax.random.key(0), 8)
         return jnp.mean(task.bound(params, {}, batch, keys, None))
 
-    assert 0 < bound(params) < bound(variables_of(task))
+    assert 0 < bound(params) < bound(untrained)
 
 
 def test_a_network_that_says_nothing_has_the_loss_of_its_target():

@@ -41,7 +41,7 @@ from tests.train.conftest import Tiny, TinyDenoiser, assert_trees_close
 from tests.train.test_step import lay_out
 from tests.train.test_translate import halves
 
-DEVICES, BATCH = 2, 16
+BATCH = 16
 IMAGE = (8, 8, 1)
 DENSE: dict[str, Any] = {
     "encoder": partial(DenseEncoder, widths=(8,)),
@@ -140,28 +140,23 @@ def experiment_of(name: str, **loop: Any) -> Experiment:
     )
 
 
-def on_devices(name: str) -> tuple[State, dict[str, float]]:
+def on_devices(name: str, devices: int) -> tuple[State, dict[str, float]]:
     """Two steps under ``pmap`` on the images that as many microbatches have."""
-    experiment = experiment_of(name, strategy="pmap", replicas=DEVICES)
+    experiment = experiment_of(name, strategy="pmap", replicas=devices)
     # Row j of device d is row ((j // turns) · devices + d) · turns + j % turns of the batch.
     turns = getattr(experiment.task, "turns", 1)
-    device, row = np.divmod(np.arange(BATCH), BATCH // DEVICES)
-    order = (row // turns * DEVICES + device) * turns + row % turns
-    return two_steps(override(experiment, {"parallel.data": DEVICES}), order)
-
-
-@pytest.fixture(scope="module")
-def diffused() -> tuple[State, dict[str, float]]:
-    """Of the task that is no proof alone."""
-    return on_devices("diffuse")
+    device, row = np.divmod(np.arange(BATCH), BATCH // devices)
+    order = (row // turns * devices + device) * turns + row % turns
+    return two_steps(override(experiment, {"parallel.data": devices}), order)
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == "diffuse" else pytest.mark.proofs) for n in TASKS]
+    ("name", "devices"),
+    [("diffuse", 2), *(pytest.param(name, 4, marks=pytest.mark.proofs) for name in TASKS)],
 )
-def test_devices_step_as_microbatches_do(name: str, diffused):
-    found, means_found = diffused if name == "diffuse" else on_devices(name)
-    jitted = override(experiment_of(name, accumulate=DEVICES), {"parallel.data": 1})
+def test_devices_step_as_microbatches_do(name: str, devices: int):
+    found, means_found = on_devices(name, devices)
+    jitted = override(experiment_of(name, accumulate=devices), {"parallel.data": 1})
     expected, means = two_steps(jitted, np.arange(BATCH))
     assert means_found.keys() == means.keys()
     for metric, value in means.items():
@@ -171,9 +166,9 @@ def test_devices_step_as_microbatches_do(name: str, diffused):
 
 
 @pytest.mark.proofs
-def test_each_device_draws_of_its_own(diffused, monkeypatch: pytest.MonkeyPatch):
+def test_each_device_draws_of_its_own(monkeypatch: pytest.MonkeyPatch):
     """The test above would notice if all drew alike."""
-    own = diffused[1]
+    own = on_devices("diffuse", 2)[1]
     monkeypatch.setattr("jax.lax.axis_index", lambda name: 0)
-    alike = on_devices("diffuse")[1]
+    alike = on_devices("diffuse", 2)[1]
     assert abs(own["loss"] - alike["loss"]) > 1e-3 * own["loss"]

@@ -225,7 +225,7 @@ def test_fsdp_holds_an_eighth_and_never_more_on_a_device():
     new = [array for array in jax.live_arrays() if id(array) not in before]
     held = bytes_by_device([array for array in new if isinstance(array.sharding, NamedSharding)])
     assert len(held) == 8
-    assert total / 8 <= max(held.values()) < 1.02 * total / 8  # scales and biases are whole
+    assert total / 8 <= max(held.values()) < 1.02 * total / 8  # the bias is whole
     memory = program.init.func.lower(*program.init.args).compile().memory_analysis()
     assert memory.output_size_in_bytes + memory.temp_size_in_bytes < total / 4
 

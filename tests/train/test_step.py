@@ -169,10 +169,11 @@ def test_the_moving_average_follows_every_step(reference):
         )
 
 
-def test_dropout_draws_anew_each_step_and_the_same_on_any_number_of_devices(tiny_one_device):
+def test_dropout_draws_anew_each_step_and_the_same_on_two_devices(tiny_one_device):
     """The same images and weights in every step, so that only dropout differs."""
     task = Classify(model=Tiny(dropout=0.5))
-    # The momentum is the gradient, nearly: more of it would add up the rounding of three.
+    # The rate is 0, so that the momentum tells the gradients: nearly the last one alone, for a sum
+    # of three would hold the rounding of three.
     changes = {"optimizer.learning_rate": 0.0, "optimizer.method": partial(sgd, momentum=0.1)}
     experiment = override(replace(tiny_one_device, task=task), {**changes, "data.batch": 40})
     one = run(experiment, same_images=True)

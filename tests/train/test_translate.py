@@ -63,7 +63,7 @@ def params():
 
 @jax.jit
 def generated(params: Any, given: Any) -> Any:
-    """In training."""
+    """Images made of others, as the generator makes them in training."""
     return jnp.tanh(TASK.generator.apply({"params": params["generator"]}, given, train=True))
 
 

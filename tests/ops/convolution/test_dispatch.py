@@ -401,7 +401,30 @@ def test_a_training_step_runs_native_convolutions_on_accelerators(platform):
 
 
 # Winograd's F(4, 3) is one convolution along the width for each of the six rows that it makes.
-@pytest.mark.parametrize(("switch", "convolutions"), [("", 6), ("1", 1)])
+switches = pytest.mark.parametrize(("switch", "convolutions"), [("", 6), ("1", 1)])
+
+
+@pytest.mark.proofs
+@switches
+def test_a_program_that_starts_under_the_switch_has_xlas_own_in_its_layers(switch, convolutions):
+    script = (
+        "import jax, jax.numpy as jnp\n"
+        "from opsin.models.layers import Conv\n"
+        "x, layer = jnp.zeros((8, 16, 16, 32)), Conv(32, (3, 3), use_bias=False)\n"
+        "weights = jax.eval_shape(layer.init, jax.random.key(0), x)\n"
+        "print(jax.jit(layer.apply).lower(weights, x).as_text())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "OPSIN_NATIVE_CONV": switch},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.count("stablehlo.convolution") == convolutions
+
+
+@switches
 def test_a_switch_takes_xlas_own_convolution_on_a_cpu_too(switch, convolutions, monkeypatch):
     monkeypatch.setenv("OPSIN_NATIVE_CONV", switch)  # which is read when the module is
     spec = importlib.util.spec_from_file_location("opsin.ops.convolution.again", dispatch.__file__)
@@ -410,6 +433,21 @@ def test_a_switch_takes_xlas_own_convolution_on_a_cpu_too(switch, convolutions, 
     shapes = (jax.ShapeDtypeStruct(x, jnp.float32) for x in ((8, 16, 16, 32), (3, 3, 32, 32)))
     text = jax.jit(partial(again.convolve, **SAME)).lower(*shapes).as_text()
     assert text.count("stablehlo.convolution") == convolutions
+
+
+def test_options_may_be_lists():
+    image, kernel = draw((2, 6, 5, 3), (3, 3, 3, 4))
+    options: dict = {
+        "window_strides": [2, 1],
+        "padding": [[1, 0], [2, 1]],
+        "rhs_dilation": [1, 1],
+        "dimension_numbers": list(NHWC),
+        "precision": ["highest", "highest"],
+    }
+    ours, theirs = (
+        jax.jit(partial(f, **options))(image, kernel) for f in (convolve, lax.conv_general_dilated)
+    )
+    assert_close(ours, theirs)
 
 
 def test_linen_takes_it_and_its_flops_are_counted_once():
@@ -505,8 +543,10 @@ def test_the_precision_of_the_scope_is_kept():
         with jax.default_matmul_precision("highest"):
             return convolve(image, kernel, **SAME)
 
-    text = jax.jit(scoped).trace(image).lower(lowering_platforms=("tpu",)).as_text()
-    assert text.count("HIGHEST") == 2
+    for convolution, expected in ((partial(convolve, kernel=kernel, **SAME), 0), (scoped, 2)):
+        traced = jax.jit(convolution).trace(image)  # of one shape, without the scope and within
+        text = traced.lower(lowering_platforms=("tpu",)).as_text()
+        assert text.count("HIGHEST") == expected
     geometry = Geometry((8, 8, 8, 64), (3, 3, 64, 64), (1, 1), ((1, 1),) * 2, (1, 1), 1, None)
     highest = replace(geometry, precision=(lax.Precision.HIGHEST,) * 2)
     for part in ("result", "image", "kernel"):

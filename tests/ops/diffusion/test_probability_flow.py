@@ -151,8 +151,12 @@ def test_parameters_and_labels_may_be_traced():
 
     def run(shift, label, x):
         denoiser = Denoiser(lambda x, t: 0.1 * x + shift * label[:, None], "epsilon")
-        found = log_likelihood(denoiser, VariancePreserving(), x, keys_of(2), tolerance=1e-2)
-        return solve(denoiser, VariancePreserving(), x, tolerance=1e-2).x, found.log_prob
+        process, keys = VariancePreserving(), keys_of(2)
+        found = [
+            log_likelihood(denoiser, process, x, keys, trace=trace, tolerance=1e-2).log_prob
+            for trace in ("exact", "hutchinson")
+        ]
+        return [solve(denoiser, process, x, tolerance=1e-2).x, *found]
 
     shift, label = np.float32(0.3), np.array([1, 2])
     x = np.array([[0.5, 1.0], [-1.0, 2.0]], np.float32)
@@ -160,8 +164,9 @@ def test_parameters_and_labels_may_be_traced():
     traced = compiled(shift, label, x)
     constant = jax.jit(partial(run, shift, label))(x)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), traced, constant)
-    unmoved, _ = compiled(shift, 0 * label, x)
-    assert np.abs(traced[0] - unmoved).min() > 0.05
+    for others in (compiled(shift, 0 * label, x), compiled(2 * shift, label, x)):
+        for value, other in zip(traced, others, strict=True):
+            assert np.abs(value - other).min() > 0.05
 
 
 def test_a_model_that_clips_has_no_likelihood():
