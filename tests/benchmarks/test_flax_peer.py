@@ -9,6 +9,7 @@ from opsin.benchmarks.cases import CASES
 from opsin.benchmarks.flax_peer import plain, stock_apply
 from opsin.benchmarks.opsin_peer import flops
 from opsin.models.layers import BatchNorm, GroupNorm
+from tests.drawn import variables
 
 KEY = jax.random.key(0)
 
@@ -18,15 +19,7 @@ def drawn(case):
     rng = np.random.default_rng(0)
     images = rng.random((case.batch, case.size, case.size, case.channels), np.float32)
     inputs = images, *case.told()
-
-    def draw(leaf):
-        if leaf.ndim == 1:
-            values = rng.uniform(0.5, 1.5, leaf.shape)
-        else:
-            values = rng.normal(0, (leaf.size / leaf.shape[-1]) ** -0.5, leaf.shape)
-        return np.asarray(values, leaf.dtype)
-
-    return jax.tree.map(draw, jax.eval_shape(case.model.init, KEY, *inputs)), *inputs
+    return variables(case.model.init, *inputs), *inputs
 
 
 @pytest.fixture(scope="module")

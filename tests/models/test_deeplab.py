@@ -19,10 +19,7 @@ from opsin.models.segmentation.deeplab import (
 )
 from opsin.ops.mapped import REPLICAS
 from opsin.ops.upsampling import upsample_bilinear
-
-
-def normal(*shape):
-    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
+from tests.drawn import normal
 
 
 @pytest.mark.parametrize(

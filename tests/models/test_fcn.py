@@ -14,16 +14,13 @@ from opsin.models.segmentation.fcn import FCN, FCN8s, FCN16s, FCN32s, FCNResNet5
 from opsin.models.upsampling import ConvTranspose
 from opsin.ops.mapped import REPLICAS
 from opsin.ops.upsampling import transposed_convolution
+from tests.drawn import normal
 
 
 def abstract(model, *shape, **options):
     """Shapes of the output and of the variables, by `init`."""
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     return jax.eval_shape(partial(model.init_with_output, **options), jax.random.key(0), images)
-
-
-def normal(*shape):
-    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
 def count(variables):

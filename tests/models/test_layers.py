@@ -8,10 +8,7 @@ import pytest
 
 from opsin.models.layers import Conv, batch_norm, group_norm, max_pool, shared_fields
 from opsin.ops.mapped import REPLICAS
-
-
-def normal(*shape):
-    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
+from tests.drawn import normal
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from opsin.models.classification.lenet import (
     fit_image,
     squash,
 )
+from tests.drawn import normal
 
 # Table I of the paper as it is printed: a row for each map of S2, a column for each map of C3.
 TABLE_I = """
@@ -26,10 +27,6 @@ X X X . . . X X X . . X . X X X
 . . . X X X . . X X X X . X X X
 """
 TABLE_I = np.array([[mark == "X" for mark in row.split()] for row in TABLE_I.split("\n") if row])
-
-
-def normal(*shape):
-    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
 def counts(model, size, channels):

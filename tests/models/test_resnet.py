@@ -17,10 +17,7 @@ from opsin.models.classification.resnet import (
 )
 from opsin.models.layers import Conv, batch_norm, group_norm
 from opsin.ops.mapped import REPLICAS
-
-
-def normal(*shape):
-    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
+from tests.drawn import normal
 
 
 def abstract_params(model, size):

@@ -10,12 +10,9 @@ import pytest
 from opsin.models.layers import batch_norm
 from opsin.models.segmentation.unet import UNet, valid_margin, valid_size
 from opsin.train.compiler import compiler_options
+from tests.drawn import normal
 
 Small = partial(UNet, width=4, depth=2)
-
-
-def normal(*shape: int) -> np.ndarray:
-    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
 def count(model: UNet, channels: int = 1) -> int:

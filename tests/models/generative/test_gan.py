@@ -24,12 +24,9 @@ from opsin.models.generative.resnet_gan import (
 )
 from opsin.models.layers import Conv, group_norm
 from opsin.models.spectral import SpectralConv, SpectralDense
+from tests.drawn import normal
 
 LABELS = np.asarray([0, 1, 2, 1], np.int32)
-
-
-def normal(*shape):
-    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
 def shapes(model, channels: int = 3):

@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 
 from opsin.models.generative.pix2pix import PatchGAN, TranslationUNet
+from tests.drawn import normal
 
 Small = partial(PatchGAN, width=1, norm=None)
-
-
-def normal(*shape):
-    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
 def shapes(model, x, condition=None):
