@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import shutil
 import sys
 from collections import Counter
@@ -130,13 +131,19 @@ def forget():
 
 
 # What each file costs, in CPU seconds of the test process and its children: the budget of a family
-# is 30 seconds (docs/design.md).
+# is 30 seconds (docs/design.md), that of a worker 3 GB.
 
 BEGAN = pytest.StashKey[float]()
 
 
 def cpu_seconds() -> float:
     return sum(os.times()[:4])
+
+
+def peak_bytes() -> int:
+    """The most that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -148,18 +155,22 @@ def pytest_runtest_setup(item: pytest.Item):
 def pytest_runtest_makereport(item: pytest.Item):
     report = yield
     if report.when == "teardown":
-        report.user_properties.append(("cpu_seconds", cpu_seconds() - item.stash[BEGAN]))
+        spent = {"cpu_seconds": cpu_seconds() - item.stash[BEGAN], "peak_bytes": peak_bytes()}
+        report.user_properties.extend(spent.items())
     return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config):
     spent: Counter[str] = Counter()
+    peak = 0
     for reports in terminalreporter.stats.values():
         for report in reports:
-            for name, value in getattr(report, "user_properties", ()):
-                if name == "cpu_seconds" and getattr(report, "when", "") == "teardown":
-                    spent[report.nodeid.partition("::")[0]] += value
+            if getattr(report, "when", "") == "teardown":
+                found = dict(report.user_properties)
+                spent[report.nodeid.partition("::")[0]] += found.get("cpu_seconds", 0)
+                peak = max(peak, found.get("peak_bytes", 0))
     terminalreporter.section("CPU seconds of the ten most expensive files")
     for name, seconds in spent.most_common(10):
         terminalreporter.line(f"{seconds:8.1f}  {name}")
     terminalreporter.line(f"{sum(spent.values()):8.1f}  of all files")
+    terminalreporter.line(f"{peak / 1e9:8.1f}  GB at most in a worker")
