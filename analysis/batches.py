@@ -7,21 +7,19 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from opsin.data.pipeline import eval_batches
 from opsin.train.compiler import jit_here
-from opsin.train.measurements import Track
+from opsin.train.measurements import Subject
 from opsin.train.placement import put_with
 
 
 def over_batches(
     compute: Callable[..., Any],
-    variables: tuple[PyTree, PyTree],
+    subject: Subject[Any],
     arrays: Mapping[str, np.ndarray],
     *,
     batch: int,
-    track: Track,
     what: str,
 ) -> Any:
     """The results of ``compute`` for every image of a set.
@@ -30,10 +28,9 @@ def over_batches(
         compute: ``(params, mutable, batch, indices)`` → arrays [batch, …]; ``indices`` int32
             [batch] are places in the set, so that what is drawn for an image does not depend on
             the size of a batch. It is compiled here.
-        variables: params and mutable, on the devices that are to share each batch.
+        subject: whose variables are given to it, on the devices that are to share each batch.
         arrays: the set, [images, …] each.
         batch: images that are in memory together.
-        track: shows how far it has come.
         what: the name of its progress bar.
 
     Returns:
@@ -44,9 +41,9 @@ def over_batches(
     """
     compiled, count = jit_here(compute), len(next(iter(arrays.values())))
     parts, batches = [], eval_batches(arrays, batch=batch)
-    starts = track(range(0, count, batch), what)
+    starts = subject.track(range(0, count, batch), what)
     for start, images in zip(starts, batches, strict=True):
         indices = np.arange(start, start + batch, dtype=np.int32)
-        shared = put_with(variables[0], (images, indices))
-        parts.append(jax.device_get(compiled(*variables, *shared)))
+        shared = put_with(subject.variables[0], (images, indices))
+        parts.append(jax.device_get(compiled(*subject.variables, *shared)))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)

@@ -65,10 +65,9 @@ class VariationalBound:
 
         found = over_batches(
             bounds,
-            subject.variables,
+            subject,
             arrays,
             batch=self.batch,
-            track=subject.track,
             what="variational bound",
         )
         bound = np.mean(found, dtype=np.float64)
@@ -176,10 +175,9 @@ class Inpainting:
 
         made = over_batches(
             fill,
-            subject.variables,
+            subject,
             arrays,
             batch=self.batch,
-            track=subject.track,
             what="inpainting",
         )
         made = np.clip(made, 0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -17,7 +18,7 @@ from opsin.data.examples import Examples
 from opsin.data.pipeline import train_batches
 from opsin.train.compiler import jit_here
 from opsin.train.heads import around_head
-from opsin.train.measurements import Prepare, Track
+from opsin.train.measurements import Prepare, Subject, TaskT
 from opsin.train.placement import put_with
 from opsin.train.settings import SettingError
 from opsin.train.state import stream
@@ -58,22 +59,14 @@ def check_features(task: Any, image: tuple[int, ...]) -> None:
 
 
 def extract_features(
-    task: Any,
-    params: PyTree,
-    mutable: PyTree,
-    sets: Mapping[str, Mapping[str, np.ndarray]],
-    prepare: Prepare,
-    track: Track,
+    subject: Subject[Any], sets: Mapping[str, Mapping[str, np.ndarray]]
 ) -> dict[str, dict[Layer, Float[np.ndarray, "images numbers"]]]:
     """Features of whole images, from frozen weights, each image once.
 
     Args:
-        task: with a ``model``.
-        params: of the model.
-        mutable: its other variables; they are the same afterwards, which is checked.
+        subject: of a task with a ``model``; its mutable variables are the same afterwards, which is
+            checked.
         sets: name → arrays, ``image`` uint8 [images, height, width, channels].
-        prepare: to what the model sees.
-        track: shows how far it has come.
 
     Returns:
         For each set and layer float32 [images, numbers].
@@ -82,13 +75,13 @@ def extract_features(
         SettingError: if the network has no features, they are not finite, or it changes its
             statistics while features are extracted.
     """
-    model = _model(task)
+    model = _model(subject.task)
 
     def both(
         params: PyTree, mutable: PyTree, batch: Batch, indices: Array
     ) -> tuple[Array, Array, Array]:
         del indices
-        images = prepare(batch)["image"]
+        images = subject.prepare(batch)["image"]
         variables = {"params": params, **mutable}
         features, (output, after) = around_head(model, variables, images, mutable=list(mutable))
         same = jax.tree.map(partial(jnp.array_equal, equal_nan=True), mutable, dict(after))
@@ -103,10 +96,9 @@ def extract_features(
     for name, arrays in sets.items():
         *layers, changed = over_batches(
             both,
-            (params, mutable),
+            subject,
             {"image": arrays["image"]},
             batch=BATCH,
-            track=track,
             what=f"features of {name}",
         )
         if changed.any():
@@ -146,45 +138,34 @@ def untrained_variables(
 
 
 def with_statistics(
-    task: Any,
-    params: PyTree,
-    mutable: PyTree,
-    examples: Examples,
-    prepare: Prepare,
-    track: Track,
-    *,
-    batches: int,
-    seed: int,
-) -> PyTree:
-    """The mutable variables after some training batches, which give norms their statistics.
+    subject: Subject[TaskT], examples: Examples, *, batches: int, seed: int
+) -> Subject[TaskT]:
+    """The subject after some training batches, which give its norms their statistics.
 
-    An untrained network has no statistics. Nothing else changes.
+    An untrained network has no statistics. Nothing but mutable variables changes.
 
     Args:
-        task: with a ``model``.
-        params: of the model.
-        mutable: its other variables, to begin with.
+        subject: of a task with a ``model``.
         examples: the training set.
-        prepare: from a batch to what the model sees.
-        track: shows how far it has come.
         batches: how many, of 128 images each, prepared as in evaluation.
         seed: of their order.
     """
-    model = _model(task)
+    model = _model(subject.task)
+    params, mutable = subject.variables
     if not mutable or not batches:
-        return mutable
+        return subject
 
     @jit_here
     def see(params: PyTree, mutable: PyTree, images: Array, key: Array) -> Any:
-        seen = prepare({"image": images})["image"]
+        seen = subject.prepare({"image": images})["image"]
         variables, rngs = {"params": params, **mutable}, {"dropout": key}
         return model.apply(variables, seen, train=True, rngs=rngs, mutable=list(mutable))[1]
 
     drawn = iter(train_batches(examples, batch=STATISTICS_BATCH, seed=seed))
-    for index in track(range(batches), "statistics of norms"):
+    for index in subject.track(range(batches), "statistics of norms"):
         images = put_with(params, next(drawn)["image"])
         mutable = dict(see(params, mutable, images, jax.random.key(index)))
-    return mutable
+    return replace(subject, variables=(params, mutable))
 
 
 def _model(task: Any) -> nn.Module:

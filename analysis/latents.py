@@ -87,10 +87,9 @@ class LatentClassifier:
             inputs[split] = {
                 "latent": over_batches(
                     encode,
-                    subject.variables,
+                    subject,
                     arrays,
                     batch=min(count, 500),
-                    track=subject.track,
                     what=f"latents of {split}",
                 ),
                 "pixel": arrays["image"].reshape(count, -1) / 255,

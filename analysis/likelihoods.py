@@ -99,10 +99,9 @@ class ImportanceNLL:
 
         found = over_batches(
             likelihoods,
-            subject.variables,
+            subject,
             arrays,
             batch=self.batch,
-            track=subject.track,
             what=f"likelihood, {self.samples} draws",
         )
         nll = -np.mean(found, dtype=np.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -107,18 +107,16 @@ class Probe:
             self.split: materialize(split_of(subject.sets, self.split)),
         }
         truth = {name: np.asarray(x["label"]) for name, x in arrays.items()}
-        task, prepare, track = subject.task, subject.prepare, subject.track
-        networks = {"": (*subject.variables, self.statistics_batches)}
+        networks = {"": (subject, self.statistics_batches)}
         if self.untrained:
             image = np.shape(train.records[0]["image"])
-            random = untrained_variables(task, image, prepare, self.seed)
-            networks["untrained_"] = (*random, UNTRAINED_BATCHES)
+            random = untrained_variables(subject.task, image, subject.prepare, self.seed)
+            networks["untrained_"] = (replace(subject, variables=random), UNTRAINED_BATCHES)
         found: dict[str, float] = {}
-        for front, (params, mutable, batches) in networks.items():
-            options = {"batches": batches, "seed": self.seed}
-            seen = with_statistics(task, params, mutable, train, prepare, track, **options)
-            extracted = extract_features(task, params, seen, arrays, prepare, track)
-            for layer in track(self.layers, "probes"):
+        for front, (network, batches) in networks.items():
+            seen = with_statistics(network, train, batches=batches, seed=self.seed)
+            extracted = extract_features(seen, arrays)
+            for layer in subject.track(self.layers, "probes"):
                 end = "" if layer == "features" else f"_{layer}"
                 numbers = self._probed(
                     extracted[self.train_split][layer],

@@ -21,7 +21,7 @@ from opsin.data.folder import folder
 from opsin.data.selection import select
 from opsin.data.sources import open_source
 from opsin.pictures import figures
-from opsin.train.measurements import Track
+from opsin.train.measurements import Subject, Track
 from opsin.train.preparation import prepared
 from opsin.train.weights import fingerprint
 
@@ -68,8 +68,9 @@ def embed(
     check_features(task, trained.image)
     examples = _opened(trained, source, split)
     ids, images = _drawn(trained, examples, count, seed)
-    prepare = partial(prepared, data=data)
-    found = extract_features(task, trained.params, trained.mutable, {split: images}, prepare, track)
+    variables, prepare = (trained.params, trained.mutable), partial(prepared, data=data)
+    subject = Subject(task, variables, {split: examples}, prepare, track)
+    found = extract_features(subject, {split: images})
     features = found[split][layer]
     maps = {name: make() for name, make in track(_maps(features, seed).items(), "maps")}
     labels = images.get("label")

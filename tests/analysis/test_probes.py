@@ -60,6 +60,10 @@ def variables_of(model: nn.Module) -> tuple[Any, Any]:
     return variables.pop("params"), variables
 
 
+def subject_of(model: nn.Module, variables: tuple[Any, Any], prepare: Any = scale) -> Subject:
+    return Subject(Having(model), variables, SETS, prepare, untracked)
+
+
 def test_features_are_what_goes_into_the_head_and_nothing_changes():
     model = Normed()
     params, mutable = variables_of(model)
@@ -70,7 +74,7 @@ def test_features_are_what_goes_into_the_head_and_nothing_changes():
     def prepare(batch):
         return normalize(scale(batch), 0.5, 0.25)
 
-    found = extract_features(Having(model), params, mutable, arrays, prepare, untracked)
+    found = extract_features(subject_of(model, (params, mutable), prepare), arrays)
     for name, x in arrays.items():
         seen = (x["image"].reshape(len(x["image"]), -1) / 255 - 0.5) / 0.25
         features = (seen - np.arange(4)) / np.sqrt(4 + 1e-5)
@@ -84,7 +88,7 @@ def test_statistics_that_change_are_told():
     params, mutable = variables_of(model)
     arrays = {"test": SETS["test"].records.arrays}
     with pytest.raises(SettingError, match="Normed changes its statistics while"):
-        extract_features(Having(model), params, mutable, arrays, scale, untracked)
+        extract_features(subject_of(model, (params, mutable)), arrays)
 
 
 def blobs(count: int, seed: int, *, noise: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +142,7 @@ def test_features_that_are_not_finite_are_told():
     broken = {"batch_stats": {"norm": statistics}}
     arrays = {"test": SETS["test"].records.arrays}
     with pytest.raises(SettingError, match="features of 'test' are not finite"):
-        extract_features(Having(model), params, broken, arrays, scale, untracked)
+        extract_features(subject_of(model, (params, broken)), arrays)
 
 
 def test_the_images_that_teach_are_drawn_from_all_classes():
@@ -248,7 +252,9 @@ def test_norms_take_their_statistics_from_batches_of_the_training_set(monkeypatc
     params, mutable = variables_of(model)
     alike = Examples(Arrays({"image": np.full((5, 2, 2, 1), 51, np.uint8)}))
     options = {"batches": 3, "seed": 0}
-    found = with_statistics(Having(model), params, mutable, alike, scale, untracked, **options)
+    seen = with_statistics(subject_of(model, (params, mutable)), alike, **options)
+    same, found = seen.variables
+    assert same is params
     kept = 0.99**3  # of the mean 0 and the variance 1 that a norm begins with
     statistics = found["batch_stats"]["norm"]
     np.testing.assert_allclose(statistics["mean"], np.full(4, 0.2 * (1 - kept)), rtol=1e-5)
