@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from annotated_types import Interval
 
 
 def fitted(value: Any, hint: Any) -> Any:
@@ -29,14 +32,42 @@ def fits(value: Any, hint: Any) -> bool:
     ):
         return False
     # To Python, a bool is an int; to a person, it is a slip.
-    members = _members(hint)
+    members = [_plain(member) for member in _members(hint)]
     stray_bool = isinstance(value, bool) and int in members and bool not in members
-    return not stray_bool and _bearable(value, hint)
+    return not stray_bool and _bearable(value, hint) and _in_range(value, hint)
+
+
+def _in_range(value: Any, hint: Any) -> bool:
+    """Whether a number is in the range of its hint, or finite where there is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return True
+    ranges = [x for member in _members(hint) for x in _metadata(member) if isinstance(x, Interval)]
+    if not ranges:
+        return math.isfinite(value)
+    return any(_inside(value, each) for each in ranges)
+
+
+def _inside(value: float, interval: Interval) -> bool:
+    # Written so that NaN is outside of everything.
+    above = interval.gt is None or value > interval.gt
+    from_on = interval.ge is None or value >= interval.ge
+    below = interval.lt is None or value < interval.lt
+    up_to = interval.le is None or value <= interval.le
+    return above and from_on and below and up_to and not math.isnan(value)
+
+
+def _metadata(hint: Any) -> tuple[Any, ...]:
+    return hint.__metadata__ if get_origin(hint) is Annotated else ()
+
+
+def _plain(hint: Any) -> Any:
+    """A hint without its range."""
+    return hint.__origin__ if get_origin(hint) is Annotated else hint
 
 
 def takes_objects(hint: Any) -> bool:
     """Whether a hint asks for more than text and numbers."""
-    return not {str, int, float, bool, types.NoneType}.issuperset(_members(hint))
+    return not {str, int, float, bool, types.NoneType}.issuperset(map(_plain, _members(hint)))
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
@@ -72,6 +103,9 @@ def _bearable(value: Any, hint: Any) -> bool:
 def in_words(hint: Any) -> str:
     """A hint as people read it."""
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        ranges = [_range_in_words(x) for x in hint.__metadata__ if isinstance(x, Interval)]
+        return " ".join([in_words(hint.__origin__), *ranges])
     if origin is Callable:
         return "a function"
     if origin in (Union, types.UnionType):
@@ -83,6 +117,17 @@ def in_words(hint: Any) -> str:
     if hint is types.NoneType:
         return "None"
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _range_in_words(interval: Interval) -> str:
+    below = None if interval.lt is not None and not math.isfinite(interval.lt) else interval.lt
+    words = {
+        "above": interval.gt,
+        "of at least": interval.ge,
+        "below": below,
+        "of at most": interval.le,
+    }
+    return " and ".join(f"{word} {bound:,}" for word, bound in words.items() if bound is not None)
 
 
 def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
