@@ -12,7 +12,6 @@ from typing import Annotated
 from annotated_types import Interval
 
 INFINITY = float("inf")
-MILLION = 1_000_000
 
 Positive = Annotated[float, Interval(gt=0, lt=INFINITY)]
 """Above 0."""
@@ -23,20 +22,32 @@ NonNegative = Annotated[float, Interval(ge=0, lt=INFINITY)]
 Unbounded = Annotated[float, Interval(ge=0)]
 """0 or more, infinity too."""
 
-Share = Annotated[float, Interval(ge=0, le=1)]
-"""Of a whole, or a probability."""
+Probability = Annotated[float, Interval(ge=0, le=1)]
+"""0 to 1: also a share of a whole."""
 
-Proper = Annotated[float, Interval(ge=0, lt=1)]
-"""A share that leaves something: of dropout, of momentum, of smoothing."""
+BelowOne = Annotated[float, Interval(ge=0, lt=1)]
+"""0 to 1, without 1: of what must leave something, such as dropout or momentum."""
 
-Count = Annotated[int, Interval(ge=1, le=MILLION)]
-"""Of what is in memory together, such as images, channels or layers: 1 to a million."""
+Count = Annotated[int, Interval(ge=1, le=1_000_000)]
+"""Of what is in memory together, such as images, channels or pixels of a side."""
 
-Whole = Annotated[int, Interval(ge=0, le=MILLION)]
-"""As ``Count``, with 0."""
+CountOrZero = Annotated[int, Interval(ge=0, le=1_000_000)]
+"""As ``Count``, with 0. Also a class, counted from 0."""
 
-Many = Annotated[int, Interval(ge=1, lt=2**31)]
-"""Of what comes one after the other, such as steps."""
+Depth = Annotated[int, Interval(ge=1, le=1000)]
+"""Of what a program writes out one after the other, such as layers: it must be traced."""
 
-Seed = Annotated[int, Interval(ge=0, lt=2**32)]
+DepthOrZero = Annotated[int, Interval(ge=0, le=1000)]
+"""As ``Depth``, with 0."""
+
+Steps = Annotated[int, Interval(ge=1, le=2**31 - 1)]
+"""Of what comes one after the other, or of bytes in megabytes."""
+
+StepsOrZero = Annotated[int, Interval(ge=0, le=2**31 - 1)]
+"""As ``Steps``, with 0."""
+
+Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]
 """Of a random number generator."""
+
+Devices = Annotated[int, Interval(ge=-1, le=1_000_000)]
+"""Along an axis of a mesh, 1 or more; -1 takes all that are left."""

@@ -17,6 +17,7 @@ from opsin.analysis.sets import Choice, some_examples, split_of
 from opsin.data.examples import Examples, labels
 from opsin.losses.variational import bits_per_dim
 from opsin.ops.diffusion.sampling import Sampling
+from opsin.ranges import Count, Depth, Seed, Steps
 from opsin.train.extractor import Extractor
 from opsin.train.measurements import Measurement, Subject, check_measurements
 from opsin.train.settings import SettingError
@@ -41,10 +42,10 @@ class VariationalBound:
         split: of the data.
     """
 
-    steps: int | None = None
-    images: int | None = None
+    steps: Steps | None = None
+    images: Count | None = None
     choice: Choice = "drawn"
-    batch: int = 64
+    batch: Count = 64
     split: str = "test"
 
     def check(self, task: Diffuse, sets: Mapping[str, Examples]) -> None:
@@ -128,12 +129,12 @@ class Inpainting:
     """
 
     extractor: Extractor
-    resamplings: int = 1
-    images: int = 512
+    resamplings: Depth = 1
+    images: Count = 512
     choice: Choice = "drawn"
-    batch: int = 128
+    batch: Count = 128
     split: str = "test"
-    seed: int = 0
+    seed: Seed = 0
 
     def check(self, task: Diffuse, sets: Mapping[str, Examples]) -> None:
         """Compares the task and its images to the classifier.

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PyTree
 from opsin.analysis.batches import over_batches
 from opsin.data.examples import Examples
 from opsin.data.pipeline import train_batches
+from opsin.ranges import Seed
 from opsin.train.compiler import jit_here
 from opsin.train.heads import around_head
 from opsin.train.measurements import Prepare, Subject, TaskT
@@ -138,7 +139,7 @@ def untrained_variables(
 
 
 def with_statistics(
-    subject: Subject[TaskT], examples: Examples, *, batches: int, seed: int
+    subject: Subject[TaskT], examples: Examples, *, batches: int, seed: Seed
 ) -> Subject[TaskT]:
     """The subject after some training batches, which give its norms their statistics.
 

@@ -13,6 +13,7 @@ from opsin.analysis.sets import Choice, some_examples, split_of
 from opsin.data.examples import Examples
 from opsin.data.sources import open_source
 from opsin.metrics.generative import FEWEST, generator_metrics
+from opsin.ranges import Count, Positive, Seed
 from opsin.train.extractor import Extractor
 from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
@@ -42,13 +43,13 @@ class SampleQuality:
     """
 
     extractor: Extractor
-    samples: int = 10_000
+    samples: Count = 10_000
     choice: Choice = "drawn"
     source: str | Callable[[str], Examples] | None = None
     split: str = "test"
     floor_split: str = "train"
-    diverged_above: float | None = None
-    seed: int = 0
+    diverged_above: Positive | None = None
+    seed: Seed = 0
 
     def check(self, task: Generative, sets: Mapping[str, Examples]) -> None:
         """Looks at what will be read.

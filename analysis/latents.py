@@ -15,6 +15,7 @@ from opsin.analysis.linear_probe import linear_probe
 from opsin.analysis.sets import split_of
 from opsin.data.examples import Examples, labels, materialize
 from opsin.data.selection import per_class
+from opsin.ranges import Count
 from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
 from opsin.train.tasks.task import Batch
@@ -46,8 +47,8 @@ class LatentClassifier:
         split: it is classified.
     """
 
-    labels_per_class: tuple[int, ...] = (5, 10, 50)
-    repeats: int = 5
+    labels_per_class: tuple[Count, ...] = (5, 10, 50)
+    repeats: Count = 5
     train_split: str = "train"
     split: str = "test"
 

@@ -17,6 +17,7 @@ from opsin.analysis.sets import Choice, some_examples, split_of
 from opsin.data.examples import Examples
 from opsin.losses.likelihoods import Likelihood
 from opsin.losses.variational import bits_per_dim
+from opsin.ranges import Count
 from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
 from opsin.train.tasks.task import Batch
@@ -59,11 +60,11 @@ class ImportanceNLL:
         split: of the data.
     """
 
-    samples: int = 5000
-    at_once: int = 250
-    images: int | None = None
+    samples: Count = 5000
+    at_once: Count = 250
+    images: Count | None = None
     choice: Choice = "drawn"
-    batch: int = 32
+    batch: Count = 32
     split: str = "test"
 
     def check(self, task: LatentVariableTask, sets: Mapping[str, Examples]) -> None:

@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from opsin.losses.classification import cross_entropy_loss
+from opsin.ranges import NonNegative, Seed
 from opsin.train.compiler import jit_here
 
 Vectors = Float[np.ndarray, "images numbers"]
@@ -78,8 +79,8 @@ def sgd_probe(
     truth: Classes,
     *,
     epochs: int,
-    seed: int,
-    learning_rate: float = 0.1,
+    seed: Seed,
+    learning_rate: NonNegative = 0.1,
 ) -> float:
     """Accuracy of a linear classifier trained as in Chen et al., 2020, arXiv:2002.05709, B.6.
 

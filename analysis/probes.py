@@ -23,6 +23,7 @@ from opsin.analysis.sets import drawn_places, split_of
 from opsin.data.examples import Examples, labels, materialize
 from opsin.data.selection import select
 from opsin.metrics.representation import knn_accuracy, spread
+from opsin.ranges import BelowOne, Count, CountOrZero, NonNegative, Seed, StepsOrZero
 from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
 
@@ -57,16 +58,16 @@ class Probe:
     """
 
     layers: tuple[Layer, ...] = ("features",)
-    penalties: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
-    validation: float = 0.1
-    neighbours: int = 200
-    sgd_epochs: int = 0
-    images: int | None = None
-    statistics_batches: int = 0
+    penalties: tuple[NonNegative, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+    validation: BelowOne = 0.1
+    neighbours: Count = 200
+    sgd_epochs: StepsOrZero = 0
+    images: Count | None = None
+    statistics_batches: CountOrZero = 0
     untrained: bool = False
     train_split: str = "train"
     split: str = "test"
-    seed: int = 0
+    seed: Seed = 0
 
     def check(self, task: Any, sets: Mapping[str, Examples]) -> None:
         """Looks at the network and at the labels.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from opsin.ranges import Seed
 from opsin.train.compiler import jit_here
 from opsin.train.measurements import Track
 from opsin.train.placement import put_with
@@ -43,7 +44,7 @@ def sample_images(
     mutable: PyTree,
     count: int,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     labels: Int[np.ndarray, " count"] | None = None,
     track: Track = untracked,
 ) -> Float[np.ndarray, "count height width channels"]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from opsin.data.examples import Examples, materialize
 from opsin.data.selection import select
+from opsin.ranges import Seed
 from opsin.train.settings import SettingError
 
 Choice = Literal["drawn", "first"]
@@ -33,7 +34,7 @@ def split_of(sets: Mapping[str, Examples], split: str) -> Examples:
     return sets[split]
 
 
-def drawn_places(count: int, total: int, *, seed: int = 0) -> np.ndarray:
+def drawn_places(count: int, total: int, *, seed: Seed = 0) -> np.ndarray:
     """Places of at most ``count`` of ``total`` images, drawn at random, in ascending order."""
     if count >= total:
         return np.arange(total)

@@ -11,7 +11,7 @@ from tyro.conf import arg
 from opsin.commands import runtime
 from opsin.commands.values import Count, Number, Share, Whole, one_of
 from opsin.config import catalogue
-from opsin.config.tree import parse_all
+from opsin.config.tree import check, parse_all
 
 if TYPE_CHECKING:
     from opsin.commands.runs import Options
@@ -132,7 +132,10 @@ def named(name: str, overrides: tuple[str, ...]) -> tuple[Any, Experiment, dict[
     """The module of an experiment, its configuration, and the overrides that are still to come.
 
     Raises:
-        ConfigError: if there is none of that name, or an override cannot be read.
+        ConfigError: if there is none of that name, a field of it does not take its value, or an
+            override cannot be read.
     """
     module = catalogue.find(name)
-    return module, module.config(), parse_all(overrides)
+    experiment = module.config()
+    check(experiment)
+    return module, experiment, parse_all(overrides)

@@ -7,7 +7,7 @@ import math
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 from annotated_types import Interval
 
@@ -27,13 +27,18 @@ def fitted(value: Any, hint: Any) -> Any:
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value is of the type that a hint asks for, and so are those inside it."""
-    if isinstance(value, tuple) and not all(
-        fits(item, element_hint(hint, index)) for index, item in enumerate(value)
-    ):
+    inside = (
+        [(item, element_hint(hint)) for item in value.values()]
+        if isinstance(value, Mapping)
+        else [(item, element_hint(hint, index)) for index, item in enumerate(value)]
+        if isinstance(value, tuple)
+        else []
+    )
+    if not all(fits(item, each) for item, each in inside):
         return False
     # To Python, a bool is an int; to a person, it is a slip.
-    members = [_plain(member) for member in _members(hint)]
-    stray_bool = isinstance(value, bool) and int in members and bool not in members
+    kinds = [plain(member) for member in members(hint)]
+    stray_bool = isinstance(value, bool) and int in kinds and bool not in kinds
     return not stray_bool and _bearable(value, hint) and _in_range(value, hint)
 
 
@@ -41,7 +46,7 @@ def _in_range(value: Any, hint: Any) -> bool:
     """Whether a number is in the range of its hint, or finite where there is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True
-    ranges = [x for member in _members(hint) for x in _metadata(member) if isinstance(x, Interval)]
+    ranges = [x for member in members(hint) for x in _metadata(member) if isinstance(x, Interval)]
     if not ranges:
         return math.isfinite(value)
     return any(_inside(value, each) for each in ranges)
@@ -60,23 +65,29 @@ def _metadata(hint: Any) -> tuple[Any, ...]:
     return hint.__metadata__ if get_origin(hint) is Annotated else ()
 
 
-def _plain(hint: Any) -> Any:
+def plain(hint: Any) -> Any:
     """A hint without its range."""
     return hint.__origin__ if get_origin(hint) is Annotated else hint
 
 
 def takes_objects(hint: Any) -> bool:
     """Whether a hint asks for more than text and numbers."""
-    return not {str, int, float, bool, types.NoneType}.issuperset(map(_plain, _members(hint)))
+    return not {str, int, float, bool, types.NoneType}.issuperset(map(plain, members(hint)))
 
 
-def _members(hint: Any) -> tuple[Any, ...]:
+def is_protocol(hint: Any) -> bool:
+    """Whether a hint is a protocol of functions."""
+    return getattr(hint, "_is_protocol", False) and "__call__" in vars(hint)
+
+
+def members(hint: Any) -> tuple[Any, ...]:
+    """The hints of a union, or the one."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def element_hint(hint: Any, index: int = 0) -> Any:
     """V of ``Mapping[K, V]``, X of ``tuple[X, ...]``, the one in its place of ``tuple[X, Y]``."""
-    for member in _members(hint):
+    for member in members(hint):
         origin, arguments = get_origin(member), get_args(member)
         if not isinstance(origin, type) or not arguments:
             continue
@@ -94,8 +105,9 @@ def _bearable(value: Any, hint: Any) -> bool:
     from beartype.door import is_bearable
     from beartype.roar import BeartypeException
 
+    kinds = (Callable if is_protocol(each) else each for each in members(hint))
     try:
-        return is_bearable(value, hint)
+        return is_bearable(value, Union[tuple(kinds)])  # noqa: UP007 - of as many as there are
     except BeartypeException:  # a hint that only type checkers can read
         return True
 
@@ -108,6 +120,8 @@ def in_words(hint: Any) -> str:
         return " ".join([in_words(hint.__origin__), *ranges])
     if origin is Callable:
         return "a function"
+    if is_protocol(hint):
+        return f"a function ({', '.join(list(parameters(hint.__call__))[1:])})"
     if origin in (Union, types.UnionType):
         return " | ".join(map(in_words, arguments))
     if isinstance(origin, type):
@@ -120,14 +134,13 @@ def in_words(hint: Any) -> str:
 
 
 def _range_in_words(interval: Interval) -> str:
-    below = None if interval.lt is not None and not math.isfinite(interval.lt) else interval.lt
-    words = {
-        "above": interval.gt,
-        "of at least": interval.ge,
-        "below": below,
-        "of at most": interval.le,
-    }
-    return " and ".join(f"{word} {bound:,}" for word, bound in words.items() if bound is not None)
+    bounded = [
+        x for x in (interval.lt, interval.le) if x is not None and math.isfinite(cast(float, x))
+    ]
+    low = f"above {interval.gt:,}" if interval.ge is None else f"from {interval.ge:,}"
+    if not bounded:
+        return low if interval.ge is None else f"of at least {interval.ge:,}"
+    return f"{low} {'to' if interval.lt is None else 'to below'} {bounded[0]:,}"
 
 
 def parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

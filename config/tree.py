@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from opsin.config import hints
+from opsin.config import functions, hints
 from opsin.config.earlier import modernized
 from opsin.config.names import found, full_name, named
 from opsin.errors import ConfigError
@@ -102,6 +102,7 @@ def _field(owner: Any, name: str, field: str, resolved: Any, trusted: Container[
     value = _built(resolved, hint, trusted)
     if not hints.fits(hints.fitted(value, hint), hint):
         raise ConfigError(f"{name}: {field} takes {hints.in_words(hint)}, not {_shown(value)}")
+    _check_misfit(value, hint, f"{name}: {field}")
     return value
 
 
@@ -139,7 +140,40 @@ def override(tree: Tree, overrides: Mapping[str, Any]) -> Tree:
     """
     for path, value in overrides.items():
         tree = _replace(tree, Any, path.split("."), value, path, tree)
+    for path in overrides:  # only now: a function and its options are overridden one by one
+        _check_called(tree, path)
     return tree
+
+
+def check(tree: Any) -> None:
+    """Raises ConfigError for the first value in a tree that its field does not take."""
+    for path, value, hint in hinted(tree):
+        _checked(value, hint, path, _REQUIRED)
+        _check_misfit(value, hint, path)
+
+
+def hinted(node: Any, hint: Any = Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Path, value and type hint of all that is below a node, which has a hint itself."""
+    for name, value in children(node).items():
+        path, below = f"{prefix}{name}", _child_hint(node, hint, name)
+        if value is not _REQUIRED:
+            yield path, value, below
+        yield from hinted(value, below, f"{path}.")
+
+
+def _check_called(tree: Any, path: str) -> None:
+    """Raises ConfigError if what is on a path or below cannot be called as its field says."""
+    node, hint, names = tree, Any, path.split(".")
+    for i, name in enumerate(names):
+        node, hint = children(node)[name], _child_hint(node, hint, name)
+        _check_misfit(node, hint, ".".join(names[: i + 1]))
+    for deeper, value, each in hinted(node, hint, f"{path}."):
+        _check_misfit(value, each, deeper)
+
+
+def _check_misfit(value: Any, hint: Any, path: str) -> None:
+    if reason := functions.misfit(value, hint):
+        raise ConfigError(f"{path}={_shown(value)} {reason}")
 
 
 def resolve(node: Any) -> Any:

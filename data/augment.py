@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
+from opsin.ranges import Probability
+
 Batch = dict[str, Array]
 
 
@@ -76,7 +78,7 @@ def check_probability(name: str, probability: float) -> None:
 
 
 def random_apply(
-    key: Key[Array, ""], batch: Batch, *, augmentation: Augmentation, probability: float
+    key: Key[Array, ""], batch: Batch, *, augmentation: Augmentation, probability: Probability
 ) -> Batch:
     """Applies ``augmentation`` to each example with ``probability``.
 

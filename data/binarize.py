@@ -16,6 +16,7 @@ from jaxtyping import Array, Key
 from opsin.data.augment import Batch, map_images
 from opsin.data.examples import DataError, Examples, Records, Source, labels
 from opsin.data.sources import open_source
+from opsin.ranges import Seed
 
 
 def random_binarize(key: Key[Array, ""], batch: Batch) -> Batch:
@@ -54,7 +55,7 @@ def binarized(
     split: str,
     *,
     source: str | Source,
-    seed: int = 0,
+    seed: Seed = 0,
     splits: tuple[str, ...] = ("train", "test"),
 ) -> Examples:
     """A set whose images are 0 or 255 by one draw: 255 with a probability of the intensity.

@@ -10,15 +10,16 @@ from jaxtyping import Float, Integer
 from opsin.data.examples import Arrays, DataError, Examples, Source, materialize
 from opsin.data.masks import IGNORE
 from opsin.data.sources import open_source
+from opsin.ranges import CountOrZero, NonNegative, Positive
 
 
 def border_weights(
     mask: Integer[np.ndarray, "height width"],
     *,
-    foreground: int = 1,
-    w0: float = 10.0,
-    sigma: float = 5.0,
-    class_weights: Sequence[float] | None = None,
+    foreground: CountOrZero = 1,
+    w0: NonNegative = 10.0,
+    sigma: Positive = 5.0,
+    class_weights: Sequence[NonNegative] | None = None,
 ) -> Float[np.ndarray, "height width"]:
     """Weights w_c + w0 exp(−(d1 + d2)² / (2 σ²)) by which the losses of the pixels are multiplied.
 

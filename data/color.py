@@ -1,9 +1,11 @@
 """Augmentations that change colors and add blur or noise."""
 
 from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Interval
 from jaxtyping import Array, Key
 
 from opsin.data.augment import (
@@ -22,16 +24,17 @@ from opsin.imaging.color import (
     grayscale,
 )
 from opsin.imaging.filters import gaussian_filter
+from opsin.ranges import NonNegative, Probability
 
 
 def color_jitter(
     key: Key[Array, ""],
     batch: Batch,
     *,
-    brightness: float = 0.0,
-    contrast: float = 0.0,
-    saturation: float = 0.0,
-    hue: float = 0.0,
+    brightness: NonNegative = 0.0,
+    contrast: NonNegative = 0.0,
+    saturation: NonNegative = 0.0,
+    hue: Probability = 0.0,
 ) -> Batch:
     """Changes brightness, contrast, saturation and hue, in a random order for each image.
 
@@ -73,7 +76,7 @@ def color_jitter(
     return map_images(jitter, key, batch)
 
 
-def random_grayscale(key: Key[Array, ""], batch: Batch, *, probability: float = 0.2) -> Batch:
+def random_grayscale(key: Key[Array, ""], batch: Batch, *, probability: Probability = 0.2) -> Batch:
     """Replaces every channel of an image by its luma with ``probability``.
 
     See ``imaging.color.grayscale``.
@@ -89,7 +92,9 @@ def random_grayscale(key: Key[Array, ""], batch: Batch, *, probability: float = 
     return map_images(drain, key, batch)
 
 
-def color_distortion(key: Key[Array, ""], batch: Batch, *, strength: float = 1.0) -> Batch:
+def color_distortion(
+    key: Key[Array, ""], batch: Batch, *, strength: Annotated[float, Interval(ge=0, le=2.5)] = 1.0
+) -> Batch:
     """Colour jitter with probability 0.8, then grey with probability 0.2.
 
     Chen et al., 2020, arXiv:2002.05709, appendix A: brightness, contrast and saturation of 0.8
@@ -110,9 +115,9 @@ def gaussian_blur(
     key: Key[Array, ""],
     batch: Batch,
     *,
-    probability: float = 0.5,
-    sigma: tuple[float, float] = (0.1, 2.0),
-    kernel_share: float = 0.1,
+    probability: Probability = 0.5,
+    sigma: tuple[NonNegative, NonNegative] = (0.1, 2.0),
+    kernel_share: Probability = 0.1,
 ) -> Batch:
     """Blurs each image with ``probability``; borders are mirrored.
 
@@ -147,7 +152,7 @@ def gaussian_blur(
     return map_images(blur, key, batch)
 
 
-def gaussian_noise(key: Key[Array, ""], batch: Batch, *, std: float) -> Batch:
+def gaussian_noise(key: Key[Array, ""], batch: Batch, *, std: NonNegative) -> Batch:
     """Adds normal noise to every pixel and channel; values may leave [0, 1].
 
     Vincent et al., 2010, "Stacked denoising autoencoders", JMLR 11, section 3.3.

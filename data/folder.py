@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from opsin.data.examples import Arrays, DataError, Examples, fits_in_memory, materialize
 from opsin.data.images import MODES, read_image
+from opsin.ranges import Count, Steps
 
 _LEFT_BY_DESKTOPS = {"Thumbs.db", "desktop.ini"}
 
@@ -21,9 +22,9 @@ def folder(
     path: str | os.PathLike[str],
     split: str,
     *,
-    size: int = 32,
-    channels: int = 3,
-    limit_bytes: int = 256 * 2**20,
+    size: Count = 32,
+    channels: Count = 3,
+    limit_bytes: Steps = 256 * 2**20,
 ) -> Examples:
     """Opens a folder of images.
 

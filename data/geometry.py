@@ -19,6 +19,7 @@ from jaxtyping import Array, Key
 from opsin.data.augment import Batch, check_probability, float_images, row_keys
 from opsin.data.masks import IGNORE
 from opsin.imaging.warp import resized_crop, warp
+from opsin.ranges import Count, CountOrZero, NonNegative, Positive, Probability
 
 Border = Literal["constant", "reflect"]
 
@@ -71,8 +72,8 @@ def random_crop(
     key: Key[Array, ""],
     batch: Batch,
     *,
-    size: int | tuple[int, int] | None = None,
-    padding: int = 0,
+    size: Count | tuple[Count, Count] | None = None,
+    padding: CountOrZero = 0,
     mode: Border = "constant",
 ) -> Batch:
     """Pads each side by ``padding`` pixels and crops at random.
@@ -116,7 +117,7 @@ def random_crop(
 
 
 def random_flip(
-    key: Key[Array, ""], batch: Batch, *, probability: float = 0.5, vertical: bool = False
+    key: Key[Array, ""], batch: Batch, *, probability: Probability = 0.5, vertical: bool = False
 ) -> Batch:
     """Mirrors each image with ``probability``, left to right or, if ``vertical``, top to bottom.
 
@@ -153,9 +154,9 @@ def random_resized_crop(
     key: Key[Array, ""],
     batch: Batch,
     *,
-    size: int | tuple[int, int] | None = None,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    size: Count | tuple[Count, Count] | None = None,
+    scale: tuple[Positive, Positive] = (0.08, 1.0),
+    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3),
 ) -> Batch:
     """Crops a random part of the image and resizes it; bilinear and antialiased but for masks.
 
@@ -206,9 +207,9 @@ def random_affine(
     batch: Batch,
     *,
     rotation: float = 0.0,
-    scale: tuple[float, float] = (1.0, 1.0),
+    scale: tuple[Positive, Positive] = (1.0, 1.0),
     shear: float = 0.0,
-    translation: float = 0.0,
+    translation: NonNegative = 0.0,
     mode: Border = "constant",
 ) -> Batch:
     """Turns, scales, shears and moves each image about its centre, in one resampling.
@@ -255,8 +256,8 @@ def random_elastic(
     key: Key[Array, ""],
     batch: Batch,
     *,
-    grid: int = 3,
-    sigma: float = 10.0,
+    grid: Count = 3,
+    sigma: NonNegative = 10.0,
     mode: Border = "reflect",
 ) -> Batch:
     """Displaces the pixels of each image smoothly.

@@ -15,15 +15,16 @@ from opsin.data.examples import Arrays, DataError, Examples, fits_in_memory, mat
 from opsin.data.folder import is_test, visible_files
 from opsin.data.images import MODES, raw_mode, read_image, require_one_page
 from opsin.data.masks import IGNORE, CheckedMasks
+from opsin.ranges import Count, Steps
 
 
 def mask_folder(
     path: str | os.PathLike[str],
     split: str,
     *,
-    size: tuple[int, int] | None = None,
-    channels: int = 3,
-    limit_bytes: int = 256 * 2**20,
+    size: tuple[Count, Count] | None = None,
+    channels: Count = 3,
+    limit_bytes: Steps = 256 * 2**20,
 ) -> Examples:
     """Opens a folder of images and masks.
 

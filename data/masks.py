@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from opsin.data.examples import DataError, Records
+from opsin.ranges import Count
 
 IGNORE = 255
 """The label of pixels that do not count: void in the data, or outside a moved image."""
@@ -66,7 +67,7 @@ class CheckedMasks:
 
     records: Records
     name: Callable[[int], str]
-    num_classes: int | None = None
+    num_classes: Count | None = None
 
     def __len__(self) -> int:
         return len(self.records)

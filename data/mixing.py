@@ -8,10 +8,15 @@ from jaxtyping import Array, Key
 
 from opsin.data.augment import Batch, float_images, map_images, row_keys
 from opsin.imaging.warp import rectangle
+from opsin.ranges import Count, Positive, Probability
 
 
 def cutout(
-    key: Key[Array, ""], batch: Batch, *, size: int, fill: float | Sequence[float] = 0.0
+    key: Key[Array, ""],
+    batch: Batch,
+    *,
+    size: Count,
+    fill: Probability | Sequence[Probability] = 0.0,
 ) -> Batch:
     """Sets a square to ``fill``; its centre is any pixel, what lies outside the image is cut off.
 
@@ -42,8 +47,8 @@ def mixup(
     key: Key[Array, ""],
     batch: Batch,
     *,
-    alpha: float,
-    num_classes: int | None = None,
+    alpha: Positive,
+    num_classes: Count | None = None,
     per_example: bool = False,
 ) -> Batch:
     """Averages each image and its label with those of another: row i with i - 1, 0 with the last.
@@ -80,8 +85,8 @@ def cutmix(
     key: Key[Array, ""],
     batch: Batch,
     *,
-    alpha: float,
-    num_classes: int | None = None,
+    alpha: Positive,
+    num_classes: Count | None = None,
     per_example: bool = False,
 ) -> Batch:
     """Pastes a rectangle of the image before it into each image and mixes the labels by area.

@@ -1,9 +1,11 @@
 """RandAugment: a few operations, each drawn evenly from fourteen, all of one strength."""
 
 from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Interval
 from jax.typing import ArrayLike
 from jaxtyping import Array, Key
 
@@ -12,15 +14,16 @@ from opsin.imaging.color import adjust_brightness, adjust_contrast, adjust_satur
 from opsin.imaging.filters import adjust_sharpness
 from opsin.imaging.tone import autocontrast, equalize, posterize, solarize
 from opsin.imaging.warp import affine_warp
+from opsin.ranges import Depth, Probability
 
 
 def rand_augment(
     key: Key[Array, ""],
     batch: Batch,
     *,
-    layers: int = 2,
-    magnitude: float = 9.0,
-    fill: float = 0.5,
+    layers: Depth = 2,
+    magnitude: Annotated[float, Interval(ge=0, le=10)] = 9.0,
+    fill: Probability = 0.5,
 ) -> Batch:
     """Applies ``layers`` operations to each image, each drawn evenly from ``OPERATIONS``.
 

@@ -1,15 +1,29 @@
 """Narrowing a training split: which examples to keep, as pure functions of the labels."""
 
 from dataclasses import dataclass, replace
+from typing import Annotated, Protocol
 
 import numpy as np
+from annotated_types import Interval
 from jaxtyping import Int
 
 from opsin.data.examples import DataError, Examples, Records
+from opsin.ranges import Count, Seed
+
+
+class Selection(Protocol):
+    """Which examples of a training split are kept."""
+
+    def __call__(self, labels: Int[np.ndarray, " n"], /, *, seed: int) -> Int[np.ndarray, " kept"]:
+        """Indices into the labels."""
+        ...
 
 
 def long_tail(
-    labels: Int[np.ndarray, " n"], *, imbalance: float, seed: int = 0
+    labels: Int[np.ndarray, " n"],
+    *,
+    imbalance: Annotated[float, Interval(ge=1, le=1e6)],
+    seed: Seed = 0,
 ) -> Int[np.ndarray, " kept"]:
     """Indices of a subset whose class sizes fall off exponentially.
 
@@ -42,7 +56,9 @@ def long_tail(
     return _of_each_class(labels, dict(zip(classes, sizes, strict=True)), seed)
 
 
-def per_class(labels: Int[np.ndarray, " n"], *, n: int, seed: int = 0) -> Int[np.ndarray, " kept"]:
+def per_class(
+    labels: Int[np.ndarray, " n"], *, n: Count, seed: Seed = 0
+) -> Int[np.ndarray, " kept"]:
     """Indices of a subset with ``n`` examples of every class, drawn at random.
 
     Subsets of one seed are nested: a smaller n keeps a part of what a larger n keeps.

@@ -18,6 +18,7 @@ from opsin.data.examples import (
 )
 from opsin.data.shapes import shapes
 from opsin.data.tfds_source import tfds
+from opsin.ranges import Count, Seed
 
 _FORMS = {
     "digits": "digits",
@@ -108,11 +109,11 @@ def digits(split: str) -> Examples:
 def synthetic(
     split: str,
     *,
-    n: int = 1024,
-    size: int = 32,
-    channels: int = 3,
-    classes: int = 10,
-    seed: int = 0,
+    n: Count = 1024,
+    size: Count = 32,
+    channels: Count = 3,
+    classes: Count = 10,
+    seed: Seed = 0,
 ) -> Examples:
     """A set that any classifier learns in seconds: striped images, for tests and dry runs.
 
@@ -148,7 +149,7 @@ def synthetic(
     return Examples(Arrays({"image": image, "label": label}), names)
 
 
-def blank(count: int, *, image: tuple[int, int, int]) -> Examples:
+def blank(count: Count, *, image: tuple[Count, Count, Count]) -> Examples:
     """Examples of zeros that replace a set that is not here, in a plan: its number and shapes.
 
     They take no memory, whatever their number.
@@ -167,7 +168,7 @@ def blank(count: int, *, image: tuple[int, int, int]) -> Examples:
     )
 
 
-def shrunk(split: str, *, source: str | Source, factor: int) -> Examples:
+def shrunk(split: str, *, source: str | Source, factor: Count) -> Examples:
     """A set with smaller images: each pixel is the mean of ``factor`` × ``factor`` pixels.
 
     Masks, and weights of their pixels, are made smaller too, by taking the nearest pixel: that

@@ -8,10 +8,11 @@ from PIL import Image
 
 from opsin.data.examples import PIXEL_MAPS, DataError, Examples, Records, Source
 from opsin.data.sources import open_source
+from opsin.ranges import Count
 
 
 def squared(
-    split: str, *, source: str | Source, size: int, held_out: int | None = None
+    split: str, *, source: str | Source, size: Count, held_out: Count | None = None
 ) -> Examples:
     """The largest central square of each image, resized to ``size`` pixels a side.
 
@@ -38,7 +39,7 @@ def squared(
 
 
 def square(
-    image: UInt8[np.ndarray, "height width channels"], size: int, cropped: int
+    image: UInt8[np.ndarray, "height width channels"], size: Count, cropped: Count
 ) -> UInt8[np.ndarray, "cropped cropped channels"]:
     """The central ``cropped`` pixels of an image whose shorter side is brought to ``size``."""
     height, width, channels = image.shape
@@ -53,7 +54,7 @@ def square(
 
 
 def nearest_square(
-    values: Shaped[np.ndarray, "height width"], size: int, cropped: int
+    values: Shaped[np.ndarray, "height width"], size: Count, cropped: Count
 ) -> Shaped[np.ndarray, "cropped cropped"]:
     """The pixels of a mask that lie nearest to those of ``square``, of the image below it."""
     height, width = values.shape

@@ -19,6 +19,7 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from opsin.ops import mapped
+from opsin.ranges import Positive
 
 Critic = Callable[[Float[Array, "batch ..."]], Float[Array, "batch ..."]]
 """A discriminator with its parameters: from images to logits."""
@@ -278,7 +279,7 @@ def r2_penalty(
 
 
 def clip_weights(
-    params: PyTree[Float[Array, "..."]], *, limit: float = 0.01
+    params: PyTree[Float[Array, "..."]], *, limit: Positive = 0.01
 ) -> PyTree[Float[Array, "..."]]:
     """The parameters, all of them, clipped to [−limit, limit] after a step of the critic.
 

@@ -12,14 +12,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Integer, Num
 
+from opsin.ranges import BelowOne, CountOrZero, NonNegative
+
 
 def cross_entropy_loss(
     logits: Float[Array, "*batch classes"],
     labels: Integer[Array, "*batch"] | Float[Array, "*batch classes"],
     *,
-    smoothing: float = 0.0,
-    class_weights: Float[Array, "classes"] | Sequence[float] | None = None,
-    ignore_label: int | None = None,
+    smoothing: BelowOne = 0.0,
+    class_weights: Float[Array, "classes"] | Sequence[NonNegative] | None = None,
+    ignore_label: CountOrZero | None = None,
     where: Bool[Array, "*batch"] | None = None,
 ) -> Float[Array, "*batch"]:
     """Softmax cross-entropy Σ_k w_k t_k (−log p_k) in nats; −log p_y for an integer label y.
@@ -63,9 +65,9 @@ def focal_loss(
     logits: Float[Array, "*batch classes"],
     labels: Integer[Array, "*batch"] | Float[Array, "*batch classes"],
     *,
-    gamma: float = 2.0,
-    alpha: Float[Array, "classes"] | Sequence[float] | None = None,
-    ignore_label: int | None = None,
+    gamma: NonNegative = 2.0,
+    alpha: Float[Array, "classes"] | Sequence[NonNegative] | None = None,
+    ignore_label: CountOrZero | None = None,
     where: Bool[Array, "*batch"] | None = None,
 ) -> Float[Array, "*batch"]:
     """Softmax focal loss Σ_k α_k t_k (1 − p_k)^γ (−log p_k).
@@ -135,8 +137,8 @@ def sigmoid_focal_loss(
     logits: Float[Array, "*shape"],
     labels: Num[Array, "*shape"] | Bool[Array, "*shape"],
     *,
-    gamma: float = 2.0,
-    alpha: float | None = 0.25,
+    gamma: NonNegative = 2.0,
+    alpha: NonNegative | None = 0.25,
     where: Bool[Array, "*shape"] | None = None,
 ) -> Float[Array, "*shape"]:
     """Focal loss of independent binary decisions, −α_t (1 − p_t)^γ log p_t, as in RetinaNet.

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Integer
 
 from opsin.ops import mapped
 from opsin.ops.vectors import unit_length
+from opsin.ranges import Count, Positive
 
 _NEVER = -1e30  # a logit whose exponential is 0; among nothing but −inf, gradients would be NaN
 
@@ -28,8 +29,8 @@ _NEVER = -1e30  # a logit whose exponential is 0; among nothing but −inf, grad
 def nt_xent_loss(
     views: Float[Array, "views batch d"],
     *,
-    temperature: float | Float[Array, ""],
-    chunk: int | None = None,
+    temperature: Positive | Float[Array, ""],
+    chunk: Count | None = None,
 ) -> Float[Array, "views batch"]:
     """−log(e^{p/τ} / (e^{p/τ} + Σ e^{n/τ})) for the cosines p of a positive and n of negatives.
 
@@ -57,8 +58,8 @@ def nt_xent_loss(
 def decoupled_contrastive_loss(
     views: Float[Array, "views batch d"],
     *,
-    temperature: float | Float[Array, ""],
-    chunk: int | None = None,
+    temperature: Positive | Float[Array, ""],
+    chunk: Count | None = None,
 ) -> Float[Array, "views batch"]:
     """−p/τ + log Σ e^{n/τ}: NT-Xent with no positive in the denominator (DCL).
 
@@ -83,7 +84,7 @@ def supervised_contrastive_loss(
     views: Float[Array, "views batch d"],
     labels: Integer[Array, "batch"],
     *,
-    temperature: float | Float[Array, ""],
+    temperature: Positive | Float[Array, ""],
 ) -> Float[Array, "views batch"]:
     """−mean_p log(e^{p/τ} / Σ_a e^{a/τ}): p are the cosines of the label's views, a those of all.
 
@@ -119,7 +120,7 @@ def info_nce_loss(
     queries: Float[Array, "batch d"],
     keys: Float[Array, "batch d"],
     *,
-    temperature: float | Float[Array, ""],
+    temperature: Positive | Float[Array, ""],
     negatives: Float[Array, "negatives d"] | None = None,
 ) -> Float[Array, "batch"]:
     """Cross-entropy, in nats, of finding the key of a query among keys by cosine / τ.

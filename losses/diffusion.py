@@ -32,6 +32,7 @@ from opsin.ops.diffusion.process import (
 )
 from opsin.ops.diffusion.samplers import fold_keys, keyed_normal
 from opsin.ops.gaussian import Normal, normal_kl
+from opsin.ranges import Count, NonNegative, Positive, Steps
 
 Weighting = Callable[[Levels], Any]
 
@@ -90,12 +91,12 @@ def epsilon_weight(levels: Levels) -> Any:
     return _snr(levels)
 
 
-def min_snr_weight(levels: Levels, *, gamma: float = 5.0) -> Any:
+def min_snr_weight(levels: Levels, *, gamma: NonNegative = 5.0) -> Any:
     """min(SNR, γ): Hang et al., 2023, arXiv:2303.09556."""
     return jnp.minimum(_snr(levels), gamma)
 
 
-def p2_weight(levels: Levels, *, gamma: float = 1.0, k: float = 1.0) -> Any:
+def p2_weight(levels: Levels, *, gamma: NonNegative = 1.0, k: NonNegative = 1.0) -> Any:
     """SNR / (k + SNR)^γ, which is 1 / (k + SNR)^γ of the errors of ε.
 
     Choi et al., 2022, arXiv:2204.00227.
@@ -113,7 +114,7 @@ def _snr(levels: Levels) -> Any:
 
 
 def prior_loss(
-    x0: Float[Array, "batch *d"], last: Levels, *, prior_std: float
+    x0: Float[Array, "batch *d"], last: Levels, *, prior_std: Positive
 ) -> Float[Array, "batch"]:
     """L_T = KL(q(x_T|x_0) || N(0, prior_std² I)) in nats: what the noise at the end tells."""
     mean = over(last.alpha, x0) * x0.astype(jnp.float32)
@@ -130,7 +131,7 @@ def bound_loss(
     now: Levels,
     log_variance: Float[Array, "batch *#d"] | Float[Array, ""],
     *,
-    bins: int | None = 256,
+    bins: Count | None = 256,
 ) -> Float[Array, "batch"]:
     """A term of the variational bound in nats, of a step from t to s, summed over the dimensions.
 
@@ -175,9 +176,9 @@ def hybrid_loss(
     simple: Float[Array, "batch"],
     bound: Float[Array, "batch"],
     *,
-    steps: int,
+    steps: Steps,
     dimensions: int,
-    weight: float = 0.001,
+    weight: NonNegative = 0.001,
 ) -> Float[Array, "batch"]:
     """L_simple + λ L_vlb, which teaches the variance too.
 
@@ -218,7 +219,7 @@ def variational_bound(
     *,
     times: Num[np.ndarray, "points"],
     variance: Literal["small", "large"] = "small",
-    bins: int | None = 256,
+    bins: Count | None = 256,
 ) -> Bound:
     """The whole bound, with one draw of x_t for each time: Ho et al., eq. 5.
 

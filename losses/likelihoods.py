@@ -18,6 +18,8 @@ import optax
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float, Key
 
+from opsin.ranges import Count, Positive
+
 Support = Literal["binary", "bytes", "real"]
 """What images in [0, 1] may hold: 0 or 1, multiples of 1/255, or any number."""
 
@@ -108,7 +110,7 @@ class Gaussian:
         ValueError: ``std`` not above 0.
     """
 
-    std: float | None = None
+    std: Positive | None = None
 
     def __post_init__(self):
         if self.std is not None and self.std <= 0.0:
@@ -172,7 +174,7 @@ class DiscretizedLogistic:
         ValueError: fewer than one component.
     """
 
-    mixtures: int = 1
+    mixtures: Count = 1
 
     def __post_init__(self):
         if self.mixtures < 1:

@@ -14,13 +14,14 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from opsin.losses.reduction import weighted_mean
 from opsin.losses.segmentation import class_probabilities
+from opsin.ranges import CountOrZero
 
 
 def lovasz_softmax_loss(
     logits: Float[Array, "batch *pixels classes"],
     labels: Integer[Array, "batch *pixels"],
     *,
-    classes: tuple[int, ...] | None = None,
+    classes: tuple[CountOrZero, ...] | None = None,
     where: Bool[Array, "batch *pixels"] | None = None,
 ) -> Float[Array, "batch"]:
     """Lovász extension of the Jaccard loss at the errors |t − p|, in [0, 1]; ibid., eq. 11.

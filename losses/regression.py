@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Num
 
+from opsin.ranges import NonNegative, Positive
+
 
 def absolute_error_loss(
     predictions: Num[Array, "*shape"],
@@ -74,7 +76,7 @@ def huber_loss(
     predictions: Num[Array, "*shape"],
     targets: Num[Array, "*shape"],
     *,
-    delta: float = 1.0,
+    delta: Positive = 1.0,
     where: Bool[Array, "*shape"] | None = None,
 ) -> Num[Array, "*shape"]:
     """½ e² for errors |e| up to δ, and δ (|e| − ½ δ) beyond: a gradient of at most δ.
@@ -102,7 +104,7 @@ def smooth_l1_loss(
     predictions: Num[Array, "*shape"],
     targets: Num[Array, "*shape"],
     *,
-    beta: float = 1.0,
+    beta: NonNegative = 1.0,
     where: Bool[Array, "*shape"] | None = None,
 ) -> Num[Array, "*shape"]:
     """½ e² / β for errors |e| up to β, and |e| − ½ β beyond: a gradient of at most 1.

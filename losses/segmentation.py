@@ -21,7 +21,7 @@ results:
   outside their range.
 """
 
-from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -29,18 +29,27 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from opsin.imaging.distance import distance_transform
 from opsin.losses.reduction import weighted_mean
+from opsin.ranges import CountOrZero, NonNegative
 
 _LEAST = 1e-12  # pixels, or a share of them, below which a region counts as empty
+
+
+class MaskLoss(Protocol):
+    """A loss of masks, of pixels ``[batch, *pixels]`` or of images ``[batch]``."""
+
+    def __call__(self, logits: Array, labels: Array, /, *, where: Array | None) -> Array:
+        """Losses, unreduced; ``where`` says which pixels count."""
+        ...
 
 
 def tversky_loss(
     logits: Float[Array, "batch *pixels classes"],
     labels: Integer[Array, "batch *pixels"],
     *,
-    alpha: float,
-    beta: float,
-    smooth: float = 0.0,
-    classes: tuple[int, ...] | None = None,
+    alpha: NonNegative,
+    beta: NonNegative,
+    smooth: NonNegative = 0.0,
+    classes: tuple[CountOrZero, ...] | None = None,
     where: Bool[Array, "batch *pixels"] | None = None,
 ) -> Float[Array, "batch"]:
     """1 − TI with the Tversky index TI = TP / (TP + α FP + β FN), in [0, 1].
@@ -69,8 +78,8 @@ def dice_loss(
     labels: Integer[Array, "batch *pixels"],
     *,
     squared: bool = False,
-    smooth: float = 0.0,
-    classes: tuple[int, ...] | None = None,
+    smooth: NonNegative = 0.0,
+    classes: tuple[CountOrZero, ...] | None = None,
     where: Bool[Array, "batch *pixels"] | None = None,
 ) -> Float[Array, "batch"]:
     """1 − D with the Dice coefficient D = 2 Σ p t / (Σ p + Σ t), in [0, 1]: Tversky's at ½, ½.
@@ -98,8 +107,8 @@ def jaccard_loss(
     logits: Float[Array, "batch *pixels classes"],
     labels: Integer[Array, "batch *pixels"],
     *,
-    smooth: float = 0.0,
-    classes: tuple[int, ...] | None = None,
+    smooth: NonNegative = 0.0,
+    classes: tuple[CountOrZero, ...] | None = None,
     where: Bool[Array, "batch *pixels"] | None = None,
 ) -> Float[Array, "batch"]:
     """1 − J with the Jaccard index (IoU) J = TP / (TP + FP + FN), in [0, 1]: Tversky's at 1, 1.
@@ -123,11 +132,11 @@ def focal_tversky_loss(
     logits: Float[Array, "batch *pixels classes"],
     labels: Integer[Array, "batch *pixels"],
     *,
-    alpha: float,
-    beta: float,
-    gamma: float = 4 / 3,
-    smooth: float = 0.0,
-    classes: tuple[int, ...] | None = None,
+    alpha: NonNegative,
+    beta: NonNegative,
+    gamma: NonNegative = 4 / 3,
+    smooth: NonNegative = 0.0,
+    classes: tuple[CountOrZero, ...] | None = None,
     where: Bool[Array, "batch *pixels"] | None = None,
 ) -> Float[Array, "batch"]:
     """(1 − TI)^(1/γ) of each class, in [0, 1].
@@ -159,7 +168,7 @@ def generalized_dice_loss(
     logits: Float[Array, "batch *pixels classes"],
     labels: Integer[Array, "batch *pixels"],
     *,
-    classes: tuple[int, ...] | None = None,
+    classes: tuple[CountOrZero, ...] | None = None,
     where: Bool[Array, "batch *pixels"] | None = None,
 ) -> Float[Array, "batch"]:
     """1 − 2 Σ_k w_k Σ p t / Σ_k w_k Σ (p + t) with w_k = 1 / (Σ t)², in [0, 1].
@@ -186,7 +195,7 @@ def boundary_loss(
     logits: Float[Array, "batch height width classes"],
     labels: Integer[Array, "batch height width"],
     *,
-    classes: tuple[int, ...] | None = None,
+    classes: tuple[CountOrZero, ...] | None = None,
     where: Bool[Array, "batch height width"] | None = None,
 ) -> Float[Array, "batch"]:
     """Mean over the pixels of φ p, with φ the signed distance to the boundary of the true region.
@@ -228,7 +237,7 @@ def combined_loss(
     logits: Float[Array, "batch *pixels classes"],
     labels: Integer[Array, "batch *pixels"],
     *,
-    terms: tuple[tuple[float, Callable[..., Array]], ...],
+    terms: tuple[tuple[NonNegative, MaskLoss], ...],
     where: Bool[Array, "batch *pixels"] | None = None,
 ) -> Float[Array, "batch"]:
     """Weighted sum of losses, such as cross-entropy and Dice.

@@ -13,13 +13,14 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Int, PyTree
 
 from opsin.losses.regression import squared_error_loss
+from opsin.ranges import NonNegative
 
 
 def elbo(
     log_likelihood: Float[Array, "*batch"],
     kl: Float[Array, "*batch"],
     *,
-    beta: float | Float[Array, ""] = 1.0,
+    beta: NonNegative | Float[Array, ""] = 1.0,
 ) -> Float[Array, "*batch"]:
     """log p(x|z) − β KL(q(z|x) || p(z)), a bound of log p(x) for β ≥ 1.
 
@@ -51,7 +52,9 @@ def linear_warmup(step: int | Int[Array, ""], steps: int) -> Float[Array, ""]:
     return jnp.clip(jnp.asarray(step, jnp.float32) / steps, 0.0, 1.0) if steps else jnp.ones(())
 
 
-def free_bits(kl: Float[Array, "batch groups"], *, nats: float) -> Float[Array, "batch groups"]:
+def free_bits(
+    kl: Float[Array, "batch groups"], *, nats: NonNegative
+) -> Float[Array, "batch groups"]:
     """The divergences, but the constant λ for all examples in groups whose mean is below it.
 
     Its mean over the batch, then, is max(λ, mean KL) of each group, as is the gradient: Kingma et

@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Integer
 
 from opsin.metrics.state import Collected, Mean, Metric, Rows, Sum, valid_or_all
+from opsin.ranges import Count
 
 
 def accuracy(
@@ -35,7 +36,7 @@ def top_k_accuracy(
     labels: Integer[Array, "*batch"] | Float[Array, "*batch classes"],
     valid: Bool[Array, "*batch"] | None = None,
     *,
-    k: int = 5,
+    k: Count = 5,
 ) -> Mean:
     """Share of entries whose label is among the k largest logits; 1 if k ≥ classes.
 
@@ -162,7 +163,7 @@ def calibration(
     labels: Integer[Array, "*batch"],
     valid: Bool[Array, "*batch"] | None = None,
     *,
-    bins: int = 15,
+    bins: Count = 15,
 ) -> Calibration:
     """Expected calibration error, with ``bins`` of confidence of equal width, open on the left.
 

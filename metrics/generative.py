@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Num
 from scipy.spatial.distance import cdist
 from scipy.special import rel_entr
 
+from opsin.ranges import Count
+
 Real = Num[np.ndarray, "real features"]
 Made = Num[np.ndarray, "made features"]
 
@@ -82,7 +84,7 @@ def frechet_distance(real: Real, made: Made) -> float:
     return float(apart + max(spread, 0.0))  # rounding may leave it below
 
 
-def kernel_distance(real: Real, made: Made, *, chunk: int = 256) -> float:
+def kernel_distance(real: Real, made: Made, *, chunk: Count = 256) -> float:
     """Unbiased squared maximum mean discrepancy with the kernel (xᵀy / features + 1)³.
 
     Bińkowski et al., 2018, arXiv:1801.01401, their Kernel Inception Distance. The estimate is that
@@ -115,7 +117,7 @@ def kernel_distance(real: Real, made: Made, *, chunk: int = 256) -> float:
 
 
 def neighbour_metrics(
-    real: Real, made: Made, *, k: int = 3, density_k: int = 5, chunk: int = 256
+    real: Real, made: Made, *, k: Count = 3, density_k: Count = 5, chunk: Count = 256
 ) -> dict[str, float]:
     """Improved precision and recall, density and coverage.
 

@@ -14,6 +14,7 @@ from scipy.special import entr
 
 from opsin.metrics.state import Mean, Metric, Sum, check_countable, valid_or_all
 from opsin.ops.vectors import unit_length
+from opsin.ranges import Count, Positive
 
 
 def alignment(
@@ -151,10 +152,10 @@ def knn_accuracy(
     queries: Float[Array | np.ndarray, "queries d"],
     labels: Integer[Array | np.ndarray, "queries"],
     *,
-    classes: int,
-    k: int = 200,
-    temperature: float = 0.1,
-    batch: int = 256,
+    classes: Count,
+    k: Count = 200,
+    temperature: Positive = 0.1,
+    batch: Count = 256,
 ) -> float:
     """Share of queries whose class is that of most of their nearest neighbours, by weight.
 

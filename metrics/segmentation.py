@@ -16,6 +16,7 @@ from opsin.imaging.components import components
 from opsin.imaging.morphology import thin
 from opsin.metrics.classification import ConfusionMatrix, confusion_matrix
 from opsin.metrics.state import Mean, Metric, Sum, valid_or_all
+from opsin.ranges import Count, NonNegative
 
 
 @flax.struct.dataclass
@@ -79,8 +80,8 @@ def boundary_f1(
     labels: Integer[Array, "batch height width"],
     valid: Bool[Array, "batch height width"] | None = None,
     *,
-    num_classes: int,
-    tolerance: float,
+    num_classes: Count,
+    tolerance: NonNegative,
 ) -> Mean:
     """How well the outlines of the classes agree: the BF score, in [0, 1].
 

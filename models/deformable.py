@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from opsin.models.layers import Conv
 from opsin.ops.convolution.deformable import deformable_convolution
+from opsin.ranges import Count, CountOrZero
 
 
 class DeformableConv(nn.Module):
@@ -30,11 +31,11 @@ class DeformableConv(nn.Module):
         modulated: version 2, with weights; otherwise version 1.
     """
 
-    features: int
-    kernel_size: Sequence[int]
-    strides: int = 1
-    padding: int = 0
-    kernel_dilation: int = 1
+    features: Count
+    kernel_size: Sequence[Count]
+    strides: Count = 1
+    padding: CountOrZero = 0
+    kernel_dilation: Count = 1
     modulated: bool = True
     use_bias: bool = True
     kernel_init: Initializer = nn.initializers.lecun_normal()

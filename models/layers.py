@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from opsin.ops import mapped
 from opsin.ops.convolution.dispatch import convolve
+from opsin.ranges import BelowOne, Count, Positive
 
 # Every convolution of every model is this one.
 Conv = partial(nn.Conv, conv_general_dilated=convolve)
@@ -65,7 +66,7 @@ class BatchNorm(_Affine, kw_only=True):
     """
 
     use_running_average: bool
-    momentum: float = 0.9
+    momentum: BelowOne = 0.9
 
     @nn.compact
     def __call__(self, x: Float[Array, "*places channels"]) -> Float[Array, "*places channels"]:
@@ -98,8 +99,8 @@ def batch_norm(
     *,
     train: bool,
     frozen_statistics: bool = False,
-    momentum: float = 0.9,
-    epsilon: float = 1e-5,
+    momentum: BelowOne = 0.9,
+    epsilon: Positive = 1e-5,
     **options: Any,
 ) -> BatchNorm:
     """Batch normalisation (Ioffe and Szegedy, 2015, arXiv:1502.03167) with PyTorch's defaults.
@@ -135,7 +136,7 @@ class GroupNorm(_Affine):
         groups: of channels that share their statistics; must divide the channels.
     """
 
-    groups: int = 32
+    groups: Count = 32
 
     @nn.compact
     def __call__(
@@ -164,8 +165,8 @@ def _variance(mean: Array, square: Array) -> Array:
 def group_norm(
     *,
     train: bool,
-    groups: int = 32,
-    epsilon: float = 1e-5,
+    groups: Count = 32,
+    epsilon: Positive = 1e-5,
     **options: Any,
 ) -> GroupNorm:
     """Group normalisation (Wu and He, 2018, arXiv:1803.08494): a drop-in for ``batch_norm``.

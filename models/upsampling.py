@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from opsin.ops.upsampling import transposed_convolution
+from opsin.ranges import Count, CountOrZero
 
 
 class ConvTranspose(nn.Module):
@@ -25,10 +26,10 @@ class ConvTranspose(nn.Module):
         padding: rows, and columns, that are cut off on each side of the result, P.
     """
 
-    features: int
-    kernel_size: tuple[int, int] = (2, 2)
-    strides: tuple[int, int] = (2, 2)
-    padding: int | tuple[int, int] = 0
+    features: Count
+    kernel_size: tuple[Count, Count] = (2, 2)
+    strides: tuple[Count, Count] = (2, 2)
+    padding: CountOrZero | tuple[CountOrZero, CountOrZero] = 0
     use_bias: bool = True
     kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
     dtype: DTypeLike = jnp.float32

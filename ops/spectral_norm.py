@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from opsin.ranges import Depth
+
 
 def spectral_norm(
-    kernel: Float[Array, "*inputs outputs"], u: Float[Array, " outputs"], *, iterations: int = 1
+    kernel: Float[Array, "*inputs outputs"], u: Float[Array, " outputs"], *, iterations: Depth = 1
 ) -> tuple[Float[Array, ""], Float[Array, " outputs"]]:
     """σ = vᵀ W u and the new u, after so many rounds v ← W u / ‖W u‖, u ← Wᵀ v / ‖Wᵀ v‖.
 

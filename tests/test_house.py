@@ -190,7 +190,15 @@ def test_every_package_is_listed_to_be_installed():
 def test_array_mathematics_needs_array_libraries_only():
     libraries = {name.partition(".")[0] for path in files("ops") for name in imports(path)}
     standard = set(sys.stdlib_module_names) | {"__future__"}
-    assert libraries - standard <= {"jax", "jaxtyping", "numpy", "diffrax", "ops"}
+    assert libraries - standard <= {
+        "annotated_types",
+        "jax",
+        "jaxtyping",
+        "numpy",
+        "diffrax",
+        "ops",
+        "ranges",
+    }
 
 
 def test_nothing_private_is_imported():

@@ -20,15 +20,11 @@ from opsin.train.sharding import DeviceError, batch_shards
 def check_experiment(experiment: Experiment) -> None:
     """Raises SettingError for invalid or contradictory fields of data and loop."""
     data, loop, parallel = experiment.data, experiment.loop, experiment.parallel
-    if data.eval_batch < 1 or loop.previews < 0:
-        raise SettingError("loop.previews is at least 0, and data.eval_batch at least 1")
     for split in data.eval_splits:
         if split == "train" or split.removesuffix("_ema") in data.eval_splits.keys() - {split}:
             raise SettingError(
                 f"data.eval_splits: {split!r} is also the name of other metrics; choose another"
             )
-    if loop.steps_per_dispatch < 1 or loop.accumulate < 1:
-        raise SettingError("loop.steps_per_dispatch and loop.accumulate are at least 1")
     pmap, whole = loop.strategy == "pmap", parallel.fsdp == parallel.tensor == 1
     if pmap and (loop.steps_per_dispatch > 1 or not whole):
         raise SettingError(
@@ -40,8 +36,6 @@ def check_experiment(experiment: Experiment) -> None:
         raise SettingError(
             "loop.strategy='pmap' is for the devices of one process: set loop.strategy='jit'"
         )
-    if loop.ema_decay is not None and not 0 <= loop.ema_decay < 1:
-        raise SettingError(f"loop.ema_decay={loop.ema_decay} is not in [0, 1)")
 
 
 def check_replicas(loop: Loop, mesh: Mesh) -> None:
@@ -55,9 +49,7 @@ def check_replicas(loop: Loop, mesh: Mesh) -> None:
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
-    """Raises SettingError for an invalid reference batch or regular expression."""
-    if optimizer.reference_batch is not None and optimizer.reference_batch < 1:
-        raise SettingError("optimizer.reference_batch is at least 1, or None")
+    """Raises SettingError for an invalid regular expression."""
     for field, pattern in _patterns(optimizer):
         try:
             re.compile(pattern)

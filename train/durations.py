@@ -24,7 +24,7 @@ def in_steps(duration: str, steps_per_epoch: Fraction) -> int:
     Raises:
         DurationError: if the text is anything else.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) (step|epoch)s?", duration)
+    match = re.fullmatch(r"([0-9]{1,10}(?:\.[0-9]{1,10})?) (step|epoch)s?", duration)
     if match is None:
         raise DurationError(f"duration {duration!r}: write '20 epochs' or '500 steps'")
     amount, unit = Fraction(match[1]), match[2]

@@ -7,20 +7,21 @@ differ when a run resumes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
-import numpy as np
-
-from opsin.data.examples import Examples
+from opsin.data.augment import Augmentation
+from opsin.data.examples import Source
+from opsin.data.selection import Selection
+from opsin.ranges import BelowOne, Count, CountOrZero, Depth, Positive, Seed, StepsOrZero
 from opsin.train.durations import Cadence, Every, in_steps
 from opsin.train.measurements import Measurement
 from opsin.train.optim import Optimizer
 from opsin.train.preprocessing import Preprocessing
 from opsin.train.sharding import Parallel
-from opsin.train.tasks.task import Batch, Task
+from opsin.train.tasks.task import Task
 from opsin.train.weights import Weights
 
 
@@ -42,18 +43,18 @@ class Data:
         resident_megabytes: a training set up to this size lives on the device.
     """
 
-    source: str | Callable[[str], Examples] = "digits"
+    source: str | Source = "digits"
     train_split: str = "train"
     eval_splits: Mapping[str, str] = field(
         default_factory=lambda: {"test": "test"}, metadata={"identity": False}
     )
-    select: Callable[..., np.ndarray] | None = None
-    batch: int = 128
-    eval_batch: int = field(default=500, metadata={"identity": False})
-    augment: tuple[Callable[..., Batch], ...] = ()
+    select: Selection | None = None
+    batch: Count = 128
+    eval_batch: Count = field(default=500, metadata={"identity": False})
+    augment: tuple[Augmentation, ...] = ()
     mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    resident_megabytes: int = field(default=1024, metadata={"identity": False})
+    std: tuple[Positive, ...] = (1.0,)
+    resident_megabytes: StepsOrZero = field(default=1024, metadata={"identity": False})
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,12 @@ class Loop:
     log_every: str = field(default="10 steps", metadata={"identity": False})
     evaluate_every: str = field(default="1 epoch", metadata={"identity": False})
     checkpoint_every: str = field(default="1 epoch", metadata={"identity": False})
-    steps_per_dispatch: int = field(default=1, metadata={"identity": False})
-    accumulate: int = 1
-    ema_decay: float | None = None
+    steps_per_dispatch: Depth = field(default=1, metadata={"identity": False})
+    accumulate: Depth = 1
+    ema_decay: BelowOne | None = None
     strategy: Literal["jit", "pmap"] = "jit"
-    replicas: int = 1
-    previews: int = field(default=25, metadata={"identity": False})
+    replicas: Count = 1
+    previews: CountOrZero = field(default=25, metadata={"identity": False})
 
     def cadence(self, steps_per_epoch: Fraction, last: int) -> Cadence:
         """When it logs, evaluates and saves, in a run that ends with the step ``last``."""
@@ -113,7 +114,7 @@ class Experiment:
     optimizer: Optimizer = field(default_factory=Optimizer)
     loop: Loop = field(default_factory=Loop)
     parallel: Parallel = field(default_factory=Parallel, metadata={"identity": False})
-    seed: int = 0
+    seed: Seed = 0
     measurements: tuple[Measurement, ...] = field(default=(), metadata={"identity": False})
 
     def preprocessing(self, image: tuple[int, ...]) -> Preprocessing:

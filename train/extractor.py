@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num, PyTree
 
+from opsin.ranges import Count
 from opsin.train.compiler import jit_here
 from opsin.train.heads import around_head
 from opsin.train.weights import Weights, WeightsError
@@ -38,7 +39,7 @@ class Extractor:
     model: nn.Module
     path: str
     sha256: str | None = None
-    batch: int = 500
+    batch: Count = 500
 
     def __post_init__(self) -> None:
         if self.batch < 1:

@@ -21,6 +21,7 @@ from opsin.train.evaluate import evaluate_sets
 from opsin.train.experiment import Experiment
 from opsin.train.feed import Feed
 from opsin.train.host.accounting import Work, measured_work
+from opsin.train.host.capacity import check_state, check_step
 from opsin.train.host.processes import Agreement, is_first
 from opsin.train.host.profiling import Profiler, Steps
 from opsin.train.host.startup import StartUp, record_speed
@@ -140,6 +141,7 @@ def open_run(
     feed = Feed(mesh, sets.train, data.batch, experiment.seed, data.resident_megabytes)
     clock.lap("data")
     program = build(experiment, feed.spec)
+    check_state(program.state, feed.spec.batch)
     cadence = experiment.loop.cadence(feed.spec.steps_per_epoch, program.steps)
     flops = program.flops() if program.steps else Counter()
     clock.lap("tracing")
@@ -211,6 +213,7 @@ def train(run: Run, state: State) -> tuple[State, int]:
     if step >= run.program.steps:
         return state, step
     store, dispatch = run.feed.store(), run.program.compile()
+    check_step(dispatch)
     run.clock.lap("compilation")
     run.log.start_clock()
     while step < run.program.steps:

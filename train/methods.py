@@ -7,19 +7,34 @@ Each is ``(learning_rate, weight_decay, mask, *, …) -> optax.GradientTransform
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import optax
 from jaxtyping import PyTree
 
+from opsin.ranges import BelowOne, Positive
 from opsin.train.schedules import Schedule
+
+Mask = Callable[[PyTree], PyTree]
+"""From parameters to a tree of booleans: which of them decay."""
+
+
+class Method(Protocol):
+    """What ``Optimizer.method`` takes."""
+
+    def __call__(
+        self, learning_rate: Schedule, weight_decay: float, mask: Mask, /
+    ) -> optax.GradientTransformation:
+        """The transformation of gradients to updates."""
+        ...
 
 
 def sgd(
     learning_rate: Schedule,
     weight_decay: float,
-    mask: Callable[[PyTree], PyTree],
+    mask: Mask,
     *,
-    momentum: float = 0.9,
+    momentum: BelowOne = 0.9,
     nesterov: bool = True,
 ) -> optax.GradientTransformation:
     """SGD with (Nesterov) momentum; weight decay enters before the momentum, as L2 does."""
@@ -32,11 +47,11 @@ def sgd(
 def adamw(
     learning_rate: Schedule,
     weight_decay: float,
-    mask: Callable[[PyTree], PyTree],
+    mask: Mask,
     *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
+    b1: BelowOne = 0.9,
+    b2: BelowOne = 0.999,
+    eps: Positive = 1e-8,
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter, 2019, arXiv:1711.05101)."""
     return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
@@ -45,10 +60,10 @@ def adamw(
 def lion(
     learning_rate: Schedule,
     weight_decay: float,
-    mask: Callable[[PyTree], PyTree],
+    mask: Mask,
     *,
-    b1: float = 0.9,
-    b2: float = 0.99,
+    b1: BelowOne = 0.9,
+    b2: BelowOne = 0.99,
 ) -> optax.GradientTransformation:
     """Lion (Chen et al., 2023, arXiv:2302.06675)."""
     return optax.lion(learning_rate, b1, b2, weight_decay=weight_decay, mask=mask)
@@ -57,11 +72,11 @@ def lion(
 def lamb(
     learning_rate: Schedule,
     weight_decay: float,
-    mask: Callable[[PyTree], PyTree],
+    mask: Mask,
     *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-6,
+    b1: BelowOne = 0.9,
+    b2: BelowOne = 0.999,
+    eps: Positive = 1e-6,
 ) -> optax.GradientTransformation:
     """LAMB (You et al., 2020, arXiv:1904.00962)."""
     return optax.lamb(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
@@ -70,10 +85,10 @@ def lamb(
 def lars(
     learning_rate: Schedule,
     weight_decay: float,
-    mask: Callable[[PyTree], PyTree],
+    mask: Mask,
     *,
-    momentum: float = 0.9,
-    trust_coefficient: float = 0.001,
+    momentum: BelowOne = 0.9,
+    trust_coefficient: Positive = 0.001,
 ) -> optax.GradientTransformation:
     """LARS (You et al., 2017, arXiv:1708.03888); what is not decayed has no trust ratio."""
     return optax.lars(

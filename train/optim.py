@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -13,11 +12,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from opsin.ranges import Count, NonNegative, Positive
 from opsin.train.durations import DurationError, in_steps
-from opsin.train.methods import adamw
+from opsin.train.methods import Method, adamw
 from opsin.train.paths import flatten, unflatten
-from opsin.train.schedules import Schedule, cosine
-from opsin.train.settings import check_called
+from opsin.train.schedules import MakesSchedule, Schedule, cosine
 
 
 @dataclass(frozen=True)
@@ -40,16 +39,16 @@ class Optimizer:
             A tuple of factors scales along the leading axis, for layers stacked by ``nn.scan``.
     """
 
-    method: Callable[..., optax.GradientTransformation] = adamw
-    learning_rate: float = 1e-3
-    reference_batch: int | None = None
-    schedule: Callable[..., Schedule] = cosine
+    method: Method = adamw
+    learning_rate: NonNegative = 1e-3
+    reference_batch: Count | None = None
+    schedule: MakesSchedule = cosine
     warmup: str = "0 steps"
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     no_decay: tuple[str, ...] = ()
-    clip_norm: float | None = None
+    clip_norm: Positive | None = None
     freeze: tuple[str, ...] = ()
-    lr_scale: tuple[tuple[str, float | tuple[float, ...]], ...] = ()
+    lr_scale: tuple[tuple[str, NonNegative | tuple[NonNegative, ...]], ...] = ()
 
     def build(
         self, steps: int, steps_per_epoch: Fraction, batch: int
@@ -58,10 +57,7 @@ class Optimizer:
 
         Raises:
             DurationError: the warm-up is longer than the run.
-            SettingError: the schedule or the method does not take what it is called with.
         """
-        check_called("optimizer.schedule", self.schedule, "peak, steps, warmup")
-        check_called("optimizer.method", self.method, "learning_rate, weight_decay, mask")
         warmup = in_steps(self.warmup, steps_per_epoch)
         if warmup > steps > 0:
             raise DurationError(
@@ -69,8 +65,8 @@ class Optimizer:
                 "which the rate would not reach its value: make the warm-up shorter, such as "
                 'optimizer.warmup="0 steps", or the run longer'
             )
-        peak = self.learning_rate * (batch / self.reference_batch if self.reference_batch else 1)
-        schedule = self.schedule(peak, steps, warmup)
+        scale = batch / self.reference_batch if self.reference_batch else 1
+        schedule = self.schedule(self.learning_rate * scale, steps, warmup)
         parts = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
         parts.append(self.method(schedule, self.weight_decay, self.decay_mask))
         if self.lr_scale:

@@ -108,8 +108,7 @@ def build(experiment: Experiment, feed: FeedSpec) -> Program:
     quickly = quick_options(platform)
     initialize = jax.jit(init, out_shardings=_shardings(state), compiler_options=quickly)
     evaluate, preview = evaluators(experiment, layout, feed.mesh, options)
-    init_from_seed = partial(initialize, key)
-    programs = init_from_seed, flops, compile, evaluate, preview
+    programs = partial(initialize, key), flops, compile, evaluate, preview
     return Program(feed.mesh, state, *programs, experiment.task.fixed, steps)
 
 
@@ -162,8 +161,7 @@ def _training(
         with checks.traced("the training step"):
             lowered = jitted.lower(*arguments)
         # Compiled ahead of time: another shape raises instead of compiling again unseen.
-        options = compiler_options(mesh.devices.flat[0].platform)
-        return lowered.compile(compiler_options=options)
+        return lowered.compile(compiler_options=compiler_options(mesh.devices.flat[0].platform))
 
     return flops, compile
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import optax
 
+from opsin.ranges import NonNegative, Probability
+
 Schedule = Callable[[Any], Any]
+
+
+class MakesSchedule(Protocol):
+    """What ``Optimizer.schedule`` takes."""
+
+    def __call__(self, peak: float, steps: int, warmup: int, /) -> Schedule:
+        """The schedule of a run, whose warm-up is part of its steps."""
+        ...
 
 
 def constant(peak: float, steps: int, warmup: int) -> Schedule:
@@ -15,7 +25,7 @@ def constant(peak: float, steps: int, warmup: int) -> Schedule:
     return _after_warmup(peak, warmup, optax.constant_schedule(peak))
 
 
-def cosine(peak: float, steps: int, warmup: int, *, end: float = 0.0) -> Schedule:
+def cosine(peak: float, steps: int, warmup: int, *, end: Probability = 0.0) -> Schedule:
     """Linear warm-up, then half a cosine down to ``end · peak`` (Loshchilov & Hutter, 2017)."""
     return _after_warmup(
         peak, warmup, optax.cosine_decay_schedule(peak, max(steps - warmup, 1), alpha=end)
@@ -27,8 +37,8 @@ def staircase(
     steps: int,
     warmup: int,
     *,
-    boundaries: tuple[float, ...] = (0.5, 0.75),
-    factor: float = 0.1,
+    boundaries: tuple[Probability, ...] = (0.5, 0.75),
+    factor: NonNegative = 0.1,
 ) -> Schedule:
     """Linear warm-up, then ``peak``, times ``factor`` at each boundary (shares of all steps)."""
     after = {round(fraction * steps) - warmup: factor for fraction in boundaries}

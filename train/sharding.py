@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from opsin.errors import UserError
+from opsin.ranges import Count, Devices, StepsOrZero
 from opsin.train.paths import flatten
 from opsin.train.state import State
 
@@ -63,10 +64,10 @@ class Parallel:
             them would cost more than it saves.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    min_shard_size: int = 2**14
+    data: Devices = -1
+    fsdp: Devices = 1
+    tensor: Count = 1
+    min_shard_size: StepsOrZero = 2**14
 
 
 def make_mesh(parallel: Parallel, devices: Sequence[Any] | None = None) -> Mesh:
@@ -108,9 +109,8 @@ def _mesh_shape(parallel: Parallel, devices: int) -> tuple[int, ...]:
         )
     if taken > devices:
         raise DeviceError(
-            f"parallel asks for {asked} = {taken} devices, there are {devices}: lower "
-            "parallel.data, parallel.fsdp or parallel.tensor, or take more (--devices N fakes N on "
-            "the CPU)"
+            f"parallel asks for {asked} = {taken} devices, there are {devices}: make its sizes "
+            "smaller, or take more (--devices N fakes N on the CPU)"
         )
     return tuple(devices // taken if size == -1 else size for size in sizes.values())
 
@@ -173,7 +173,7 @@ class Layout:
     """
 
     mesh: Mesh | None
-    min_shard_size: int = 2**14
+    min_shard_size: StepsOrZero = 2**14
 
     def state(self, shapes: State) -> State:
         """Abstract arrays with their shardings.

@@ -24,6 +24,7 @@ from opsin.models.classification.resnet import (
     ResNet50,
 )
 from opsin.models.layers import Conv, Norm, batch_norm, pooled_logits, shared_fields
+from opsin.ranges import Count, Depth
 
 
 class DRNOptions(nn.Module):
@@ -40,10 +41,10 @@ class DRNOptions(nn.Module):
         norm: ``batch_norm``, ``group_norm`` or a ``partial`` of them.
     """
 
-    level_sizes: Sequence[int]
+    level_sizes: Sequence[Depth]
     block: type[Block]
     ends: Literal["residual", "plain"]
-    width: int = 16
+    width: Count = 16
     norm: Norm = batch_norm
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
@@ -118,7 +119,7 @@ class DRN(DRNOptions):
     Parameters are ``{"backbone": those of DRNBackbone, "head": …}``, and so are the statistics.
     """
 
-    num_classes: int = 1000
+    num_classes: Count = 1000
 
     @nn.nowrap
     def without_head(self, name: str | None = None) -> DRNBackbone:

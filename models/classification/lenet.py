@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from opsin.models import layers
 from opsin.ops.convolution.dispatch import convolve
+from opsin.ranges import Count
 
 IMAGE_SIZE = 32
 
@@ -87,7 +88,7 @@ class LeNet5(nn.Module):
     pool=nn.avg_pool`` is closer to the paper. 61,706 parameters for grey images, 62,006 for RGB.
     """
 
-    num_classes: int = 10
+    num_classes: Count = 10
     activation: Callable[[Array], Array] = nn.relu
     pool: Callable[..., Array] = layers.max_pool
     dtype: DTypeLike = jnp.float32
@@ -180,7 +181,7 @@ class SparseConv(nn.Module):
     """
 
     connections: Sequence[Sequence[int]]
-    kernel_size: int = 5
+    kernel_size: Count = 5
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from opsin.ranges import Count
+
 
 class Linear(nn.Module):
     """Logistic regression on the pixels: height · width · channels · classes weights, and biases.
@@ -13,7 +15,7 @@ class Linear(nn.Module):
         num_classes: number of logits.
     """
 
-    num_classes: int = 10
+    num_classes: Count = 10
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact

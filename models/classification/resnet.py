@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from opsin.models.deformable import DeformableConv
 from opsin.models.layers import Conv, Norm, batch_norm, pooled_logits, shared_fields
 from opsin.ops.convolution.materialized import materialized
+from opsin.ranges import Count, CountOrZero, Depth
 
 Shortcut = Literal["identity-pad", "projection"]
 
@@ -33,12 +34,12 @@ class Block(nn.Module):
             own.
     """
 
-    channels: int
-    stride: int
+    channels: Count
+    stride: Count
     conv: Callable[..., Callable[[Array], Array]]
     spatial_conv: Callable[..., Callable[[Array], Array]]
     norm: Norm
-    dilation: tuple[int, int] = (1, 1)
+    dilation: tuple[Count, Count] = (1, 1)
     residual: bool = True
     shortcut: Shortcut = "projection"
     zero_init_last_norm: bool = False
@@ -139,13 +140,13 @@ class ResNetOptions(nn.Module):
         norm: ``batch_norm``, ``group_norm`` or a ``partial`` of them.
     """
 
-    stage_sizes: Sequence[int]
+    stage_sizes: Sequence[Depth]
     block: type[Block]
-    width: int = 64
+    width: Count = 64
     stem: Literal["imagenet", "cifar"] = "imagenet"
     shortcut: Shortcut = "projection"
-    output_stride: int | None = None
-    deformable_stages: Sequence[int] = ()
+    output_stride: Count | None = None
+    deformable_stages: Sequence[CountOrZero] = ()
     modulated: bool = True
     residual: bool = True
     zero_init_last_norm: bool = False
@@ -229,7 +230,7 @@ class ResNet(ResNetOptions):
     Parameters are ``{"backbone": those of ResNetBackbone, "head": …}``, and so are the statistics.
     """
 
-    num_classes: int = 1000
+    num_classes: Count = 1000
 
     @nn.nowrap
     def without_head(self, name: str | None = None) -> ResNetBackbone:

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from opsin.models.layers import Conv, Norm, batch_norm, max_pool, shared_fields
+from opsin.ranges import BelowOne, Count, CountOrZero, Depth
 
 
 class VGGOptions(nn.Module):
@@ -30,8 +31,8 @@ class VGGOptions(nn.Module):
             keeps its bias; None as in the paper.
     """
 
-    stage_sizes: Sequence[int]
-    width: int = 64
+    stage_sizes: Sequence[Depth]
+    width: Count = 64
     norm: Norm | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
@@ -85,10 +86,10 @@ class FullyConnected(nn.Module):
         dropout: probability, in training only.
     """
 
-    hidden: int = 4096
-    kernel_size: int = 7
-    padding: int = 0
-    dropout: float = 0.5
+    hidden: Count = 4096
+    kernel_size: Count = 7
+    padding: CountOrZero = 0
+    dropout: BelowOne = 0.5
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -118,9 +119,9 @@ class VGG(VGGOptions):
         dropout: probability after each of them, in training only.
     """
 
-    num_classes: int = 1000
-    hidden: int = 4096
-    dropout: float = 0.5
+    num_classes: Count = 1000
+    hidden: Count = 4096
+    dropout: BelowOne = 0.5
 
     @nn.nowrap
     def without_head(self, name: str | None = None) -> VGGBackbone:

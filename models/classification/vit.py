@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from opsin.models.layers import shared_fields
+from opsin.ranges import BelowOne, Count, Depth
 
 
 def sincos_positions(rows: int, columns: int, width: int) -> Float[Array, "{rows*columns} {width}"]:
@@ -63,9 +64,9 @@ class EncoderBlock(nn.Module):
     (appendix B.1).
     """
 
-    heads: int
-    mlp_width: int
-    dropout: float = 0.0
+    heads: Count
+    mlp_width: Count
+    dropout: BelowOne = 0.0
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -104,10 +105,10 @@ class Encoder(nn.Module):
         remat: keep only the input of each block for the backward pass and compute the rest again.
     """
 
-    depth: int
-    heads: int
-    mlp_width: int
-    dropout: float = 0.0
+    depth: Depth
+    heads: Count
+    mlp_width: Count
+    dropout: BelowOne = 0.0
     scan: bool = True
     remat: bool = False
     dtype: DTypeLike = jnp.float32
@@ -156,14 +157,14 @@ class ViTOptions(nn.Module):
         dropout: probability, in training only.
     """
 
-    depth: int
-    width: int
-    mlp_width: int
-    heads: int
-    patch: int = 16
+    depth: Depth
+    width: Count
+    mlp_width: Count
+    heads: Count
+    patch: Count = 16
     pool: Literal["cls", "gap"] = "cls"
     positions: Literal["learned", "sincos", "beyer"] = "learned"
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
     scan: bool = True
     remat: bool = False
     dtype: DTypeLike = jnp.float32
@@ -241,7 +242,7 @@ class ViT(ViTOptions):
     Parameters are ``{"backbone": those of ViTBackbone, "head": …}``.
     """
 
-    num_classes: int = 1000
+    num_classes: Count = 1000
 
     @nn.nowrap
     def without_head(self, name: str | None = None) -> ViTBackbone:

@@ -21,12 +21,13 @@ from jaxtyping import Array, Float
 from opsin.models.generative.inputs import check_halves, check_image, check_latent, join
 from opsin.models.layers import Conv, shared_fields
 from opsin.models.upsampling import ConvTranspose
+from opsin.ranges import Count
 
 
 class MLP(nn.Module):
     """Dense layers, each with its activation. Weights start as Glorot and Bengio, 2010, do."""
 
-    widths: Sequence[int]
+    widths: Sequence[Count]
     activation: Callable[[Array], Array] = nn.relu
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
@@ -49,7 +50,7 @@ class MLP(nn.Module):
 class DenseEncoder(nn.Module):
     """An ``MLP`` that reads all pixels as one vector, with the condition behind them."""
 
-    widths: Sequence[int]
+    widths: Sequence[Count]
     activation: Callable[[Array], Array] = nn.relu
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
@@ -68,9 +69,9 @@ class DenseEncoder(nn.Module):
 class DenseDecoder(nn.Module):
     """An ``MLP`` and a linear layer with one output for each pixel and channel."""
 
-    image: tuple[int, int, int]
-    outputs: int
-    widths: Sequence[int]
+    image: tuple[Count, Count, Count]
+    outputs: Count
+    widths: Sequence[Count]
     activation: Callable[[Array], Array] = nn.relu
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
@@ -99,7 +100,7 @@ class ConvEncoder(nn.Module):
         channels: of each convolution; as many halvings must divide height and width.
     """
 
-    channels: Sequence[int] = (32, 64)
+    channels: Sequence[Count] = (32, 64)
     activation: Callable[[Array], Array] = nn.relu
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
@@ -131,9 +132,9 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """The mirror of ``ConvEncoder``: a dense layer, then 4×4 transposed convolutions, stride 2."""
 
-    image: tuple[int, int, int]
-    outputs: int
-    channels: Sequence[int] = (32, 64)
+    image: tuple[Count, Count, Count]
+    outputs: Count
+    channels: Sequence[Count] = (32, 64)
     activation: Callable[[Array], Array] = nn.relu
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
@@ -178,9 +179,9 @@ class Autoencoder(nn.Module):
         decoder: from a code to the outputs of each pixel.
     """
 
-    image: tuple[int, int, int] = (28, 28, 1)
-    outputs: int = 1
-    latent: int = 30
+    image: tuple[Count, Count, Count] = (28, 28, 1)
+    outputs: Count = 1
+    latent: Count = 30
     encoder: Callable[..., nn.Module] = partial(DenseEncoder, widths=(1000, 500, 250))
     decoder: Callable[..., nn.Module] = partial(DenseDecoder, widths=(250, 500, 1000))
     dtype: DTypeLike = jnp.float32

@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from opsin.models.generative.gan import Discriminator, Generator, Make
 from opsin.models.upsampling import ConvTranspose
+from opsin.ranges import Count
 
 
 class DCGANGenerator(Generator):
@@ -54,7 +55,7 @@ class DCGANDiscriminator(Discriminator):
             apart: after two halvings the logit is a sum over patches of 10 pixels.
     """
 
-    hidden: int | None = None
+    hidden: Count | None = None
 
     @nn.nowrap
     def features(self, x: Array, conv: Make, dense: Make, norm: Make | None) -> Array:

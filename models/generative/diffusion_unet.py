@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num
 
 from opsin.models.layers import Conv, Norm, group_norm
+from opsin.ranges import BelowOne, Count, Depth
 
 
 def sinusoids(values: Num[Array, " batch"], width: int) -> Float[Array, "batch {width}"]:
@@ -39,9 +40,9 @@ class ResidualBlock(nn.Module):
     map where the channels change.
     """
 
-    features: int
+    features: Count
     norm: Norm
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -73,7 +74,7 @@ class AttentionBlock(nn.Module):
     Both start at zero, so that the block starts as the identity. Softmax is float32.
     """
 
-    heads: int
+    heads: Count
     norm: Norm
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
@@ -135,15 +136,15 @@ class DiffusionUNet(nn.Module):
         norm: behind which every convolution is.
     """
 
-    outputs: int = 3
-    width: int = 128
-    multiples: tuple[int, ...] = (1, 2, 2, 2)
-    blocks: int = 2
-    attention: tuple[int, ...] = (16,)
-    heads: int = 1
-    dropout: float = 0.1
+    outputs: Count = 3
+    width: Count = 128
+    multiples: tuple[Count, ...] = (1, 2, 2, 2)
+    blocks: Depth = 2
+    attention: tuple[Count, ...] = (16,)
+    heads: Count = 1
+    dropout: BelowOne = 0.1
     resample: Literal["conv", "resize"] = "conv"
-    num_classes: int | None = None
+    num_classes: Count | None = None
     norm: Norm = partial(group_norm, epsilon=1e-6)
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from opsin.models.generative.inputs import check_halves, join, one_hot_condition
 from opsin.models.layers import Conv, Norm, batch_norm
 from opsin.models.spectral import SpectralConv, SpectralDense
+from opsin.ranges import Count, DepthOrZero
 
 Make = Callable[..., Callable[..., Any]]  # a layer's class, or a `partial` of it
 
@@ -47,11 +48,11 @@ class Generator(nn.Module):
         kernel_init: of the kernels, but for those 3×3 of ``ResidualBlock``.
     """
 
-    image: tuple[int, int, int] = (64, 64, 3)
-    latent: int = 100
-    width: int = 64
-    halvings: int = 4
-    num_classes: int | None = None
+    image: tuple[Count, Count, Count] = (64, 64, 3)
+    latent: Count = 100
+    width: Count = 64
+    halvings: DepthOrZero = 4
+    num_classes: Count | None = None
     norm: Norm | None = batch_norm
     kernel_init: Callable[..., Array] = small_normal
     dtype: DTypeLike = jnp.float32
@@ -96,7 +97,7 @@ class DiscriminatorLayers(nn.Module):
         kernel_init: of the kernels, but for those 3×3 of ``ResidualBlock``.
     """
 
-    width: int = 64
+    width: Count = 64
     norm: Norm | None = batch_norm
     spectral: bool = False
     kernel_init: Callable[..., Array] = small_normal
@@ -125,8 +126,8 @@ class Discriminator(DiscriminatorLayers):
             image.
     """
 
-    halvings: int = 4
-    num_classes: int | None = None
+    halvings: DepthOrZero = 4
+    num_classes: Count | None = None
     condition: Literal["projection", "planes"] = "projection"
 
     @nn.compact

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from opsin.models.generative.gan import DiscriminatorLayers, norm_of
 from opsin.models.layers import batch_norm
 from opsin.models.segmentation.unet import UNet
+from opsin.ranges import Depth
 
 
 class PatchGAN(DiscriminatorLayers):
@@ -29,7 +30,7 @@ class PatchGAN(DiscriminatorLayers):
             pixels a side.
     """
 
-    strided: int = 3
+    strided: Depth = 3
 
     @nn.compact
     def __call__(

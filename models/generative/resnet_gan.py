@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from opsin.models.generative.gan import Discriminator, Generator, Make, glorot
 from opsin.models.layers import Conv, Norm
 from opsin.ops.upsampling import upsample_nearest
+from opsin.ranges import Count, Depth, DepthOrZero
 
 
 class ResidualGenerator(Generator):
@@ -20,10 +21,10 @@ class ResidualGenerator(Generator):
     CIFAR-10, of 4,276,739 parameters. For the fields see ``Generator``.
     """
 
-    image: tuple[int, int, int] = (32, 32, 3)
-    latent: int = 128
-    width: int = 256
-    halvings: int = 3
+    image: tuple[Count, Count, Count] = (32, 32, 3)
+    latent: Count = 128
+    width: Count = 256
+    halvings: DepthOrZero = 3
     kernel_init: Callable[..., Array] = glorot
 
     @nn.nowrap
@@ -51,7 +52,7 @@ class ResidualBlock(nn.Module):
         first: leave out the first norm and ReLU, which would cut off half of an image's values.
     """
 
-    features: int
+    features: Count
     conv: Make
     norm: Make | None
     resize: Literal["up", "down"] | None = None
@@ -89,12 +90,12 @@ class ResidualDiscriminator(Discriminator):
         blocks: how many there are, not fewer than halvings.
     """
 
-    width: int = 128
+    width: Count = 128
     norm: Norm | None = None
     spectral: bool = True
     kernel_init: Callable[..., Array] = glorot
-    halvings: int = 2
-    blocks: int = 4
+    halvings: DepthOrZero = 2
+    blocks: Depth = 4
 
     @nn.nowrap
     def features(self, x: Array, conv: Make, dense: Make, norm: Make | None) -> Array:

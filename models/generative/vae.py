@@ -24,12 +24,13 @@ from opsin.models.generative.autoencoder import (
 )
 from opsin.models.generative.inputs import check_image, check_latent, join, one_hot_condition
 from opsin.ops.gaussian import Normal, normal_sample, standard_normal
+from opsin.ranges import Count
 
 
 class NormalHead(nn.Module):
     """Linear layers for mean and log standard deviation of a normal distribution."""
 
-    size: int
+    size: Count
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -63,13 +64,13 @@ class VAE(nn.Module):
         num_classes: of the labels that the model is conditional on; None if it is not.
     """
 
-    image: tuple[int, int, int] = (28, 28, 1)
-    outputs: int = 1
-    latents: tuple[int, ...] = (50,)
+    image: tuple[Count, Count, Count] = (28, 28, 1)
+    outputs: Count = 1
+    latents: tuple[Count, ...] = (50,)
     encoder: Callable[..., nn.Module] = partial(DenseEncoder, widths=(200, 200), activation=nn.tanh)
     decoder: Callable[..., nn.Module] = partial(DenseDecoder, widths=(200, 200), activation=nn.tanh)
     between: tuple[Callable[..., nn.Module], ...] = ()
-    num_classes: int | None = None
+    num_classes: Count | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 

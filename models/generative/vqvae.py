@@ -24,6 +24,7 @@ from opsin.ops.quantization import (
     restart_dead,
     straight_through,
 )
+from opsin.ranges import BelowOne, Count, DepthOrZero
 
 
 @flax.struct.dataclass
@@ -57,11 +58,11 @@ class VectorQuantizer(nn.Module):
             of the batch's vectors; only with "ema". 0 restarts none.
     """
 
-    num_codes: int = 512
-    code_size: int = 64
+    num_codes: Count = 512
+    code_size: Count = 64
     update: Literal["ema", "gradient"] = "ema"
-    decay: float = 0.99
-    restart: float = 0.0
+    decay: BelowOne = 0.99
+    restart: BelowOne = 0.0
 
     def setup(self) -> None:
         """Makes the book. Raises ValueError for an unknown ``update``, or one without restarts."""
@@ -112,8 +113,8 @@ class VectorQuantizer(nn.Module):
 class ResidualStack(nn.Module):
     """Blocks x + conv1×1(ReLU(conv3×3(ReLU(x)))), and a ReLU at the end."""
 
-    residual_layers: int
-    residual_width: int
+    residual_layers: DepthOrZero
+    residual_width: Count
     dtype: DTypeLike
     param_dtype: DTypeLike
 
@@ -141,12 +142,12 @@ class VQOptions(nn.Module):
         code_size: dimensions of a code, D.
     """
 
-    outputs: int = 3
-    width: int = 128
-    halvings: int = 2
-    residual_layers: int = 2
-    residual_width: int = 32
-    code_size: int = 64
+    outputs: Count = 3
+    width: Count = 128
+    halvings: DepthOrZero = 2
+    residual_layers: DepthOrZero = 2
+    residual_width: Count = 32
+    code_size: Count = 64
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -195,10 +196,10 @@ class VQVAE(VQOptions):
     that ``z_e`` and ``codes`` are for. For the fields see ``VQOptions`` and ``VectorQuantizer``.
     """
 
-    num_codes: int = 512
+    num_codes: Count = 512
     update: Literal["ema", "gradient"] = "ema"
-    decay: float = 0.99
-    restart: float = 0.0
+    decay: BelowOne = 0.99
+    restart: BelowOne = 0.0
 
     def setup(self) -> None:
         """Makes the parts."""

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from opsin.models.classification.resnet import ResNet18Cifar, ResNet50
 from opsin.models.layers import Norm
+from opsin.ranges import Count, DepthOrZero
 
 
 class ProjectionHead(nn.Module):
@@ -31,9 +32,9 @@ class ProjectionHead(nn.Module):
             biases of the layers are left out. None is without.
     """
 
-    layers: int = 2
-    output: int = 128
-    width: int | None = None
+    layers: DepthOrZero = 2
+    output: Count = 128
+    width: Count | None = None
     norm: Norm | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32

@@ -18,6 +18,7 @@ from opsin.models.classification.resnet import ResNet50
 from opsin.models.layers import Conv, Norm, batch_norm
 from opsin.models.segmentation.fcn import FCNHead, Segmenter
 from opsin.ops.upsampling import upsample_bilinear
+from opsin.ranges import BelowOne, Count
 
 
 class ASPP(nn.Module):
@@ -38,9 +39,9 @@ class ASPP(nn.Module):
         norm: called with ``train`` and a name.
     """
 
-    rates: Sequence[int]
-    width: int
-    dropout: float
+    rates: Sequence[Count]
+    width: Count
+    dropout: BelowOne
     conv: Callable[..., Callable[[Array], Array]]
     norm: Norm
 
@@ -91,11 +92,11 @@ class DeepLabv3(Segmenter):
             batches of one image see ``ASPP``.
     """
 
-    rates: Sequence[int] = (6, 12, 18)
-    width: int = 256
-    dropout: float = 0.5
-    low_level: int | None = None
-    low_level_width: int = 48
+    rates: Sequence[Count] = (6, 12, 18)
+    width: Count = 256
+    dropout: BelowOne = 0.5
+    low_level: Count | None = None
+    low_level_width: Count = 48
     auxiliary: bool = False
     norm: Norm = batch_norm
 

@@ -19,6 +19,7 @@ from opsin.models.classification.vgg import VGG16, FullyConnected
 from opsin.models.layers import Conv, Norm, batch_norm, shared_fields
 from opsin.models.upsampling import ConvTranspose
 from opsin.ops.upsampling import bilinear_kernel, upsample_bilinear
+from opsin.ranges import BelowOne, Count, CountOrZero
 
 
 class Segmenter(nn.Module):
@@ -30,7 +31,7 @@ class Segmenter(nn.Module):
     """
 
     backbone: nn.Module
-    num_classes: int = 21
+    num_classes: Count = 21
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -56,10 +57,10 @@ class SkipFCN(Segmenter):
             bilinear interpolation and nothing else (section 4.3, "dense prediction").
     """
 
-    skips: Sequence[int] = ()
-    hidden: int = 4096
-    kernel_size: int = 7
-    dropout: float = 0.5
+    skips: Sequence[CountOrZero] = ()
+    hidden: Count = 4096
+    kernel_size: Count = 7
+    dropout: BelowOne = 0.5
     learned_output: bool = False
 
     @nn.compact
@@ -152,10 +153,10 @@ class FCNHead(nn.Module):
         dropout: probability, in training only.
     """
 
-    num_classes: int
-    width: int | None = None
+    num_classes: Count
+    width: Count | None = None
     norm: Norm = batch_norm
-    dropout: float = 0.1
+    dropout: BelowOne = 0.1
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -191,9 +192,9 @@ class FCN(Segmenter):
     """
 
     auxiliary: bool = False
-    width: int | None = None
+    width: Count | None = None
     norm: Norm = batch_norm
-    dropout: float = 0.1
+    dropout: BelowOne = 0.1
 
     @nn.compact
     def __call__(

@@ -17,12 +17,13 @@ from opsin.imaging.warp import centre_crop
 from opsin.models.layers import Conv, Norm, max_pool
 from opsin.models.upsampling import ConvTranspose
 from opsin.ops.upsampling import upsample_bilinear
+from opsin.ranges import BelowOne, Count, Depth
 
 
 class TwoConvolutions(nn.Module):
     """Two 3×3 convolutions, each with its norm, if there is one, and ReLU."""
 
-    features: int
+    features: Count
     conv: Callable[..., Callable[[Array], Array]]
     norm: Norm | None
 
@@ -60,14 +61,14 @@ class UNet(nn.Module):
         remat: compute each level's activations again in the backward pass instead of keeping them.
     """
 
-    num_classes: int = 2
-    width: int = 64
-    depth: int = 4
+    num_classes: Count = 2
+    width: Count = 64
+    depth: Depth = 4
     padding: Literal["valid", "same"] = "valid"
     upsampling: Literal["transposed", "resize"] = "transposed"
     skips: bool = True
     norm: Norm | None = None
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
     remat: bool = False
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32

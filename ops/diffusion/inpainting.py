@@ -18,6 +18,7 @@ from opsin.ops.diffusion.process import (
     transition_variance,
 )
 from opsin.ops.diffusion.samplers import Sampler, State, fold_keys, keyed_normal
+from opsin.ranges import Depth
 
 
 class _Plan(NamedTuple):
@@ -50,7 +51,7 @@ class Inpaint:
     known: Float[Array, "batch ..."]
     mask: Bool[Array, "..."]
     sampler: Sampler
-    resamplings: int = 1
+    resamplings: Depth = 1
 
     def __post_init__(self):
         if self.resamplings < 1:

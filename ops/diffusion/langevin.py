@@ -17,6 +17,7 @@ from opsin.ops.diffusion.samplers import (
     fold_keys,
     keyed_normal,
 )
+from opsin.ranges import DepthOrZero, NonNegative, Positive
 
 
 class _LangevinPlan(NamedTuple):
@@ -42,8 +43,8 @@ class AnnealedLangevin(Forgetful):
         ValueError: a step size that is not positive, or fewer than one correction.
     """
 
-    step_size: float = 0.2
-    corrections: int = 100
+    step_size: Positive = 0.2
+    corrections: DepthOrZero = 100
 
     def __post_init__(self):
         if not self.step_size > 0 or self.corrections < 1:
@@ -99,8 +100,8 @@ class PredictorCorrector:
     """
 
     predictor: Sampler = field(default_factory=Ancestral)
-    corrections: int = 1
-    snr: float = 0.16
+    corrections: DepthOrZero = 1
+    snr: NonNegative = 0.16
 
     def __post_init__(self):
         if not (self.corrections >= 0 and self.snr >= 0):

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 from opsin.ops.diffusion.process import Denoiser
 from opsin.ops.diffusion.schedules import Continuous
 from opsin.ops.diffusion.sde import probability_flow
+from opsin.ranges import NonNegative, Steps
 
 
 class Solution(NamedTuple):
@@ -39,8 +40,8 @@ def solve(
     x: Float[Array, "batch ..."],
     *,
     reverse: bool = True,
-    tolerance: float = 1e-5,
-    max_steps: int = 1000,
+    tolerance: NonNegative = 1e-5,
+    max_steps: Steps = 1000,
 ) -> Solution:
     """The probability flow from noise at time 1 to data at ``process.start``; or the other way.
 
@@ -87,8 +88,8 @@ def log_likelihood(
     keys: Key[Array, "batch"],
     *,
     trace: Literal["exact", "hutchinson"] = "hutchinson",
-    tolerance: float = 1e-5,
-    max_steps: int = 1000,
+    tolerance: NonNegative = 1e-5,
+    max_steps: Steps = 1000,
 ) -> Likelihood:
     """log p_0(x) = log p_1(x_1) + ∫ div dt along the probability flow.
 

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, Num
 
+from opsin.ranges import Positive
+
 # What a network predicts: the noise, the data, v = α ε − σ x_0, or ∇ log p(x_t) = −ε / σ.
 Target = Literal["epsilon", "x0", "v", "score"]
 
@@ -243,7 +245,7 @@ class Denoiser:
 
     model: Model
     target: Target
-    clip: float | None = None
+    clip: Positive | None = None
     learned_variance: bool = False
 
     def __call__(self, x: Float[Array, "batch ..."], point: Point) -> Estimate:

@@ -24,6 +24,7 @@ from opsin.ops.diffusion.process import (
     reverse_log_variances,
     transition_variance,
 )
+from opsin.ranges import NonNegative, Probability, Unbounded
 
 
 class State(NamedTuple):
@@ -164,7 +165,7 @@ class Ddim(_Linear):
         ValueError: η outside of [0, 1].
     """
 
-    eta: float = 0.0
+    eta: Probability = 0.0
 
     def __post_init__(self):
         if not 0.0 <= self.eta <= 1.0:
@@ -233,10 +234,10 @@ class Heun(Forgetful):
         ValueError: a negative churn or scale.
     """
 
-    churn: float = 0.0
-    churn_min: float = 0.0
-    churn_max: float = float("inf")
-    noise_scale: float = 1.0
+    churn: NonNegative = 0.0
+    churn_min: NonNegative = 0.0
+    churn_max: Unbounded = float("inf")
+    noise_scale: NonNegative = 1.0
 
     def __post_init__(self):
         if not (self.churn >= 0 and self.noise_scale >= 0):

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 
 from opsin.ops.diffusion.process import Denoiser, Levels, Model, Point, Process, between
 from opsin.ops.diffusion.samplers import DpmSolver2M, Heun, Sampler, State, fold_keys, keyed_normal
+from opsin.ranges import Count, CountOrZero, NonNegative, Positive, Steps
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,10 @@ class Sampling:
     """
 
     sampler: Sampler = field(default_factory=DpmSolver2M)
-    steps: int = 20
+    steps: Steps = 20
     spacing: Literal["time", "noise"] | None = None
-    guidance: float = 1.0
-    clip: float | None = 1.0
+    guidance: NonNegative = 1.0
+    clip: Positive | None = 1.0
 
     def times(self, process: Process) -> np.ndarray:
         """The times of the steps.
@@ -120,9 +121,9 @@ def classifier_free_guidance(
     model: Callable[[Array, Array, Int[Array, "batch"]], Array],
     labels: Int[Array, "batch"],
     *,
-    no_label: int,
+    no_label: CountOrZero,
     scale: float | Float[Array, ""],
-    channels: int | None = None,
+    channels: Count | None = None,
 ) -> Model:
     """A model of the class, pushed away from that of no class: u + scale (c − u).
 

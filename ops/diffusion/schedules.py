@@ -10,12 +10,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, Num
 
 from opsin.ops.diffusion.process import Levels, array_library, reverse_log_variances
+from opsin.ranges import BelowOne, NonNegative, Positive, Steps
 
 # Discrete time: β_1 … β_T, of q(x_t | x_{t-1}) = N(√(1 - β_t) x_{t-1}, β_t I).
 
 
 def linear_betas(
-    steps: int, *, first: float = 1e-4, last: float = 0.02
+    steps: int, *, first: BelowOne = 1e-4, last: BelowOne = 0.02
 ) -> Float[np.ndarray, "steps"]:
     """β from ``first`` to ``last``: Ho et al., 2020, arXiv:2006.11239, section 4.
 
@@ -26,7 +27,7 @@ def linear_betas(
 
 
 def cosine_betas(
-    steps: int, *, offset: float = 0.008, largest: float = 0.999
+    steps: int, *, offset: Positive = 0.008, largest: BelowOne = 0.999
 ) -> Float[np.ndarray, "steps"]:
     """ᾱ as a squared cosine: Nichol & Dhariwal, 2021, arXiv:2102.09672, eq. 17."""
     t = np.linspace(0, 1, steps + 1)
@@ -37,9 +38,9 @@ def sigmoid_betas(
     steps: int,
     *,
     start: float = -3.0,
-    end: float = 3.0,
-    tau: float = 1.0,
-    largest: float = 0.999,
+    end: NonNegative = 3.0,
+    tau: Positive = 1.0,
+    largest: BelowOne = 0.999,
 ) -> Float[np.ndarray, "steps"]:
     """ᾱ as a sigmoid between two of its arguments: Chen, 2023, arXiv:2301.10972."""
     s = 1 / (1 + np.exp(-np.linspace(start, end, steps + 1) / tau))
@@ -73,7 +74,7 @@ class Discrete:
     """
 
     betas: Callable[[int], Float[np.ndarray, "steps"]] = linear_betas
-    steps: int = 1000
+    steps: Steps = 1000
     zero_terminal_snr: bool = False
 
     def __post_init__(self):
@@ -252,7 +253,7 @@ class LogSnr(Continuous):
     """
 
     log_snr: Callable[[Any], Any] = cosine_log_snr
-    start: float = 1e-3
+    start: Positive = 1e-3
 
     def levels(self, t: Any) -> Levels:
         """α² = sigmoid(log SNR), σ² = 1 − α²."""

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Num
 
 from opsin.ops.diffusion.process import Denoiser, Levels, Point, array_library, convert, over
 from opsin.ops.diffusion.schedules import Continuous
+from opsin.ranges import Positive
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class VarianceExploding(Continuous):
         start: see ``Continuous``.
     """
 
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
-    start: float = 1e-5
+    sigma_min: Positive = 0.01
+    sigma_max: Positive = 50.0
+    start: Positive = 1e-5
 
     @property
     def prior_std(self) -> float:
@@ -58,9 +59,9 @@ class VariancePreserving(Continuous):
         start: see ``Continuous``; 1e-3 is theirs for samples, 1e-5 for likelihoods.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    start: float = 1e-3
+    beta_min: Positive = 0.1
+    beta_max: Positive = 20.0
+    start: Positive = 1e-3
 
     def levels(self, t: Any) -> Levels:
         """α = exp(−½ ∫β), σ² = 1 − α²."""
@@ -78,9 +79,9 @@ class SubVariancePreserving(Continuous):
         start: see ``Continuous``.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    start: float = 1e-3
+    beta_min: Positive = 0.1
+    beta_max: Positive = 20.0
+    start: Positive = 1e-3
 
     def levels(self, t: Any) -> Levels:
         """α = exp(−½ ∫β), σ = 1 − α²."""

@@ -9,6 +9,7 @@ from PIL import Image
 from opsin.config.tree import override
 from opsin.models.classification.lenet import LeNet5
 from opsin.models.classification.vit import ViT
+from opsin.train.host import capacity
 from tests.commands import tiny
 
 
@@ -30,7 +31,7 @@ def folder_of_images(root: Path, classes: int = 2, count: int = 3) -> Path:
         ("inspect mnist_lent", "did you mean 'mnist_lenet'?"),
         ("report mnist_lente", "did you mean 'mnist_lenet'?"),
         ("run tiny data.bach=64", "there is no 'data.bach' to override: did you mean 'data.batch'"),
-        ("run tiny data.batch=big", "data.batch takes int, not 'big'; it is 8 by default"),
+        ("run tiny data.batch=big", "data.batch takes int from 1 to 1,000,000, not 'big'"),
         ("run tiny seed", "'seed' is not an override: write path=value, as in seed=1"),
         ("run tiny seed=1 --quiet seed=2", "seed is overridden twice"),
         ("run tiny task.loss_function=losses.classification:fokal", "has no 'fokal'"),
@@ -39,9 +40,10 @@ def folder_of_images(root: Path, classes: int = 2, count: int = 3) -> Path:
         ("run tiny loop.log_every=1.5steps", "duration '1.5steps': write"),
         ("run tiny optimizer.warmup=0.5_steps", "duration '0.5 steps': steps are whole"),
         ("run tiny data.batch=20", "data.batch=20 does not divide by 8 devices: try data.batch=16"),
-        ("run tiny parallel.data=64", "64 x 1 x 1 = 64 devices, there are 8: lower parallel.data"),
+        ("run tiny parallel.data=64", "64 x 1 x 1 = 64 devices, there are 8: make its sizes"),
         ("run tiny parallel.fsdp=3", "parallel.fsdp=3 does not divide the 8 devices here"),
-        ("run tiny loop.ema_decay=2", "loop.ema_decay=2.0 is not in [0, 1)"),
+        ("run tiny loop.ema_decay=2", "loop.ema_decay takes float from 0 to below 1 | None, not 2"),
+        ("run tiny loop.duration=٣_steps", "duration '٣ steps': write"),
         ("run tiny loop.strategy=xmap", "loop.strategy takes Literal['jit', 'pmap'], not 'xmap'"),
         ("run tiny data.source=tfds:mnist", 'no data set "mnist" in'),
         ("run tiny data.source=mnist", 'did you mean "tfds:mnist"?'),
@@ -66,6 +68,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(opsin, monkeypatch, tmp_path, arg
     assert result.code == 2
     assert complaint in result.complaint()
     assert not list(tmp_path.rglob("DONE"))
+
+
+def test_a_run_that_does_not_fit_into_memory_is_told_before_it_begins(opsin, monkeypatch):
+    monkeypatch.setattr(capacity, "memory_of", lambda device: 1000)
+    result = opsin("run", "tiny", "--quiet")
+    assert result.code == 2
+    assert "that a device has: ask for a smaller model" in result.complaint()
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,9 @@ def test_every_arm_meets_every_seed_and_seeds_turn_slowest():
 
 
 def test_an_arm_may_seed_more_than_the_run():
-    arms = [Arm("plain"), Arm("narrow", {"data.batch": 64}, seeded=("loop.accumulate",))]
+    arms = [Arm("plain"), Arm("narrow", {"data.batch": 64}, seeded=("optimizer.weight_decay",))]
     planned = expand(BASE, arms, 3)[4:]
-    assert [run.experiment.loop.accumulate for run in planned] == [1, 2]
+    assert [run.experiment.optimizer.weight_decay for run in planned] == [0.0, 2.0]
     assert arm_of(planned[1].experiment, BASE, arms) == "narrow"
 
 

@@ -10,14 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from opsin.losses.classification import focal_loss
 from opsin.models.classification.vit import ViT
 from opsin.train.durations import DurationError, in_steps
 from opsin.train.methods import adamw, lamb, lars, lion, sgd
 from opsin.train.optim import Optimizer
 from opsin.train.paths import flatten
 from opsin.train.schedules import Schedule, constant, cosine, staircase
-from opsin.train.settings import SettingError
 from opsin.train.state import ema_update
 
 PARAMS = {
@@ -186,15 +184,6 @@ def test_a_warmup_that_the_run_does_not_reach_the_end_of_is_told():
     _, schedule = Optimizer(warmup="10 epochs", schedule=constant).build(100, Fraction(10), 128)
     assert schedule(100) == pytest.approx(1e-3)  # at the very end
     Optimizer(warmup="2 epochs").build(0, Fraction(10), 128)  # a run that is only measured
-
-
-def test_a_function_that_is_no_schedule_or_method_is_told_with_its_field():
-    for field, function in (("schedule", focal_loss), ("method", focal_loss)):
-        with pytest.raises(
-            SettingError, match=rf"^optimizer\.{field} is called with \(.*does not take"
-        ) as told:
-            Optimizer(**{field: function}).build(10, Fraction(1), 8)
-        assert "\n" not in str(told.value)
 
 
 def test_averages_keep_their_type():

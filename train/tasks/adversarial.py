@@ -26,6 +26,7 @@ from opsin.losses.adversarial import (
 from opsin.metrics.latent import ClassUsage, code_usage
 from opsin.metrics.state import Mean, Metric
 from opsin.pictures.kinds import Curve, Panels, Usage
+from opsin.ranges import Depth, NonNegative, Positive
 from opsin.train.extractor import Extractor
 from opsin.train.methods import adamw
 from opsin.train.optim import Optimizer
@@ -89,11 +90,11 @@ class Adversarial(Generative):
     optimizer: Optimizer = field(
         default_factory=lambda: Optimizer(adamw, learning_rate=2e-4, schedule=constant)
     )
-    turns: int = 1
+    turns: Depth = 1
     penalty: Penalty | None = None
-    penalty_weight: float = 0.0
-    clip: float | None = None
-    feature_matching: float = 0.0
+    penalty_weight: NonNegative = 0.0
+    clip: Positive | None = None
+    feature_matching: NonNegative = 0.0
     observer: Extractor | None = field(default=None, metadata={"identity": False})
 
     curves: ClassVar = (

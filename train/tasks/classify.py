@@ -17,6 +17,7 @@ from opsin.losses.regularization import l2_loss
 from opsin.metrics import classification
 from opsin.metrics.state import Mean, Metric
 from opsin.pictures.kinds import Confusion, Curve, Labels, Preview
+from opsin.ranges import CountOrZero, NonNegative
 from opsin.train.tasks.checks import check_outputs, require_entry
 from opsin.train.tasks.task import Aux, Batch, Look, Task
 
@@ -36,12 +37,12 @@ class Classify(Task):
     """
 
     model: nn.Module
-    loss_function: Callable[..., Float[Array, " batch"]] = cross_entropy_loss
-    l2: float = 0.0
-    more_metrics: tuple[Callable[..., Metric], ...] = field(
+    loss_function: Callable[[Array, Array], Float[Array, " batch"]] = cross_entropy_loss
+    l2: NonNegative = 0.0
+    more_metrics: tuple[Callable[[Array, Array, Array], Metric], ...] = field(
         default=(), metadata={"identity": False}
     )
-    groups: tuple[tuple[str, tuple[int, ...]], ...] = field(
+    groups: tuple[tuple[str, tuple[CountOrZero, ...]], ...] = field(
         default=(), metadata={"identity": False}
     )
 

@@ -20,6 +20,7 @@ from opsin.metrics.representation import alignment, spread, uniformity
 from opsin.metrics.state import Mean, Metric
 from opsin.ops import mapped
 from opsin.pictures.kinds import Panels
+from opsin.ranges import Depth
 from opsin.train.heads import around_head
 from opsin.train.settings import SettingError
 from opsin.train.tasks.checks import check_range, in_range, require_entry
@@ -55,8 +56,11 @@ class Contrast(Task):
 
     model: nn.Module
     views: tuple[Augmentation, ...]
-    count: int = 2
-    loss_function: Callable[..., Float[Array, "views batch"]] = NT_XENT
+    count: Depth = 2
+    loss_function: (
+        Callable[[Array], Float[Array, "views batch"]]
+        | Callable[[Array, Array], Float[Array, "views batch"]]
+    ) = NT_XENT
     labelled: bool = False
 
     def check(self, class_names: Sequence[str], look: Look) -> None:

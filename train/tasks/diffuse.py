@@ -43,6 +43,7 @@ from opsin.ops.diffusion.sampling import (
 )
 from opsin.ops.diffusion.schedules import Discrete
 from opsin.pictures.kinds import Panels
+from opsin.ranges import Count, Probability
 from opsin.train.settings import SettingError
 from opsin.train.tasks.checks import (
     check_guidance,
@@ -82,12 +83,12 @@ class Diffuse(Generative):
     input_range: ClassVar[tuple[float, float]] = SIGNED
 
     model: nn.Module
-    image: tuple[int, int, int] = (32, 32, 3)
+    image: tuple[Count, Count, Count] = (32, 32, 3)
     process: Process = field(default_factory=Discrete)
     target: Target = "epsilon"
     weighting: Weighting | None = None
     learned_variance: bool = False
-    label_dropout: float = 0.1
+    label_dropout: Probability = 0.1
     sampling: Sampling = field(default_factory=Sampling, metadata={"identity": False})
 
     @property

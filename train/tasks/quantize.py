@@ -18,6 +18,7 @@ from opsin.losses.variational import codebook_loss, commitment_loss
 from opsin.metrics.latent import code_usage
 from opsin.metrics.state import Mean, Metric
 from opsin.pictures.kinds import Curve, Panels, Usage
+from opsin.ranges import NonNegative, Positive
 from opsin.train.settings import SettingError
 from opsin.train.tasks.checks import check_decoder, check_range, in_range
 from opsin.train.tasks.latent_pictures import reconstructions
@@ -39,8 +40,8 @@ class Quantize(Task):
     """
 
     model: nn.Module
-    commitment: float = 0.25
-    variance: float = 1.0
+    commitment: NonNegative = 0.25
+    variance: Positive = 1.0
 
     curves: ClassVar = (Curve(("loss",), logarithmic=True), Curve(("perplexity",)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
@@ -16,10 +16,12 @@ from opsin.data.masks import IGNORE
 from opsin.imaging.warp import centre_crop
 from opsin.losses.classification import cross_entropy_loss
 from opsin.losses.reduction import weighted_mean
+from opsin.losses.segmentation import MaskLoss
 from opsin.metrics.classification import accuracy, negative_log_likelihood
 from opsin.metrics.segmentation import boundary_f1, foreground_rand, segmentation_matrix
 from opsin.metrics.state import Mean, Metric
 from opsin.pictures.kinds import Confusion, Curve, MaskPreview, Masks
+from opsin.ranges import CountOrZero, NonNegative
 from opsin.train.settings import SettingError
 from opsin.train.tasks.checks import check_outputs, require_entry
 from opsin.train.tasks.task import Aux, Batch, Look, Task
@@ -49,11 +51,11 @@ class Segment(Task):
     """
 
     model: nn.Module
-    loss_function: Callable[..., Array] = cross_entropy_loss
-    auxiliary_weight: float = 0.4
-    margin: int = 0
-    mirror: int = 0
-    boundary_tolerance: float | None = field(default=None, metadata={"identity": False})
+    loss_function: MaskLoss = cross_entropy_loss
+    auxiliary_weight: NonNegative = 0.4
+    margin: CountOrZero = 0
+    mirror: CountOrZero = 0
+    boundary_tolerance: NonNegative | None = field(default=None, metadata={"identity": False})
     rand: bool = field(default=False, metadata={"identity": False})
 
     curves: ClassVar = (
@@ -221,7 +223,7 @@ class Segment(Task):
         return weighted_mean(losses, counted), jnp.sum(counted, dtype=jnp.float32)
 
 
-def takes_one_logit(loss_function: Callable[..., Array]) -> bool:
+def takes_one_logit(loss_function: MaskLoss) -> bool:
     """Whether a loss takes one logit for classes 0 and 1: tried on two images of four pixels."""
     logits, counted = np.ones((2, 2, 2, 1), np.float32), np.ones((2, 2, 2), bool)
     labels = np.array([[[0, 0], [0, 1]], [[1, 1], [1, 0]]], np.int32)

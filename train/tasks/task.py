@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from opsin.data.augment import Batch
 from opsin.metrics.state import Metric
+from opsin.ranges import Depth, NonNegative
 from opsin.train.optim import Optimizer
 from opsin.train.tasks.views import Views
 
@@ -31,7 +32,7 @@ class Aux:
 
     mutable: PyTree
     metrics: dict[str, Metric]
-    weight: Float[Array, ""] | float = 1.0
+    weight: Float[Array, ""] | NonNegative = 1.0
 
 
 Look = Callable[[], Mapping[str, Batch]]
@@ -58,7 +59,7 @@ class Player:
     loss: Loss
     name: str | None = None
     optimizer: Optimizer | None = None
-    turns: int = 1
+    turns: Depth = 1
     project: Callable[[PyTree], PyTree] | None = None
 
 

@@ -18,6 +18,7 @@ from opsin.losses.adversarial import NON_SATURATING, AdversarialLoss
 from opsin.metrics.segmentation import segmentation_matrix
 from opsin.metrics.state import Mean, Metric
 from opsin.pictures.kinds import Confusion, Curve, Panels
+from opsin.ranges import NonNegative
 from opsin.train.methods import adamw
 from opsin.train.optim import Optimizer
 from opsin.train.schedules import constant
@@ -65,8 +66,8 @@ class Translate(Task):
     optimizer: Optimizer = field(
         default_factory=lambda: Optimizer(adamw, learning_rate=2e-4, schedule=constant)
     )
-    l1: float = 100.0
-    adversarial: float = 1.0
+    l1: NonNegative = 100.0
+    adversarial: NonNegative = 1.0
 
     curves: ClassVar = (
         Curve(("accuracy", "miou")),

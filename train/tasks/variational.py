@@ -27,6 +27,7 @@ from opsin.metrics.latent import active_units
 from opsin.metrics.state import Mean, Metric
 from opsin.ops.gaussian import Normal, normal_kl, normal_log_ratio
 from opsin.pictures.kinds import Curve, Panels
+from opsin.ranges import Count, NonNegative, StepsOrZero
 from opsin.train.settings import SettingError
 from opsin.train.tasks.checks import (
     check_decoder,
@@ -67,11 +68,11 @@ class Variational(Generative):
     model: nn.Module
     likelihood: Likelihood = field(default_factory=Bernoulli)
     objective: Literal["elbo", "importance"] = "elbo"
-    samples: int = 1
+    samples: Count = 1
     gradient: Literal["reparameterized", "doubly_reparameterized"] = "reparameterized"
-    beta: float = 1.0
-    warmup_steps: int = 0
-    free_nats: float = 0.0
+    beta: NonNegative = 1.0
+    warmup_steps: StepsOrZero = 0
+    free_nats: NonNegative = 0.0
 
     curves: ClassVar = (
         Curve(("loss", "nll"), logarithmic=True),

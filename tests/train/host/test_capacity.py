@@ -1,0 +1,57 @@
+"""What does not fit into memory is refused in one line, before it is allocated."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from opsin.train.host import capacity
+from opsin.train.sharding import DeviceError
+
+
+@pytest.fixture
+def of_a_megabyte(monkeypatch):
+    monkeypatch.setattr(capacity, "memory_of", lambda device: 10**6)
+
+
+def laid_out(shape, spec, dtype=jnp.float32):
+    mesh = Mesh(np.array(jax.devices()[:4]), ("fsdp",))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def images(n):
+    return {"image": jax.ShapeDtypeStruct((n, 10, 10, 1), jnp.uint8)}
+
+
+def test_a_state_counts_by_what_a_device_holds_of_it(of_a_megabyte):
+    capacity.check_state([laid_out((250_000,), ())], images(1))  # a megabyte to the byte
+    with pytest.raises(DeviceError, match=r"moments and averages would take 0\.001 GB.*fsdp=N"):
+        capacity.check_state([laid_out((250_004,), ())], images(1))
+    capacity.check_state([laid_out((1_000_000,), ("fsdp",))], images(1))  # a quarter each
+    with pytest.raises(DeviceError):
+        capacity.check_state([laid_out((1_000_000,), ("fsdp",)), laid_out((1,), ())], images(1))
+
+
+def test_a_batch_must_fit_the_host(of_a_megabyte):
+    capacity.check_state([], images(10_000))
+    with pytest.raises(DeviceError, match=r"one batch of images.*a smaller data\.batch"):
+        capacity.check_state([], images(10_001))
+
+
+def test_a_step_counts_by_what_it_keeps_in_between(of_a_megabyte):
+    def compiled(n):
+        # Sorted, for a sum alone would be fused and hold nothing.
+        work = jax.jit(lambda x: jnp.sort(jnp.outer(x, x).ravel())[0])
+        return work.lower(jax.ShapeDtypeStruct((n,), jnp.float32)).compile()
+
+    capacity.check_step(compiled(100))
+    with pytest.raises(DeviceError, match=r"a training step would take .*loop\.accumulate=N"):
+        capacity.check_step(compiled(1000))
+    capacity.check_step(lambda *arguments: None)  # pmap says nothing
+
+
+def test_a_cpu_has_the_memory_of_its_machine_shared_by_its_devices():
+    (first, *_) = jax.local_devices()
+    there = capacity.memory_of(first)
+    assert 10**7 < there * jax.local_device_count() < 10**14
