@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-import traceback
 
-from opsin.commands.endings import after_signal, exit_code
+from opsin.commands.endings import after_signal, exit_code, print_trace
 from opsin.commands.groups import Output, Runtime, named
 from opsin.commands.values import Count, Name, Overrides, Whole
 from opsin.config import catalogue
@@ -52,7 +51,7 @@ def sweep(
             outcome = execute(name, run.arm, run.experiment, output.options())
         except Exception as error:  # one failed run must not lose the others
             if exit_code(error) is None:
-                traceback.print_exc()
+                print_trace(error)
             print(f"  failed: {error}", file=sys.stderr)
             failed.append(run)
             continue

@@ -103,7 +103,7 @@ def draw(
     directory: Path,
     split: str,
 ) -> None:
-    """Writes the task's charts of an evaluation, and its previews of the first images of a split.
+    """Writes the task's charts of an evaluation, and its previews of images drawn from a split.
 
     Args:
         experiment: its task, and how many images a preview has.
@@ -124,8 +124,9 @@ def draw(
         figures.save(figure, directory / f"{name}_{split}.png")
     if count == 0:
         return
-    count = min(count, len(examples.records))
-    first = stack(examples.records, range(count)) | {"valid": np.ones(count, bool)}
-    for name, picture in program.preview(params, mutable, jax.device_put(first)).items():
+    # The first images of a folder have one class, and a task may draw the first of these.
+    places = np.random.default_rng(0).permutation(len(examples.records))[:count]
+    some = stack(examples.records, places) | {"valid": np.ones(len(places), bool)}
+    for name, picture in program.preview(params, mutable, jax.device_put(some)).items():
         figure = figures.draw(picture, examples.class_names, title)
         figures.save(figure, directory / "previews" / f"{split}_{name}.png")

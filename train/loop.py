@@ -193,7 +193,7 @@ def _first_state(
         state = start_from(experiment.weights, program.init(), images)
         return state, {"seconds": 0.0, "window": None}
     state, saved = checkpoints.restore(program.state, config, essence)
-    check_same_data(saved.get("data", {}), _description(sets, feed))
+    check_same_data(saved.get("data", {}), feed.description() | sets.description())
     feed.seek(saved["position"])
     return state, saved
 
@@ -244,18 +244,12 @@ def save(run: Run, state: State) -> None:
     """A checkpoint of the state, with all that resuming and ``opsin predict`` need."""
     metadata = {
         "config": run.config,
-        "data": _description(run.sets, run.feed),
+        "data": run.feed.description() | run.sets.description(),
         "position": run.feed.position(),
         "window": run.log.window(),
         "seconds": time.monotonic() - run.since,
     }
     run.checkpoints.save(state, metadata)
-
-
-def _description(sets: Sets, feed: Feed) -> dict[str, Any]:
-    """What the training images are like, as JSON."""
-    names, resized = list(sets.train.class_names), sets.train.resized
-    return feed.description() | {"class_names": names, "resized": resized}
 
 
 def conclude(

@@ -236,8 +236,8 @@ def _array(*shape):
     [
         ("images/001.png", _array(6, 8).astype(np.uint16), "cannot read image .*8 bits a channel"),
         ("masks/001.png", _array(6, 8).astype(np.uint16), "mask .* more than 8 bits a pixel"),
-        ("masks/001.png", _array(6, 8, 3), 'mask .* has colours .*mode "RGB".*index of a palette'),
-        ("masks/001.png", _array(6, 8, 4), 'mask .* has colours .*mode "RGBA"'),
+        ("masks/001.png", _array(6, 8, 3), 'mask .*: it has colours .*mode "RGB".*of a palette'),
+        ("masks/001.png", _array(6, 8, 4), 'mask .*: it has colours .*mode "RGBA"'),
         ("masks/001.png", _array(8, 6), "mask .*001.png has 8x6 pixels and image .* has 6x8"),
         ("masks/001.png", 9 * _array(6, 8), "mask .*001.png has the label 9, and the classes are"),
         ("masks/001.png", 255 * _array(6, 8), "mask .*001.png has no pixel that counts"),
