@@ -92,7 +92,7 @@ def test_masks_and_weights_move_with_their_image(shape, sizes):
     """Of an image whose red says its column, each label says the column that it was taken from."""
     image = ramp(*shape)
     example = {"image": image, "mask": image[..., 0], "weight": image[..., 1].astype(np.float32)}
-    source = Examples(Arrays({name: array[None] for name, array in example.items()}), ("a", "b"))
+    source = Examples(Arrays({name: array[None] for name, array in example.items()}))
     size, cropped = sizes
     found = squared("test", source=lambda _: source, size=size, held_out=cropped).records[0]
     assert found["mask"].shape == found["weight"].shape == (cropped, cropped)
