@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from opsin.commands.endings import exit_code, print_trace
+from opsin.commands.endings import exit_code
 from opsin.errors import ConfigError
 
 COMMANDS = {
@@ -55,10 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 1
     except Exception as error:
         code = exit_code(error)
-        if "--trace" in words:
+        if code is None and not _among_others():
+            raise
+        if code is None or "--trace" in words:
             traceback.print_exc()
-        elif code is None:
-            print_trace(error)
         if code is not None:
             print(f"opsin: {' '.join(str(error).split())}", file=sys.stderr)
         code = 1 if code is None else code

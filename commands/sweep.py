@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
-from opsin.commands.endings import after_signal, exit_code, print_trace
+from opsin.commands.endings import after_signal, exit_code
 from opsin.commands.groups import Output, Runtime, named
 from opsin.commands.values import Count, Name, Overrides, Whole
 from opsin.config import catalogue
@@ -51,7 +52,7 @@ def sweep(
             outcome = execute(name, run.arm, run.experiment, output.options())
         except Exception as error:  # one failed run must not lose the others
             if exit_code(error) is None:
-                print_trace(error)
+                traceback.print_exc()
             print(f"  failed: {error}", file=sys.stderr)
             failed.append(run)
             continue

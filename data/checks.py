@@ -38,7 +38,7 @@ def check_examples(examples: Any, source: str) -> Examples:
     names, records = examples.class_names, examples.records
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{source}: class_names is a tuple of texts, not {names!r}")
-    if not isinstance(records, Records):
+    if isinstance(records, Mapping) or not isinstance(records, Records):
         raise DataError(f"{source}: its records are a {type(records).__name__}: {_WAY_OUT}")
     if isinstance(records, Arrays):
         _check_lengths(records.arrays, source)
@@ -86,8 +86,8 @@ def _check_lengths(arrays: Mapping[str, Any], source: str) -> None:
 def _check_example(example: Any, what: str) -> None:
     """An image of bytes, and numbers."""
     if not isinstance(example, Mapping) or "image" not in example:
-        found = ", ".join(map(repr, example)) if isinstance(example, Mapping) else repr(example)
-        raise DataError(f"{what} has no 'image' but {found[:80]}: {_WAY_OUT}")
+        found = ", ".join(map(repr, example)) if isinstance(example, Mapping) else type(example)
+        raise DataError(f"{what} has no 'image' but {found}: {_WAY_OUT}")
     arrays = {name: np.asarray(value) for name, value in example.items()}
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf":

@@ -16,10 +16,9 @@ def squared(
     """The largest central square of each image, resized to ``size`` pixels a side.
 
     The shorter side is resized to ``size``, the other to the whole pixels below its share, and the
-    centre is cropped, bilinear and antialiased: pixel by pixel what torchvision's ``Resize`` and
-    ``CenterCrop`` give. Images of a ``folder:PATH`` or ``masks:PATH`` are taken as they are.
-    Masks, and weights of their pixels, are cropped to the same square and sampled at the nearest
-    pixel. The training split keeps these squares for random crops on the device. Other splits are
+    centre is cropped, bilinear and antialiased: to rounding what torchvision's ``Resize`` and
+    ``CenterCrop`` give. Images of "folder:PATH" or "masks:PATH" are taken as they are. Masks, and
+    weights of their pixels, are cropped to the same square and sampled at the nearest pixel. The training split keeps these squares for random crops on the device. Other splits are
     cropped to the central ``held_out`` pixels, the usual way to test ("resize 256, crop 224").
 
     Args:
@@ -51,10 +50,7 @@ def square(
     height, width, channels = image.shape
     box = _central(height, width, size, cropped)
     pixels = Image.fromarray(image[..., 0] if channels == 1 else image)
-    # Of a large photograph, box means down to three times the size come first, which is faster.
-    resized = pixels.resize(
-        (cropped, cropped), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0
-    )
+    resized = pixels.resize((cropped, cropped), Image.Resampling.BILINEAR, box=box)
     return np.asarray(resized).reshape(cropped, cropped, channels)
 
 

@@ -13,7 +13,9 @@ from opsin.data import pipeline
 from opsin.data.examples import Examples, stack
 from opsin.metrics.state import Merging, Metric, compute_all
 from opsin.pictures import figures
-from opsin.train.experiment import Experiment
+from opsin.train.checks import traced
+from opsin.train.experiment import Data, Experiment
+from opsin.train.feed import FeedSpec
 from opsin.train.host.processes import is_first
 from opsin.train.logging import MetricsLog
 from opsin.train.placement import global_batch, on_all_devices, on_own_devices, process_share
@@ -66,6 +68,22 @@ def evaluate(
             given = params, {**mutable, **fixed}, device, np.int32(index * batch)
             merging[name].add(program.evaluate(*given))
     return {name: states.result() for name, states in merging.items()}
+
+
+def check_shapes(program: Program, examples: Sets, data: Data, trained: FeedSpec) -> None:
+    """Traces the evaluation of each set that is shaped otherwise than training images are.
+
+    Raises:
+        SettingError: if the network cannot take it, before anything is trained.
+    """
+    params, mutable = program.state.params, {**program.state.mutable, **program.fixed()}
+    for name in data.eval_splits:
+        found = FeedSpec.of(trained.mesh, examples.all[name], trained.batch_size, 0).batch
+        if found == trained.batch:
+            continue
+        valid = jax.ShapeDtypeStruct((trained.batch_size,), np.bool_)
+        with traced(f"the evaluation of {name!r}, whose arrays are unlike those of training,"):
+            jax.eval_shape(program.evaluate, params, mutable, {**found, "valid": valid}, 0)
 
 
 def all_variables(state: State) -> dict[str, tuple[PyTree, PyTree]]:

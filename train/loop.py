@@ -17,7 +17,7 @@ from opsin.data.examples import check_same_data
 from opsin.train.checkpoint import Checkpoints
 from opsin.train.conclusion import Result, measure_all, summary
 from opsin.train.durations import Cadence
-from opsin.train.evaluate import evaluate_sets
+from opsin.train.evaluate import check_shapes, evaluate_sets
 from opsin.train.experiment import Experiment
 from opsin.train.feed import Feed
 from opsin.train.host.accounting import Work, measured_work
@@ -140,6 +140,7 @@ def open_run(
     feed = Feed(mesh, sets.train, data.batch, experiment.seed, data.resident_megabytes)
     clock.lap("data")
     program = build(experiment, feed.spec)
+    check_shapes(program, sets, data, feed.spec)
     cadence = experiment.loop.cadence(feed.spec.steps_per_epoch, program.steps)
     flops = program.flops() if program.steps else Counter()
     clock.lap("tracing")
