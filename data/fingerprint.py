@@ -8,6 +8,8 @@ from pathlib import Path
 
 from opsin.data.examples import Source
 
+_FOLDERS = ("opsin.data.folder", "opsin.data.mask_folder")
+
 
 def fingerprint(source: str | Source, split: str) -> str | None:
     """Number, bytes and digest of the files of a split, as text; None without a folder of them.
@@ -43,10 +45,10 @@ def _folder_of(source: str | Source) -> tuple[str, str]:
     if isinstance(source, str):
         kind, _, path = source.partition(":")
         return {"folder": "folder", "masks": "mask_folder"}.get(kind, ""), path
-    if isinstance(source, partial) and source.func.__module__.startswith("opsin.data."):
-        path = source.keywords.get("path", next(iter(source.args), ""))
-        return source.func.__name__, os.fspath(path)
-    return "", ""
+    if not isinstance(source, partial) or source.func.__module__ not in _FOLDERS:
+        return "", ""
+    path = source.keywords.get("path", next(iter(source.args), ""))
+    return source.func.__name__, os.fspath(path)
 
 
 def identified(files: Iterable[Path], root: Path) -> str:

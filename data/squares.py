@@ -18,8 +18,9 @@ def squared(
     The shorter side is resized to ``size``, the other to the whole pixels below its share, and the
     centre is cropped, bilinear and antialiased: to rounding what torchvision's ``Resize`` and
     ``CenterCrop`` give. Images of "folder:PATH" or "masks:PATH" are taken as they are. Masks, and
-    weights of their pixels, are cropped to the same square and sampled at the nearest pixel. The training split keeps these squares for random crops on the device. Other splits are
-    cropped to the central ``held_out`` pixels, the usual way to test ("resize 256, crop 224").
+    weights of their pixels, are cropped to the same square and sampled at the nearest pixel. The
+    training split keeps these squares for random crops on the device. Other splits are cropped to
+    the central ``held_out`` pixels, the usual way to test ("resize 256, crop 224").
 
     Args:
         split: of the source; training splits are called "train…".

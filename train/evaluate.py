@@ -13,7 +13,6 @@ from opsin.data import pipeline
 from opsin.data.examples import Examples, stack
 from opsin.metrics.state import Merging, Metric, compute_all
 from opsin.pictures import figures
-from opsin.train.checks import traced
 from opsin.train.experiment import Data, Experiment
 from opsin.train.feed import FeedSpec
 from opsin.train.host.processes import is_first
@@ -21,6 +20,7 @@ from opsin.train.logging import MetricsLog
 from opsin.train.placement import global_batch, on_all_devices, on_own_devices, process_share
 from opsin.train.program import Program
 from opsin.train.sets import Sets
+from opsin.train.settings import SettingError
 from opsin.train.sharding import batch_shards
 from opsin.train.state import State
 
@@ -82,8 +82,13 @@ def check_shapes(program: Program, examples: Sets, data: Data, trained: FeedSpec
         if found == trained.batch:
             continue
         valid = jax.ShapeDtypeStruct((trained.batch_size,), np.bool_)
-        with traced(f"the evaluation of {name!r}, whose arrays are unlike those of training,"):
+        try:
             jax.eval_shape(program.evaluate, params, mutable, {**found, "valid": valid}, 0)
+        except SettingError as error:
+            here, there = (list(x["image"].shape[1:]) for x in (found, trained.batch))
+            raise SettingError(
+                f"images of {name!r} are {here}, those of training {there}: {error}"
+            ) from error
 
 
 def all_variables(state: State) -> dict[str, tuple[PyTree, PyTree]]:

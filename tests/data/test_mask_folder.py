@@ -274,6 +274,43 @@ def test_a_foreground_of_255_is_explained(split_folder, classes):
         mask_folder(split_folder, "train")
 
 
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda file: Image.new("L", (8, 6)).save(file, "JPEG"), "is a JPEG file by its content"),
+        (lambda file: Image.new("1", (8, 6)).save(file, "TIFF"), "is a TIFF file by its content"),
+        (lambda file: file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "it is no PNG, JPEG"),
+        (lambda file: file.write_bytes(b""), "it is no PNG, JPEG"),
+        (
+            lambda file: Image.new("L", (8, 6)).save(
+                file, save_all=True, append_images=[Image.new("L", (8, 6), 1)]
+            ),
+            "it has 2 pages",
+        ),
+        (lambda file: Image.new("I;16", (8, 6)).save(file), "more than 8 bits a pixel"),
+        (lambda file: Image.new("LA", (8, 6)).save(file), "it has colours"),
+    ],
+)
+def test_a_mask_that_is_no_mask_is_named(split_folder, write, message):
+    file = split_folder / "train" / "masks" / "001.png"
+    file.unlink()
+    write(file)
+    (split_folder / "classes.txt").write_text("a\nb\nc")
+    with pytest.raises(DataError, match=f"cannot read mask {file}: .*{message}") as caught:
+        mask_folder(split_folder, "train")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_an_orientation_that_there_is_not_is_upright(split_folder, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    home, arrays = split_folder / "train", materialize(mask_folder(split_folder, "train"))
+    Image.fromarray(arrays["mask"][1]).save(home / "masks" / "001.png", exif=exif)
+    again = materialize(mask_folder(split_folder, "train"))
+    np.testing.assert_array_equal(again["mask"], arrays["mask"])
+
+
 # Folders that are wrong.
 
 
