@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,7 +236,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
 
 def _require_new(paths: Iterable[Path]) -> None:
     for path in paths:
-        if path.exists():
+        if os.path.lexists(path):  # a link to nowhere would be followed
             raise RunError(
                 f"{readable(path)} is there already: move it away, or choose another directory "
                 "with --output"

@@ -118,6 +118,7 @@ def inpaint(
             keep_sampler=asked.sampler is not None,
             any_class=asked.label is None,
         )
+    _require_kept((image, mask), output / "inpainted.png")
     known, unknown = _read_masked(image, mask, inpainter.image)
     labels = None
     if asked.label is not None:
@@ -137,6 +138,13 @@ def inpaint(
     row = partial(_beginning_with, (known, seen))
     names = ("image", "known", *(f"filled {i + 1}" for i in range(count)))
     return _write(images, arrays, row, output / "inpainted", names)
+
+
+def _require_kept(files: Sequence[Path], written: Path) -> None:
+    """Raises RunError if the file of an image would be replaced by what is made of it."""
+    for file in files:
+        if file.resolve() == written.resolve():
+            raise RunError(f"{file} would be replaced: choose another directory with --output")
 
 
 def _read_masked(

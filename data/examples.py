@@ -94,7 +94,7 @@ def check_same_data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             there, here, what = _first_other_files(there or {}, here or {})
         if there == here or None in (there, here):
             continue
-        if isinstance(there, list) and len(there) == len(here):
+        if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
             (there, here), what = _first_difference(there, here), "a class called"
         raise DataError(
             f"the checkpoint was trained on {what} {_short(there)}, and the data have "

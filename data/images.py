@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin
@@ -102,10 +103,10 @@ def bits_per_channel(image: ImageFile.ImageFile) -> int:
     return 16 if form.endswith(";16B") else _BITS.get(form, 8)
 
 
-def _decoding(image: ImageFile.ImageFile) -> tuple:
+def _decoding(image: ImageFile.ImageFile) -> tuple[Any, ...]:
     """What Pillow decodes a file by: the form of its pixels, as "RGB;16B" or "L;4", and more."""
     for tile in image.tile:  # (codec, extents, offset, arguments)
-        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        arguments: tuple[Any, ...] = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         if arguments and isinstance(arguments[0], str):
             return arguments
     return ("",)

@@ -72,7 +72,7 @@ def _opened(source: str | Source, split: str, as_stored: bool) -> Examples:
             # Here, for Pillow is a tenth of what a command takes to answer.
             from opsin.data.folder import folder
 
-            return folder(path, split, **({"size": None} if as_stored else {}))
+            return folder(path, split, size=None) if as_stored else folder(path, split)
         case ("masks", ":", path) if path:
             from opsin.data.mask_folder import mask_folder
 

@@ -100,9 +100,9 @@ def tfds(
     kinds: dict[str, Any] = dict(features.items())
     label = kinds.get("label")
     is_class = isinstance(label, tensorflow_datasets.features.ClassLabel)
-    if is_class and all(end["label"] == -1 for end in ends):
-        records, is_class = _Unlabelled(records), False
     class_names = tuple(label.names) if is_class else ()
+    if is_class and all(end["label"] == -1 for end in ends):
+        records, class_names, is_class = _Unlabelled(records), (), False
     if "segmentation_mask" in kinds:
         mask = kinds["segmentation_mask"]
         if mask.shape[2:] != (1,) or mask.np_dtype != np.uint8:
