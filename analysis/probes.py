@@ -19,9 +19,9 @@ from opsin.analysis.features import (
     with_statistics,
 )
 from opsin.analysis.linear_probe import linear_probe, sgd_probe
-from opsin.analysis.sets import drawn_places, split_of
+from opsin.analysis.sets import split_of
 from opsin.data.examples import Examples, labels, materialize
-from opsin.data.selection import select
+from opsin.data.selection import drawn_places, select
 from opsin.metrics.representation import knn_accuracy, spread
 from opsin.ranges import BelowOne, Count, CountOrZero, NonNegative, Seed, StepsOrZero
 from opsin.train.measurements import Subject

@@ -8,8 +8,7 @@ from typing import Literal
 import numpy as np
 
 from opsin.data.examples import Examples, materialize
-from opsin.data.selection import select
-from opsin.ranges import Seed
+from opsin.data.selection import drawn_places, select
 from opsin.train.settings import SettingError
 
 Choice = Literal["drawn", "first"]
@@ -32,10 +31,3 @@ def split_of(sets: Mapping[str, Examples], split: str) -> Examples:
     if split not in sets:
         raise SettingError(f"there is no split {split!r} to measure: data have {', '.join(sets)}")
     return sets[split]
-
-
-def drawn_places(count: int, total: int, *, seed: Seed = 0) -> np.ndarray:
-    """Places of at most ``count`` of ``total`` images, drawn at random, in ascending order."""
-    if count >= total:
-        return np.arange(total)
-    return np.sort(np.random.default_rng(seed).permutation(total)[:count])

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from opsin.analysis.features import Layer, check_features, extract_features
-from opsin.analysis.sets import drawn_places
 from opsin.commands.runs import RunError
 from opsin.commands.trained import Trained, open_run
 from opsin.config.tree import resolve
 from opsin.data.examples import Examples, materialize
 from opsin.data.folder import folder
-from opsin.data.selection import select
+from opsin.data.selection import drawn_places, select
 from opsin.data.sources import open_source
 from opsin.pictures import figures
 from opsin.train.measurements import Subject, Track

@@ -23,7 +23,8 @@ from opsin.config import catalogue
 from opsin.config.identity import identity
 from opsin.config.sweep import identity_of
 from opsin.config.tree import named, override, parse
-from opsin.data.examples import Examples
+from opsin.data.checks import check_classes
+from opsin.data.examples import Examples, check_same_data
 from opsin.data.sources import open_source
 from opsin.errors import ConfigError
 from opsin.report import evaluations
@@ -79,6 +80,9 @@ def _evaluated(run: Path, asked: Sequence[str], track: Track, trust: bool) -> It
     sets = {"train": open_training(experiment)}
     for name, split in experiment.data.eval_splits.items():
         sets[name] = open_source(experiment.data.source, split)
+    names = {name: examples.class_names for name, examples in sets.items()}
+    check_same_data(reopened.described, {"class_names": list(names["train"])})
+    check_classes(names)
     check_measurements(chosen_ones, experiment.task, sets)
     step = int(reopened.state.step)
     if not asked and experiment.data.eval_splits:

@@ -24,8 +24,8 @@ def predict(
     """Predicts labels or masks of images.
 
     Args:
-        images: of any size and mode
-        output: directory of the predictions
+        images: of any size and mode, or folders of them
+        output: directory of the predictions; files in it are kept
     """
     if not images:
         raise ConfigError("name at least one image: see opsin predict --help")

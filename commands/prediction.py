@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from PIL import Image, ImageOps
 
 from opsin.commands.runs import RunError
 from opsin.commands.trained import open_run
+from opsin.data.examples import DataError
+from opsin.data.files import readable
+from opsin.data.folder import visible_files
 from opsin.data.images import MODES, read_image
 from opsin.imaging.tiles import over_tiles
 from opsin.pictures import figures
@@ -26,6 +30,8 @@ from opsin.train.settings import SettingError
 
 LABELS = "labels.csv"
 TILES = 8  # of a large image, in one call of the network
+STRIP = 2**22  # pixels that are blended at once
+DRAWN = 2000  # pixels along a side that a page with a legend is drawn from, at most
 
 
 @dataclass(frozen=True)
@@ -101,19 +107,21 @@ def predict(predictor: Predictor, paths: Sequence[Path], output: Path) -> Iterat
 
     Args:
         predictor: from ``load``.
-        paths: images that Pillow reads, of any mode; see ``data.images.read_image``.
+        paths: images of any mode, see ``data.images.read_image``, and folders of them.
         output: directory to write to; it is made.
 
     Raises:
         DataError: if a file is not an image, or is damaged.
-        RunError: if the directory cannot be written.
+        RunError: if the directory cannot be written, or has a file already that would be written.
     """
     channels = predictor.image[2]
     if channels not in MODES:
         raise RunError(f"the run was trained on images of {channels} channels, not of 1 or 3")
-    named = list(_names(paths))
-    for _, path in named:  # a mistake is reported before anything is written
+    named = list(_names(list(_files(paths))))
+    for name, path in named:  # a mistake is reported before anything is written
+        _require_new(output / f"{name}_{end}.png" for end in WRITTEN[predictor.kind])
         read_image(path, channels, deep=True)
+    _require_new([output / LABELS] if predictor.kind is Labels else [])
     images = ((name, path, read_image(path, channels, deep=True)) for name, path in named)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -128,7 +136,7 @@ def _classify(
     predictor: Predictor, images: Iterable[tuple[str, Path, Image.Image]], output: Path
 ) -> Iterator[str]:
     height, width, _ = predictor.image
-    with (output / LABELS).open("w", newline="") as file:
+    with (output / LABELS).open("x", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "label", "class", "probability"])
         for name, path, image in images:
@@ -137,7 +145,7 @@ def _classify(
             shares = predictor.probabilities(pixels[None])[0]
             label = int(shares.argmax())
             caption = figures.class_caption(np.asarray(label), predictor.class_names)
-            writer.writerow([path, label, caption, f"{shares[label]:.4f}"])
+            writer.writerow([readable(path), label, caption, f"{shares[label]:.4f}"])
             figure = figures.image_grid(
                 pixels[None] / 255,
                 labels=np.array([label]),
@@ -145,7 +153,7 @@ def _classify(
                 title=f"{shares[label]:.1%}",
             )
             figures.save(figure, output / f"{name}_label.png")
-            yield f"{path}  {caption}  {shares[label]:.1%}"
+            yield f"{readable(path)}  {caption}  {shares[label]:.1%}"
 
 
 def _segment(
@@ -153,15 +161,17 @@ def _segment(
 ) -> Iterator[str]:
     for name, path, image in images:
         mask = segment(predictor, image)
-        pixels = _pixels(image) / 255
+        pixels = _pixels(image)
         _palette_image(mask).save(output / f"{name}_mask.png")
-        blended = np.round(255 * figures.blended(pixels, mask)).astype(np.uint8)
-        Image.fromarray(blended).save(output / f"{name}_blended.png")
+        rows = np.array_split(np.arange(len(mask)), max(1, mask.size // STRIP))
+        strips = [_bytes(figures.blended(pixels[row] / 255, mask[row])) for row in rows if len(row)]
+        Image.fromarray(np.concatenate(strips)).save(output / f"{name}_blended.png")
+        step = -(-max(mask.shape) // DRAWN)
         figure = figures.mask_grid(
-            pixels[None],
-            mask[None],
+            pixels[None, ::step, ::step] / 255,
+            mask[None, ::step, ::step],
             class_names=predictor.class_names,
-            title=path.name,
+            title=readable(path.name),
             mask_title="predicted",
         )
         figures.save(figure, output / f"{name}_legend.png")
@@ -171,10 +181,11 @@ def _segment(
             for label in np.argsort(-counts, kind="stable")
             if counts[label]
         ]
-        yield f"{path}  {', '.join(parts)}"
+        yield f"{readable(path)}  {', '.join(parts)}"
 
 
 WRITERS = {Labels: _classify, Masks: _segment}
+WRITTEN = {Labels: ("label",), Masks: ("mask", "blended", "legend")}
 
 
 def segment(predictor: Predictor, image: Image.Image) -> UInt8[np.ndarray, "height width"]:
@@ -204,11 +215,32 @@ def _pixels(image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
     return np.asarray(image).reshape(image.height, image.width, -1)
 
 
+def _bytes(values: np.ndarray) -> np.ndarray:
+    return np.round(255 * values).astype(np.uint8)
+
+
 def _palette_image(mask: np.ndarray) -> Image.Image:
     image = Image.fromarray(mask)
-    colours = np.round(255 * figures.class_colours(np.arange(256)))
-    image.putpalette(colours.astype(np.uint8).tobytes())
+    image.putpalette(_bytes(figures.class_colours(np.arange(256))).tobytes())
     return image
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Path]:
+    """The paths, with all files of a folder in its place."""
+    for path in paths:
+        files = visible_files(path) if path.is_dir() else [path]
+        if not files:
+            raise DataError(f"{path} has no images: name a folder that has some")
+        yield from files
+
+
+def _require_new(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if os.path.lexists(path):  # a link to nowhere would be followed
+            raise RunError(
+                f"{readable(path)} is there already: move it away, or choose another directory "
+                "with --output"
+            )
 
 
 def _names(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:

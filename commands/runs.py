@@ -35,6 +35,7 @@ from opsin.train.logging import JsonLines, TensorBoard, WeightsAndBiases, Writer
 from opsin.train.loop import fit
 from opsin.train.measurements import Measurement
 from opsin.train.paths import json_leaves
+from opsin.train.sets import check_files
 
 
 class RunError(UserError):
@@ -242,6 +243,7 @@ def _check_trained(directory: Path, experiment: Experiment, options: Options, *,
             f"{directory} was trained when {other[0]} was {was}, and it is {now} by default now: "
             f"{train_again}"
         )
+    check_files(directory / "checkpoints", experiment.data)
     note = other_code(_starts(directory / "env.json"), environment()) if say else None
     if note:
         print(note, file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from opsin.commands.runs import RunError
 from opsin.commands.trained import Trained, open_run
 from opsin.config.tree import resolve
 from opsin.data.augment import row_keys
-from opsin.data.images import read_image
+from opsin.data.images import opened, read_image
 from opsin.ops.diffusion.langevin import LANGEVIN, PREDICTOR_CORRECTOR
 from opsin.ops.diffusion.samplers import ANCESTRAL, DDIM, DPM_SOLVER, HEUN, Sampler
 from opsin.pictures import figures
@@ -118,6 +118,7 @@ def inpaint(
             keep_sampler=asked.sampler is not None,
             any_class=asked.label is None,
         )
+    _require_kept((image, mask), output / "inpainted.png")
     known, unknown = _read_masked(image, mask, inpainter.image)
     labels = None
     if asked.label is not None:
@@ -137,6 +138,13 @@ def inpaint(
     row = partial(_beginning_with, (known, seen))
     names = ("image", "known", *(f"filled {i + 1}" for i in range(count)))
     return _write(images, arrays, row, output / "inpainted", names)
+
+
+def _require_kept(files: Sequence[Path], written: Path) -> None:
+    """Raises RunError if the file of an image would be replaced by what is made of it."""
+    for file in files:
+        if file.resolve() == written.resolve():
+            raise RunError(f"{file} would be replaced: choose another directory with --output")
 
 
 def _read_masked(
@@ -197,9 +205,10 @@ def _how(run: Path, trained: Trained, sampling: Any, asked: Images) -> dict[str,
 
 def _check_opaque(file: Path) -> None:
     """Raises RunError for an image with transparent parts, whose colours are whatever they are."""
-    with suppress(OSError), Image.open(file) as image:  # no image: reading it raises
-        if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
-            raise RunError(f"{file} has transparent parts: save it without, on black or white")
+    with opened(file) as image:
+        opacity = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else 255
+    if np.min(opacity) < 255:
+        raise RunError(f"{file} has transparent parts: save it without, on black or white")
 
 
 def _open(run: Path, asked: Images, trust: bool) -> tuple[Trained, Generative]:

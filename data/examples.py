@@ -57,12 +57,14 @@ class Examples:
         read_labels: a faster way to all labels than reading every example, if there is one.
         resized: whether the source brought images of any size to one, as opposed to showing them as
             they are.
+        files: what identifies the files that it reads, if it does; see ``data.fingerprint``.
     """
 
     records: Records
     class_names: tuple[str, ...] = ()
     read_labels: Callable[[], Int[np.ndarray, " n"]] | None = None
     resized: bool = False
+    files: str = ""
 
 
 Source = Callable[[str], Examples]
@@ -79,24 +81,38 @@ def check_same_data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Compares what was recorded about the training data to what they are now.
 
     Args:
-        saved: as JSON: ``class_names``, ``examples`` (how many) and ``arrays`` (name → shape and
-            type).
-        now: the same of the data that were opened; what was not saved is not compared.
+        saved: as JSON: ``class_names``, ``examples`` (how many), ``arrays`` (name → shape and
+            type) and ``files`` (split → what identifies them).
+        now: the same of the data as they are; what only one of them has is not compared.
 
     Raises:
         DataError: if they differ: says in what first.
     """
-    for name, what in (("class_names", "classes"), ("examples", "examples"), ("arrays", "arrays")):
-        there, here = saved.get(name, now[name]), now[name]
-        if there == here:
+    for name, what in _RECORDED.items():
+        there, here = (each.get(name) for each in (saved, now))
+        if name == "files":
+            there, here, what = _first_other_files(there or {}, here or {})
+        if there == here or None in (there, here):
             continue
-        if isinstance(there, list) and len(there) == len(here):
+        if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
             (there, here), what = _first_difference(there, here), "a class called"
         raise DataError(
             f"the checkpoint was trained on {what} {_short(there)}, and the data have "
             f"{_short(here)}: give the data that it was trained on, or move the run away to start "
             "from the beginning"
         )
+
+
+_RECORDED = {"class_names": "classes", "examples": "examples", "arrays": "arrays", "files": "files"}
+
+
+def _first_other_files(
+    there: Mapping[str, str], here: Mapping[str, str]
+) -> tuple[str | None, str | None, str]:
+    """Of the first split whose files differ."""
+    other = [split for split in there.keys() & here.keys() if there[split] != here[split]]
+    split = min(other, default="")
+    return there.get(split), here.get(split), f"files of {split!r}:"
 
 
 def _first_difference(there: list[Any], here: list[Any]) -> tuple[Any, Any]:

@@ -36,6 +36,11 @@ def from_json(content: Mapping[str, Any]) -> dict[str, Any]:
     return {name: math.nan if value is None else value for name, value in content.items()}
 
 
+def readable(name: str | os.PathLike[str]) -> str:
+    r"""A name as text: bytes that are no UTF-8 are written out, as in "caf\xe9"."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
 def replace_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all, as ``replace_bytes``."""
     replace_bytes(path, text.encode())

@@ -12,6 +12,8 @@ from jaxtyping import Int
 from PIL import Image, ImageOps
 
 from opsin.data.examples import Arrays, DataError, Examples, fits_in_memory, materialize
+from opsin.data.files import readable
+from opsin.data.fingerprint import identified
 from opsin.data.images import MODES, read_image
 from opsin.ranges import Count, Steps
 
@@ -22,7 +24,7 @@ def folder(
     path: str | os.PathLike[str],
     split: str,
     *,
-    size: Count = 32,
+    size: Count | None = 32,
     channels: Count = 3,
     limit_bytes: Steps = 256 * 2**20,
 ) -> Examples:
@@ -36,15 +38,17 @@ def folder(
     way.
 
     Images may lie deeper inside a class folder, and behind links. Hidden files are ignored, a link
-    to nowhere is left out with a warning, any other file must be an image that Pillow reads. It is
-    turned upright (EXIF), its transparency is dropped, and its largest centred square is resized
-    (bilinear, antialiased). A split of at most ``limit_bytes`` after that is read at once, so that
-    a bad file is found at the start; a larger one is read image by image.
+    to nowhere and files beside class folders are left out with a warning, any other file must be an
+    image (``data.images.FORMATS``). It is turned upright (EXIF), its transparency is dropped, and
+    its largest centred square is resized (bilinear, antialiased). A split of at most
+    ``limit_bytes`` after that is read at once, so that a bad file is found at the start; a larger
+    one is read image by image.
 
     Args:
         path: the folder.
         split: "train", "test", or the name of another folder beside "train".
-        size: height and width of the images, in pixels.
+        size: height and width of the images, in pixels; None leaves them as they are, which is for
+            sources that resize them, such as ``data.squares.squared``.
         channels: 1 (grey) or 3 (RGB); images of the other kind are converted.
         limit_bytes: the largest split that is kept in memory.
 
@@ -53,8 +57,33 @@ def folder(
             or a file is not an image, is truncated, or has more than 8 bits a channel (in a
             split above ``limit_bytes``, when that image is read).
     """
-    if channels not in MODES or size < 1:
+    if channels not in MODES or (size is not None and size < 1):
         raise DataError(f"size {size} with {channels} channels; use 1 or 3 and at least one pixel")
+    names, files = folder_files(path, split)
+    paths, label = zip(*files, strict=True)
+    classes = np.array(label, np.int32) if names else None
+    read_labels = None if classes is None else lambda: classes
+    records = _Images(paths, classes, size, channels)
+    class_names = tuple(map(readable, names))
+    what = identified(paths, Path(path).expanduser())
+    examples = Examples(records, class_names, read_labels, resized=size is not None, files=what)
+    if size is not None and fits_in_memory(examples, limit_bytes):
+        return replace(examples, records=Arrays(materialize(examples)), read_labels=None)
+    return examples
+
+
+def folder_files(
+    path: str | os.PathLike[str], split: str
+) -> tuple[list[str], list[tuple[Path, int]]]:
+    """Names of the class folders, and the files of a split with their labels; none is opened.
+
+    Args:
+        path: see ``folder``.
+        split: likewise.
+
+    Raises:
+        DataError: as ``folder``, but for the files themselves.
+    """
     root = Path(path).expanduser()
     if not root.is_dir():
         raise DataError(f"no folder {root}; give the folder whose sub-folders are the classes")
@@ -74,6 +103,7 @@ def folder(
     if extra := sorted(set(others) - set(names)):
         raise DataError(f"{directory / extra[0]} is not a class of {root / 'train'}; rename it")
     if names:
+        _tell_of_files(directory)
         every = [(x, label) for label, n in enumerate(names) for x in _class_files(directory / n)]
     else:
         every = [(file, 0) for file in visible_files(root)]
@@ -89,30 +119,24 @@ def folder(
             f'split "{split}" of {root} has no images; make folders {root / "train"} and '
             f"{root / 'test'} with a folder for each class inside"
         )
-    paths, label = zip(*files, strict=True)
-    classes = np.array(label, np.int32) if names else None
-    read_labels = None if classes is None else lambda: classes
-    records = _Images(paths, classes, size, channels)
-    examples = Examples(records, tuple(map(_readable, names)), read_labels, resized=True)
-    if fits_in_memory(examples, limit_bytes):
-        return replace(examples, records=Arrays(materialize(examples)), read_labels=None)
-    return examples
+    return names, files
 
 
 @dataclass(frozen=True)
 class _Images:
     paths: tuple[Path, ...]
     label: Int[np.ndarray, " n"] | None
-    size: int
+    size: int | None
     channels: int
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        upright = read_image(self.paths[index], self.channels)
-        square = ImageOps.fit(upright, (self.size, self.size), Image.Resampling.BILINEAR)
-        image = np.asarray(square).reshape(self.size, self.size, self.channels)
+        image = read_image(self.paths[index], self.channels)
+        if self.size is not None:
+            image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)
+        image = np.asarray(image).reshape(image.height, image.width, self.channels)
         label = {} if self.label is None else {"label": self.label[index]}
         return {"image": image, **label}
 
@@ -166,6 +190,15 @@ def _visible(directory: Path) -> Iterator[Path]:
             _leave_out(entry, "is neither a file nor a folder")
 
 
+def _tell_of_files(directory: Path) -> None:
+    """A warning of files that lie beside class folders, and so in no class."""
+    entries = directory.iterdir() if directory.is_dir() else ()
+    files = sorted(x for x in entries if x.is_file() and not x.name.startswith("."))
+    if files := [x for x in files if x.name not in _LEFT_BY_DESKTOPS]:
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        _leave_out(files[0], f"lies beside the folders of the classes{more}")
+
+
 def _leave_out(entry: Path, why: str) -> None:
     logging.getLogger(__name__).warning("left out %s: it %s", entry, why)
 
@@ -174,11 +207,6 @@ def _subfolders(directory: Path) -> list[str]:
     if not directory.is_dir():
         return []
     return sorted(entry.name for entry in _visible(directory) if entry.is_dir())
-
-
-def _readable(name: str) -> str:
-    r"""A name as text: bytes that are no UTF-8 are written out, as in "caf\xe9"."""
-    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _class_files(directory: Path) -> list[Path]:

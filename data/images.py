@@ -1,19 +1,26 @@
-"""Image files as pixels: any mode that Pillow reads, upright."""
+"""Image files as pixels: one picture a file, of a format of this list, upright."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
+from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin
 
 from opsin.data.examples import DataError
 
 MODES = {1: "L", 3: "RGB"}
 """Pillow's mode for a number of channels."""
 
-# TIFF 6.0, section 8: the tag that says what a picture of a file is, and two of its bits.
-_NEW_SUBFILE_TYPE, _REDUCED, _MASK = 254, 1, 4
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "AVIF", "TGA", "PSD")
+"""What is read, by content and not by suffix: Pillow would start other programs for some others."""
+
+# TIFF 6.0, section 8: tags, and two bits of the one that says what a picture of a file is.
+_BITS_PER_SAMPLE, _NEW_SUBFILE_TYPE, _REDUCED, _MASK = 258, 254, 1, 4
+_BITS = {"1": 1, "1;I": 1, "L;2": 2, "L;4": 4}
 
 
 def read_image(path: Path, channels: int, *, deep: bool = False) -> Image.Image:
@@ -22,60 +29,107 @@ def read_image(path: Path, channels: int, *, deep: bool = False) -> Image.Image:
     Args:
         path: of the file.
         channels: 1 (grey) or 3 (RGB); images of the other kind, and of a palette, are converted.
-        deep: take images of 16 bits a channel too, and keep the 8 highest.
+        deep: take images of up to 16 bits a channel too, and keep the 8 highest.
 
     Raises:
-        DataError: if the file is missing, empty, truncated or no image, has several pages, or has
-            more than 8 bits a channel where ``deep`` does not allow it.
+        DataError: if the file is missing, empty, truncated, too large or no image of ``FORMATS``,
+            has several pages, or has more than 8 bits a channel where ``deep`` does not allow it.
+    """
+    with opened(path) as image:
+        bits = bits_per_channel(image)
+        if bits > (16 if deep else 8):
+            raise ValueError(f"it has more than 8 bits a channel ({bits})")
+        upright = ImageOps.exif_transpose(image)
+        if deep and upright.mode[0] == "I":  # grey; Pillow halves colours of 16 bits itself
+            highest = np.asarray(upright) >> (bits - 8)
+            if highest.min() < 0:
+                raise ValueError("it has numbers below 0")
+            upright = Image.fromarray(highest.astype(np.uint8))
+        # Pillow warns about palettes, and turns LAB into RGB alone.
+        if "transparency" in upright.info or upright.mode == "LAB":
+            upright = upright.convert("RGB" if upright.mode == "LAB" else "RGBA")
+        return upright.convert(MODES[channels])
+
+
+@contextmanager
+def opened(
+    path: Path,
+    what: str = "image",
+    way_out: str = "repair it, save it as one picture of 8 bits a channel, or remove it",
+) -> Iterator[ImageFile.ImageFile]:
+    """Opens a file of one picture, and reads no pixel yet.
+
+    Raises:
+        DataError: instead of whatever is raised meanwhile, in the name of the file.
     """
     try:
-        with Image.open(path) as image:
-            require_one_page(image)
-            # Pillow reads the high bytes of colours of 16 bits, and says so nowhere else.
-            if not deep and "16" in raw_mode(image):
-                raise ValueError("it has more than 8 bits a channel")
-            upright = ImageOps.exif_transpose(image)
-            if deep and upright.mode.startswith("I;16"):
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            if upright.mode[0] in "IF":  # Pillow would clip them to white
-                raise ValueError("it has more than 8 bits a channel")
-            if "transparency" in upright.info:  # else Pillow warns about palettes
-                upright = upright.convert("RGBA")
-            return upright.convert(MODES[channels])
+        with Image.open(path, formats=FORMATS) as image:
+            _to_the_picture(image)
+            yield image
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise DataError(f"there is no image {path}: {error.strerror}") from error
-    except Exception as error:  # Pillow's decoders raise many kinds
+        raise DataError(f"there is no {what} {path}: {error.strerror}") from error
+    except Image.UnidentifiedImageError as error:
         raise DataError(
-            f"cannot read image {path}: {error}; repair it, save it as an 8-bit image or remove it"
+            f"cannot read {what} {path}: it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file; "
+            "convert it or remove it"
         ) from error
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"cannot read {what} {path}: it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} "
+            "pixels; cut it into parts"
+        ) from error
+    except Exception as error:  # Pillow's decoders raise many kinds
+        raise DataError(f"cannot read {what} {path}: {error}; {way_out}") from error
 
 
-def raw_mode(image: ImageFile.ImageFile) -> str:
-    """How the file stores pixels, as "RGB;16B" or "L;4"; empty where its format does not say."""
-    for tile in image.tile:  # (codec, extents, offset, arguments), the mode first of these
-        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+def turn_of(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8: 1 is upright; from 5 on, height and width are exchanged."""
+    turn = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return turn if turn in range(2, 9) else 1
+
+
+def bits_per_channel(image: ImageFile.ImageFile) -> int:
+    """How many bits a channel, or a colour of a palette, has in the file.
+
+    Pillow reads colours of 16 bits as 8, and its modes do not tell.
+    """
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))
+    if image.mode == "F":
+        return 32
+    form, *more = _decoding(image)
+    if image.format == "PPM" and (image.mode == "I" or more[:1] > [255]):  # its largest value
+        return 16
+    return 16 if form.endswith(";16B") else _BITS.get(form, 8)
+
+
+def _decoding(image: ImageFile.ImageFile) -> tuple[Any, ...]:
+    """What Pillow decodes a file by: the form of its pixels, as "RGB;16B" or "L;4", and more."""
+    for tile in image.tile:  # (codec, extents, offset, arguments)
+        arguments: tuple[Any, ...] = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         if arguments and isinstance(arguments[0], str):
-            return arguments[0]
-    return ""
+            return arguments
+    return ("",)
 
 
-def require_one_page(image: Image.Image) -> None:
-    """Raises ValueError for a file of several pages: Pillow would read the first alone."""
-    pages = _pages(image)
-    if pages > 1:
-        raise ValueError(f"it has {pages} pages; save each as a file of its own")
+def _to_the_picture(image: ImageFile.ImageFile) -> None:
+    """Turns to the one picture that stands for itself: no preview, layer or mask of another.
 
-
-def _pages(image: Image.Image) -> int:
-    """Pictures that stand for themselves: neither a camera's previews, nor layers, nor masks."""
+    Raises:
+        ValueError: there are several.
+    """
     frames = getattr(image, "n_frames", 1)
-    if image.format in ("MPO", "PSD"):  # Pillow opens the picture itself, or all layers as one
-        return 1
-    if frames == 1 or not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return frames
-    kinds = []
-    for frame in range(frames):
-        image.seek(frame)
-        kinds.append(image.tag_v2.get(_NEW_SUBFILE_TYPE, 0))
-    image.seek(0)
-    return 1 + sum(not kind & (_REDUCED | _MASK) for kind in kinds[1:])
+    # Of a camera's MPO Pillow opens the picture itself, and all layers of a PSD as one.
+    if frames == 1 or image.format in ("MPO", "PSD"):
+        return
+    pages = range(frames)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        pages = [page for page in pages if not _is_auxiliary(image, page)] or [0]
+    if len(pages) > 1:
+        raise ValueError(f"it has {len(pages)} pages")
+    image.seek(pages[0])
+
+
+def _is_auxiliary(image: TiffImagePlugin.TiffImageFile, page: int) -> bool:
+    image.seek(page)
+    return bool(image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & (_REDUCED | _MASK))

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from opsin.data.examples import Arrays, DataError, Examples, fits_in_memory, materialize
+from opsin.data.fingerprint import identified_pairs
 from opsin.data.folder import is_test, visible_files
-from opsin.data.images import MODES, raw_mode, read_image, require_one_page
+from opsin.data.images import MODES, bits_per_channel, opened, read_image, turn_of
 from opsin.data.masks import IGNORE, CheckedMasks
 from opsin.ranges import Count, Steps
 
@@ -23,6 +24,7 @@ def mask_folder(
     split: str,
     *,
     size: tuple[Count, Count] | None = None,
+    mixed: bool = False,
     channels: Count = 3,
     limit_bytes: Steps = 256 * 2**20,
 ) -> Examples:
@@ -47,7 +49,9 @@ def mask_folder(
         path: the folder.
         split: "train", "test", or the name of another folder beside "train".
         size: height and width that images (bilinear, antialiased) and masks (nearest) are resized
-            to, whatever their aspect ratio; None requires all to be of one size.
+            to, whatever their aspect ratio; None requires all to be of one size, unless ``mixed``.
+        mixed: leave images of different sizes as they are, for sources that resize them, such as
+            ``data.squares.squared``.
         channels: 1 (grey) or 3 (RGB).
         limit_bytes: the largest split that is kept in memory.
 
@@ -64,6 +68,41 @@ def mask_folder(
     """
     if channels not in MODES or (size is not None and min(size) < 1):
         raise DataError(f"size {size} with {channels} channels; use 1 or 3 and at least one pixel")
+    root = Path(path).expanduser()
+    pairs, training = mask_files(path, split)
+    class_names = _class_names(root / "classes.txt", [mask for _, mask in training])
+    first = None
+    if size is None and not mixed:
+        image = read_image(pairs[0][0], channels)
+        first = image.height, image.width
+    read = _Pairs(pairs, channels, size, first)
+    records = CheckedMasks(read, lambda index: f"mask {pairs[index][1]}", len(class_names))
+    what = identified_pairs(pairs, root)
+    examples = Examples(records, class_names, resized=size is not None, files=what)
+    if mixed or not fits_in_memory(examples, limit_bytes):
+        return examples
+    arrays = materialize(examples)
+    masks = arrays["mask"]
+    if np.any(masks == IGNORE) and not np.any((masks > 0) & (masks < IGNORE)):
+        raise DataError(
+            f'masks in split "{split}" of {root} are 0 and {IGNORE} alone, and {IGNORE} means '
+            "ignored; save the foreground as 1"
+        )
+    return replace(examples, records=Arrays(arrays))
+
+
+def mask_files(
+    path: str | os.PathLike[str], split: str
+) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
+    """Images with their masks, of a split and of what says which classes there are; all unopened.
+
+    Args:
+        path: see ``mask_folder``.
+        split: likewise.
+
+    Raises:
+        DataError: as ``mask_folder``, but for the files themselves.
+    """
     root = Path(path).expanduser()
     has_splits = (root / "train" / "images").is_dir()
     if not has_splits and not (root / "images").is_dir():
@@ -87,31 +126,17 @@ def mask_folder(
             f'split "{split}" of {root} has no images; make folders {root / "train"} and '
             f"{root / 'test'} with folders images and masks inside"
         )
-    class_names = _class_names(root / "classes.txt", [mask for _, mask in training])
-    first = read_image(pairs[0][0], channels)
-    read = _Pairs(pairs, channels, size, (first.height, first.width))
-    records = CheckedMasks(read, lambda index: f"mask {pairs[index][1]}", len(class_names))
-    examples = Examples(records, class_names, resized=size is not None)
-    if not fits_in_memory(examples, limit_bytes):
-        return examples
-    arrays = materialize(examples)
-    masks = arrays["mask"]
-    if np.any(masks == IGNORE) and not np.any((masks > 0) & (masks < IGNORE)):
-        raise DataError(
-            f'masks in split "{split}" of {root} are 0 and {IGNORE} alone, and {IGNORE} means '
-            "ignored; save the foreground as 1"
-        )
-    return replace(examples, records=Arrays(arrays))
+    return pairs, training
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Files of images and masks, resized to ``size``, or else all of the ``first`` size."""
+    """Files of images and masks, resized to ``size``, or all of the ``first`` size, or as is."""
 
     paths: Sequence[tuple[Path, Path]]
     channels: int
     size: tuple[int, int] | None
-    first: tuple[int, int]
+    first: tuple[int, int] | None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -125,8 +150,8 @@ class _Pairs:
                 f"mask {mask_path} has {mask.height}x{mask.width} pixels and image {path} has "
                 f"{height}x{width}, upright (EXIF), height first; save both upright and of one size"
             )
-        with Image.open(path) as stored:
-            turn = _turn(stored)
+        with opened(path) as stored:
+            turn = turn_of(stored)
         if not _is_aligned(image, turn, mask_turn):
             raise DataError(
                 f"image {path} and mask {mask_path} differ in their EXIF orientation, so how the "
@@ -136,7 +161,7 @@ class _Pairs:
             height, width = self.size
             image = image.resize((width, height), Image.Resampling.BILINEAR)
             mask = mask.resize((width, height), Image.Resampling.NEAREST)
-        elif (height, width) != self.first:
+        elif self.first is not None and (height, width) != self.first:
             raise DataError(
                 f"image {path} has {height}x{width} pixels and {self.paths[0][0]} has "
                 f"{self.first[0]}x{self.first[1]}; pass size=(height, width) to mask_folder"
@@ -200,29 +225,19 @@ def _class_names(file: Path, masks: Sequence[Path]) -> tuple[str, ...]:
 
 def _read_mask(path: Path) -> tuple[Image.Image, int]:
     """A mask turned upright, and the EXIF orientation that it was stored in."""
-    try:
-        with Image.open(path) as mask:
-            require_one_page(mask)
-            if raw_mode(mask).startswith(("L;2", "L;4")):
-                raise ValueError("Pillow stretches grey of 2 or 4 bits to 0 to 255; save 8 bits")
-            upright, turn = ImageOps.exif_transpose(mask), _turn(mask)
-    except Exception as error:  # Pillow's decoders raise many kinds
-        raise DataError(f"cannot read mask {path}: {error}; repair it or remove it") from error
-    if upright.mode not in ("1", "L", "P"):
-        raise DataError(
-            f'mask {path} has colours or more than 8 bits a pixel (Pillow\'s mode "{upright.mode}")'
-            "; save the number of the class as 8-bit grey, or as the index of a palette"
-        )
-    return upright, turn
+    way_out = "repair it, or save its classes as a PNG file of 8-bit grey, or of a palette"
+    with opened(path, "mask", way_out) as mask:
+        if mask.format != "PNG":
+            raise ValueError(f"it is a {mask.format} file by its content, not PNG")
+        if mask.mode not in ("1", "L", "P"):
+            raise ValueError(f'it has colours or more than 8 bits a pixel (mode "{mask.mode}")')
+        if bits_per_channel(mask) in (2, 4):
+            raise ValueError("Pillow stretches grey of 2 or 4 bits to 0 to 255")
+        return ImageOps.exif_transpose(mask), turn_of(mask)
 
 
 def _labels(mask: Image.Image) -> UInt8[np.ndarray, "height width"]:
     return np.asarray(mask).astype(np.uint8)  # 1 bit reads as bool
-
-
-def _turn(stored: Image.Image) -> int:
-    """The EXIF orientation: 1 is upright; from 5 on, height and width are exchanged."""
-    return stored.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def _is_aligned(upright: Image.Image, turn: int, mask_turn: int) -> bool:

@@ -85,6 +85,16 @@ def per_class(
     return _of_each_class(labels, dict.fromkeys(classes, n), seed)
 
 
+def drawn_places(count: int, total: int, *, seed: Seed = 0) -> Int[np.ndarray, " drawn"]:
+    """Places of at most ``count`` of ``total`` examples, drawn at random, in ascending order.
+
+    The first examples of a set do not represent it: those of a folder have one class.
+    """
+    if count >= total:
+        return np.arange(total)
+    return np.sort(np.random.default_rng(seed).permutation(total)[:count])
+
+
 def select(examples: Examples, indices: Int[np.ndarray, " kept"]) -> Examples:
     """The examples at ``indices``, in that order.
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from opsin.data.checks import check_examples, name_of
 from opsin.data.examples import (
     PIXEL_MAPS,
     SPLITS,
@@ -30,7 +31,7 @@ _FORMS = {
 }
 
 
-def open_source(source: str | Source, split: str) -> Examples:
+def open_source(source: str | Source, split: str, *, as_stored: bool = False) -> Examples:
     """Opens one split of a data set.
 
     Args:
@@ -39,10 +40,17 @@ def open_source(source: str | Source, split: str) -> Examples:
             ``split -> Examples``; ``functools.partial`` sets the options of ``synthetic``,
             ``shapes``, ``tfds``, ``folder`` and ``mask_folder``.
         split: such as "train" or "test"; TFDS's slices, such as "train[:80%]", with "tfds:NAME".
+        as_stored: leave images of "folder:PATH" and "masks:PATH" in their own sizes.
 
     Raises:
-        DataError: if the source or the split is unknown, or the data cannot be read.
+        DataError: if the source or the split is unknown, the data cannot be read, or they are none
+            that a batch could be made of (``data.checks``).
     """
+    examples = _opened(source, split, as_stored)
+    return check_examples(examples, source if isinstance(source, str) else name_of(source))
+
+
+def _opened(source: str | Source, split: str, as_stored: bool) -> Examples:
     if callable(source):
         try:
             inspect.signature(source).bind(split)
@@ -65,11 +73,11 @@ def open_source(source: str | Source, split: str) -> Examples:
             # Here, for Pillow is a tenth of what a command takes to answer.
             from opsin.data.folder import folder
 
-            return folder(path, split)
+            return folder(path, split, size=None) if as_stored else folder(path, split)
         case ("masks", ":", path) if path:
             from opsin.data.mask_folder import mask_folder
 
-            return mask_folder(path, split)
+            return mask_folder(path, split, mixed=as_stored)
         case (kind, _, _):
             close = difflib.get_close_matches(kind, _FORMS, n=1)
             nearest = _FORMS[close[0]] if close else f"tfds:{source}"

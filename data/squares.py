@@ -16,10 +16,12 @@ def squared(
 ) -> Examples:
     """The largest central square of each image, resized to ``size`` pixels a side.
 
-    The shorter side is resized to ``size`` and the centre is cropped, bilinear and antialiased.
-    Masks, and weights of their pixels, are cropped to the same square and sampled at the nearest
-    pixel. The training split keeps these squares for random crops on the device. Other splits are
-    cropped to the central ``held_out`` pixels, the usual way to test ("resize 256, crop 224").
+    The shorter side is resized to ``size``, the other to the whole pixels below its share, and the
+    centre is cropped, bilinear and antialiased: to rounding what torchvision's ``Resize`` and
+    ``CenterCrop`` give. Images of "folder:PATH" or "masks:PATH" are taken as they are. Masks, and
+    weights of their pixels, are cropped to the same square and sampled at the nearest pixel. The
+    training split keeps these squares for random crops on the device. Other splits are cropped to
+    the central ``held_out`` pixels, the usual way to test ("resize 256, crop 224").
 
     Args:
         split: of the source; training splits are called "train…".
@@ -28,13 +30,18 @@ def squared(
         held_out: size of the squares of other splits; None crops them as those of training.
 
     Raises:
-        DataError: a size is not positive or ``held_out`` larger than ``size``, or as
-            ``open_source``.
+        DataError: a size is not positive or ``held_out`` larger than ``size``, the source has
+            resized its images before, or as ``open_source``.
     """
     if not 0 < (size if held_out is None else held_out) <= size:
         raise DataError(f"size={size} and held_out={held_out}: take 0 < held_out <= size")
     cropped = size if held_out is None or split.startswith("train") else held_out
-    examples = open_source(source, split)
+    examples = open_source(source, split, as_stored=True)
+    if examples.resized:
+        raise DataError(
+            "squared resizes images, and its source did so before, which would blur them: give it "
+            "folder:PATH or tfds:NAME, or set size=None in the source"
+        )
     return replace(examples, records=_Squares(examples.records, size, cropped), resized=True)
 
 
@@ -43,13 +50,9 @@ def square(
 ) -> UInt8[np.ndarray, "cropped cropped channels"]:
     """The central ``cropped`` pixels of an image whose shorter side is brought to ``size``."""
     height, width, channels = image.shape
-    left, top, side = _central(height, width, size, cropped)
+    box = _central(height, width, size, cropped)
     pixels = Image.fromarray(image[..., 0] if channels == 1 else image)
-    box = (left, top, left + side, top + side)
-    # Box means down to twice the size come first: a third of the time, for a photograph.
-    resized = pixels.resize(
-        (cropped, cropped), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0
-    )
+    resized = pixels.resize((cropped, cropped), Image.Resampling.BILINEAR, box=box)
     return np.asarray(resized).reshape(cropped, cropped, channels)
 
 
@@ -58,16 +61,27 @@ def nearest_square(
 ) -> Shaped[np.ndarray, "cropped cropped"]:
     """The pixels of a mask that lie nearest to those of ``square``, of the image below it."""
     height, width = values.shape
-    left, top, side = _central(height, width, size, cropped)
-    centres = (np.arange(cropped) + 0.5) * side / cropped
-    rows, columns = ((start + centres).astype(int) for start in (top, left))
+    left, top, right, bottom = _central(height, width, size, cropped)
+    centres = (np.arange(cropped) + 0.5) / cropped
+    rows, columns = (
+        (start + centres * (stop - start)).astype(int)
+        for start, stop in ((top, bottom), (left, right))
+    )
     return values[rows[:, None], columns]
 
 
-def _central(height: int, width: int, size: int, cropped: int) -> tuple[float, float, float]:
-    """Left, top and side of the part that ends up in the central ``cropped`` of ``size`` pixels."""
-    side = min(height, width) * cropped / size
-    return (width - side) / 2, (height - side) / 2, side
+def _central(height: int, width: int, size: int, cropped: int) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of what ends up in the central ``cropped`` pixels.
+
+    The whole image is thought of as resized, to whole pixels, and cropped at whole pixels.
+    """
+    edges = []
+    for side in (width, height):
+        resized = size * side // min(height, width)
+        start = round((resized - cropped) / 2)
+        edges.append((start * side / resized, (start + cropped) * side / resized))
+    (left, right), (top, bottom) = edges
+    return left, top, right, bottom
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def tfds(
     A feature "segmentation_mask" becomes ``mask``, uint8 [height, width], and is checked when it is
     read (``data.masks.CheckedMasks``). Where ``labels`` or ``data.masks.TFDS_LABELS`` say what its
     labels mean, class names are those found there, labels are compared to them, and void pixels
-    become ``IGNORE``.
+    become ``IGNORE``. A "label" that is -1 in the first and in the last example is none.
 
     Args:
         name: as TFDS has it: "mnist", "mnist:3.0.1" or "set/config".
@@ -81,7 +81,7 @@ def tfds(
     with _named(f'cannot read split "{split}" of {where}', again):
         records = _Records(builder.as_data_source(split), f"{where} is damaged", again)
     with _without_decoder_advice():  # a cut file shows at one of its ends
-        _ = records[0], records[count - 1]
+        ends = records[0], records[count - 1]
 
     def read_labels() -> Int[np.ndarray, " n"]:
         decoders = {
@@ -101,6 +101,8 @@ def tfds(
     label = kinds.get("label")
     is_class = isinstance(label, tensorflow_datasets.features.ClassLabel)
     class_names = tuple(label.names) if is_class else ()
+    if is_class and all(end["label"] == -1 for end in ends):
+        records, class_names, is_class = _Unlabelled(records), (), False
     if "segmentation_mask" in kinds:
         mask = kinds["segmentation_mask"]
         if mask.shape[2:] != (1,) or mask.np_dtype != np.uint8:
@@ -150,6 +152,20 @@ class _Masked:
         if self.void is not None:
             mask = np.where(mask == self.void, np.uint8(IGNORE), mask)
         return example | {"mask": mask}
+
+
+@dataclass(frozen=True)
+class _Unlabelled:
+    """Records whose ``label`` is always -1, which is how TFDS says that there is none."""
+
+    records: Records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        example = self.records[index]
+        return {name: value for name, value in example.items() if name != "label"}
 
 
 def _numeric(example: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:

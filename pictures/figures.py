@@ -315,7 +315,7 @@ def mask_grid(
     """
     count = min(len(images), rows)
     names = ["image", mask_title, *(() if predictions is None else ("predicted", "error"))]
-    height = 2.6 * images.shape[1] / images.shape[2]
+    height = min(2.6 * images.shape[1] / images.shape[2], 13.0)  # inches, however tall an image is
     figure = Figure(figsize=(2.6 * len(names), height * count + 0.9), dpi=110, layout="constrained")
     figure.suptitle(as_written(title))
     for index, row in enumerate(figure.subplots(count, len(names), squeeze=False)):

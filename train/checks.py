@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
+from flax.errors import FlaxError
 from jax.sharding import Mesh
 
 from opsin.train.experiment import Experiment, Loop
@@ -94,12 +95,12 @@ def check_found(optimizer: Optimizer, paths: list[str]) -> None:
 
 @contextmanager
 def traced(what: str) -> Iterator[None]:
-    """Turns a ValueError of a model or an augmentation into one line for the user."""
+    """Turns an error of a model or an augmentation about shapes into one line for the user."""
     try:
         yield
     except SettingError:
         raise
-    except ValueError as error:
+    except (ValueError, FlaxError) as error:
         raise SettingError(f"{what} cannot be traced: {error} (--trace shows where)") from error
 
 

@@ -13,12 +13,14 @@ from opsin.data import pipeline
 from opsin.data.examples import Examples, stack
 from opsin.metrics.state import Merging, Metric, compute_all
 from opsin.pictures import figures
-from opsin.train.experiment import Experiment
+from opsin.train.experiment import Data, Experiment
+from opsin.train.feed import FeedSpec
 from opsin.train.host.processes import is_first
 from opsin.train.logging import MetricsLog
 from opsin.train.placement import global_batch, on_all_devices, on_own_devices, process_share
 from opsin.train.program import Program
 from opsin.train.sets import Sets
+from opsin.train.settings import SettingError
 from opsin.train.sharding import batch_shards
 from opsin.train.state import State
 
@@ -68,6 +70,27 @@ def evaluate(
     return {name: states.result() for name, states in merging.items()}
 
 
+def check_shapes(program: Program, examples: Sets, data: Data, trained: FeedSpec) -> None:
+    """Traces the evaluation of each set that is shaped otherwise than training images are.
+
+    Raises:
+        SettingError: if the network cannot take it, before anything is trained.
+    """
+    params, mutable = program.state.params, {**program.state.mutable, **program.fixed()}
+    for name in data.eval_splits:
+        found = FeedSpec.of(trained.mesh, examples.all[name], trained.batch_size, 0).batch
+        if found == trained.batch:
+            continue
+        valid = jax.ShapeDtypeStruct((trained.batch_size,), np.bool_)
+        try:
+            jax.eval_shape(program.evaluate, params, mutable, {**found, "valid": valid}, 0)
+        except SettingError as error:
+            here, there = (list(x["image"].shape[1:]) for x in (found, trained.batch))
+            raise SettingError(
+                f"images of {name!r} are {here}, those of training {there}: {error}"
+            ) from error
+
+
 def all_variables(state: State) -> dict[str, tuple[PyTree, PyTree]]:
     """Parameters and mutable variables: the raw ones as "", their moving average as "_ema"."""
     variables = {"": (state.params, state.mutable)}
@@ -103,7 +126,7 @@ def draw(
     directory: Path,
     split: str,
 ) -> None:
-    """Writes the task's charts of an evaluation, and its previews of the first images of a split.
+    """Writes the task's charts of an evaluation, and its previews of images drawn from a split.
 
     Args:
         experiment: its task, and how many images a preview has.
@@ -124,8 +147,9 @@ def draw(
         figures.save(figure, directory / f"{name}_{split}.png")
     if count == 0:
         return
-    count = min(count, len(examples.records))
-    first = stack(examples.records, range(count)) | {"valid": np.ones(count, bool)}
-    for name, picture in program.preview(params, mutable, jax.device_put(first)).items():
+    # The first images of a folder have one class, and a task may draw the first of these.
+    places = np.random.default_rng(0).permutation(len(examples.records))[:count]
+    some = stack(examples.records, places) | {"valid": np.ones(len(places), bool)}
+    for name, picture in program.preview(params, mutable, jax.device_put(some)).items():
         figure = figures.draw(picture, examples.class_names, title)
         figures.save(figure, directory / "previews" / f"{split}_{name}.png")

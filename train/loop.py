@@ -17,7 +17,7 @@ from opsin.data.examples import check_same_data
 from opsin.train.checkpoint import Checkpoints
 from opsin.train.conclusion import Result, measure_all, summary
 from opsin.train.durations import Cadence
-from opsin.train.evaluate import evaluate_sets
+from opsin.train.evaluate import check_shapes, evaluate_sets
 from opsin.train.experiment import Experiment
 from opsin.train.feed import Feed
 from opsin.train.host.accounting import Work, measured_work
@@ -142,6 +142,7 @@ def open_run(
     clock.lap("data")
     program = build(experiment, feed.spec)
     check_state(program.state, feed.spec.batch)
+    check_shapes(program, sets, data, feed.spec)
     cadence = experiment.loop.cadence(feed.spec.steps_per_epoch, program.steps)
     flops = program.flops() if program.steps else Counter()
     clock.lap("tracing")
@@ -195,7 +196,7 @@ def _first_state(
         state = start_from(experiment.weights, program.init(), images)
         return state, {"seconds": 0.0, "window": None}
     state, saved = checkpoints.restore(program.state, config, essence)
-    check_same_data(saved.get("data", {}), _description(sets, feed))
+    check_same_data(saved.get("data", {}), feed.description() | sets.description())
     feed.seek(saved["position"])
     return state, saved
 
@@ -247,18 +248,12 @@ def save(run: Run, state: State) -> None:
     """A checkpoint of the state, with all that resuming and ``opsin predict`` need."""
     metadata = {
         "config": run.config,
-        "data": _description(run.sets, run.feed),
+        "data": run.feed.description() | run.sets.description(),
         "position": run.feed.position(),
         "window": run.log.window(),
         "seconds": time.monotonic() - run.since,
     }
     run.checkpoints.save(state, metadata)
-
-
-def _description(sets: Sets, feed: Feed) -> dict[str, Any]:
-    """What the training images are like, as JSON."""
-    names, resized = list(sets.train.class_names), sets.train.resized
-    return feed.description() | {"class_names": names, "resized": resized}
 
 
 def conclude(

@@ -5,14 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from opsin.data.augment import Batch
-from opsin.data.examples import Examples, fits_in_memory, labels, materialize, stack
-from opsin.data.selection import select
+from opsin.data.checks import check_classes
+from opsin.data.examples import (
+    DataError,
+    Examples,
+    check_same_data,
+    fits_in_memory,
+    labels,
+    materialize,
+    stack,
+)
+from opsin.data.fingerprint import fingerprint
+from opsin.data.selection import drawn_places, select
 from opsin.data.sources import open_source
+from opsin.train.checkpoint import Checkpoints, saved_step
 from opsin.train.experiment import Data, Experiment
 from opsin.train.preparation import augmented, prepared
 
@@ -34,6 +47,13 @@ class Sets:
         """The training set."""
         return self.all["train"]
 
+    def description(self) -> dict[str, Any]:
+        """What is recorded of the data beside numbers and shapes, as JSON."""
+        train = self.train
+        names = list(train.class_names)
+        files = {name: examples.files for name, examples in self.all.items() if examples.files}
+        return {"class_names": names, "resized": train.resized, "files": files}
+
 
 def open_sets(experiment: Experiment) -> Sets:
     """Opens the data of a run, and has the task check them.
@@ -45,8 +65,32 @@ def open_sets(experiment: Experiment) -> Sets:
     data = experiment.data
     sets = {"train": open_training(experiment)}
     sets |= {name: open_source(data.source, split) for name, split in data.eval_splits.items()}
+    check_classes({name: examples.class_names for name, examples in sets.items()})
     experiment.task.check(sets["train"].class_names, partial(_look, sets, data))
     return Sets(sets, {name: _in_memory(sets[name], data) for name in data.eval_splits})
+
+
+def files_of(data: Data) -> dict[str, str]:
+    """``Examples.files`` of each set, without opening one; other sets are left out."""
+    splits = {"train": data.train_split, **data.eval_splits}
+    found = {name: fingerprint(data.source, split) for name, split in splits.items()}
+    return {name: text for name, text in found.items() if text}
+
+
+def check_files(checkpoints: Path, data: Data) -> None:
+    """Compares the files of a finished run's data, unopened, to those that it was trained on.
+
+    Raises:
+        DataError: if they are others now. Where the folder or the checkpoint is gone, nothing is
+            compared.
+    """
+    try:
+        files = files_of(data)
+    except DataError:
+        return
+    if files and saved_step(checkpoints) is not None:
+        with Checkpoints(checkpoints, create=False) as opened:
+            check_same_data(opened.metadata().get("data", {}), {"files": files})
 
 
 def open_training(experiment: Experiment) -> Examples:
@@ -61,7 +105,7 @@ def open_training(experiment: Experiment) -> Examples:
 def _look(sets: Mapping[str, Examples], data: Data) -> dict[str, Batch]:
     """A few examples of each set as the model would see them."""
     few: dict[str, Batch] = {
-        name: jax.device_put(stack(x.records, range(min(16, len(x.records)))))
+        name: jax.device_put(stack(x.records, drawn_places(16, len(x.records))))
         for name, x in sets.items()
     }
     return {

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from opsin.analysis.sets import drawn_places, some_examples
+from opsin.analysis.sets import some_examples
 from opsin.data.examples import Arrays, Examples
+from opsin.data.selection import drawn_places
 
 BY_CLASS = Examples(Arrays({"label": np.repeat(np.arange(4), 50).astype(np.int32)}))
 

@@ -156,10 +156,11 @@ def test_labels_and_names_stay_and_need_no_images(monkeypatch):
 
     monkeypatch.setattr(np.random, "default_rng", draw)
     np.testing.assert_array_equal(labels(examples), expected)
-    quick = Examples(grey("").records, ("a",), lambda: np.full(200, 3, np.int32), resized=True)
+    names = tuple(map(str, range(200)))
+    quick = Examples(grey("").records, names, lambda: np.full(200, 3, np.int32), resized=True)
     wrapped = binarized("train", source=lambda _: quick)
     np.testing.assert_array_equal(labels(wrapped), 3)
-    assert (wrapped.class_names, wrapped.resized) == (("a",), True)
+    assert (wrapped.class_names, wrapped.resized) == (names, True)
 
 
 class Several:
@@ -203,7 +204,7 @@ def test_mistakes_are_one_line():
         (lambda: fixed("train", seed=-1), "seed=-1"),
         (lambda: fixed("validation"), "no split"),
         (lambda: binarized("train+test", source=grey, splits=("test",)), "parts"),
-        (lambda: binarized("train", source=lambda _: floats).records[0], "not float32"),
+        (lambda: binarized("train", source=lambda _: floats).records[0], "this one is float32"),
     ]:
         with pytest.raises(DataError, match=message) as caught:
             wrong()

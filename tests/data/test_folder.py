@@ -1,5 +1,7 @@
 import os
+import re
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +9,12 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from opsin.data.examples import DataError, labels, materialize
+from opsin.data.fingerprint import fingerprint
 from opsin.data.folder import folder
 from opsin.data.images import read_image
 from opsin.data.pipeline import train_batches
+from opsin.data.sources import blank, open_source
+from opsin.data.squares import squared
 
 _CLASSES = ("ant", "bee")
 
@@ -328,3 +333,75 @@ def test_previews_are_no_pages(tmp_path):
         file.newFrame()
         small.save(file, format="TIFF", tiffinfo={254: 1})
     assert read_image(tmp_path / "pyramid.tiff", 1).size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("cost_$1_$2", "cost_$1_$2"),
+        ("_background_", "_background_"),
+        ("two words", "two words"),
+        (" lead", " lead"),
+        ("naïve", "naïve"),
+        (os.fsdecode(b"caf\xe9"), "caf\\xe9"),
+        ("UPPER.PNG", "UPPER.PNG"),
+        ("-n", "-n"),
+        ("a:b", "a:b"),
+        ("train", "train"),
+        ("0", "0"),
+    ],
+)
+def test_a_class_has_the_name_of_its_folder(tmp_path, name, written):
+    for split in ("train", "test"):
+        for place, each in enumerate((name, "zebra")):
+            _save(tmp_path / split / each / "x.png", place)
+    for split in ("train", "test"):
+        examples = folder(tmp_path, split, size=6)
+        assert examples.class_names == (written, "zebra")
+        assert [int(x["image"][0, 0, 0]) for x in map(examples.records.__getitem__, (0, 1))] == [
+            0,
+            1,
+        ]
+        examples.class_names[0].encode()  # text that can be printed and drawn
+
+
+def test_files_beside_the_classes_are_told_once_a_split(tmp_path, caplog):
+    _fill(tmp_path / "train", count=2)
+    for name in ("README.txt", "stray.png", "Thumbs.db", ".hidden"):
+        (tmp_path / "train" / name).write_bytes(b"x")
+    assert len(folder(tmp_path, "train").records) == 4
+    (told,) = caplog.messages
+    assert told == (
+        f"left out {tmp_path / 'train' / 'README.txt'}: it lies beside the folders of the classes "
+        "and 1 more"
+    )
+
+
+def test_what_identifies_files_is_their_names_sizes_and_classes(tmp_path):
+    root = tmp_path / "set"
+    _fill(root / "train", count=3)
+    _fill(root / "test", count=1)
+    source = f"folder:{root}"
+    before = fingerprint(source, "train")
+    assert before == folder(root, "train").files
+    assert re.fullmatch(r"6 of [\d,]+ bytes, digest [0-9a-f]{12}", before)
+    for same in (partial(folder, str(root), size=8), partial(squared, source=source, size=4)):
+        assert fingerprint(same, "train") == before
+        assert open_source(same, "train").files == before
+    assert fingerprint(source, "test") != before
+    for other in ("digits", "synthetic", "tfds:mnist", lambda split: None, partial(blank, 3)):
+        assert fingerprint(other, "train") is None
+    (tmp_path / "moved").mkdir()
+    root = root.rename(tmp_path / "moved" / "set")
+    assert fingerprint(f"folder:{root}", "train") == before
+    found = {before}
+    for change in (
+        lambda home: _save(home / "ant" / "000.png", 9, (7, 7, 3)),  # other content
+        lambda home: (home / "ant" / "000.png").rename(home / "ant" / "9.png"),
+        lambda home: (home / "ant" / "9.png").rename(home / "bee" / "9.png"),
+        lambda home: (home / "bee" / "9.png").unlink(),
+        lambda home: (home / "bee").rename(home / "wasp"),
+    ):
+        change(root / "train")
+        found.add(fingerprint(f"folder:{root}", "train"))
+    assert len(found) == 6

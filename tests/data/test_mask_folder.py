@@ -236,8 +236,8 @@ def _array(*shape):
     [
         ("images/001.png", _array(6, 8).astype(np.uint16), "cannot read image .*8 bits a channel"),
         ("masks/001.png", _array(6, 8).astype(np.uint16), "mask .* more than 8 bits a pixel"),
-        ("masks/001.png", _array(6, 8, 3), 'mask .* has colours .*mode "RGB".*index of a palette'),
-        ("masks/001.png", _array(6, 8, 4), 'mask .* has colours .*mode "RGBA"'),
+        ("masks/001.png", _array(6, 8, 3), 'mask .*: it has colours .*mode "RGB".*of a palette'),
+        ("masks/001.png", _array(6, 8, 4), 'mask .*: it has colours .*mode "RGBA"'),
         ("masks/001.png", _array(8, 6), "mask .*001.png has 8x6 pixels and image .* has 6x8"),
         ("masks/001.png", 9 * _array(6, 8), "mask .*001.png has the label 9, and the classes are"),
         ("masks/001.png", 255 * _array(6, 8), "mask .*001.png has no pixel that counts"),
@@ -272,6 +272,43 @@ def test_a_foreground_of_255_is_explained(split_folder, classes):
         _save(split_folder / "train" / "masks" / f"{index:03}.png", mask)
     with pytest.raises(DataError, match="255 means ignored; save the foreground as 1"):
         mask_folder(split_folder, "train")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda file: Image.new("L", (8, 6)).save(file, "JPEG"), "is a JPEG file by its content"),
+        (lambda file: Image.new("1", (8, 6)).save(file, "TIFF"), "is a TIFF file by its content"),
+        (lambda file: file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "it is no PNG, JPEG"),
+        (lambda file: file.write_bytes(b""), "it is no PNG, JPEG"),
+        (
+            lambda file: Image.new("L", (8, 6)).save(
+                file, save_all=True, append_images=[Image.new("L", (8, 6), 1)]
+            ),
+            "it has 2 pages",
+        ),
+        (lambda file: Image.new("I;16", (8, 6)).save(file), "more than 8 bits a pixel"),
+        (lambda file: Image.new("LA", (8, 6)).save(file), "it has colours"),
+    ],
+)
+def test_a_mask_that_is_no_mask_is_named(split_folder, write, message):
+    file = split_folder / "train" / "masks" / "001.png"
+    file.unlink()
+    write(file)
+    (split_folder / "classes.txt").write_text("a\nb\nc")
+    with pytest.raises(DataError, match=f"cannot read mask {file}: .*{message}") as caught:
+        mask_folder(split_folder, "train")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_an_orientation_that_there_is_not_is_upright(split_folder, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    home, arrays = split_folder / "train", materialize(mask_folder(split_folder, "train"))
+    Image.fromarray(arrays["mask"][1]).save(home / "masks" / "001.png", exif=exif)
+    again = materialize(mask_folder(split_folder, "train"))
+    np.testing.assert_array_equal(again["mask"], arrays["mask"])
 
 
 # Folders that are wrong.

@@ -70,7 +70,7 @@ def test_embedded_sources_name_their_splits(source):
 def test_open_source_takes_names_and_functions():
     assert len(open_source("digits", "test").records) == 360
     assert len(open_source("synthetic", "train").records) == 1024
-    mine = Examples(Arrays({"label": np.zeros(3, np.int32)}))
+    mine = Examples(Arrays({"image": np.zeros((3, 2, 2, 1), np.uint8)}))
     assert open_source(lambda split: {"train": mine}[split], "train") is mine
 
 
@@ -110,7 +110,8 @@ def test_importing_sources_imports_nothing_slow():
 def test_shrinking_moves_masks_too_and_keeps_what_is_known():
     image = np.arange(6 * 9, dtype=np.uint8).reshape(1, 6, 9, 1)
     arrays = {"image": image, "mask": image[..., 0], "weight": image[..., 0] / 2}
-    of = Examples(Arrays(arrays), ("a", "b"), lambda: np.array([1]), resized=True)
+    names = tuple(map(str, range(54)))
+    of = Examples(Arrays(arrays), names, lambda: np.array([1]), resized=True)
     small = shrunk("test", source=lambda _: of, factor=3)
     found = small.records[0]
     # The mean of a block of a ramp is its middle, which is also its nearest pixel.

@@ -4,8 +4,10 @@ from functools import partial
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from opsin.data.examples import Arrays, DataError, Examples, labels, stack
+from opsin.data.folder import folder
 from opsin.data.sources import blank
 from opsin.data.squares import square, squared
 
@@ -92,7 +94,7 @@ def test_masks_and_weights_move_with_their_image(shape, sizes):
     """Of an image whose red says its column, each label says the column that it was taken from."""
     image = ramp(*shape)
     example = {"image": image, "mask": image[..., 0], "weight": image[..., 1].astype(np.float32)}
-    source = Examples(Arrays({name: array[None] for name, array in example.items()}), ("a", "b"))
+    source = Examples(Arrays({name: array[None] for name, array in example.items()}))
     size, cropped = sizes
     found = squared("test", source=lambda _: source, size=size, held_out=cropped).records[0]
     assert found["mask"].shape == found["weight"].shape == (cropped, cropped)
@@ -102,3 +104,61 @@ def test_masks_and_weights_move_with_their_image(shape, sizes):
         off = found[name].astype(float) - found["image"][..., channel]
         assert np.abs(off[inner, inner]).max() <= 0.5 * max(1, min(shape) / size) + 1
     assert set(np.unique(found["mask"])) <= set(np.unique(image[..., 0]))  # none is made up
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (300, 451), (451, 300), (427, 640), (97, 1001)])
+@pytest.mark.parametrize("sizes", [(64, 56), (64, 64), (60, 53)])
+def test_it_is_resize_and_crop_at_whole_pixels(shape, sizes):
+    """As torchvision does it: ``Resize`` to int(size · long / short), ``CenterCrop`` by round."""
+    size, cropped = sizes
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    height, width = (int(size * side / min(shape)) for side in shape)
+    top, left = (round((side - cropped) / 2.0) for side in (height, width))
+    whole = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    expected = np.asarray(whole)[top : top + cropped, left : left + cropped]
+    off = np.abs(square(image, size, cropped).astype(int) - expected)
+    assert off.max() <= 2  # Pillow sees the box in float32, which decides ties, in both directions
+    assert off.mean() <= 0.06
+
+
+def folder_of(place, side=40):
+    for split in ("train", "test"):
+        for number, name in enumerate(("wide", "tall")):
+            (place / split / name).mkdir(parents=True)
+            image = ramp(side, side + 20 * number)
+            Image.fromarray(image).save(place / split / name / "x.png")
+    return place
+
+
+def test_photographs_of_a_folder_are_taken_as_they_are(tmp_path):
+    examples = squared("train", source=f"folder:{folder_of(tmp_path)}", size=20)
+    assert examples.class_names == ("tall", "wide")
+    assert labels(examples).tolist() == [0, 1]
+    for place, width in enumerate((60, 40)):
+        expected = square(ramp(40, width), 20, 20)
+        np.testing.assert_array_equal(examples.records[place]["image"], expected)
+
+
+def test_photographs_with_masks_too(tmp_path):
+    for kind in ("images", "masks"):
+        (tmp_path / "train" / kind).mkdir(parents=True)
+    for number, shape in enumerate(((40, 60), (50, 30))):
+        Image.fromarray(ramp(*shape)).save(tmp_path / "train" / "images" / f"{number}.png")
+        mask = (ramp(*shape)[..., 0] > 20).astype(np.uint8)
+        Image.fromarray(mask).save(tmp_path / "train" / "masks" / f"{number}.png")
+    examples = squared("train", source=f"masks:{tmp_path}", size=10)
+    for example in (examples.records[0], examples.records[1]):
+        assert (example["image"].shape, example["mask"].shape) == ((10, 10, 3), (10, 10))
+
+
+def test_what_was_resized_before_is_refused(tmp_path):
+    place = folder_of(tmp_path)
+    for before in (
+        partial(folder, str(place)),
+        partial(folder, str(place), size=64),
+        partial(squared, source=photographs, size=64),
+    ):
+        with pytest.raises(DataError, match=r"its source did so before.*size=None"):
+            squared("train", source=before, size=20)
+    whole = squared("train", source=partial(folder, str(place), size=None), size=20)
+    assert whole.records[0]["image"].shape == (20, 20, 3)

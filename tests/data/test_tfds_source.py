@@ -39,16 +39,21 @@ class Tiny(tensorflow_datasets.core.GeneratorBasedBuilder, skip_registration=Tru
         )
 
     def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples(24), "test": self._generate_examples(6)}
+        return {
+            "train": self._generate_examples(24),
+            "test": self._generate_examples(6),
+            "more": self._generate_examples(3, unlabelled=True),
+        }
 
-    def _generate_examples(self, count):
+    def _generate_examples(self, count, unlabelled=False):
         box = tensorflow_datasets.features.BBox(0.0, 0.25, 0.5, 1.0)
         for index in range(count):
             png = io.BytesIO()  # given an array, TFDS would call TensorFlow to encode it
             Image.fromarray(_IMAGES[index]).save(png, "PNG")
             png.seek(0)
             objects = [{"bbox": box}] * 2
-            yield index, {"id": "x", "image": png, "label": index % 3, "objects": objects}
+            label = -1 if unlabelled else index % 3
+            yield index, {"id": "x", "image": png, "label": label, "objects": objects}
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +120,14 @@ def test_reads_what_was_written(prepared):
     np.testing.assert_array_equal(arrays["objects/bbox"][23], [[0.0, 0.25, 0.5, 1.0]] * 2)
     assert examples.class_names == ("cat", "dog", "owl")
     assert len(list(examples.records)) == 24  # iterates, and stops
+
+
+def test_labels_of_minus_one_are_none(prepared):
+    examples = tfds("tiny", "more", data_dir=prepared)
+    assert examples.records[1].keys() == {"image", "objects/bbox"}
+    assert examples.class_names == ()
+    with pytest.raises(DataError, match='have no "label"'):
+        labels(examples)
 
 
 def test_masks_of_a_known_set_have_names_and_void_pixels(with_masks):
@@ -210,7 +223,9 @@ def test_a_missing_set_says_where_it_was_looked_for_and_how_to_get_it(prepared, 
 
 @pytest.mark.parametrize("split", ["validation", "train[:80%", "", "test+val"])
 def test_an_unknown_split_names_the_known_ones(prepared, split):
-    with pytest.raises(DataError, match=r"no split .*it has train, test, and slices") as caught:
+    with pytest.raises(
+        DataError, match=r"no split .*it has train, test, more, and slices"
+    ) as caught:
         tfds("tiny", split, data_dir=prepared)
     assert "\n" not in str(caught.value)
 

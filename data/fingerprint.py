@@ -1,0 +1,68 @@
+"""What identifies the files of a data set, without opening one."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+from opsin.data.examples import Source
+
+_FOLDERS = ("opsin.data.folder", "opsin.data.mask_folder")
+
+
+def fingerprint(source: str | Source, split: str) -> str | None:
+    """Number, bytes and digest of the files of a split, as text; None without a folder of them.
+
+    The digest is that of their names below the folder and of their sizes: a set that was moved
+    stays the same, and one in which files were replaced, renamed or moved to another class does
+    not, unless sizes and names stayed.
+
+    Args:
+        source: as for ``open_source``; one that is made of another (``source=…``) has its files.
+        split: of the source.
+
+    Raises:
+        DataError: if the folder or the split is not there.
+    """
+    while isinstance(source, partial) and "source" in source.keywords:
+        source = source.keywords["source"]
+    kind, path = _folder_of(source)
+    root = Path(path).expanduser()
+    if kind == "folder":
+        from opsin.data.folder import folder_files
+
+        return identified((file for file, _ in folder_files(path, split)[1]), root)
+    if kind == "mask_folder":
+        from opsin.data.mask_folder import mask_files
+
+        return identified_pairs(mask_files(path, split)[0], root)
+    return None
+
+
+def _folder_of(source: str | Source) -> tuple[str, str]:
+    """``folder`` or ``mask_folder``, and its path; else two empty strings."""
+    if isinstance(source, str):
+        kind, _, path = source.partition(":")
+        return {"folder": "folder", "masks": "mask_folder"}.get(kind, ""), path
+    if not isinstance(source, partial) or source.func.__module__ not in _FOLDERS:
+        return "", ""
+    path = source.keywords.get("path", next(iter(source.args), ""))
+    return source.func.__name__, os.fspath(path)
+
+
+def identified(files: Iterable[Path], root: Path) -> str:
+    """Number, bytes and digest of files below ``root``, see ``fingerprint``."""
+    digest, count, total = hashlib.sha256(), 0, 0
+    for file in files:
+        size = file.stat().st_size
+        digest.update(os.fsencode(f"{file.relative_to(root).as_posix()}\0{size}\0"))
+        count, total = count + 1, total + size
+    return f"{count} of {total:,} bytes, digest {digest.hexdigest()[:12]}"
+
+
+def identified_pairs(pairs: Iterable[tuple[Path, Path]], root: Path) -> str:
+    """The same of images with their masks, and of the file that names the classes."""
+    files = [file for pair in pairs for file in pair]
+    names = root / "classes.txt"
+    return identified([*files, names] if names.is_file() else files, root)
