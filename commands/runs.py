@@ -138,7 +138,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                 replace(experiment, measurements=todo),
                 directory,
                 config=config,
-                essence=partial(essence_of_resolved, trusted=texts(config)),
+                essence=partial(essence_of_resolved, allowed=texts(config)),
                 stop=lambda: bool(stopped),
                 writers=_writers(name, directory, config, options) if writes else (),
                 progress=options.progress,
