@@ -119,7 +119,9 @@ def _as_it_stands(run: Path, experiment: Experiment) -> Experiment:
     As it was, if there is no such recipe any more, or none of its arms is this run.
     """
     try:
-        name = json.loads((run / "arm.json").read_text())["experiment"]
+        name = str(json.loads((run / "arm.json").read_text())["experiment"])
+        if not name.isidentifier():  # a file, perhaps: whoever made the run is not to be asked
+            return experiment
         module = catalogue.find(name)
     except (OSError, ValueError, KeyError):  # no arm.json; ConfigError: no such experiment any more
         return experiment

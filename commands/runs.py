@@ -23,7 +23,7 @@ from opsin.config.names import UntrustedError
 from opsin.config.own_files import SameNameError
 from opsin.config.sweep import pinned
 from opsin.config.tree import rebuild, resolve, texts
-from opsin.data.files import from_json, replace_text, to_json
+from opsin.data.files import check_enclosed, component, from_json, replace_text, to_json
 from opsin.errors import UserError
 from opsin.report import evaluations
 from opsin.report.starts import Start, other_code, read_starts
@@ -88,7 +88,7 @@ class Outcome:
 
 def directory_of(name: str, experiment: Experiment, workdir: Path) -> Path:
     """``workdir/name/id``, the id being the hash of what changes a trained number."""
-    return workdir / name / identity(pinned(experiment))
+    return workdir / component("experiment", name) / identity(pinned(experiment))
 
 
 def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Outcome:
@@ -179,6 +179,7 @@ def _recorded(directory: Path) -> Iterator[None]:
 
 def state_of(directory: Path, experiment: Experiment) -> str:
     """``DONE``, ``FAILED``, ``to do``, or ``to measure`` for a finished run that lacks numbers."""
+    check_enclosed(directory)
     if not (directory / "DONE").exists():
         return "FAILED" if (directory / "FAILED").exists() else "to do"
     steps = _steps(directory)
@@ -329,7 +330,9 @@ def locked(
 
     Raises:
         RunError: if another run is live in it, or it cannot be written.
+        DataError: if something in it leads out of it.
     """
+    check_enclosed(directory)
     lock = FileLock(directory / ".lock", timeout=0)
     with writing(directory, if_unwritable):
         try:

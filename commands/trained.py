@@ -16,6 +16,7 @@ from opsin.commands.runs import RunError
 from opsin.config.identity import essence_of_resolved
 from opsin.config.names import UntrustedError, allowed_code
 from opsin.config.tree import rebuild
+from opsin.data.files import check_enclosed
 from opsin.errors import ConfigError
 from opsin.train.checkpoint import Checkpoints
 from opsin.train.experiment import Experiment
@@ -82,7 +83,9 @@ def reopen(
         RunError: if this is no run, this code cannot make its experiment, or it names other code
             that is not allowed.
         CheckpointError: if it has no checkpoint that can be read, or one of another config.
+        DataError: if something in the directory leads out of it.
     """
+    check_enclosed(run)
     try:
         saved = json.loads((run / "config.json").read_text())
     except (OSError, ValueError) as error:

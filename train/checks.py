@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from opsin.data.files import component
 from opsin.train.experiment import Experiment, Loop
 from opsin.train.optim import Optimizer
 from opsin.train.settings import SettingError
@@ -23,6 +24,7 @@ def check_experiment(experiment: Experiment) -> None:
     if data.eval_batch < 1 or loop.previews < 0:
         raise SettingError("loop.previews is at least 0, and data.eval_batch at least 1")
     for split in data.eval_splits:
+        component("data.eval_splits", split)
         if split == "train" or split.removesuffix("_ema") in data.eval_splits.keys() - {split}:
             raise SettingError(
                 f"data.eval_splits: {split!r} is also the name of other metrics; choose another"
