@@ -22,7 +22,7 @@ from opsin.config.identity import essence, essence_of_resolved, identity
 from opsin.config.names import UntrustedError
 from opsin.config.own_files import SameNameError
 from opsin.config.sweep import pinned
-from opsin.config.tree import rebuild, resolve, texts
+from opsin.config.tree import names_in, rebuild, resolve
 from opsin.data.files import check_enclosed, component, from_json, replace_text, to_json
 from opsin.errors import UserError
 from opsin.report import evaluations
@@ -138,7 +138,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                 replace(experiment, measurements=todo),
                 directory,
                 config=config,
-                essence=partial(essence_of_resolved, allowed=texts(config)),
+                essence=partial(essence_of_resolved, allowed=names_in(config)),
                 stop=lambda: bool(stopped),
                 writers=_writers(name, directory, config, options) if writes else (),
                 progress=options.progress,
@@ -205,7 +205,7 @@ def _is_evaluated(directory: Path, experiment: Experiment, steps: int) -> bool:
     there = again["measurement"] if again else None
     if there is None:
         saved = json.loads((directory / "config.json").read_text())
-        there = evaluation_of(resolve(rebuild(saved, texts(now))))
+        there = evaluation_of(resolve(rebuild(saved, names_in(now))))
     return there == evaluation_of(now)
 
 
@@ -231,7 +231,7 @@ def _check_trained(directory: Path, experiment: Experiment, options: Options, *,
     train_again = f"rm -r {directory} to train it again"
     try:
         saved = json.loads((directory / "config.json").read_text())
-        there = json_leaves(essence_of_resolved(saved, texts(resolve(experiment))))
+        there = json_leaves(essence_of_resolved(saved, names_in(resolve(experiment))))
     except (SameNameError, UntrustedError) as error:
         raise RunError(f"{directory} was trained with other files: {error}") from error
     except (OSError, ValueError) as error:  # ConfigError among them

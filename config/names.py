@@ -47,7 +47,7 @@ def named(text: str) -> Any:
     file, _, name = text.rpartition(":")
     if file.endswith(".py") and name.isidentifier():
         return own_files.load(Path(file), name)
-    if not _is_name(text):
+    if not is_name(text):
         return text
     module, _, name = text.partition(":")
     loaded = _imported(_places(module))
@@ -58,7 +58,7 @@ def named(text: str) -> Any:
     return text
 
 
-def _is_name(text: str) -> bool:
+def is_name(text: str) -> bool:
     """Whether a text is a name, and not one of a data set: there may be a ``folder.py`` about."""
     module, colon, name = text.rpartition(":")
     parts = [name] if module.endswith(".py") else [*module.split("."), name]
@@ -124,7 +124,7 @@ def found(text: str, allowed: Collection[str] = ()) -> Any:
         UntrustedError: for other code.
         ConfigError: for what is not there any more, or cannot be imported.
     """
-    if not _is_name(text):
+    if not is_name(text):
         return text
     name = _present_name(text) if _is_of_the_house(text) else text
     if name is None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 from opsin.config import hints
 from opsin.config.earlier import modernized
-from opsin.config.names import found, full_name, named
+from opsin.config.names import found, full_name, is_name, named
 from opsin.errors import ConfigError
 
 Tree = TypeVar("Tree")
@@ -49,7 +49,7 @@ def rebuild(resolved: Any, allowed: Collection[str] = ()) -> Any:
 
     Args:
         resolved: the tree as JSON.
-        allowed: modules or names of other code that may be executed; see ``found`` and ``texts``.
+        allowed: modules or names of other code that may be executed; see ``found`` and ``names_in``.
 
     Raises:
         UnallowedError: for other code that is not allowed.
@@ -58,12 +58,12 @@ def rebuild(resolved: Any, allowed: Collection[str] = ()) -> Any:
     return _built(modernized(resolved), Any, allowed)
 
 
-def texts(resolved: Any) -> set[str]:
-    """All texts in a resolved tree, names among them."""
+def names_in(resolved: Any) -> set[str]:
+    """The names of code in a resolved tree, in full, which allow each that and nothing else."""
     if isinstance(resolved, str):
-        return {resolved}
+        return {resolved} if is_name(resolved) else set()
     below = resolved.values() if isinstance(resolved, Mapping) else resolved
-    return set().union(*map(texts, below)) if isinstance(resolved, Mapping | list) else set()
+    return set().union(*map(names_in, below)) if isinstance(resolved, Mapping | list) else set()
 
 
 def _built(resolved: Any, hint: Any, allowed: Collection[str]) -> Any:

@@ -13,7 +13,10 @@ from typing import Any
 
 from opsin.data.examples import DataError
 
-LARGEST = {".json": 2**26, ".jsonl": 2**30, "metadata": 2**26}
+LARGEST = {
+    ".jsonl": 2**30,
+    **dict.fromkeys((".json", "metadata", "_METADATA", "_CHECKPOINT_METADATA", "_sharding"), 2**26),
+}
 """Bytes of a file of a run that is read at once, by its suffix, or its name."""
 
 

@@ -23,7 +23,7 @@ from opsin.config import catalogue
 from opsin.config.identity import identity
 from opsin.config.names import allowed_code
 from opsin.config.table import Arm
-from opsin.config.tree import override, parse, parse_all, paths, rebuild, resolve, texts
+from opsin.config.tree import names_in, override, parse, parse_all, paths, rebuild, resolve
 from opsin.data.geometry import random_crop, random_flip
 from opsin.errors import ConfigError
 from opsin.losses.classification import cross_entropy_loss, focal_loss
@@ -722,7 +722,7 @@ def test_a_data_set_is_no_module(experiment, evil, monkeypatch):
         assert parse(f"data.source={kind}:f") == ("data.source", f"{kind}:f")
         config = resolve(experiment)
         config["data"]["source"] = f"{kind}:f"
-        assert rebuild(config, texts(config)).data.source == f"{kind}:f"
+        assert rebuild(config, names_in(config)).data.source == f"{kind}:f"
         assert kind not in sys.modules
 
 
