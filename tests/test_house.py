@@ -324,7 +324,10 @@ def test_each_room_has_tests_under_its_name():
 README = (HOUSE / "README.md").read_text()
 DOCUMENTS = {
     name: (HOUSE / name).read_text()
-    for name in ("README.md", "CHANGELOG.md", "docs/howto.md", "docs/pods.md", "docs/design.md")
+    for name in (
+        *("README.md", "CHANGELOG.md", "SECURITY.md"),
+        *("docs/howto.md", "docs/pods.md", "docs/design.md"),
+    )
 }
 PAGES = {name: DOCUMENTS[name] for name in ("README.md", "docs/howto.md", "docs/pods.md")} | {
     name: ast.get_docstring(tree(path)) or "" for name, path in catalogue.experiments().items()
