@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from opsin.commands.groups import Features, Runtime
-from opsin.commands.values import Count, Run, Trust
+from opsin.commands.values import Allow, Count, Run
 
 
 def embed(
@@ -18,7 +18,7 @@ def embed(
     *,
     n: Count[int] = 2000,
     output: Path | None = None,
-    trust: Trust = False,
+    allow: Allow = (),
     features: Features,
     runtime: Runtime,
 ) -> int:
@@ -42,7 +42,7 @@ def embed(
         seed=features.seed,
         output=output or run / "embedding",
         track=bar,
-        trust=trust,
+        allow=allow,
     ):
         print(path)
     return 0

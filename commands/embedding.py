@@ -35,7 +35,7 @@ def embed(
     seed: int,
     output: Path,
     track: Track,
-    trust: bool = False,
+    allow: Sequence[str] = (),
 ) -> list[Path]:
     """Writes ``embedding.npz``, features of images, and ``embedding.png``, two maps of them.
 
@@ -55,14 +55,14 @@ def embed(
         seed: of the draw and of the map.
         output: directory.
         track: shows how far it has come.
-        trust: see ``reopen``.
+        allow: see ``reopen``.
 
     Raises:
         RunError: if this is no run, the images have another size, or nothing can be written.
         SettingError: if the network has no features, or they are not finite.
         DataError: if the data cannot be read.
     """
-    trained = open_run(run, trust=trust)
+    trained = open_run(run, allow=allow)
     data, task = trained.experiment.data, trained.experiment.task
     check_features(task, trained.image)
     examples = _opened(trained, source, split)

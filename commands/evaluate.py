@@ -7,7 +7,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from opsin.commands.groups import Runtime
-from opsin.commands.values import Run, Trust
+from opsin.commands.values import Allow, Run
 
 
 def evaluate(
@@ -15,7 +15,7 @@ def evaluate(
     overrides: Annotated[tuple[str, ...], arg(metavar="MEASUREMENT [path=value …]")] = (),
     /,
     *,
-    trust: Trust = False,
+    allow: Allow = (),
     runtime: Runtime,
 ) -> int:
     """Measures a trained run again, or in another way; nothing trains.
@@ -30,7 +30,7 @@ def evaluate(
     from opsin.commands.evaluating import evaluate_run
     from opsin.train.logging import bar
 
-    for each in evaluate_run(run, overrides, bar, trust=trust):
+    for each in evaluate_run(run, overrides, bar, allow=allow):
         print(each.name)
         for name, value in each.metrics.items():
             print(f"  {name:<32} {value:.4f}")

@@ -52,7 +52,7 @@ class Evaluated:
 
 
 def evaluate_run(
-    run: Path, asked: Sequence[str], track: Track, *, trust: bool = False
+    run: Path, asked: Sequence[str], track: Track, *, allow: Sequence[str] = ()
 ) -> Iterator[Evaluated]:
     """Measures the newest checkpoint of a run, and writes each number where ``report`` finds it.
 
@@ -62,7 +62,7 @@ def evaluate_run(
             samples=2000``). Without any: the metrics of all splits, and the measurements of the
             run's experiment in its present form, or else those of the run's config.
         track: shows how far it has come.
-        trust: see ``reopen``.
+        allow: see ``reopen``.
 
     Raises:
         RunError: if this is no run, another command is at work in it, or it cannot be written.
@@ -70,11 +70,13 @@ def evaluate_run(
         SettingError, DataError, WeightsError: if a measurement does not fit the run.
     """
     with locked(run) if (run / "config.json").exists() else nullcontext():
-        yield from _evaluated(run, asked, track, trust)
+        yield from _evaluated(run, asked, track, allow)
 
 
-def _evaluated(run: Path, asked: Sequence[str], track: Track, trust: bool) -> Iterator[Evaluated]:
-    reopened = reopen(run, partial(_as_it_stands, run), trust=trust)
+def _evaluated(
+    run: Path, asked: Sequence[str], track: Track, allow: Sequence[str]
+) -> Iterator[Evaluated]:
+    reopened = reopen(run, partial(_as_it_stands, run), allow=allow)
     experiment = reopened.experiment
     chosen_ones = _parsed(asked, experiment.measurements) if asked else experiment.measurements
     sets = {"train": open_training(experiment)}
@@ -121,7 +123,9 @@ def _as_it_stands(run: Path, experiment: Experiment) -> Experiment:
     As it was, if there is no such recipe any more, or none of its arms is this run.
     """
     try:
-        name = json.loads((run / "arm.json").read_text())["experiment"]
+        name = str(json.loads((run / "arm.json").read_text())["experiment"])
+        if not name.isidentifier():  # a file, perhaps: whoever made the run is not to be asked
+            return experiment
         module = catalogue.find(name)
     except (OSError, ValueError, KeyError):  # no arm.json; ConfigError: no such experiment any more
         return experiment

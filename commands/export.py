@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from opsin.commands.groups import Runtime
-from opsin.commands.values import Run, Trust
+from opsin.commands.values import Allow, Run
 
 
 def export(
@@ -16,7 +16,7 @@ def export(
     output: Annotated[Path, arg(metavar="FILE")],
     /,
     *,
-    trust: Trust = False,
+    allow: Allow = (),
     runtime: Runtime,
 ) -> int:
     """Saves the weights of a run as safetensors.
@@ -27,6 +27,6 @@ def export(
     runtime.set_up()
     from opsin.commands import exporting
 
-    print(f"sha256 {exporting.export(run, output, trust=trust)}")
+    print(f"sha256 {exporting.export(run, output, allow=allow)}")
     print(output)
     return 0

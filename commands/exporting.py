@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,13 +12,13 @@ from opsin.commands.trained import open_run
 from opsin.train.weights import save_weights
 
 
-def export(run: Path, path: Path, *, trust: bool = False) -> str:
+def export(run: Path, path: Path, *, allow: Sequence[str] = ()) -> str:
     """Writes the network of a finished run, its moving average if it has one.
 
     Args:
         run: its directory.
         path: of the file.
-        trust: see ``reopen``.
+        allow: see ``reopen``.
 
     Returns:
         The sha256 of the file.
@@ -26,7 +27,7 @@ def export(run: Path, path: Path, *, trust: bool = False) -> str:
         RunError: if this is no finished run.
         WeightsError: if the file cannot be written.
     """
-    trained = open_run(run, trust=trust)
+    trained = open_run(run, allow=allow)
     if not (run / "DONE").exists():
         raise RunError(f"{run} is not finished: run it again, and it resumes")
     summary = json.loads((run / "summary.json").read_text())

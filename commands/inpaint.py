@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from opsin.commands.groups import Images, Runtime
-from opsin.commands.values import Count, Run, Trust
+from opsin.commands.values import Allow, Count, Run
 
 
 def inpaint(
@@ -20,7 +20,7 @@ def inpaint(
     n: Count[int] = 8,
     resamplings: Count[int] = 10,
     output: Path = Path("inpainted"),
-    trust: Trust = False,
+    allow: Allow = (),
     images: Images,
     runtime: Runtime,
 ) -> int:
@@ -40,7 +40,7 @@ def inpaint(
     from opsin.commands import sampling
 
     for written in sampling.inpaint(
-        run, image, mask, n, images, resamplings=resamplings, output=output, trust=trust
+        run, image, mask, n, images, resamplings=resamplings, output=output, allow=allow
     ):
         print(written)
     return 0

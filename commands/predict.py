@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from opsin.commands.groups import Runtime
-from opsin.commands.values import Run, Trust
+from opsin.commands.values import Allow, Run
 from opsin.errors import ConfigError
 
 
@@ -18,7 +18,7 @@ def predict(
     /,
     *,
     output: Path = Path("predictions"),
-    trust: Trust = False,
+    allow: Allow = (),
     runtime: Runtime,
 ) -> int:
     """Predicts labels or masks of images.
@@ -33,7 +33,7 @@ def predict(
     from opsin.commands.prediction import load
     from opsin.commands.prediction import predict as predictions
 
-    for line in predictions(load(run, trust=trust), images, output):
+    for line in predictions(load(run, allow=allow), images, output):
         print(line, flush=True)
     print(output)
     return 0

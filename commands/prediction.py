@@ -58,18 +58,18 @@ class Predictor:
     probabilities: Callable[[np.ndarray], np.ndarray]
 
 
-def load(run: Path, *, trust: bool = False) -> Predictor:
+def load(run: Path, *, allow: Sequence[str] = ()) -> Predictor:
     """Opens the newest checkpoint of a run's directory; its data set is not needed.
 
     Args:
         run: the directory.
-        trust: see ``reopen``.
+        allow: see ``reopen``.
 
     Raises:
         RunError: if this is no run, it has another kind of task, or this code would not make it.
         CheckpointError: if it has no checkpoint that can be read.
     """
-    trained = open_run(run, trust=trust)
+    trained = open_run(run, allow=allow)
     task, data = trained.experiment.task, trained.experiment.data
 
     @jit_here

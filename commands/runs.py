@@ -22,8 +22,8 @@ from opsin.config.identity import essence, essence_of_resolved, identity
 from opsin.config.names import UntrustedError
 from opsin.config.own_files import SameNameError
 from opsin.config.sweep import pinned
-from opsin.config.tree import rebuild, resolve, texts
-from opsin.data.files import from_json, replace_text, to_json
+from opsin.config.tree import names_in, rebuild, resolve
+from opsin.data.files import check_enclosed, component, from_json, replace_text, to_json
 from opsin.errors import UserError
 from opsin.report import evaluations
 from opsin.report.starts import Start, other_code, read_starts
@@ -89,7 +89,7 @@ class Outcome:
 
 def directory_of(name: str, experiment: Experiment, workdir: Path) -> Path:
     """``workdir/name/id``, the id being the hash of what changes a trained number."""
-    return workdir / name / identity(pinned(experiment))
+    return workdir / component("experiment", name) / identity(pinned(experiment))
 
 
 def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Outcome:
@@ -139,7 +139,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                 replace(experiment, measurements=todo),
                 directory,
                 config=config,
-                essence=partial(essence_of_resolved, trusted=texts(config)),
+                essence=partial(essence_of_resolved, allowed=names_in(config)),
                 stop=lambda: bool(stopped),
                 writers=_writers(name, directory, config, options) if writes else (),
                 progress=options.progress,
@@ -180,6 +180,7 @@ def _recorded(directory: Path) -> Iterator[None]:
 
 def state_of(directory: Path, experiment: Experiment) -> str:
     """``DONE``, ``FAILED``, ``to do``, or ``to measure`` for a finished run that lacks numbers."""
+    check_enclosed(directory)
     if not (directory / "DONE").exists():
         return "FAILED" if (directory / "FAILED").exists() else "to do"
     steps = _steps(directory)
@@ -205,7 +206,7 @@ def _is_evaluated(directory: Path, experiment: Experiment, steps: int) -> bool:
     there = again["measurement"] if again else None
     if there is None:
         saved = json.loads((directory / "config.json").read_text())
-        there = evaluation_of(resolve(rebuild(saved, texts(now))))
+        there = evaluation_of(resolve(rebuild(saved, names_in(now))))
     return there == evaluation_of(now)
 
 
@@ -231,7 +232,7 @@ def _check_trained(directory: Path, experiment: Experiment, options: Options, *,
     train_again = f"rm -r {directory} to train it again"
     try:
         saved = json.loads((directory / "config.json").read_text())
-        there = json_leaves(essence_of_resolved(saved, texts(resolve(experiment))))
+        there = json_leaves(essence_of_resolved(saved, names_in(resolve(experiment))))
     except (SameNameError, UntrustedError) as error:
         raise RunError(f"{directory} was trained with other files: {error}") from error
     except (OSError, ValueError) as error:  # ConfigError among them
@@ -331,7 +332,9 @@ def locked(
 
     Raises:
         RunError: if another run is live in it, or it cannot be written.
+        DataError: if something in it leads out of it.
     """
+    check_enclosed(directory)
     lock = FileLock(directory / ".lock", timeout=0)
     with writing(directory, if_unwritable):
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from opsin.commands.groups import Images, Runtime
-from opsin.commands.values import Count, Run, Trust
+from opsin.commands.values import Allow, Count, Run
 
 
 def sample(
@@ -15,7 +15,7 @@ def sample(
     n: Count[int] = 64,
     path: bool = False,
     output: Path = Path("samples"),
-    trust: Trust = False,
+    allow: Allow = (),
     images: Images,
     runtime: Runtime,
 ) -> int:
@@ -29,6 +29,6 @@ def sample(
     runtime.set_up()
     from opsin.commands import sampling
 
-    for written in sampling.sample(run, n, images, path=path, output=output, trust=trust):
+    for written in sampling.sample(run, n, images, path=path, output=output, allow=allow):
         print(written)
     return 0

@@ -42,21 +42,21 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def sample(
-    run: Path, count: int, asked: Images, *, path: bool, output: Path, trust: bool = False
+    run: Path, count: int, asked: Images, *, path: bool, output: Path, allow: Sequence[str] = ()
 ) -> list[Path]:
     """Writes ``samples.png``, a grid, and ``samples.npz``; with ``path`` also ``path.gif``.
 
     The arrays are ``image`` uint8 [count, height, width, channels], ``label`` int32 [count] where
     the model takes classes (all in turn, unless one is requested), ``seed``, ``step``, and
     ``made``, JSON that says how. Image i of a seed is the same whatever ``count`` is. The animation
-    shows the first 16, from noise on. For ``trust`` see ``open_run``.
+    shows the first 16, from noise on. For ``allow`` see ``open_run``.
 
     Raises:
         RunError: if the run makes no images, not in this way, or the directory cannot be written.
         SettingError: if the model does not know the requested class, or cannot make images in the
             requested way.
     """
-    trained, task = _open(run, asked, trust)
+    trained, task = _open(run, asked, allow)
     labels = _labels(task, count, asked)
     shown = min(count, 16)  # all steps of an image are in memory
     few = None if labels is None else jnp.asarray(labels[:shown])
@@ -84,7 +84,7 @@ def inpaint(
     *,
     resamplings: int,
     output: Path,
-    trust: bool = False,
+    allow: Sequence[str] = (),
 ) -> list[Path]:
     """Writes ``inpainted.png``, the image, its known part and completed versions.
 
@@ -100,7 +100,7 @@ def inpaint(
         asked: which images are wanted, and how they are made.
         resamplings: how often each step is done; see ``ops.diffusion.inpainting``.
         output: directory.
-        trust: see ``open_run``.
+        allow: see ``open_run``.
 
     Raises:
         RunError: if the run has no diffusion model, the images have another size than it makes, the
@@ -110,7 +110,7 @@ def inpaint(
     """
     if asked.label is None and asked.guidance is not None:
         raise RunError("--guidance needs a class: give one with --class, or leave it out")
-    trained, task = _open(run, asked, trust)
+    trained, task = _open(run, asked, allow)
     with _about(run):
         inpainter = task.inpainter(
             resamplings,
@@ -211,8 +211,8 @@ def _check_opaque(file: Path) -> None:
         raise RunError(f"{file} has transparent parts: save it without, on black or white")
 
 
-def _open(run: Path, asked: Images, trust: bool) -> tuple[Trained, Generative]:
-    trained = open_run(run, asked.weights, trust=trust)
+def _open(run: Path, asked: Images, allow: Sequence[str]) -> tuple[Trained, Generative]:
+    trained = open_run(run, asked.weights, allow=allow)
     with _about(run):
         task = trained.experiment.task.as_generative()
     changes: dict[str, Any] = {

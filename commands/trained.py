@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,9 @@ from jaxtyping import PyTree
 
 from opsin.commands.runs import RunError
 from opsin.config.identity import essence_of_resolved
-from opsin.config.names import UntrustedError
-from opsin.config.tree import rebuild, texts
+from opsin.config.names import UntrustedError, allowed_code
+from opsin.config.tree import rebuild
+from opsin.data.files import check_enclosed
 from opsin.errors import ConfigError
 from opsin.train.checkpoint import Checkpoints
 from opsin.train.experiment import Experiment
@@ -69,20 +70,22 @@ def reopen(
     run: Path,
     present: Callable[[Experiment], Experiment] = lambda x: x,
     *,
-    trust: bool = False,
+    allow: Sequence[str] = (),
 ) -> Reopened:
     """Opens the newest checkpoint of a run's directory.
 
     Args:
         run: the directory.
         present: from the experiment of its config to the same as it is to be evaluated.
-        trust: whether code is executed that is not of this house, and that the run names.
+        allow: modules and files of other code that the run may name, as they are typed.
 
     Raises:
         RunError: if this is no run, this code cannot make its experiment, or it names other code
-            that is not trusted.
+            that is not allowed.
         CheckpointError: if it has no checkpoint that can be read, or one of another config.
+        DataError: if something in the directory leads out of it.
     """
+    check_enclosed(run)
     try:
         saved = json.loads((run / "config.json").read_text())
     except (OSError, ValueError) as error:
@@ -90,9 +93,9 @@ def reopen(
             f"{run} is no directory of a run (config.json: {error}): give runs/NAME/ID, which "
             "`opsin run` prints last"
         ) from error
-    trusted = texts(saved) if trust else frozenset()
+    allowed = allowed_code(allow)
     try:
-        experiment = present(rebuild(saved, trusted))
+        experiment = present(rebuild(saved, allowed))
     except UntrustedError as error:
         raise RunError(f"{run} names {error}") from error
     except ConfigError as error:
@@ -115,26 +118,26 @@ def reopen(
         feed = FeedSpec(make_mesh(alone.parallel), batch, described["examples"])
         program = build(alone, feed)
         state, _ = checkpoints.restore(
-            program.state, saved, partial(essence_of_resolved, trusted=trusted)
+            program.state, saved, partial(essence_of_resolved, allowed=allowed)
         )
     return Reopened(experiment, program, state, described)
 
 
 def open_run(
-    run: Path, weights: Literal["ema", "raw"] | None = None, *, trust: bool = False
+    run: Path, weights: Literal["ema", "raw"] | None = None, *, allow: Sequence[str] = ()
 ) -> Trained:
     """Opens the newest checkpoint of a run's directory.
 
     Args:
         run: the directory.
         weights: the moving average, or what was trained; None takes the average if there is one.
-        trust: see ``reopen``.
+        allow: see ``reopen``.
 
     Raises:
         RunError: as ``reopen``, or if the run kept no moving average.
         CheckpointError: if it has no checkpoint that can be read.
     """
-    reopened = reopen(run, trust=trust)
+    reopened = reopen(run, allow=allow)
     state, described = reopened.state, reopened.described
     if weights == "ema" and not state.ema:
         raise RunError(

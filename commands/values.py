@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 Value = TypeVar("Value")
@@ -115,5 +115,10 @@ Axes = Annotated[Value, _typed(_axes, "AXIS=N,…")]
 
 Name = Annotated[str, arg(metavar="NAME", help="of an experiment, see opsin list")]
 Overrides = Annotated[tuple[str, ...], arg(metavar="[path=value …]", help="such as data.batch=64")]
-Trust = Annotated[bool, arg(help="execute code of others that RUN names")]
+Allow = UseAppendAction[
+    Annotated[
+        tuple[str, ...],
+        arg(metavar="MODULE", help="code that RUN may name too: my_module, or ./my_losses.py;"),
+    ]
+]
 Run = Annotated[Path, arg(metavar="RUN", help="its directory, runs/NAME/ID")]

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -47,13 +47,13 @@ def essence(node: Any) -> Any:
     return {"call": lasting_name(node)}  # with a key, so that no text is taken for a function
 
 
-def essence_of_resolved(config: Mapping[str, Any], trusted: Container[str] = ()) -> Any:
+def essence_of_resolved(config: Mapping[str, Any], allowed: Collection[str] = ()) -> Any:
     """The essence of a tree, from what ``resolve`` made of it, now or in earlier code.
 
     Raises:
         ConfigError: as ``rebuild``.
     """
-    return essence(rebuild(config, trusted))
+    return essence(rebuild(config, allowed))
 
 
 def defaults(owner: Any) -> dict[str, Any]:

@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
 import sys
 import sysconfig
 import types
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from opsin.config import own_files
+from opsin.data.sources import WITH_A_NAME
 from opsin.errors import ConfigError
 
 HOUSE = Path(__file__).parent.parent
 OWN = __name__.removesuffix("config.names")
 """The package that all rooms are in, and a dot: names of this house are written without."""
 HELD = (
-    *("analysis.", "experiments.", "imaging.", "losses.", "metrics.", "models.", "ops."),
-    *("data.", "train.experiment:", "train.extractor:Extractor", "train.methods:", "train.optim:"),
+    *("analysis.", "data.", "experiments.", "imaging.", "losses.", "metrics.", "models.", "ops."),
+    *("train.experiment:", "train.extractor:Extractor", "train.methods:", "train.optim:"),
     *("train.schedules:", "train.sharding:Parallel", "train.tasks.", "train.weights:Weights"),
-    *("flax.linen:", "jax.nn:", "jax.numpy:bfloat16", "jax.numpy:float", "jax.numpy:tanh"),
-    "optax:",
+    *("jax.nn:", "jax.nn.initializers:", "jax.numpy:bfloat16", "jax.numpy:float", "jax.numpy:tanh"),
+    *("flax.linen.activation:", "flax.linen.linear:", "flax.linen.normalization:"),
+    *("flax.linen.pooling:", "optax:", "optax.losses:"),
 )
-"""How the names of all begin that the config of a stranger may hold: nothing in them runs a text
-or a file."""
+"""How the names of all begin that a file may hold whose author is not known. Whatever it is called
+with, nothing in them runs a text, imports a module or writes a file; a test reads their code."""
 WRITES_FILES = "data.files:"
-"""What of these no config may hold either."""
+"""What of these no file may hold either."""
 
 
 class UntrustedError(ConfigError):
-    """A config names code that is neither of this house nor of a library that configs hold."""
+    """A file names code that is not ``HELD``, and that nobody has allowed."""
 
 
 def named(text: str) -> Any:
@@ -46,15 +47,22 @@ def named(text: str) -> Any:
     file, _, name = text.rpartition(":")
     if file.endswith(".py") and name.isidentifier():
         return own_files.load(Path(file), name)
-    module, colon, name = text.partition(":")
-    if not colon or not all(part.isidentifier() for part in [*module.split("."), name]):
+    if not is_name(text):
         return text
+    module, _, name = text.partition(":")
     loaded = _imported(_places(module))
     if hasattr(loaded, name):
         return getattr(loaded, name)
-    if getattr(loaded, "__file__", None):  # else a mere directory, called "tfds"
+    if getattr(loaded, "__file__", None):  # else a mere directory of that name
         raise ConfigError(f"module {module} has no {name!r}")
     return text
+
+
+def is_name(text: str) -> bool:
+    """Whether a text is a name, and not one of a data set: there may be a ``folder.py`` about."""
+    module, colon, name = text.rpartition(":")
+    parts = [name] if module.endswith(".py") else [*module.split("."), name]
+    return bool(colon) and module not in WITH_A_NAME and all(part.isidentifier() for part in parts)
 
 
 def _places(module: str) -> list[str]:
@@ -82,68 +90,89 @@ def _is_room(module: str) -> bool:
     return (HOUSE / module.partition(".")[0] / "__init__.py").is_file()
 
 
-def found(text: str, trusted: Container[str] = ()) -> Any:
-    """The object that a text in a config names; a text that names none as it is.
+def allowed_code(asked: Iterable[str]) -> tuple[str, ...]:
+    """What a user allows a file to name, for ``found``: modules.
 
-    What has moved to another module of this house since it was written is found by its name. Other
-    code than ``HELD`` is imported only if its name is trusted, or in a file that was read already.
+    A file among them is read at once, and so may be named wherever it lay when it was written.
+
+    Raises:
+        ConfigError: for what is neither a module's name nor a file, or a file that cannot be read.
+    """
+    modules = []
+    for each in asked:
+        if each.endswith(".py"):
+            own_files.read(Path(each))
+        elif all(part.isidentifier() for part in each.split(".")):
+            modules.append(each)
+        else:
+            raise ConfigError(f"--allow {each}: name a module or a file, such as ./my_losses.py")
+    return tuple(modules)
+
+
+def found(text: str, allowed: Collection[str] = ()) -> Any:
+    """The object that a text in a file names; a text that names none as it is.
+
+    Nothing is imported before it is known that the name may stand there: it is ``HELD``, allowed,
+    or of a file that was read already. The object must have been defined under such a name too.
+    What has moved to another module of this house since it was written is found by its name.
+
+    Args:
+        text: of a file whose author is not known.
+        allowed: modules (with all below them) or full names that may be named as well.
 
     Raises:
         UntrustedError: for other code.
         ConfigError: for what is not there any more, or cannot be imported.
     """
-    module, _, name = text.rpartition(":")
-    own_file = module.endswith(".py") and name.isidentifier()
-    if text in trusted or (own_file and own_files.is_read(Path(module))):
-        return _wherever(text)
-    if own_file:
-        raise _untrusted(text, module)
-    if not all(part.isidentifier() for part in [*module.split("."), name]):
+    if not is_name(text):
         return text
-    if not (_is_room(module) or text.startswith(HELD)):
-        if file := _file_of(module):
-            raise _untrusted(text, file)
-        if "." not in module:
-            return text  # "tfds:mnist"
-    # Of the house alone: there may be a module of that name in the working directory.
-    loaded = _imported(_places(module)[:1]) if text.startswith(HELD) else None
-    known = getattr(loaded, name) if hasattr(loaded, name) else _moved(text)
-    if known is None:
+    name = _present_name(text) if _is_of_the_house(text) else text
+    if name is None:
         raise ConfigError(f"{text} is not there any more")
-    if not full_name(known).startswith(HELD) or full_name(known).startswith(WRITES_FILES):
-        raise ConfigError(f"{text} is nothing that a config holds")
+    if not _may_be_named(name, allowed):
+        raise _untrusted(text, name)
+    known = named(name)
+    if known is name:
+        raise ConfigError(f"{text} is not there any more")
+    if not _may_be_named(full_name(known), allowed):
+        raise _untrusted(text, full_name(known))
     return known
 
 
-def _untrusted(text: str, file: str) -> UntrustedError:
+def _is_of_the_house(name: str) -> bool:
+    module = name.rpartition(":")[0].removeprefix(OWN)
+    return not module.endswith(".py") and _is_room(module)
+
+
+def _may_be_named(name: str, allowed: Collection[str]) -> bool:
+    held = name.startswith(HELD) and not name.startswith(WRITES_FILES)
+    given = any(name == each or name.startswith((f"{each}.", f"{each}:")) for each in allowed)
+    return held or given or own_files.is_read(Path(name.rpartition(":")[0]))
+
+
+def _untrusted(text: str, name: str) -> UntrustedError:
+    is_called = text if text == name else f"{text} is {name}, which"
+    if _is_of_the_house(name):
+        return UntrustedError(f"{is_called} is nothing that a config holds")
     return UntrustedError(
-        f"{text} (in {file}) is no code of opsin: it is executed only if you name it yourself, or "
-        "say --trust"
+        f"{is_called} is no code of opsin: it is executed only if you name it yourself, or say "
+        f"--allow {name.rpartition(':')[0]}"
     )
 
 
-def _file_of(module: str) -> str | None:
-    """Where a module lies, without importing it, or None if there is none."""
-    package = module.partition(".")[0]
-    try:
-        spec = importlib.util.find_spec(package)
-    except ValueError:  # __main__
-        return package
-    # "tfds" may be a mere directory.
-    return spec and (spec.origin or (package if "." in module else None))
+def _present_name(text: str) -> str | None:
+    """The name of ``room.module:name`` in its present file, if one file alone defines the name."""
+    module, _, name = text.partition(":")
+    defines = re.compile(rf"^((class|def) {name}\b|{name}\b[^=\n]*=)", re.MULTILINE)
 
+    def is_in(file: Path) -> bool:
+        return file.is_file() and bool(defines.search(file.read_text(encoding="utf-8")))
 
-def _wherever(text: str) -> Any:
-    """As ``named``, also for what has moved to another module of this house."""
-    try:
-        known = named(text)
-    except ConfigError:
-        moved = _moved(text)
-        if moved is None:
-            raise
-        return moved
-    moved = _moved(text) if known is text else None
-    return known if moved is None else moved
+    here = HOUSE.joinpath(*module.removeprefix(OWN).split(".")).with_suffix(".py")
+    homes = [here] if is_in(here) else [file for file in house_files() if is_in(file)]
+    if name.startswith("_") or len(homes) != 1:
+        return None
+    return f"{'.'.join(homes[0].relative_to(HOUSE).with_suffix('').parts)}:{name}"
 
 
 def full_name(node: Any) -> str:
@@ -235,20 +264,6 @@ def _public_module(node: Any, module: str, name: str) -> str:
 
 def _is_private(module: str) -> bool:
     return any(part.startswith("_") and not part.startswith("__") for part in module.split("."))
-
-
-def _moved(text: str) -> Any:
-    """The object of ``room.module:name`` in its new file, if exactly one file defines the name."""
-    module, _, name = text.partition(":")
-    room = module.removeprefix(OWN).partition(".")[0]
-    if not name.isidentifier() or not room.isidentifier() or not (HOUSE / room).is_dir():
-        return None
-    defines = re.compile(rf"^(class|def) {name}\b", re.MULTILINE)
-    homes = [file for file in house_files() if defines.search(file.read_text(encoding="utf-8"))]
-    if len(homes) != 1:
-        return None
-    path = homes[0].relative_to(HOUSE).with_suffix("").parts
-    return getattr(importlib.import_module(OWN + ".".join(path)), name)
 
 
 def house_files() -> list[Path]:

@@ -30,17 +30,22 @@ def load(path: Path, name: str) -> Any:
         SameNameError: another file of the same name was read before.
         ConfigError: there is no such file or name, or the file cannot be imported.
     """
+    module = read(path)
+    if not hasattr(module, name):
+        near = get_close_matches(name, vars(module), n=1, cutoff=0.0)[0]
+        raise ConfigError(f"{path} has no {name!r}: did you mean {near!r}?")
+    return getattr(module, name)
+
+
+def read(path: Path) -> ModuleType:
+    """The module that a file becomes; see ``load``."""
     of_then = path.suffix == ".py" and path.is_absolute() and not path.is_file()
     if of_then and not is_read(path):
         raise ConfigError(f"{path} is not there any more: put it back")
     if path.suffix != ".py" or not (path.is_file() or of_then):
         what = "is not the name of a Python file" if path.suffix != ".py" else "is not there"
         raise ConfigError(f"{path} {what}: write ./FILE.py:NAME, seen from {Path.cwd()}")
-    module = _module(path)
-    if not hasattr(module, name):
-        near = get_close_matches(name, vars(module), n=1, cutoff=0.0)[0]
-        raise ConfigError(f"{path} has no {name!r}: did you mean {near!r}?")
-    return getattr(module, name)
+    return _module(path)
 
 
 def _module(path: Path) -> ModuleType:
@@ -73,8 +78,8 @@ def _alike(one: Path, other: Path) -> bool:
 
 
 def is_read(path: Path) -> bool:
-    """Whether ``load`` has read a file of that name."""
-    return PREFIX + path.stem in sys.modules
+    """Whether a file of that name was read."""
+    return path.suffix == ".py" and PREFIX + path.stem in sys.modules
 
 
 def is_own(module: str) -> bool:

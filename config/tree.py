@@ -8,14 +8,14 @@ import difflib
 import inspect
 import math
 import types
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar, cast
 
 from opsin.config import functions, hints
 from opsin.config.earlier import modernized
-from opsin.config.names import found, full_name, named
+from opsin.config.names import found, full_name, is_name, named
 from opsin.errors import ConfigError
 
 Tree = TypeVar("Tree")
@@ -41,53 +41,53 @@ def parse(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def rebuild(resolved: Any, trusted: Container[str] = ()) -> Any:
+def rebuild(resolved: Any, allowed: Collection[str] = ()) -> Any:
     """The tree, from what ``resolve`` made of it, now or in earlier code; lists become tuples.
 
     What has moved to another module of this house is found by its name. A stranger may have written
-    this: code that is not of this house, nor of a library that configs hold, must be trusted.
+    this: it names ``config.names.HELD``, and other code only if that is allowed.
 
     Args:
         resolved: the tree as JSON.
-        trusted: names of such code that may be executed; see ``texts``.
+        allowed: modules or names of other code that may be executed; see ``found`` and ``names_in``.
 
     Raises:
-        UntrustedError: for other code that is not trusted.
+        UnallowedError: for other code that is not allowed.
         ConfigError: for a name that is not there any more, or no longer takes these fields.
     """
-    return _built(modernized(resolved), Any, trusted)
+    return _built(modernized(resolved), Any, allowed)
 
 
-def texts(resolved: Any) -> set[str]:
-    """All texts in a resolved tree, names among them."""
+def names_in(resolved: Any) -> set[str]:
+    """The names of code in a resolved tree, in full, which allow each that and nothing else."""
     if isinstance(resolved, str):
-        return {resolved}
+        return {resolved} if is_name(resolved) else set()
     below = resolved.values() if isinstance(resolved, Mapping) else resolved
-    return set().union(*map(texts, below)) if isinstance(resolved, Mapping | list) else set()
+    return set().union(*map(names_in, below)) if isinstance(resolved, Mapping | list) else set()
 
 
-def _built(resolved: Any, hint: Any, trusted: Container[str]) -> Any:
+def _built(resolved: Any, hint: Any, allowed: Collection[str]) -> Any:
     if isinstance(resolved, list):
         items = enumerate(resolved)
-        return tuple(_built(item, hints.element_hint(hint, i), trusted) for i, item in items)
+        return tuple(_built(item, hints.element_hint(hint, i), allowed) for i, item in items)
     if isinstance(resolved, str):
         if resolved in ("inf", "-inf", "nan"):
             return float(resolved)
-        return found(resolved, trusted) if hints.takes_objects(hint) else resolved
+        return found(resolved, allowed) if hints.takes_objects(hint) else resolved
     if not isinstance(resolved, Mapping):
         return resolved
     if "type" not in resolved and "call" not in resolved:
-        return {x: _built(y, hints.element_hint(hint), trusted) for x, y in resolved.items()}
+        return {x: _built(y, hints.element_hint(hint), allowed) for x, y in resolved.items()}
     name = resolved["type" if "type" in resolved else "call"]
-    owner = _built(name, Any, trusted)
+    owner = _built(name, Any, allowed)
     if "type" in resolved and not (isinstance(owner, type) and dataclasses.is_dataclass(owner)):
         raise ConfigError(f"{name} is no dataclass of this code")
     if not callable(owner):
         raise ConfigError(f"{name} is no function of this code")
     given = {x: y for x, y in resolved.items() if x not in ("type", "call", "args")}
     _check_taken(owner, name, given)
-    fields = {x: _field(owner, name, x, y, trusted) for x, y in given.items()}
-    args = _built(resolved.get("args", []), Any, trusted)
+    fields = {x: _field(owner, name, x, y, allowed) for x, y in given.items()}
+    args = _built(resolved.get("args", []), Any, allowed)
     try:
         if "type" in resolved:
             return owner(**fields)
@@ -96,10 +96,10 @@ def _built(resolved: Any, hint: Any, trusted: Container[str]) -> Any:
         raise ConfigError(f"{name}: {error}") from error
 
 
-def _field(owner: Any, name: str, field: str, resolved: Any, trusted: Container[str]) -> Any:
+def _field(owner: Any, name: str, field: str, resolved: Any, allowed: Collection[str]) -> Any:
     """The value of a field, or option, if it is of the type that its owner takes."""
     hint = hints.option_hint(owner, field)
-    value = _built(resolved, hint, trusted)
+    value = _built(resolved, hint, allowed)
     if not hints.fits(hints.fitted(value, hint), hint):
         raise ConfigError(f"{name}: {field} takes {hints.in_words(hint)}, not {_shown(value)}")
     _check_misfit(value, hint, f"{name}: {field}")

@@ -29,6 +29,8 @@ _FORMS = {
     "folder": "folder:PATH",
     "masks": "masks:PATH",
 }
+WITH_A_NAME = tuple(kind for kind, form in _FORMS.items() if ":" in form)
+"""The kinds of source that stand before a colon: never the name of a module."""
 
 
 def open_source(source: str | Source, split: str, *, as_stored: bool = False) -> Examples:

@@ -1,18 +1,23 @@
 """Sets prepared by TensorFlow Datasets, read without TensorFlow."""
 
+import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from opsin.data.examples import DataError, Examples, Records
+from opsin.data.files import component
 from opsin.data.masks import IGNORE, TFDS_LABELS, CheckedMasks, Labels
 
+_OWN = "tensorflow_datasets.core.features."
 _CHUNK = 1000  # labels read in one call: four times as fast as one by one, and little memory
 
 
@@ -49,6 +54,7 @@ def tfds(
     # Imported where it is used: it takes half a second, and other sources do not need it.
     import tensorflow_datasets
 
+    _check_name(name)
     root = tensorflow_datasets.core.Path(
         data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     ).expanduser()
@@ -65,6 +71,7 @@ def tfds(
     where = f'data set "{name}" in {root}'
     again = f"prepare it again with: {build} --overwrite"
     with _named(f"cannot open {where}", again):
+        _check_features(Path(root, re.split("[/:]", name)[0]))
         builder: Any = tensorflow_datasets.builder(name, data_dir=os.fspath(root))
         splits, features = builder.info.splits, builder.info.features
     if not splits or not isinstance(features, tensorflow_datasets.features.FeaturesDict):
@@ -115,6 +122,38 @@ def tfds(
         )
         class_names = meaning.class_names if meaning else class_names
     return Examples(records, class_names, read_labels if is_class else None)
+
+
+def _check_name(name: str) -> None:
+    """Raises DataError for what is no set on the disk: TFDS would ask the network, or leave it."""
+    path, _, version = name.partition(":")
+    for part in path.split("/"):
+        component("data set", part)
+    if version and not re.fullmatch(r"[\d.*]+", version):
+        raise DataError(f'data set "{name}": write set, set/config or set/config:1.0.0')
+
+
+def _check_features(home: Path) -> None:
+    """Raises DataError where a set has features of other code, which TFDS would import."""
+    for file in (*home.glob("*/features.json"), *home.glob("*/*/features.json")):
+        for name in _classes(json.loads(file.read_text())):
+            if not name.startswith(_OWN):
+                raise DataError(f"{file} names {name}, which is no feature of TFDS")
+
+
+def _classes(content: Any) -> Iterator[str]:
+    """The classes that a ``features.json`` names, also inside texts that are JSON themselves."""
+    if isinstance(content, str):
+        with suppress(ValueError):
+            inside = json.loads(content)
+            yield from _classes(inside if isinstance(inside, dict | list) else None)
+    if isinstance(content, dict):
+        named = (content.get(key) for key in ("pythonClassName", "python_class_name", "type"))
+        yield from (name for name in named if isinstance(name, str))
+    for each in content.values() if isinstance(content, dict) else ():
+        yield from _classes(each)
+    for each in content if isinstance(content, list) else ():
+        yield from _classes(each)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 
 from opsin.data.files import read_lines
 from opsin.data.masks import IGNORE
@@ -35,7 +37,12 @@ from opsin.pictures.kinds import (
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG, its directory included."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(path)
+    # Of a matplotlibrc in the working directory, which may be a stranger's, or of the user: LaTeX
+    # would be started, with a text of that file.
+    with rc_context({"text.usetex": False}):
+        for text in figure.findobj(Text):
+            text.set_usetex(False)  # pyright: ignore[reportAttributeAccessIssue]
+        FigureCanvasAgg(figure).print_png(path)
 
 
 def training_curve(metrics: Path, curves: Sequence[Curve]) -> Figure:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from opsin.data.files import from_json, replace_text, to_json
+from opsin.data.files import component, from_json, replace_text, to_json
 
 SPLITS = "splits"
 """Replaces the id for the metrics of all splits, as the task itself evaluates them."""
@@ -18,7 +18,7 @@ SPLITS = "splits"
 
 def path_of(run: Path, name: str) -> Path:
     """The file of a measurement, by its id, or of ``SPLITS``."""
-    return run / "evaluations" / f"{name}.json"
+    return run / "evaluations" / f"{component('measurement', name)}.json"
 
 
 def write(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from opsin.config.table import ReportError
-from opsin.data.files import from_json, replace_text, to_json
+from opsin.data.files import check_enclosed, from_json, replace_text, to_json
 from opsin.report import evaluations
 from opsin.report.starts import commits, starts_of, that_count
 
@@ -75,12 +75,14 @@ def collect(
 
     Raises:
         ReportError: no run of the sweep has ended, or a file is missing or broken.
+        DataError: a folder holds a link that leads out of it.
     """
     folders = sorted(path for path in run_dir.glob("*") if path.is_dir())
     ended = [path for path in folders if _status(path) is not None]
     rows: list[Row] = []
     strangers: list[str] = []
     for path in ended:
+        check_enclosed(path)
         seed = _read(path / "config.json", "seed")["seed"]
         measured_in = {arm: identity_of(arm, seed) for arm in arms}
         own = {arm: what for arm, (run, what) in measured_in.items() if run == path.name}

@@ -126,17 +126,18 @@ def test_every_command_from_an_empty_directory(installed: Callable[..., str], tm
 
     # Asked from elsewhere.
     Image.fromarray(np.full((8, 8), 200, np.uint8)).save(away / "digit.png")
-    assert "digit.png" in installed("predict", run, "digit.png", "--trust", cwd=away)
-    assert "test/accuracy" in installed("evaluate", run, "--trust", cwd=away)
-    assert "map" in installed("embed", run, "--n", "20", "--output", "map", "--trust", cwd=away)
-    assert "sha256" in installed("export", run, "lenet.safetensors", "--trust", cwd=away)
+    allow = ("--allow", "../here/my_losses.py")
+    assert "digit.png" in installed("predict", run, "digit.png", *allow, cwd=away)
+    assert "test/accuracy" in installed("evaluate", run, *allow, cwd=away)
+    assert "map" in installed("embed", run, "--n", "20", "--output", "map", *allow, cwd=away)
+    assert "sha256" in installed("export", run, "lenet.safetensors", *allow, cwd=away)
     found = {path.name for path in away.iterdir()}
     made = {"digits_lenet_batch.png", "predictions", "map", "lenet.safetensors"}
     assert found == {"digit.png", *made}
     (here / "my_losses.py").unlink()
-    assert "say --trust" in installed("predict", run, "digit.png", cwd=away, code=2)
-    gone = installed("predict", run, "digit.png", "--trust", cwd=away, code=2)
-    assert "is not there any more: put it back" in gone
+    assert "say --allow" in installed("predict", run, "digit.png", cwd=away, code=2)
+    gone = installed("predict", run, "digit.png", *allow, cwd=away, code=2)
+    assert "../here/my_losses.py is not there" in gone
 
 
 def test_a_plan_and_a_table_from_an_empty_directory(installed: Callable[..., str], tmp_path: Path):
@@ -161,11 +162,12 @@ def test_samples_from_an_empty_directory(installed: Callable[..., str], tmp_path
     words += DIFFUSION.split()
     installed(*words, cwd=tmp_path)
     (run,) = tmp_path.glob("runs/mnist_ddpm/*")
-    assert "samples" in installed("sample", run, "--n", "4", "--trust", cwd=tmp_path)
+    allow = ("--allow", "./sources.py")
+    assert "samples" in installed("sample", run, "--n", "4", *allow, cwd=tmp_path)
     Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "image.png")
     half = np.repeat(np.uint8([[0, 255]]), 14, axis=1).repeat(28, axis=0)
     Image.fromarray(half).save(tmp_path / "mask.png")
-    words = ["inpaint", run, "image.png", "mask.png", "--n", "1", "--resamplings", "1", "--trust"]
+    words = ["inpaint", run, "image.png", "mask.png", "--n", "1", "--resamplings", "1", *allow]
     assert "inpainted" in installed(*words, cwd=tmp_path)
     # The weights of the house come with the wheel.
     measured = installed(
@@ -174,7 +176,7 @@ def test_samples_from_an_empty_directory(installed: Callable[..., str], tmp_path
         "SampleQuality",
         "samples=32",
         "extractor=experiments.extractors:LENET",
-        "--trust",
+        *allow,
         cwd=tmp_path,
     )
     assert "fd_lenet" in measured

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax.errors import FlaxError
 from jax.sharding import Mesh
 
+from opsin.data.files import component
 from opsin.train.experiment import Experiment, Loop
 from opsin.train.optim import Optimizer
 from opsin.train.settings import SettingError
@@ -22,6 +23,7 @@ def check_experiment(experiment: Experiment) -> None:
     """Raises SettingError for invalid or contradictory fields of data and loop."""
     data, loop, parallel = experiment.data, experiment.loop, experiment.parallel
     for split in data.eval_splits:
+        component("data.eval_splits", split)
         if split == "train" or split.removesuffix("_ema") in data.eval_splits.keys() - {split}:
             raise SettingError(
                 f"data.eval_splits: {split!r} is also the name of other metrics; choose another"

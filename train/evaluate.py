@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from opsin.data import pipeline
 from opsin.data.examples import Examples, stack
+from opsin.data.files import component
 from opsin.metrics.state import Merging, Metric, compute_all
 from opsin.pictures import figures
 from opsin.train.experiment import Data, Experiment
@@ -144,7 +145,7 @@ def draw(
     title = f"{split}, step {int(state.step)}"
     for name, chart in experiment.task.charts(evaluated[split]).items():
         figure = figures.draw(chart, examples.class_names, title)
-        figures.save(figure, directory / f"{name}_{split}.png")
+        figures.save(figure, directory / component("picture", f"{name}_{split}.png"))
     if count == 0:
         return
     # The first images of a folder have one class, and a task may draw the first of these.
@@ -152,4 +153,5 @@ def draw(
     some = stack(examples.records, places) | {"valid": np.ones(len(places), bool)}
     for name, picture in program.preview(params, mutable, jax.device_put(some)).items():
         figure = figures.draw(picture, examples.class_names, title)
-        figures.save(figure, directory / "previews" / f"{split}_{name}.png")
+        file = component("picture", f"{split}_{name}.png")
+        figures.save(figure, directory / "previews" / file)

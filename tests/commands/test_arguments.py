@@ -103,63 +103,63 @@ def read(text: str) -> partial[int]:
         (
             "predict a/run 1.png 2.png --output p",
             (Path("a/run"), (Path("1.png"), Path("2.png"))),
-            {"trust": False, "output": Path("p"), "runtime": HERE},
+            {"allow": (), "output": Path("p"), "runtime": HERE},
         ),
         (
             "predict a/run 1.png",
             (Path("a/run"), (Path("1.png"),)),
-            {"trust": False, "output": Path("predictions"), "runtime": HERE},
+            {"allow": (), "output": Path("predictions"), "runtime": HERE},
         ),
         (
             "sample a/run --class 3 --n 4 --path --seed -1 --weights raw --sampler dpm++2m "
             "--steps 9 --guidance 1.5 --output s",
             (Path("a/run"),),
             {
-                "trust": False, "n": 4, "path": True, "output": Path("s"), "runtime": HERE,
+                "allow": (), "n": 4, "path": True, "output": Path("s"), "runtime": HERE,
                 "images": Images(3, -1, "raw", "dpm++2m", 9, 1.5),
             },
         ),
         (
             "sample a/run",
             (Path("a/run"),),
-            {"trust": False, "n": 64, "path": False, "output": Path("samples"), "images": ANEW,
+            {"allow": (), "n": 64, "path": False, "output": Path("samples"), "images": ANEW,
              "runtime": HERE},
         ),
         (
             "inpaint a/run i.png m.png --resamplings 2",
             (Path("a/run"), Path("i.png"), Path("m.png")),
             {
-                "trust": False, "n": 8, "resamplings": 2, "output": Path("inpainted"),
+                "allow": (), "n": 8, "resamplings": 2, "output": Path("inpainted"),
                 "images": ANEW, "runtime": HERE,
             },
         ),
         (
             "evaluate a/run Probe neighbours=5 seed=2",
             (Path("a/run"), ("Probe", "neighbours=5", "seed=2")),
-            {"trust": False, "runtime": HERE},
+            {"allow": (), "runtime": HERE},
         ),
         (
             "embed a/run",
             (Path("a/run"), None),
-            {"trust": False, "n": 2000, "output": None, "features": Features(), "runtime": HERE},
+            {"allow": (), "n": 2000, "output": None, "features": Features(), "runtime": HERE},
         ),
         (
             "embed a/run folder:photos --n 5 --output e --layer head --split val --seed 2",
             (Path("a/run"), "folder:photos"),
             {
-                "trust": False, "n": 5, "output": Path("e"), "runtime": HERE,
+                "allow": (), "n": 5, "output": Path("e"), "runtime": HERE,
                 "features": Features("head", "val", 2),
             },
         ),
         (  # a directory may be called so
             "export a/run None --cache None",
             (Path("a/run"), Path("None")),
-            {"trust": False, "runtime": Runtime(cache=Path("None"))},
+            {"allow": (), "runtime": Runtime(cache=Path("None"))},
         ),
         (
-            "export a/run x.safetensors --trust",
+            "export a/run x.safetensors --allow my_module --allow ./f.py",
             (Path("a/run"), Path("x.safetensors")),
-            {"trust": True, "runtime": HERE},
+            {"allow": ("my_module", "./f.py"), "runtime": HERE},
         ),
     ],
 )  # fmt: skip

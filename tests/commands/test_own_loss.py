@@ -58,15 +58,15 @@ def test_a_run_by_an_own_loss_goes_on_and_is_asked_from_elsewhere(
     forget()
     refused = opsin("predict", str(run), "image.png")
     assert refused.code == 2
-    assert f"{file}:doubled (in {file}) is no code of opsin" in refused.complaint()
-    assert "say --trust" in refused.complaint()
-    asked = opsin("predict", str(run), "image.png", "--trust")
+    assert f"{file}:doubled is no code of opsin" in refused.complaint()
+    assert refused.complaint().endswith(f"say --allow {file}")
+    asked = opsin("predict", str(run), "image.png", "--allow", str(file))
     assert (asked.code, asked.err) == (0, "")
     assert asked.out.strip().startswith("image.png")
 
     file.unlink()
     forget()
-    gone = opsin("predict", str(run), "image.png", "--trust")
+    gone = opsin("predict", str(run), "image.png", "--allow", str(file))
     assert gone.code == 2
     assert f"{file} is not there any more: put it back" in gone.complaint()
 

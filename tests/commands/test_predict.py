@@ -36,7 +36,7 @@ def test_it_takes_a_run_and_an_image(opsin):
     ("changes", "complaint"),
     [
         ({"seed": "{here}/evil.py:f"}, "seed takes int"),
-        ({"measurements": ["{here}/evil.py:f"]}, "evil.py) is no code of opsin"),
+        ({"measurements": ["{here}/evil.py:f"]}, "evil.py:f is no code of opsin"),
         (None, "config.json holds no experiment"),
     ],
 )

@@ -46,6 +46,14 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+def listening(port: int) -> set[str]:
+    """The addresses of this machine at which somebody listens on a port, as Linux writes them."""
+    tables = (Path(f"/proc/net/{kind}").read_text() for kind in ("tcp", "tcp6"))
+    rows = [line.split() for table in tables for line in table.splitlines()[1:]]
+    ends = (local.partition(":") for _, local, _, state, *_ in rows if state == "0A")  # LISTEN
+    return {address for address, _, end in ends if int(end, 16) == port}
+
+
 @dataclass
 class Company:
     """Processes of one run, each with CPU devices of its own."""
@@ -229,6 +237,12 @@ def test_a_port_that_is_taken_is_one_line():
 
 def test_who_waits_in_vain_says_so_in_one_line(company: Company):
     company.start_one(port := free_port(), 3, 0, 1, 2)
+    heard: set[str] = set()
+    while company.members[0].poll() is None:
+        heard |= listening(port)
+        time.sleep(0.05)
+    assert heard
+    assert all(address.endswith("0100007F") for address in heard)  # 127.0.0.1, and no other
     ((code, _, errors),) = company.end()
     assert code == 2
     assert errors.splitlines()[-1] == (

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from opsin.config import catalogue
 from opsin.config.identity import identity
+from opsin.config.names import allowed_code
 from opsin.config.table import Arm
-from opsin.config.tree import override, parse, parse_all, paths, rebuild, resolve, texts
+from opsin.config.tree import names_in, override, parse, parse_all, paths, rebuild, resolve
 from opsin.data.geometry import random_crop, random_flip
 from opsin.errors import ConfigError
 from opsin.losses.classification import cross_entropy_loss, focal_loss
@@ -629,16 +630,16 @@ def test_a_rebuilt_function_computes_the_same():
         ({"type": "train.experiment:Data", "bach": 3}, "train.experiment:Data: .*bach"),
         ({"type": "losses.classification:focal_loss"}, "focal_loss is no dataclass"),
         ({"call": "losses.classification:no_loss", "gamma": 2.0}, "no_loss is not there any more"),
-        ({"call": "nowhere.module:f", "x": 1}, "^nowhere.module:f is not there any more"),
-        ({"call": "nowhere:f", "x": 1}, "^nowhere:f is no function of this code"),
+        ({"call": "losses.nowhere:f", "x": 1}, "^losses.nowhere:f is not there any more"),
+        ({"call": "tfds:f", "x": 1}, "^tfds:f is no function of this code"),
         ({"call": 3}, "^3 is no function of this code"),
-        ("nowhere.module:f", "^nowhere.module:f is not there any more"),
-        ("losses.classification:no_loss", "no_loss is not there any more"),
-        ({"type": "train.optim:Optimizer", "schedule": "nowhere:f"}, "schedule takes a function"),
         (
-            {"type": "train.experiment:Data", "batch": "many"},
-            "batch takes int .* not 'many'",
+            "nowhere.module:f",
+            "^nowhere.module:f is no code of opsin: .* say --allow nowhere.module$",
         ),
+        ("losses.classification:no_loss", "no_loss is not there any more"),
+        ({"type": "train.optim:Optimizer", "schedule": "digits"}, "schedule takes a function"),
+        ({"type": "train.experiment:Data", "batch": "many"}, "batch takes int .* not 'many'"),
     ],
 )
 def test_what_is_not_there_any_more_is_named(resolved, message):
@@ -674,26 +675,63 @@ def evil(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("path", "value", "complaint"),
     [
-        ("optimizer.schedule", "{folder}/evil_of_a_test.py:f", "executed only if you name it"),
-        ("optimizer.schedule", "evil_of_a_test:f", "evil_of_a_test.py.* executed only if you name"),
-        ("optimizer.schedule", {"call": "timeit:timeit", "args": ["1"]}, "timeit.* say --trust"),
+        ("optimizer.schedule", "{folder}/evil_of_a_test.py:f", "say --allow {folder}/evil_of_a"),
+        ("optimizer.schedule", "./evil_of_a_test.py:f", r"say --allow \./evil_of_a_test.py$"),
+        ("optimizer.schedule", "evil_of_a_test:f", "say --allow evil_of_a_test$"),
+        ("optimizer.schedule", {"call": "evil_of_a_test:f"}, "say --allow evil_of_a_test$"),
+        ("optimizer.schedule", {"type": "evil_of_a_test:F"}, "say --allow evil_of_a_test$"),
+        ("optimizer.schedule", {"call": "timeit:timeit", "args": ["1"]}, "say --allow timeit$"),
+        ("optimizer.schedule", {"call": "subprocess:Popen", "args": ["ls"]}, "--allow subprocess"),
+        ("optimizer.schedule", {"call": "losses.reduction:f", "args": ["os:system"]}, "not there"),
+        ("optimizer.schedule", {"call": "optax:chain", "args": ["os:system"]}, "say --allow os$"),
+        (
+            "optimizer.schedule",
+            {"call": "train.schedules:cosine", "end": "os:abort"},
+            "takes float",
+        ),
+        ("optimizer.lr_scale", [["a", "os:system"]], "say --allow os$"),
+        ("optimizer.schedule", "builtins:exec", "say --allow builtins$"),
         ("optimizer.schedule", "losses.evil:f", "not there any more"),  # of the working directory
-        ("optimizer.schedule", "config.names:named", "not there any more"),
+        ("optimizer.schedule", "opsin.losses.evil:f", "not there any more"),
+        ("optimizer.schedule", "losses.evil:full_name", "config.names:full_name, which is nothing"),
+        ("optimizer.schedule", "losses.evil:_untrusted", "not there any more"),
+        ("optimizer.schedule", "config.names:named", "nothing that a config holds"),
+        ("optimizer.schedule", "config.own_files:load", "nothing that a config holds"),
+        ("optimizer.schedule", "commands.main:main", "nothing that a config holds"),
+        ("optimizer.schedule", "train.checkpoint:Checkpoints", "nothing that a config holds"),
         ("optimizer.schedule", "data.files:replace_text", "nothing that a config holds"),
-        ("optimizer.schedule", "data.files:Path", "nothing that a config holds"),
-        ("optimizer.schedule", "data.pipeline:partial", "nothing that a config holds"),
-        ("optimizer.schedule", "jax.numpy:load", "numpy.* say --trust"),
-        ("data.source", "os:system", "os:system .* say --trust"),
-        ("data.source", "__main__:f", "say --trust"),
+        ("optimizer.schedule", "losses.classification:replace_text", "nothing that a config holds"),
+        ("optimizer.schedule", "data.files:Path", "not there any more"),
+        ("optimizer.schedule", "data.pipeline:partial", "not there any more"),
+        ("optimizer.schedule", "losses.classification:jnp", "not there any more"),
+        ("optimizer.schedule", "flax.linen.linear:lax", "has no name to find it by"),
+        ("optimizer.schedule", "jax.numpy:load", "say --allow jax.numpy$"),
+        ("optimizer.schedule", "jax.numpy:save", "say --allow jax.numpy$"),
+        ("optimizer.schedule", "jax.profiler:start_trace", "say --allow jax.profiler$"),
+        ("optimizer.schedule", "jax:pure_callback", "say --allow jax$"),
+        ("optimizer.schedule", "flax.training.checkpoints:save_checkpoint", "say --allow flax."),
+        ("data.source", "os:system", "os:system .* say --allow os$"),
+        ("data.source", "__main__:f", "say --allow __main__$"),
     ],
 )
 def test_what_a_stranger_names_is_not_executed(experiment, evil, path, value, complaint):
     config = resolve(experiment)
     owner, field = path.split(".")
     config[owner][field] = value.format(folder=evil) if isinstance(value, str) else value
-    with pytest.raises(ConfigError, match=complaint) as told:
+    with pytest.raises(ConfigError, match=complaint.format(folder=evil)) as told:
         rebuild(config)
     assert "\n" not in str(told.value)
+
+
+def test_a_data_set_is_no_module(experiment, evil, monkeypatch):
+    monkeypatch.chdir(evil)
+    for kind in ("folder", "masks", "tfds"):
+        (evil / f"{kind}.py").write_text(EVIL.format(marker=str(evil / "executed")))
+        assert parse(f"data.source={kind}:f") == ("data.source", f"{kind}:f")
+        config = resolve(experiment)
+        config["data"]["source"] = f"{kind}:f"
+        assert rebuild(config, names_in(config)).data.source == f"{kind}:f"
+        assert kind not in sys.modules
 
 
 def test_text_and_numbers_are_not_looked_up(experiment, evil):
@@ -705,11 +743,38 @@ def test_text_and_numbers_are_not_looked_up(experiment, evil):
         rebuild(config)
 
 
-def test_what_is_trusted_is_executed(tmp_path):
-    (tmp_path / "trusted_of_a_test.py").write_text("def f(x): return x + 1")
-    name = f"{tmp_path}/trusted_of_a_test.py:f"
-    with pytest.raises(ConfigError, match="say --trust"):
-        rebuild({"a": name})
-    assert rebuild({"a": name}, trusted=texts({"b": [{"c": name}]}))["a"](2) == 3
-    assert rebuild({"a": name})["a"](3) == 4  # this process has read it by now
-    del sys.modules["own_files_trusted_of_a_test"]
+def test_a_file_that_is_allowed_is_executed_and_nothing_else_that_it_holds(tmp_path):
+    file = tmp_path / "allowed_of_a_test.py"
+    file.write_text("from os import system\ndef f(x): return x + 1\nclass G: ...")
+    with pytest.raises(ConfigError, match="say --allow"):
+        rebuild({"a": f"{file}:f"})
+    assert allowed_code([str(file)]) == ()
+    assert rebuild({"a": f"{file}:f"})["a"](2) == 3
+    # A run that was trained elsewhere names it there; what lies there is not read.
+    assert rebuild({"a": "/of/a/stranger/allowed_of_a_test.py:f"})["a"](2) == 3
+    with pytest.raises(ConfigError, match=r":system is posix:system, which .* --allow posix$"):
+        rebuild({"a": f"{file}:system"})
+    del sys.modules["own_files_allowed_of_a_test"]
+
+
+def test_a_module_that_is_allowed_is_executed_with_all_below_it(tmp_path, monkeypatch):
+    (tmp_path / "allowed_package").mkdir()
+    (tmp_path / "allowed_package" / "__init__.py").write_text("from subprocess import Popen")
+    (tmp_path / "allowed_package" / "below.py").write_text("def f(x): return x + 1")
+    (tmp_path / "allowed_package_too.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "allowed_package.below:f"
+    for allowed in (["allowed_package"], ["allowed_package.below"], [name]):
+        assert rebuild({"a": name}, allowed=allowed)["a"](2) == 3
+    for refused in ("allowed_package_too:f", "allowed_package:Popen", "os:system"):
+        with pytest.raises(ConfigError, match="say --allow"):
+            rebuild({"a": refused}, allowed=["allowed_package"])
+    for module in ("allowed_package", "allowed_package.below"):
+        sys.modules.pop(module, None)
+
+
+def test_what_is_neither_a_module_nor_a_file_cannot_be_allowed():
+    with pytest.raises(ConfigError, match=r"^--allow all!: name a module or a file, such as \./my"):
+        allowed_code(["all!"])
+    with pytest.raises(ConfigError, match=r"nowhere\.py is not there"):
+        allowed_code(["./nowhere.py"])

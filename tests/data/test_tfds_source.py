@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -293,3 +294,39 @@ def test_cifar10_has_its_published_size():
     np.testing.assert_array_equal(np.bincount(labels(examples)), 1000)
     assert examples.records[0]["image"].shape == (32, 32, 3)
     assert examples.class_names[0] == "airplane"
+
+
+def named_by_strangers(kind: str) -> dict[str, object]:
+    """Ways in which a ``features.json`` names code that TFDS imports."""
+    inside = {"pythonClassName": f"{kind}.X", "tensor": {}}
+    outer = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+    sequence = "tensorflow_datasets.core.features.sequence_feature.Sequence"
+    legacy = {"type": f"{kind}.X", "content": {}}
+    nested = {"pythonClassName": sequence, "jsonFeature": {"json": json.dumps({"feature": inside})}}
+    return {
+        "present": {"pythonClassName": f"{kind}.X"},
+        "below": {"pythonClassName": outer, "featuresDict": {"features": {"image": inside}}},
+        "legacy": {"type": outer, "content": {"image": legacy}},
+        "as text": {"pythonClassName": outer, "featuresDict": {"features": {"image": nested}}},
+    }
+
+
+@pytest.mark.parametrize("way", named_by_strangers(""))
+def test_features_of_other_code_are_not_imported(prepared, tmp_path, monkeypatch, way):
+    shutil.copytree(prepared / "tiny", tmp_path / "tiny")
+    (tmp_path / "evil_feature.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    content = json.dumps(named_by_strangers("evil_feature")[way])
+    (tmp_path / "tiny" / "1.0.0" / "features.json").write_text(content)
+    with pytest.raises(DataError, match=r"names evil_feature\.X, which is no feature of TFDS"):
+        tfds("tiny", "train", data_dir=tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../tiny", "tiny/../tiny", "/etc", "", "tiny:", "tiny:../1.0.0", "kaggle:tiny", "a\\b"]
+)
+def test_the_name_of_a_set_stays_in_its_directory(prepared, name):
+    with pytest.raises(DataError) as told:
+        tfds(name, "train", data_dir=prepared / "tiny" if ".." in name else prepared)
+    assert "\n" not in str(told.value)

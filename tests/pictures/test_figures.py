@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
@@ -157,3 +158,16 @@ def test_a_curve_of_a_split_is_named_whatever_it_is_called(tmp_path):
     (legend,) = (axes.get_legend() for axes in figure.axes)
     assert [text.get_text() for text in legend.get_texts()] == ["_held/loss", r"a\$b\$/loss"]
     FigureCanvasAgg(figure).draw()
+
+
+def test_no_figure_starts_latex(tmp_path, monkeypatch):
+    """A ``matplotlibrc`` that lies in the working directory can ask for it."""
+    monkeypatch.setenv("PATH", str(tmp_path))  # where there is none
+    with rc_context({"text.usetex": True, "text.latex.preamble": r"\input{evil}"}):
+        figure = figures.image_grid(
+            np.zeros((1, 4, 4, 1)), labels=np.array([0]), class_names=["a"], title="t"
+        )
+        figures.save(figure, tmp_path / "a.png")
+        chart = figures.confusion_matrix(np.eye(2, dtype=int), ["a", "b"], "t")
+        figures.save(chart, tmp_path / "b.png")
+    assert (tmp_path / "b.png").stat().st_size > 1000

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
@@ -26,6 +27,9 @@ from opsin.errors import UserError
 from opsin.train.paths import json_leaves
 from opsin.train.sharding import AXES, replicated
 
+BIND = "JAX_COORDINATOR_BIND_ADDRESS"
+"""The variable of jax for where process 0 listens, if not at the coordinator's own address."""
+
 
 class ProcessError(UserError):
     """Processes of one run that do not find one another, or were started differently."""
@@ -36,7 +40,8 @@ class Group:
     """How the processes of a run find one another.
 
     Attributes:
-        coordinator: ``host:port`` of process 0; None lets jax find all three, on TPU and Slurm.
+        coordinator: ``host:port`` of process 0, which listens there and nowhere else; None lets
+            jax find all three, on TPU and Slurm.
         count: how many there are.
         index: which one this is, from 0.
         timeout: seconds to wait for the others to connect, and for a heartbeat, at least 10 for
@@ -115,6 +120,8 @@ def _initialize(group: Group) -> None:
         group.coordinator,
         group.count,
         group.index,
+        # jax would listen on all addresses; behind a translated one, its own variable says where.
+        coordinator_bind_address=None if BIND in os.environ else group.coordinator,
         cluster_detection_method=None if group.coordinator is None else "deactivate",
         initialization_timeout=round(group.timeout) + 60,  # `_meet` gives up before
         heartbeat_timeout_seconds=silent,
@@ -128,16 +135,19 @@ def _check_free(coordinator: str) -> None:
     Raises:
         ProcessError: somebody listens there already.
     """
-    port = int(coordinator.rpartition(":")[2])
-    with socket.socket() as probe:  # bound for a moment; it never listens
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise ProcessError(
-                f"process 0 cannot listen at {coordinator} (port {port}: {error.strerror}): "
-                "choose another --coordinator, for all processes"
-            ) from error
+    host, _, port = os.environ.get(BIND, coordinator).rpartition(":")
+    try:
+        family, *_, address = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family) as probe:  # bound for a moment; it never listens
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ProcessError(
+            f"process 0 cannot listen at {host}:{port} ({error.strerror}): choose another "
+            f"--coordinator, for all processes, or set {BIND} to an address of this machine"
+        ) from error
 
 
 def check_same(config: Mapping[str, Any]) -> None:

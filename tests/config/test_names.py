@@ -1,0 +1,31 @@
+"""What a file of a stranger may name of libraries; test_house.py reads the code of the house."""
+
+import importlib
+
+import pytest
+
+from opsin.config.names import HELD, found
+from opsin.config.tree import names_in
+from opsin.errors import ConfigError
+
+ACTS = {"load", "loads", "fromfile", "memmap", "getattr", "save", "savez", "dump", "open", "exec"}
+ACTS |= {"pure_callback", "io_callback", "eval", "compile", "system", "Popen", "tabulate"}
+
+
+@pytest.mark.parametrize("start", [x for x in HELD if x.startswith(("jax.", "flax.", "optax"))])
+def test_what_may_be_named_of_a_library_reads_and_writes_nothing(start):
+    module, _, begin = start.partition(":")
+    assert not {x for x in dir(importlib.import_module(module)) if x.startswith(begin)} & ACTS
+
+
+@pytest.mark.parametrize("name", ["jax.nn:relu", "flax.linen.linear:Dense", "optax:l2_loss"])
+def test_what_configs_hold_of_a_library_is_found(name):
+    assert callable(found(name))
+    with pytest.raises(ConfigError, match="say --allow"):
+        found(name.replace(":", ".nowhere:"))
+
+
+def test_only_names_are_names():
+    assert names_in({"a": "train", "b": ["os", "a.b:f", "/x/y.py:f"], "c": {"d": "tfds:f"}}) == {
+        "a.b:f", "/x/y.py:f",
+    }  # fmt: skip
