@@ -97,7 +97,7 @@ def table(rate: Rate, plans: Sequence[Path]) -> str:
         "|---|--:|--:|",
     ]
     for path in plans:
-        content = json.loads(path.read_text())
+        content = read_record(path, Planned, "make it again by opsin plan")
         predicted = content["plan"]["prediction"]
         if not content["experiment"].startswith("imagenet") or predicted is None:
             continue

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import json
 import pkgutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from opsin.data.examples import Examples
 from opsin.data.sources import open_source
 from opsin.errors import ConfigError
 from opsin.report import evaluations
+from opsin.report.run_files import read_place
 from opsin.train.evaluate import evaluate, final_variables, numbers_of
 from opsin.train.experiment import Experiment
 from opsin.train.measurements import Measurement, Subject, Track, check_measurements, measure
@@ -116,10 +116,11 @@ def _as_it_stands(run: Path, experiment: Experiment) -> Experiment:
 
     As it was, if there is no such recipe any more, or none of its arms is this run.
     """
+    if (place := read_place(run)) is None:
+        return experiment
     try:
-        name = json.loads((run / "arm.json").read_text())["experiment"]
-        module = catalogue.find(name)
-    except (OSError, ValueError, KeyError):  # no arm.json; ConfigError: no such experiment any more
+        module = catalogue.find(place["experiment"])
+    except ConfigError:  # no such experiment any more
         return experiment
     arms, target = catalogue.arms(module), identity(experiment)
     of = identity_of(module.config(), arms)

@@ -23,9 +23,10 @@ from opsin.config.names import UntrustedError
 from opsin.config.own_files import SameNameError
 from opsin.config.sweep import pinned
 from opsin.config.tree import rebuild, resolve, texts
-from opsin.data.files import from_json, replace_text, to_json
-from opsin.errors import UserError
+from opsin.data.files import replace_text, to_json
+from opsin.errors import ConfigError, UserError
 from opsin.report import evaluations
+from opsin.report.run_files import read_config, read_summary
 from opsin.report.starts import Start, other_code, read_starts
 from opsin.train.checkpoint import saved_step
 from opsin.train.experiment import Experiment
@@ -189,7 +190,7 @@ def state_of(directory: Path, experiment: Experiment) -> str:
 
 def _steps(directory: Path) -> int:
     """How many steps a finished run took."""
-    return int(read_summary(directory / "summary.json")["steps"])
+    return int(read_summary(directory, "steps")["steps"])
 
 
 def _is_measured(directory: Path, measurement: Measurement, steps: int) -> bool:
@@ -203,13 +204,13 @@ def _is_evaluated(directory: Path, experiment: Experiment, steps: int) -> bool:
     again = evaluations.read(directory, evaluations.SPLITS, steps)
     there = again["measurement"] if again else None
     if there is None:
-        saved = json.loads((directory / "config.json").read_text())
+        saved = read_config(directory)
         there = evaluation_of(resolve(rebuild(saved, texts(now))))
     return there == evaluation_of(now)
 
 
 def _finished(directory: Path, experiment: Experiment) -> Outcome:
-    metrics = read_summary(directory / "summary.json")
+    metrics = read_summary(directory, "steps")
     steps = int(metrics["steps"])
     for name in (evaluations.SPLITS, *map(identity, experiment.measurements)):
         found = evaluations.read(directory, name, steps)
@@ -229,11 +230,11 @@ def _check_trained(directory: Path, experiment: Experiment, options: Options, *,
         )
     train_again = f"rm -r {directory} to train it again"
     try:
-        saved = json.loads((directory / "config.json").read_text())
+        saved = read_config(directory)
         there = json_leaves(essence_of_resolved(saved, texts(resolve(experiment))))
     except (SameNameError, UntrustedError) as error:
         raise RunError(f"{directory} was trained with other files: {error}") from error
-    except (OSError, ValueError) as error:  # ConfigError among them
+    except ConfigError as error:
         raise RunError(f"{directory} was trained by other code ({error}): {train_again}") from error
     here = json_leaves(essence(experiment))
     if other := sorted(x for x in there.keys() | here.keys() if there.get(x) != here.get(x)):
@@ -274,12 +275,8 @@ def _record_start(directory: Path, *, say: bool) -> None:
 
 
 def _starts(path: Path) -> Sequence[Start]:
-    """``read_starts``, or RunError for a file that is damaged."""
-    with suppress(ValueError):
-        starts = read_starts(path)
-        if all(isinstance(x, dict) and {"commit", "dirty"} <= x.keys() for x in starts):
-            return starts
-    raise RunError(f"{path} is damaged: put it back, or mv it away to go on without it")
+    """``read_starts``; none if there is no such file."""
+    return read_starts(path) if path.exists() else []
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -289,11 +286,6 @@ def _write_json(path: Path, content: Any) -> None:
 def write_summary(path: Path, metrics: Mapping[str, Any]) -> None:
     """Writes ``summary.json``."""
     _write_json(path, to_json(metrics))
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """``summary.json`` as it was measured."""
-    return from_json(json.loads(path.read_text()))
 
 
 def _writers(

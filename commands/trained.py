@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +16,7 @@ from opsin.config.identity import essence_of_resolved
 from opsin.config.names import UntrustedError
 from opsin.config.tree import rebuild, texts
 from opsin.errors import ConfigError
+from opsin.report.run_files import read_config
 from opsin.train.checkpoint import Checkpoints
 from opsin.train.experiment import Experiment
 from opsin.train.feed import FeedSpec
@@ -81,15 +81,15 @@ def reopen(
     Raises:
         RunError: if this is no run, this code cannot make its experiment, or it names other code
             that is not trusted.
+        RecordError: if its config.json is damaged.
         CheckpointError: if it has no checkpoint that can be read, or one of another config.
     """
-    try:
-        saved = json.loads((run / "config.json").read_text())
-    except (OSError, ValueError) as error:
+    if not (run / "config.json").exists():
         raise RunError(
-            f"{run} is no directory of a run (config.json: {error}): give runs/NAME/ID, which "
+            f"{run} is no directory of a run, it has no config.json: give runs/NAME/ID, which "
             "`opsin run` prints last"
-        ) from error
+        )
+    saved = read_config(run)
     trusted = texts(saved) if trust else frozenset()
     try:
         experiment = present(rebuild(saved, trusted))

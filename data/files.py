@@ -2,25 +2,60 @@
 
 from __future__ import annotations
 
-import json
+import errno
+import itertools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NotRequired, TypedDict
+
+from opsin.data.records import LARGEST, RecordError, cause, conform, open_regular, parse
+
+
+class Line(TypedDict):
+    """A line of ``metrics.jsonl``, whose other names are those of numbers; null is none."""
+
+    step: int
+    note: NotRequired[str]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file; a last line that was cut off is left out."""
+    """The lines of ``metrics.jsonl`` that are whole; see ``read_log``."""
+    return read_log(path)[0]
+
+
+def read_log(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The lines of ``metrics.jsonl`` that are whole, and the numbers, from 1, of the damaged ones.
+
+    A last line that was cut off is neither: its run was killed while it wrote.
+
+    Raises:
+        RecordError: it is no file, or cannot be read.
+    """
+    lines, damaged = [], []
     if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+        return lines, damaged
+    try:
+        with open_regular(path) as file:
+            for number in itertools.count(1):
+                text = file.readline(LARGEST)
+                if not text:
+                    break
+                try:
+                    lines.append(_line(text))
+                except ValueError:
+                    damaged += [number] if text.endswith(b"\n") else []
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read ({cause(error)}): mv it away") from error
+    return lines, damaged
+
+
+def _line(text: bytes) -> dict[str, Any]:
+    line: Any = parse(text, Line)
+    conform({name: x for name, x in line.items() if name != "note"}, dict[str, float | None])
+    return line
 
 
 def to_json(numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,18 +72,38 @@ def from_json(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, as ``replace_bytes``."""
+    """Writes a file whole or not at all, as ``replacing``."""
     replace_bytes(path, text.encode())
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all: to a neighbour first, which then takes its name."""
+    """Writes a file whole or not at all, as ``replacing``."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, whole or not at all: it lies beside ``path``, and takes its name at the end.
+
+    Raises:
+        OSError: something is there that is no regular file, or the disk does not take it.
+    """
+    if path.exists() and not path.is_file():
+        what = "a directory" if path.is_dir() else "a device"
+        raise FileExistsError(errno.EEXIST, f"{what} is there", str(path))
     part = path.with_name(f".{path.name}.{os.getpid()}.part")  # another process may write it too
     try:
         with part.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def aside(path: Path) -> Path:
+    """A free name beside what is damaged, to keep it: ``NAME.damaged``, or ``NAME.damaged-2``."""
+    names = (f"{path.name}.damaged{n}" for n in ("", *(f"-{i}" for i in range(2, 10_000))))
+    return next(p for name in names if not (p := path.with_name(name)).exists())

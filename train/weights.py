@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from opsin.data.files import replace_bytes
+from opsin.data.records import parse
 from opsin.errors import UserError
 from opsin.train.paths import flatten, unflatten
 from opsin.train.preprocessing import Preprocessing
@@ -317,8 +318,7 @@ def _digest(path: Path) -> str:
 def _header(file: Any) -> dict[str, Any]:
     """The header of a file, empty if there is none that can be read."""
     with suppress(ValueError):
-        header = json.loads((file.metadata() or {}).get(HEADER, "null"))
-        return header if isinstance(header, dict) else {}
+        return parse((file.metadata() or {}).get(HEADER, "null"), dict[str, Any])
     return {}
 
 
