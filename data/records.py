@@ -90,7 +90,6 @@ def parse(text: bytes | str, kind: type[Record]) -> Record:
         )
     except RecursionError:
         raise ValueError(f"more than {DEEPEST} levels of nesting") from None
-    _check_depth(content)
     return conform(content, kind)
 
 
@@ -98,8 +97,9 @@ def conform(content: Any, kind: type[Record]) -> Record:
     """JSON that is read already, if it is what the schema says; see ``parse``.
 
     Raises:
-        ValueError: it is not of this kind.
+        ValueError: it is too deep, or not of this kind.
     """
+    _check_depth(content)
     found = msgspec.convert(content, kind)
     return found if is_dataclass(kind) else content
 
