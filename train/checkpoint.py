@@ -94,7 +94,6 @@ class Checkpoints:
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=2,
                     create=create,
-                    read_only=not create,
                     cleanup_tmp_directories=create,
                     # Else other threads wait for a folder that cannot be made, for 300 seconds.
                     async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
