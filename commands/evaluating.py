@@ -16,13 +16,14 @@ from typing import Any
 from opsin import analysis
 from opsin.analysis.diffusion import SampledBy
 from opsin.commands.measured import write_measured, write_splits
-from opsin.commands.runs import locked, writing
+from opsin.commands.runs import locked
 from opsin.commands.trained import Reopened, reopen
 from opsin.config import catalogue
 from opsin.config.identity import identity
 from opsin.config.sweep import identity_of
 from opsin.config.tree import named, override, parse
 from opsin.data.examples import Examples
+from opsin.data.files import writing
 from opsin.data.sources import open_source
 from opsin.errors import ConfigError
 from opsin.report import evaluations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from PIL import Image, ImageOps
 
 from opsin.commands.runs import RunError
 from opsin.commands.trained import open_run
+from opsin.data.files import keep_inputs, replacing, writing
 from opsin.data.images import MODES, read_image
 from opsin.imaging.tiles import over_tiles
 from opsin.pictures import figures
@@ -115,20 +117,26 @@ def predict(predictor: Predictor, paths: Sequence[Path], output: Path) -> Iterat
     for _, path in named:  # a mistake is reported before anything is written
         read_image(path, channels, deep=True)
     images = ((name, path, read_image(path, channels, deep=True)) for name, path in named)
-    try:
+    with writing(output, "choose another place with --output"):
         output.mkdir(parents=True, exist_ok=True)
+        keep_inputs(paths, _written(output, [name for name, _ in named]))
         yield from WRITERS[predictor.kind](predictor, images, output)
-    except OSError as error:
-        raise RunError(
-            f"cannot write to {output} ({error.strerror}): choose another place with --output"
-        ) from error
+
+
+def _written(output: Path, names: Sequence[str]) -> list[Path]:
+    """All files that predictions of images with these names may be written to."""
+    kinds = ("label", "mask", "blended", "legend")
+    return [output / LABELS, *(output / f"{n}_{kind}.png" for n in names for kind in kinds)]
 
 
 def _classify(
     predictor: Predictor, images: Iterable[tuple[str, Path, Image.Image]], output: Path
 ) -> Iterator[str]:
     height, width, _ = predictor.image
-    with (output / LABELS).open("w", newline="") as file:
+    with (
+        replacing(output / LABELS) as whole,
+        io.TextIOWrapper(whole, newline="", write_through=True) as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["file", "label", "class", "probability"])
         for name, path, image in images:
@@ -154,9 +162,11 @@ def _segment(
     for name, path, image in images:
         mask = segment(predictor, image)
         pixels = _pixels(image) / 255
-        _palette_image(mask).save(output / f"{name}_mask.png")
+        with replacing(output / f"{name}_mask.png") as file:
+            _palette_image(mask).save(file, "PNG")
         blended = np.round(255 * figures.blended(pixels, mask)).astype(np.uint8)
-        Image.fromarray(blended).save(output / f"{name}_blended.png")
+        with replacing(output / f"{name}_blended.png") as file:
+            Image.fromarray(blended).save(file, "PNG")
         figure = figures.mask_grid(
             pixels[None],
             mask[None],

@@ -23,7 +23,7 @@ from opsin.config.names import UntrustedError
 from opsin.config.own_files import SameNameError
 from opsin.config.sweep import pinned
 from opsin.config.tree import rebuild, resolve, texts
-from opsin.data.files import replace_text, to_json
+from opsin.data.files import replace_text, to_json, writing
 from opsin.errors import ConfigError, UserError
 from opsin.report import evaluations
 from opsin.report.run_files import read_config, read_summary
@@ -36,6 +36,9 @@ from opsin.train.logging import JsonLines, TensorBoard, WeightsAndBiases, Writer
 from opsin.train.loop import fit
 from opsin.train.measurements import Measurement
 from opsin.train.paths import json_leaves
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""After these a run saves and ends: SIGHUP comes where a terminal is closed."""
 
 
 class RunError(UserError):
@@ -100,9 +103,9 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
 
     Raises:
         ProcessError: processes were started differently, or do not see the same directory.
-        RunError: the directory cannot be written, another run is live in it, or it holds a finished
-            run that is to be profiled, had other defaults, or is to be measured without a
-            checkpoint.
+        WriteError: the directory cannot be written.
+        RunError: another run is live in it, or it holds a finished run that is to be profiled, had
+            other defaults, or is to be measured without a checkpoint.
         Exception: whatever training raises; it is also written to ``FAILED``, unless it is a
             UserError.
     """
@@ -130,7 +133,8 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                 return replace(_finished(directory, experiment), trained_before=True)
             _check_saved(directory, steps)
         if writes:
-            (directory / "FAILED").unlink(missing_ok=True)
+            with writing(directory):
+                (directory / "FAILED").unlink(missing_ok=True)
         if writes and not trained:
             _write_json(directory / "config.json", config)
             _record_start(directory, say=options.progress)
@@ -280,7 +284,8 @@ def _starts(path: Path) -> Sequence[Start]:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    replace_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    with writing(path):
+        replace_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_summary(path: Path, metrics: Mapping[str, Any]) -> None:
@@ -320,7 +325,8 @@ def locked(
         if_unwritable: the way out, if it cannot be written.
 
     Raises:
-        RunError: if another run is live in it, or it cannot be written.
+        RunError: if another run is live in it.
+        WriteError: if it cannot be written.
     """
     lock = FileLock(directory / ".lock", timeout=0)
     with writing(directory, if_unwritable):
@@ -335,21 +341,8 @@ def locked(
 
 
 @contextmanager
-def writing(directory: Path, way_out: str = "make room, or make it writable") -> Iterator[None]:
-    """Turns an error of the disk into one line.
-
-    Raises:
-        RunError: instead of an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"cannot write to {directory} ({error.strerror}): {way_out}") from error
-
-
-@contextmanager
 def _stop_signal() -> Iterator[list[int]]:
-    """A list that fills when SIGTERM or Ctrl-C comes; a second Ctrl-C interrupts at once."""
+    """A list that fills when a signal of ``STOPPING`` comes; a second Ctrl-C interrupts at once."""
     received: list[int] = []
 
     def receive(number: int, frame: object) -> None:
@@ -357,7 +350,7 @@ def _stop_signal() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, receive) for number in STOPPING}
     try:
         yield received
     finally:

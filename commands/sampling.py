@@ -20,6 +20,7 @@ from opsin.commands.runs import RunError
 from opsin.commands.trained import Trained, open_run
 from opsin.config.tree import resolve
 from opsin.data.augment import row_keys
+from opsin.data.files import keep_inputs, replacing, writing
 from opsin.data.images import read_image
 from opsin.ops.diffusion.langevin import LANGEVIN, PREDICTOR_CORRECTOR
 from opsin.ops.diffusion.samplers import ANCESTRAL, DDIM, DPM_SOLVER, HEUN, Sampler
@@ -28,6 +29,7 @@ from opsin.train.compiler import jit_here
 from opsin.train.settings import SettingError
 from opsin.train.tasks.generative import Generative
 
+ELSEWHERE = "choose another directory with --output"
 FRAMES, SECONDS = 50, 4.0
 """Of an animation, at most."""
 
@@ -119,6 +121,8 @@ def inpaint(
             any_class=asked.label is None,
         )
     known, unknown = _read_masked(image, mask, inpainter.image)
+    with writing(output, ELSEWHERE):
+        keep_inputs((image, mask), [output / f"inpainted{kind}" for kind in (".png", ".npz")])
     labels = None
     if asked.label is not None:
         labels = _labels(task, count, asked)
@@ -239,12 +243,10 @@ def _write(
     """A picture of images in [0, 1] and the arrays, as ``stem.png`` and ``stem.npz``."""
     written = [stem.with_suffix(".png"), stem.with_suffix(".npz")]
     whole = {"image": np.round(images * 255).astype(np.uint8), **arrays}
-    try:
+    with writing(stem.parent, ELSEWHERE):
         figures.save(figures.panels(rows(images), columns=columns), written[0])
-        with written[1].open("wb") as file:
+        with replacing(written[1]) as file:
             np.savez_compressed(file, **whole)
-    except OSError as error:
-        raise _unwritten(stem.parent, error) from error
     return written
 
 
@@ -253,12 +255,10 @@ def _animate(frames: Sequence[np.ndarray], path: Path) -> Path:
     some = np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int)
     pictures = [_picture(frames[i]) for i in some]
     durations = [round(1000 * SECONDS / len(pictures))] * (len(pictures) - 1) + [2000]
-    try:
+    with writing(path.parent, ELSEWHERE), replacing(path) as file:
         pictures[0].save(
-            path, save_all=True, append_images=pictures[1:], duration=durations, loop=0
+            file, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0
         )
-    except OSError as error:
-        raise _unwritten(path.parent, error) from error
     return path
 
 
@@ -269,12 +269,6 @@ def _picture(grid: np.ndarray) -> Image.Image:
     whole = padded.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
     whole = np.round(255 * whole.repeat(3, axis=0).repeat(3, axis=1)).astype(np.uint8)
     return Image.fromarray(whole[..., 0] if channels == 1 else whole)
-
-
-def _unwritten(directory: Path, error: OSError) -> RunError:
-    return RunError(
-        f"cannot write to {directory} ({error.strerror}): choose another directory with --output"
-    )
 
 
 def _beginning_with(first: Sequence[np.ndarray], images: np.ndarray) -> np.ndarray:

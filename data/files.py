@@ -6,12 +6,17 @@ import errno
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NotRequired, TypedDict
 
 from opsin.data.records import LARGEST, RecordError, cause, conform, open_regular, parse
+from opsin.errors import UserError
+
+
+class WriteError(UserError):
+    """A place that cannot be written to."""
 
 
 class Line(TypedDict):
@@ -101,6 +106,30 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(place: Path, way_out: str = "make room, or make it writable") -> Iterator[None]:
+    """Turns an error of the disk into one line.
+
+    Raises:
+        WriteError: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"cannot write to {place} ({cause(error)}): {way_out}") from error
+
+
+def keep_inputs(inputs: Iterable[Path], written: Iterable[Path]) -> None:
+    """Refuses to write over what was read.
+
+    Raises:
+        OSError: a file that will be written is one of the inputs.
+    """
+    read = {path.resolve() for path in inputs}
+    if lost := [path for path in written if path.resolve() in read]:
+        raise FileExistsError(errno.EEXIST, f"it would replace the input {lost[0]}")
 
 
 def aside(path: Path) -> Path:

@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from opsin.data.files import read_lines
+from opsin.data.files import read_lines, replacing
 from opsin.data.masks import IGNORE
 from opsin.pictures import palette
 from opsin.pictures.kinds import (
@@ -35,7 +35,8 @@ from opsin.pictures.kinds import (
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG, its directory included."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(path)
+    with replacing(path) as file:
+        FigureCanvasAgg(figure).print_png(file)
 
 
 def training_curve(metrics: Path, curves: Sequence[Curve]) -> Figure:

@@ -24,8 +24,12 @@ from opsin.train.logging import NonFiniteError
 from opsin.train.paths import json_leaves
 from opsin.train.state import State
 
-# The disk is full, over quota or read-only; or the file is too large, or not ours.
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES)
+# The disk is full, over quota or read-only; or the file is too large, or not ours; or a folder is
+# where a file should be, or a file where a folder should be.
+UNWRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES),
+    *(errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
+)
 
 
 class CheckpointError(UserError):
