@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 from jaxtyping import Array, Float, PyTree
 
 from opsin.analysis.batches import over_batches
@@ -55,8 +56,10 @@ def check_features(task: Any, image: tuple[int, ...]) -> None:
         jax.eval_shape(trace, shape)
     except SettingError:
         raise
-    except (TypeError, ValueError) as error:  # what a model says of its images and options
-        raise SettingError(f"{type(model).__name__} gives no features: {error}") from error
+    # What a model says of its images and options, and flax of random numbers that it lacks.
+    except (TypeError, ValueError, FlaxError) as error:
+        said = f"{type(model).__name__} gives no features: {' '.join(str(error).split())}"
+        raise SettingError(f"{said}; take a classifier or SimCLR") from error
 
 
 def extract_features(

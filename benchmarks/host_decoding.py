@@ -13,21 +13,42 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from PIL import Image
 
 from opsin.commands.provenance import environment
+from opsin.data.records import read_record
 from opsin.data.squares import square
 
 PLANS = Path("results/plans")
 HEIGHT, WIDTH, QUALITY, SIZE = 375, 500, 90, 256
+
+
+class Prediction(TypedDict):
+    """What is needed of the prediction of a plan."""
+
+    images_per_second: float
+
+
+class Layout(TypedDict):
+    """What is needed of the plan itself."""
+
+    mesh: dict[str, int]
+    prediction: Prediction | None
+
+
+class Planned(TypedDict):
+    """What is needed of a file of ``opsin plan``."""
+
+    experiment: str
+    plan: Layout
 
 
 @dataclass(frozen=True)
@@ -97,7 +118,7 @@ def table(rate: Rate, plans: Sequence[Path]) -> str:
         "|---|--:|--:|",
     ]
     for path in plans:
-        content = json.loads(path.read_text())
+        content = read_record(path, Planned, "make it again by opsin plan")
         predicted = content["plan"]["prediction"]
         if not content["experiment"].startswith("imagenet") or predicted is None:
             continue

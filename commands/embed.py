@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from opsin.commands.groups import Features, Runtime
-from opsin.commands.values import Allow, Count, Run
+from opsin.commands.values import Allow, Run, whole
 
 
 def embed(
@@ -16,7 +16,7 @@ def embed(
     data: Annotated[str | None, arg(metavar="[DATA]")] = None,
     /,
     *,
-    n: Count[int] = 2000,
+    n: Annotated[int, whole(3, 1_000_000)] = 2000,
     output: Path | None = None,
     allow: Allow = (),
     features: Features,

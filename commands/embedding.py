@@ -16,6 +16,7 @@ from opsin.commands.runs import RunError
 from opsin.commands.trained import Trained, open_run
 from opsin.config.tree import resolve
 from opsin.data.examples import Examples, materialize
+from opsin.data.files import replacing, writing
 from opsin.data.folder import folder
 from opsin.data.selection import drawn_places, select
 from opsin.data.sources import open_source
@@ -121,14 +122,10 @@ def _write(
     """The picture and the arrays; their paths."""
     picture, file = output / "embedding.png", output / "embedding.npz"
     points = {"PCA": arrays["pca"], "t-SNE": arrays["tsne"]}
-    try:
+    with writing(output, "choose another directory with --output"):
         figures.save(figures.scatter(points, arrays.get("label"), class_names, title), picture)
-        with file.open("wb") as opened:
+        with replacing(file) as opened:
             np.savez_compressed(opened, **arrays)  # pyright: ignore[reportArgumentType]
-    except OSError as error:
-        raise RunError(
-            f"cannot write to {output} ({error.strerror}): choose another directory with --output"
-        ) from error
     return [picture, file]
 
 

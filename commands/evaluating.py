@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import json
 import pkgutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 from opsin import analysis
 from opsin.analysis.diffusion import SampledBy
 from opsin.commands.measured import write_measured, write_splits
-from opsin.commands.runs import locked, writing
+from opsin.commands.runs import locked
 from opsin.commands.trained import Reopened, reopen
 from opsin.config import catalogue
 from opsin.config.identity import identity
@@ -25,9 +24,11 @@ from opsin.config.sweep import identity_of
 from opsin.config.tree import named, override, parse
 from opsin.data.checks import check_classes
 from opsin.data.examples import Examples, check_same_data
+from opsin.data.files import writing
 from opsin.data.sources import open_source
 from opsin.errors import ConfigError
 from opsin.report import evaluations
+from opsin.report.run_files import read_place
 from opsin.train.evaluate import evaluate, final_variables, numbers_of
 from opsin.train.experiment import Experiment
 from opsin.train.measurements import Measurement, Subject, Track, check_measurements, measure
@@ -122,12 +123,13 @@ def _as_it_stands(run: Path, experiment: Experiment) -> Experiment:
 
     As it was, if there is no such recipe any more, or none of its arms is this run.
     """
+    if (place := read_place(run)) is None:
+        return experiment
+    if not place["experiment"].isidentifier():  # a file: whoever made the run is not to be asked
+        return experiment
     try:
-        name = str(json.loads((run / "arm.json").read_text())["experiment"])
-        if not name.isidentifier():  # a file, perhaps: whoever made the run is not to be asked
-            return experiment
-        module = catalogue.find(name)
-    except (OSError, ValueError, KeyError):  # no arm.json; ConfigError: no such experiment any more
+        module = catalogue.find(place["experiment"])
+    except ConfigError:  # no such experiment any more
         return experiment
     arms, target = catalogue.arms(module), identity(experiment)
     of = identity_of(module.config(), arms)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from opsin.commands.runs import RunError
 from opsin.commands.trained import open_run
+from opsin.data.files import to_json
+from opsin.report.run_files import read_summary
 from opsin.train.weights import save_weights
 
 
@@ -30,7 +31,7 @@ def export(run: Path, path: Path, *, allow: Sequence[str] = ()) -> str:
     trained = open_run(run, allow=allow)
     if not (run / "DONE").exists():
         raise RunError(f"{run} is not finished: run it again, and it resumes")
-    summary = json.loads((run / "summary.json").read_text())
+    summary = to_json(read_summary(run))
     accuracies = {name: x for name, x in summary.items() if name.endswith("/accuracy")}
     described = {
         "network": path.stem,

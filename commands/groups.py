@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import arg
 
 from opsin.commands import runtime
-from opsin.commands.values import Count, Number, Share, Whole, one_of
+from opsin.commands.values import Count, Index, Seed, number, one_of, whole
 from opsin.config import catalogue
 from opsin.config.tree import check, parse_all
 
@@ -34,9 +34,9 @@ class Runtime:
     """
 
     platform: Annotated[str | None, one_of(*PLATFORMS)] = None
-    devices: Count[int | None] = None
+    devices: Annotated[int | None, whole(1, 512)] = None
     deterministic: bool = False
-    memory_fraction: Share[float | None] = None
+    memory_fraction: Annotated[float | None, number(0, 1, "a share")] = None
     cache: Path | None = None
 
     def set_up(self, *, alone: bool = True) -> None:
@@ -105,12 +105,12 @@ class Images:
         guidance: towards the class: 1 is none, 3 is strong
     """
 
-    label: Annotated[Whole[int | None], arg(name="class")] = None
-    seed: Whole[int] = 0
+    label: Annotated[Index[int | None], arg(name="class")] = None
+    seed: Seed[int] = 0
     weights: Annotated[Literal["ema", "raw"] | None, one_of("ema", "raw")] = None
     sampler: Annotated[str | None, one_of(*SAMPLERS)] = None
     steps: Count[int | None] = None
-    guidance: Number[float | None] = None
+    guidance: Annotated[float | None, number(-1e6, 1e6, "a number")] = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Features:
 
     layer: Literal["features", "head"] = "features"
     split: str = "test"
-    seed: Whole[int] = 0
+    seed: Seed[int] = 0
 
 
 def named(name: str, overrides: tuple[str, ...]) -> tuple[Any, Experiment, dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from opsin.commands.groups import Images, Runtime
-from opsin.commands.values import Allow, Count, Run
+from opsin.commands.values import Allow, Run, whole
 
 
 def inpaint(
@@ -17,8 +17,8 @@ def inpaint(
     mask: Annotated[Path, arg(metavar="MASK")],
     /,
     *,
-    n: Count[int] = 8,
-    resamplings: Count[int] = 10,
+    n: Annotated[int, whole(1, 1000)] = 8,
+    resamplings: Annotated[int, whole(1, 1000)] = 10,
     output: Path = Path("inpainted"),
     allow: Allow = (),
     images: Images,

@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from opsin.commands.groups import Runtime, named
-from opsin.commands.values import Count, Name, Overrides
+from opsin.commands.values import Name, Overrides, whole
 from opsin.config.tree import override
 
 
@@ -17,7 +17,7 @@ def inspect(
     overrides: Overrides = (),
     /,
     *,
-    batches: Count[int] = 1,
+    batches: Annotated[int, whole(1, 36)] = 1,
     output: Annotated[Path | None, arg(metavar="PNG")] = None,
     runtime: Runtime,
 ) -> int:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from opsin.data import augment
-from opsin.errors import ConfigError
+from opsin.data.files import writing
 from opsin.pictures.figures import image_grid, mask_grid, save
 from opsin.train.experiment import Experiment
 from opsin.train.feed import Feed
@@ -27,7 +27,7 @@ def draw_batches(experiment: Experiment, batches: int, path: Path, *, images: in
         images: most images to draw.
 
     Raises:
-        ConfigError: if the picture cannot be written.
+        WriteError: if the picture cannot be written.
         DataError: if the data cannot be read.
     """
     data = experiment.data
@@ -60,9 +60,5 @@ def draw_batches(experiment: Experiment, batches: int, path: Path, *, images: in
     else:
         labels = joined.get("label")
         grid = image_grid(joined["image"], labels=labels, class_names=names, title=title)
-    try:
+    with writing(path, "choose another place with --output"):
         save(grid, path)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write {path} ({error.strerror}): choose another place with --output"
-        ) from error

@@ -14,6 +14,7 @@ from opsin.commands import runtime
 from opsin.commands.groups import named
 from opsin.commands.values import Axes, Count, Name, Overrides
 from opsin.config.tree import override
+from opsin.errors import ConfigError
 
 
 def plan(
@@ -38,6 +39,8 @@ def plan(
         out: default: plans/NAME-TOPOLOGY.json
         words: the command, for the record
     """
+    if out and out.suffix != ".json":  # the Markdown lies beside it
+        raise ConfigError(f"--out {out}: give a name that ends in .json")
     from opsin.planning.chips import Topology
 
     devices = Topology.parse(topology)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from PIL import Image, ImageOps
 from opsin.commands.runs import RunError
 from opsin.commands.trained import open_run
 from opsin.data.examples import DataError
-from opsin.data.files import readable
+from opsin.data.files import readable, replacing, writing
 from opsin.data.folder import visible_files
 from opsin.data.images import MODES, read_image
 from opsin.imaging.tiles import over_tiles
@@ -123,20 +124,19 @@ def predict(predictor: Predictor, paths: Sequence[Path], output: Path) -> Iterat
         read_image(path, channels, deep=True)
     _require_new([output / LABELS] if predictor.kind is Labels else [])
     images = ((name, path, read_image(path, channels, deep=True)) for name, path in named)
-    try:
+    with writing(output, "choose another place with --output"):
         output.mkdir(parents=True, exist_ok=True)
         yield from WRITERS[predictor.kind](predictor, images, output)
-    except OSError as error:
-        raise RunError(
-            f"cannot write to {output} ({error.strerror}): choose another place with --output"
-        ) from error
 
 
 def _classify(
     predictor: Predictor, images: Iterable[tuple[str, Path, Image.Image]], output: Path
 ) -> Iterator[str]:
     height, width, _ = predictor.image
-    with (output / LABELS).open("x", newline="", encoding="utf-8") as file:
+    with (
+        replacing(output / LABELS) as whole,
+        io.TextIOWrapper(whole, newline="", write_through=True) as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["file", "label", "class", "probability"])
         for name, path, image in images:
@@ -162,10 +162,12 @@ def _segment(
     for name, path, image in images:
         mask = segment(predictor, image)
         pixels = _pixels(image)
-        _palette_image(mask).save(output / f"{name}_mask.png")
+        with replacing(output / f"{name}_mask.png") as file:
+            _palette_image(mask).save(file, "PNG")
         rows = np.array_split(np.arange(len(mask)), max(1, mask.size // STRIP))
         strips = [_bytes(figures.blended(pixels[row] / 255, mask[row])) for row in rows if len(row)]
-        Image.fromarray(np.concatenate(strips)).save(output / f"{name}_blended.png")
+        with replacing(output / f"{name}_blended.png") as file:
+            Image.fromarray(np.concatenate(strips)).save(file, "PNG")
         step = -(-max(mask.shape) // DRAWN)
         figure = figures.mask_grid(
             pixels[None, ::step, ::step] / 255,

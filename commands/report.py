@@ -10,6 +10,7 @@ from tyro.conf import arg
 
 from opsin.commands import runtime
 from opsin.config import catalogue
+from opsin.data.files import writing
 from opsin.errors import ConfigError
 
 
@@ -39,15 +40,19 @@ def report(
         raise ConfigError(f"no tables in {results}/: run it in the house, or name --results")
     if check:
         return _compare(names, results, readme if name is None else None)
+    elsewhere = "choose another place with --results or --readme"
     if name:
-        return _collect(name, workdir, results)
+        with writing(results, elsewhere):
+            return _collect(name, workdir, results)
     from opsin.report.report import derive, readme_table, update_readme
 
     reports = [catalogue.report_of(each) for each in names]
-    for chosen in reports:
-        derive(chosen, results)
-    reproduction.derive(results)
-    update_readme(readme, readme_table(reports, results))
+    with writing(results, elsewhere):
+        for chosen in reports:
+            derive(chosen, results)
+        reproduction.derive(results)
+    with writing(readme, elsewhere):
+        update_readme(readme, readme_table(reports, results))
     print(f"wrote the tables of {len(reports)} experiments, and that of {readme}")
     print(results)
     return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from opsin.commands.endings import after_signal
 from opsin.commands.groups import Runtime
-from opsin.commands.values import Count, Name, Whole
+from opsin.commands.values import Count, Name, Seed
 
 
 def reproduce(
@@ -14,7 +14,7 @@ def reproduce(
     /,
     *,
     rows: Count[int] = 1,
-    seed: Whole[int] = 0,
+    seed: Seed[int] = 0,
     workdir: Path = Path("runs/reproduced"),
     results: Path = Path("results"),
     quiet: bool = False,
@@ -35,6 +35,7 @@ def reproduce(
     runtime.set_up()
     from opsin.commands.reproducing import compared, drawn, train
     from opsin.commands.runs import Options
+    from opsin.data.files import writing
     from opsin.report.reproduction import NAME, add, lines_of
 
     outside = 0
@@ -43,7 +44,8 @@ def reproduce(
         outcome = train(chosen, Options(workdir=workdir, progress=not quiet))
         if outcome.finished:
             found = compared(chosen, outcome.directory)
-            add(results, found)
+            with writing(results, "choose another place with --results"):
+                add(results, found)
             print("\n".join(lines_of(found)), flush=True)
             outside += len(found.outside())
         if outcome.signal is not None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from tyro.conf import Suppress
 
 from opsin.commands.endings import after_signal
 from opsin.commands.groups import Output, Runtime, named
 from opsin.commands.runtime import given
-from opsin.commands.values import Address, Index, Name, Overrides, ProcessCount, Seconds, Steps
+from opsin.commands.values import Address, Index, Name, Overrides, ProcessCount, Steps, number
 from opsin.config import catalogue
 from opsin.config.tree import override
 from opsin.errors import ConfigError
@@ -32,7 +33,7 @@ class Several:
     coordinator: Address[str | None] = None
     processes: ProcessCount[int | None] = 1
     process: Index[int | None] = None
-    timeout: Seconds[float] = 100.0
+    timeout: Annotated[float, number(0, 7 * 24 * 3600, "a number of seconds")] = 100.0
 
 
 def run(

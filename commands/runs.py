@@ -23,9 +23,11 @@ from opsin.config.names import UntrustedError
 from opsin.config.own_files import SameNameError
 from opsin.config.sweep import pinned
 from opsin.config.tree import names_in, rebuild, resolve
-from opsin.data.files import check_enclosed, component, from_json, replace_text, to_json
-from opsin.errors import UserError
+from opsin.data.enclosure import check_enclosed, component
+from opsin.data.files import replace_text, to_json, writing
+from opsin.errors import ConfigError, UserError
 from opsin.report import evaluations
+from opsin.report.run_files import read_config, read_summary
 from opsin.report.starts import Start, other_code, read_starts
 from opsin.train.checkpoint import saved_step
 from opsin.train.experiment import Experiment
@@ -36,6 +38,9 @@ from opsin.train.loop import fit
 from opsin.train.measurements import Measurement
 from opsin.train.paths import json_leaves
 from opsin.train.sets import check_files
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""After these a run saves and ends: SIGHUP comes where a terminal is closed."""
 
 
 class RunError(UserError):
@@ -100,9 +105,9 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
 
     Raises:
         ProcessError: processes were started differently, or do not see the same directory.
-        RunError: the directory cannot be written, another run is live in it, or it holds a finished
-            run that is to be profiled, had other defaults, or is to be measured without a
-            checkpoint.
+        WriteError: the directory cannot be written.
+        RunError: another run is live in it, or it holds a finished run that is to be profiled, had
+            other defaults, or is to be measured without a checkpoint.
         Exception: whatever training raises; it is also written to ``FAILED``, unless it is a
             UserError.
     """
@@ -130,7 +135,8 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                 return replace(_finished(directory, experiment), trained_before=True)
             _check_saved(directory, steps)
         if writes:
-            (directory / "FAILED").unlink(missing_ok=True)
+            with writing(directory):
+                (directory / "FAILED").unlink(missing_ok=True)
         if writes and not trained:
             _write_json(directory / "config.json", config)
             _record_start(directory, say=options.progress)
@@ -191,7 +197,7 @@ def state_of(directory: Path, experiment: Experiment) -> str:
 
 def _steps(directory: Path) -> int:
     """How many steps a finished run took."""
-    return int(read_summary(directory / "summary.json")["steps"])
+    return int(read_summary(directory, "steps")["steps"])
 
 
 def _is_measured(directory: Path, measurement: Measurement, steps: int) -> bool:
@@ -205,13 +211,13 @@ def _is_evaluated(directory: Path, experiment: Experiment, steps: int) -> bool:
     again = evaluations.read(directory, evaluations.SPLITS, steps)
     there = again["measurement"] if again else None
     if there is None:
-        saved = json.loads((directory / "config.json").read_text())
+        saved = read_config(directory)
         there = evaluation_of(resolve(rebuild(saved, names_in(now))))
     return there == evaluation_of(now)
 
 
 def _finished(directory: Path, experiment: Experiment) -> Outcome:
-    metrics = read_summary(directory / "summary.json")
+    metrics = read_summary(directory, "steps")
     steps = int(metrics["steps"])
     for name in (evaluations.SPLITS, *map(identity, experiment.measurements)):
         found = evaluations.read(directory, name, steps)
@@ -231,11 +237,11 @@ def _check_trained(directory: Path, experiment: Experiment, options: Options, *,
         )
     train_again = f"rm -r {directory} to train it again"
     try:
-        saved = json.loads((directory / "config.json").read_text())
+        saved = read_config(directory)
         there = json_leaves(essence_of_resolved(saved, names_in(resolve(experiment))))
     except (SameNameError, UntrustedError) as error:
         raise RunError(f"{directory} was trained with other files: {error}") from error
-    except (OSError, ValueError) as error:  # ConfigError among them
+    except ConfigError as error:
         raise RunError(f"{directory} was trained by other code ({error}): {train_again}") from error
     here = json_leaves(essence(experiment))
     if other := sorted(x for x in there.keys() | here.keys() if there.get(x) != here.get(x)):
@@ -277,26 +283,18 @@ def _record_start(directory: Path, *, say: bool) -> None:
 
 
 def _starts(path: Path) -> Sequence[Start]:
-    """``read_starts``, or RunError for a file that is damaged."""
-    with suppress(ValueError):
-        starts = read_starts(path)
-        if all(isinstance(x, dict) and {"commit", "dirty"} <= x.keys() for x in starts):
-            return starts
-    raise RunError(f"{path} is damaged: put it back, or mv it away to go on without it")
+    """``read_starts``; none if there is no such file."""
+    return read_starts(path) if path.exists() else []
 
 
 def _write_json(path: Path, content: Any) -> None:
-    replace_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    with writing(path):
+        replace_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_summary(path: Path, metrics: Mapping[str, Any]) -> None:
     """Writes ``summary.json``."""
     _write_json(path, to_json(metrics))
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """``summary.json`` as it was measured."""
-    return from_json(json.loads(path.read_text()))
 
 
 def _writers(
@@ -331,8 +329,9 @@ def locked(
         if_unwritable: the way out, if it cannot be written.
 
     Raises:
-        RunError: if another run is live in it, or it cannot be written.
+        RunError: if another run is live in it.
         DataError: if something in it leads out of it.
+        WriteError: if it cannot be written.
     """
     check_enclosed(directory)
     lock = FileLock(directory / ".lock", timeout=0)
@@ -348,21 +347,8 @@ def locked(
 
 
 @contextmanager
-def writing(directory: Path, way_out: str = "make room, or make it writable") -> Iterator[None]:
-    """Turns an error of the disk into one line.
-
-    Raises:
-        RunError: instead of an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"cannot write to {directory} ({error.strerror}): {way_out}") from error
-
-
-@contextmanager
 def _stop_signal() -> Iterator[list[int]]:
-    """A list that fills when SIGTERM or Ctrl-C comes; a second Ctrl-C interrupts at once."""
+    """A list that fills when a signal of ``STOPPING`` comes; a second Ctrl-C interrupts at once."""
     received: list[int] = []
 
     def receive(number: int, frame: object) -> None:
@@ -370,7 +356,7 @@ def _stop_signal() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, receive) for number in STOPPING}
     try:
         yield received
     finally:

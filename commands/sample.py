@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from opsin.commands.groups import Images, Runtime
-from opsin.commands.values import Allow, Count, Run
+from opsin.commands.values import Allow, Run, whole
 
 
 def sample(
     run: Run,
     /,
     *,
-    n: Count[int] = 64,
+    n: Annotated[int, whole(1, 100_000)] = 64,
     path: bool = False,
     output: Path = Path("samples"),
     allow: Allow = (),

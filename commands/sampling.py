@@ -20,6 +20,7 @@ from opsin.commands.runs import RunError
 from opsin.commands.trained import Trained, open_run
 from opsin.config.tree import resolve
 from opsin.data.augment import row_keys
+from opsin.data.files import keep_inputs, replacing, writing
 from opsin.data.images import opened, read_image
 from opsin.ops.diffusion.langevin import LANGEVIN, PREDICTOR_CORRECTOR
 from opsin.ops.diffusion.samplers import ANCESTRAL, DDIM, DPM_SOLVER, HEUN, Sampler
@@ -28,6 +29,7 @@ from opsin.train.compiler import jit_here
 from opsin.train.settings import SettingError
 from opsin.train.tasks.generative import Generative
 
+ELSEWHERE = "choose another directory with --output"
 FRAMES, SECONDS = 50, 4.0
 """Of an animation, at most."""
 
@@ -118,8 +120,9 @@ def inpaint(
             keep_sampler=asked.sampler is not None,
             any_class=asked.label is None,
         )
-    _require_kept((image, mask), output / "inpainted.png")
     known, unknown = _read_masked(image, mask, inpainter.image)
+    with writing(output, ELSEWHERE):
+        keep_inputs((image, mask), [output / f"inpainted{kind}" for kind in (".png", ".npz")])
     labels = None
     if asked.label is not None:
         labels = _labels(task, count, asked)
@@ -138,13 +141,6 @@ def inpaint(
     row = partial(_beginning_with, (known, seen))
     names = ("image", "known", *(f"filled {i + 1}" for i in range(count)))
     return _write(images, arrays, row, output / "inpainted", names)
-
-
-def _require_kept(files: Sequence[Path], written: Path) -> None:
-    """Raises RunError if the file of an image would be replaced by what is made of it."""
-    for file in files:
-        if file.resolve() == written.resolve():
-            raise RunError(f"{file} would be replaced: choose another directory with --output")
 
 
 def _read_masked(
@@ -248,12 +244,10 @@ def _write(
     """A picture of images in [0, 1] and the arrays, as ``stem.png`` and ``stem.npz``."""
     written = [stem.with_suffix(".png"), stem.with_suffix(".npz")]
     whole = {"image": np.round(images * 255).astype(np.uint8), **arrays}
-    try:
+    with writing(stem.parent, ELSEWHERE):
         figures.save(figures.panels(rows(images), columns=columns), written[0])
-        with written[1].open("wb") as file:
+        with replacing(written[1]) as file:
             np.savez_compressed(file, **whole)
-    except OSError as error:
-        raise _unwritten(stem.parent, error) from error
     return written
 
 
@@ -262,12 +256,10 @@ def _animate(frames: Sequence[np.ndarray], path: Path) -> Path:
     some = np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int)
     pictures = [_picture(frames[i]) for i in some]
     durations = [round(1000 * SECONDS / len(pictures))] * (len(pictures) - 1) + [2000]
-    try:
+    with writing(path.parent, ELSEWHERE), replacing(path) as file:
         pictures[0].save(
-            path, save_all=True, append_images=pictures[1:], duration=durations, loop=0
+            file, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0
         )
-    except OSError as error:
-        raise _unwritten(path.parent, error) from error
     return path
 
 
@@ -278,12 +270,6 @@ def _picture(grid: np.ndarray) -> Image.Image:
     whole = padded.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
     whole = np.round(255 * whole.repeat(3, axis=0).repeat(3, axis=1)).astype(np.uint8)
     return Image.fromarray(whole[..., 0] if channels == 1 else whole)
-
-
-def _unwritten(directory: Path, error: OSError) -> RunError:
-    return RunError(
-        f"cannot write to {directory} ({error.strerror}): choose another directory with --output"
-    )
 
 
 def _beginning_with(first: Sequence[np.ndarray], images: np.ndarray) -> np.ndarray:

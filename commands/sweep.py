@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import traceback
+from typing import Annotated
 
 from opsin.commands.endings import after_signal, exit_code
 from opsin.commands.groups import Output, Runtime, named
-from opsin.commands.values import Count, Name, Overrides, Whole
+from opsin.commands.values import Count, Index, Name, Overrides, whole
 from opsin.config import catalogue
 
 
@@ -16,8 +17,8 @@ def sweep(
     overrides: Overrides = (),
     /,
     *,
-    seeds: Count[int | None] = None,
-    index: Whole[int] = 0,
+    seeds: Annotated[int | None, whole(1, 10_000)] = None,
+    index: Index[int] = 0,
     of: Count[int] = 1,
     dry_run: bool = False,
     output: Output,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,8 +15,9 @@ from opsin.commands.runs import RunError
 from opsin.config.identity import essence_of_resolved
 from opsin.config.names import UntrustedError, allowed_code
 from opsin.config.tree import rebuild
-from opsin.data.files import check_enclosed
+from opsin.data.enclosure import check_enclosed
 from opsin.errors import ConfigError
+from opsin.report.run_files import read_config
 from opsin.train.checkpoint import Checkpoints
 from opsin.train.experiment import Experiment
 from opsin.train.feed import FeedSpec
@@ -82,18 +82,17 @@ def reopen(
     Raises:
         RunError: if this is no run, this code cannot make its experiment, or it names other code
             that is not allowed.
+        RecordError: if its config.json is damaged.
         CheckpointError: if it has no checkpoint that can be read, or one of another config.
         DataError: if something in the directory leads out of it.
     """
     check_enclosed(run)
-    try:
-        saved = json.loads((run / "config.json").read_text())
-    except (OSError, ValueError) as error:
+    if not (run / "config.json").exists():
         raise RunError(
-            f"{run} is no directory of a run (config.json: {error}): give runs/NAME/ID, which "
+            f"{run} is no directory of a run, it has no config.json: give runs/NAME/ID, which "
             "`opsin run` prints last"
-        ) from error
-    allowed = allowed_code(allow)
+        )
+    saved, allowed = read_config(run), allowed_code(allow)
     try:
         experiment = present(rebuild(saved, allowed))
     except UntrustedError as error:

@@ -5,6 +5,7 @@ Each is a type of its own: ``Count[int]`` is always there, ``Count[int | None]``
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -37,57 +38,54 @@ def one_of(*choices: str) -> PrimitiveConstructorSpec[Any]:
     )
 
 
-def _whole(text: str) -> int:
-    if not text.removeprefix("-").isdecimal():
-        raise ValueError(f"{text!r} is not a whole number")
-    return int(text)
+def whole(least: int, most: int) -> PrimitiveConstructorSpec[Any]:
+    """A value that is a whole number, not below ``least`` and not above ``most``."""
+
+    def read(text: str) -> int:
+        if not (_digits(text.removeprefix("-")) and least <= int(text) <= most):
+            raise ValueError(f"{text!r} is not a whole number from {least} to {most}")
+        return int(text)
+
+    return _typed(read, "N")
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise ValueError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
+def number(above: float, most: float, what: str) -> PrimitiveConstructorSpec[Any]:
+    """For numbers of a range without its lower end, and what they are."""
+
+    def read(text: str) -> float:
+        if not _NUMBER.fullmatch(text):
+            raise ValueError(f"{text!r} is not a number")
+        if not above < (value := float(text)) <= most:
+            raise ValueError(f"{text!r} is not {what} above {above:g}, {most:g} at most")
+        return value
+
+    return _typed(read, "X")
 
 
-def _index(text: str) -> int:
-    if not text.isdecimal():
-        raise ValueError(f"{text!r} is not a whole number, counted from 0")
-    return int(text)
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
+
+
+def _digits(text: str) -> bool:
+    """Whether a text is 1 to 20 digits as programs write them: Python reads those of any script."""
+    return text.isascii() and text.isdigit() and len(text) <= 20
 
 
 def _process_count(text: str) -> int | None:
-    return None if text == "auto" else _count(text)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a number") from None
-
-
-def _share(text: str) -> float:
-    if not 0 < (share := _number(text)) <= 1:
-        raise ValueError(f"{text!r} is not a share between 0 and 1")
-    return share
-
-
-def _seconds(text: str) -> float:
-    if not (seconds := _number(text)) > 0:
-        raise ValueError(f"{text!r} is not a number of seconds above 0")
-    return seconds
+    if text == "auto":
+        return None
+    return PROCESSES.instance_from_str([text])
 
 
 def _address(text: str) -> str:
     host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    if not host or not _digits(port) or not 0 < int(port) < 2**16:
         raise ValueError(f"{text!r} is not HOST:PORT, as in 10.0.0.1:7777")
     return text
 
 
 def _steps(text: str) -> tuple[int, int]:
     first, colon, last = text.partition(":")
-    if not (colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+    if not (colon and _digits(first) and _digits(last) and 1 <= int(first) <= int(last)):
         raise ValueError(f"{text!r} is not first:last, two steps counted from 1, as in 10:12")
     return int(first), int(last)
 
@@ -96,19 +94,17 @@ def _axes(text: str) -> dict[str, int]:
     axes: dict[str, int] = {}
     for part in text.split(","):
         axis, _, size = part.partition("=")
-        if not axis.isidentifier() or not size.removeprefix("-").isdecimal() or axis in axes:
+        if not axis.isidentifier() or not _digits(size.removeprefix("-")) or axis in axes:
             raise ValueError(f"{text!r} is not axes with their sizes, as in data=16,fsdp=16")
         axes[axis] = int(size)
     return axes
 
 
-Whole = Annotated[Value, _typed(_whole, "N")]
-Count = Annotated[Value, _typed(_count, "N")]
-Index = Annotated[Value, _typed(_index, "I")]
+PROCESSES = whole(1, 100_000)
+Count = Annotated[Value, whole(1, 1_000_000)]
+Index = Annotated[Value, whole(0, 1_000_000)]
+Seed = Annotated[Value, whole(0, 2**32 - 1)]
 ProcessCount = Annotated[Value, _typed(_process_count, "N")]
-Number = Annotated[Value, _typed(_number, "X")]
-Share = Annotated[Value, _typed(_share, "F")]
-Seconds = Annotated[Value, _typed(_seconds, "SECONDS")]
 Address = Annotated[Value, _typed(_address, "HOST:PORT")]
 Steps = Annotated[Value, _typed(_steps, "A:B")]
 Axes = Annotated[Value, _typed(_axes, "AXIS=N,…")]

@@ -49,7 +49,7 @@ def rebuild(resolved: Any, allowed: Collection[str] = ()) -> Any:
 
     Args:
         resolved: the tree as JSON.
-        allowed: modules or names of other code that may be executed; see ``found`` and ``names_in``.
+        allowed: modules or names of other code that may be executed; see ``found``, ``names_in``.
 
     Raises:
         UnallowedError: for other code that is not allowed.

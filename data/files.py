@@ -1,36 +1,66 @@
-"""Files of runs: lines of JSON, writing whole or not at all, and what keeps a folder to itself."""
+"""Files of runs: lines of JSON, and writing whole or not at all."""
 
 from __future__ import annotations
 
-import json
+import errno
+import itertools
 import math
 import os
-import stat
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NotRequired, TypedDict
 
-from opsin.data.examples import DataError
+from opsin.data.records import LARGEST, RecordError, cause, conform, open_regular, parse
+from opsin.errors import UserError
 
-LARGEST = {
-    ".jsonl": 2**30,
-    **dict.fromkeys((".json", "metadata", "_METADATA", "_CHECKPOINT_METADATA", "_sharding"), 2**26),
-}
-"""Bytes of a file of a run that is read at once, by its suffix, or its name."""
+
+class WriteError(UserError):
+    """A place that cannot be written to."""
+
+
+class Line(TypedDict):
+    """A line of ``metrics.jsonl``, whose other names are those of numbers; null is none."""
+
+    step: int
+    note: NotRequired[str]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file; a last line that was cut off is left out."""
+    """The lines of ``metrics.jsonl`` that are whole; see ``read_log``."""
+    return read_log(path)[0]
+
+
+def read_log(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The lines of ``metrics.jsonl`` that are whole, and the numbers, from 1, of the damaged ones.
+
+    A last line that was cut off is neither: its run was killed while it wrote.
+
+    Raises:
+        RecordError: it is no file, or cannot be read.
+    """
+    lines, damaged = [], []
     if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+        return lines, damaged
+    try:
+        with open_regular(path) as file:
+            for number in itertools.count(1):
+                text = file.readline(LARGEST)
+                if not text:
+                    break
+                try:
+                    lines.append(_line(text))
+                except ValueError:
+                    damaged += [number] if text.endswith(b"\n") else []
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read ({cause(error)}): mv it away") from error
+    return lines, damaged
+
+
+def _line(text: bytes) -> dict[str, Any]:
+    line: Any = parse(text, Line)
+    conform({name: x for name, x in line.items() if name != "note"}, dict[str, float | None])
+    return line
 
 
 def to_json(numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,16 +82,30 @@ def readable(name: str | os.PathLike[str]) -> str:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, as ``replace_bytes``."""
+    """Writes a file whole or not at all, as ``replacing``."""
     replace_bytes(path, text.encode())
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all: to a neighbour first, which then takes its name."""
+    """Writes a file whole or not at all, as ``replacing``."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, whole or not at all: it lies beside ``path``, and takes its name at the end.
+
+    Raises:
+        OSError: something is there that is no regular file, or the disk does not take it.
+    """
+    if path.exists() and not path.is_file():
+        what = "a directory" if path.is_dir() else "a device"
+        raise FileExistsError(errno.EEXIST, f"{what} is there", str(path))
     part = path.with_name(f".{path.name}.{os.getpid()}.part")  # another process may write it too
     try:
         with part.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -69,46 +113,31 @@ def replace_bytes(path: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def check_enclosed(directory: Path) -> None:
-    """Raises DataError for a folder that reaches outside itself, or holds what no run writes.
-
-    Somebody may have sent it. To write beside a link that leads out would be to write there; a pipe
-    or a device has no end.
-    """
-    root = os.path.realpath(directory)
-    for folder, folders, files in os.walk(root):  # which follows no link
-        for name in (*folders, *files):
-            with suppress(FileNotFoundError):  # a run that is live has removed it meanwhile
-                _check_entry(Path(folder, name), root)
-
-
-def _check_entry(path: Path, root: str) -> None:
-    found = path.lstat()
-    target = os.path.realpath(path)  # also of a link to nowhere
-    if not Path(target).is_relative_to(root):
-        raise DataError(
-            f"{path} is a link to {target}, outside the folder of the run: move that here, or link "
-            "to the whole folder instead"
-        )
-    kinds = (stat.S_ISREG, stat.S_ISDIR, stat.S_ISLNK)
-    if not any(is_kind(found.st_mode) for is_kind in kinds):
-        raise DataError(f"{path} is neither a file nor a folder: remove it")
-    largest = LARGEST.get(path.suffix or path.name, math.inf)
-    if found.st_size > largest:
-        raise DataError(f"{path} has {found.st_size} bytes, and no run writes more than {largest}")
-
-
-def component(what: str, name: str) -> str:
-    """A name that becomes part of the name of a file, if the file stays in its folder.
-
-    Args:
-        what: the name is of, for the message.
-        name: that a file or a user gives.
+@contextmanager
+def writing(place: Path, way_out: str = "make room, or make it writable") -> Iterator[None]:
+    """Turns an error of the disk into one line.
 
     Raises:
-        DataError: if it is empty, long or hidden, or has a slash or a character that nobody sees.
+        WriteError: instead of an OSError.
     """
-    fits = name.isprintable() and 0 < len(name.encode()) <= 200 and name[0] not in ".-"
-    if not fits or "/" in name or "\\" in name:
-        raise DataError(f"{what}: {name!r} cannot be part of the name of a file: choose another")
-    return name
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"cannot write to {place} ({cause(error)}): {way_out}") from error
+
+
+def keep_inputs(inputs: Iterable[Path], written: Iterable[Path]) -> None:
+    """Refuses to write over what was read.
+
+    Raises:
+        OSError: a file that will be written is one of the inputs.
+    """
+    read = {path.resolve() for path in inputs}
+    if lost := [path for path in written if path.resolve() in read]:
+        raise FileExistsError(errno.EEXIST, f"it would replace the input {lost[0]}")
+
+
+def aside(path: Path) -> Path:
+    """A free name beside what is damaged, to keep it: ``NAME.damaged``, or ``NAME.damaged-2``."""
+    names = (f"{path.name}.damaged{n}" for n in ("", *(f"-{i}" for i in range(2, 10_000))))
+    return next(p for name in names if not (p := path.with_name(name)).exists())

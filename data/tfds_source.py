@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from opsin.data.enclosure import component
 from opsin.data.examples import DataError, Examples, Records
-from opsin.data.files import component
 from opsin.data.masks import IGNORE, TFDS_LABELS, CheckedMasks, Labels
 
 _OWN = "tensorflow_datasets.core.features."

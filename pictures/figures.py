@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 
-from opsin.data.files import read_lines
+from opsin.data.files import read_lines, replacing
 from opsin.data.masks import IGNORE
 from opsin.pictures import palette
 from opsin.pictures.kinds import (
@@ -39,10 +39,10 @@ def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Of a matplotlibrc in the working directory, which may be a stranger's, or of the user: LaTeX
     # would be started, with a text of that file.
-    with rc_context({"text.usetex": False}):
+    with rc_context({"text.usetex": False}), replacing(path) as file:
         for text in figure.findobj(Text):
             text.set_usetex(False)  # pyright: ignore[reportAttributeAccessIssue]
-        FigureCanvasAgg(figure).print_png(path)
+        FigureCanvasAgg(figure).print_png(file)
 
 
 def training_curve(metrics: Path, curves: Sequence[Curve]) -> Figure:

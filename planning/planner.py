@@ -14,8 +14,7 @@ from typing import Any
 
 from opsin.config.tree import override, paths, resolve
 from opsin.data.examples import Examples
-from opsin.data.files import replace_text
-from opsin.errors import ConfigError
+from opsin.data.files import replace_text, writing
 from opsin.planning.chips import Chip, Topology
 from opsin.planning.plan import Plan, plan
 from opsin.planning.units import in_bytes, in_seconds, in_units
@@ -193,7 +192,7 @@ def write(
     """Writes a plan as JSON, and as Markdown beside it; returns the Markdown.
 
     Raises:
-        ConfigError: it cannot be written there.
+        WriteError: it cannot be written there.
     """
     text = described(name, command, planner.topology, setting, swept)
     chip = {
@@ -210,14 +209,10 @@ def write(
         **dataclasses.asdict(setting),
         "sweep": [dataclasses.asdict(other) for other in swept],
     }
-    try:
+    with writing(path, "choose another place with --out"):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(content, indent=2) + "\n")
         replace_text(path.with_suffix(".md"), text)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write {path} ({error.strerror}): choose another place with --out"
-        ) from error
     return text
 
 

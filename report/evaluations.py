@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from opsin.data.files import component, from_json, replace_text, to_json
+from opsin.data.enclosure import component
+from opsin.data.files import from_json, replace_text, to_json
+from opsin.data.records import read_record
 
 SPLITS = "splits"
 """Replaces the id for the metrics of all splits, as the task itself evaluates them."""
@@ -58,20 +60,38 @@ def write(
     return path
 
 
+class Evaluation(TypedDict):
+    """A file of ``evaluations``, see ``write``."""
+
+    measurement: Any
+    step: int
+    metrics: dict[str, float | None]
+    seconds: float
+    commit: str | None
+
+
 def names(run: Path) -> set[str]:
-    """The names of all numbers that were measured of a run, those of ``SPLITS`` apart."""
-    found: set[str] = set()
-    for path in (run / "evaluations").glob("*.json"):
-        if path.stem != SPLITS:
-            found |= json.loads(path.read_text())["metrics"].keys()
-    return found
+    """The names of all numbers that were measured of a run, those of ``SPLITS`` apart.
+
+    Raises:
+        RecordError: a file is damaged.
+    """
+    paths = [path for path in (run / "evaluations").glob("*.json") if path.stem != SPLITS]
+    return set().union(*(_read(path)["metrics"] for path in paths))
 
 
 def read(run: Path, name: str, step: int) -> dict[str, Any] | None:
-    """A measurement of the weights of a step; None if there is none, or only of another step."""
-    try:
-        found = json.loads(path_of(run, name).read_text())
-        numbers = {name: float(x) for name, x in from_json(found["metrics"]).items()}
-        return {**found, "metrics": numbers} if found["step"] == step else None
-    except (OSError, ValueError, KeyError, AttributeError):  # one that is no such file is not there
+    """A measurement of the weights of a step; None if there is none, or only of another step.
+
+    Raises:
+        RecordError: the file is damaged.
+    """
+    path = path_of(run, name)
+    if not path.exists() or (found := _read(path))["step"] != step:
         return None
+    numbers = {name: float(x) for name, x in from_json(found["metrics"]).items()}
+    return {**found, "metrics": numbers}
+
+
+def _read(path: Path) -> Evaluation:
+    return read_record(path, Evaluation, "mv it away, and it is measured again")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opsin.config.table import Report, Table
+from opsin.data.files import replacing
 from opsin.pictures.palette import LINES
 from opsin.report.statistics import estimate
 
@@ -64,7 +65,8 @@ def draw(
                 _draw_arms(axis, report, shown, [as_written(label) for label in labels])
                 axis.set_xlabel(table.header(metric))
         # The default metadata names the matplotlib version.
-        figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
 
 
 def _draw_arms(axis: Axes, report: Report, values: Values, labels: Sequence[str]) -> None:

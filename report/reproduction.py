@@ -21,13 +21,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock
 
-from opsin.config.table import ReportError
 from opsin.data.files import replace_text, to_json
+from opsin.data.records import parse, read_records
 from opsin.report.report import markdown_table
 from opsin.report.statistics import prediction_interval
 
@@ -159,7 +160,7 @@ def add(results: Path, line: Reproduced) -> None:
     """Puts a line in place of an earlier one of the same row, and writes the table anew.
 
     Raises:
-        ReportError: the file that is there is broken.
+        RecordError: the file that is there is damaged.
     """
     path = results / f"{NAME}.jsonl"
     with FileLock(results / f"{NAME}.lock"):  # another command may add a line meanwhile
@@ -174,7 +175,7 @@ def derive(results: Path) -> None:
     """Writes the table from the lines, if there are any.
 
     Raises:
-        ReportError: they cannot be read.
+        RecordError: they cannot be read.
     """
     if (text := _expected(results)) is not None:
         replace_text(results / f"{NAME}.md", text)
@@ -184,7 +185,7 @@ def check(results: Path) -> list[str]:
     """Names the table, if it is not what the lines give.
 
     Raises:
-        ReportError: they cannot be read.
+        RecordError: they cannot be read.
     """
     path, text = results / f"{NAME}.md", _expected(results)
     found = path.read_text(encoding="utf-8") if path.exists() else None
@@ -197,18 +198,8 @@ def _expected(results: Path) -> str | None:
 
 
 def _read(path: Path) -> list[Reproduced]:
-    lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            record = json.loads(text)
-            metrics = {name: Comparison(**each) for name, each in record["metrics"].items()}
-            lines.append(Reproduced(**record | {"metrics": metrics}))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ReportError(
-                f"{path}, line {number} is no row that was trained again ({error}): remove it, and "
-                "repeat its opsin reproduce"
-            ) from error
-    return lines
+    way_out = "remove the line, and repeat its opsin reproduce"
+    return read_records(path, partial(parse, kind=Reproduced), way_out)
 
 
 def _markdown(lines: Sequence[Reproduced]) -> str:

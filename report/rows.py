@@ -5,12 +5,15 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from opsin.config.table import ReportError
-from opsin.data.files import check_enclosed, from_json, replace_text, to_json
+from opsin.data.enclosure import check_enclosed
+from opsin.data.files import from_json, replace_text, to_json
+from opsin.data.records import RecordError, cause, conform, open_regular, parse, read_records
 from opsin.report import evaluations
-from opsin.report.starts import commits, starts_of, that_count
+from opsin.report.run_files import read_config, read_summary, repeated
+from opsin.report.starts import commits, read_starts, that_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,8 @@ def collect(
         identity_of: (arm, seed) -> the id of that run of the sweep, and that of its measurements.
 
     Raises:
-        ReportError: no run of the sweep has ended, or a file is missing or broken.
+        ReportError: no run of the sweep has ended.
+        RecordError: a file is missing or damaged.
         DataError: a folder holds a link that leads out of it.
     """
     folders = sorted(path for path in run_dir.glob("*") if path.is_dir())
@@ -83,7 +87,7 @@ def collect(
     strangers: list[str] = []
     for path in ended:
         check_enclosed(path)
-        seed = _read(path / "config.json", "seed")["seed"]
+        seed = read_config(path)["seed"]
         measured_in = {arm: identity_of(arm, seed) for arm in arms}
         own = {arm: what for arm, (run, what) in measured_in.items() if run == path.name}
         strangers += [] if own else [path.name]
@@ -121,22 +125,18 @@ def read_rows(path: Path) -> list[Row]:
     """Reads what ``write_rows`` wrote.
 
     Raises:
-        ReportError: the file is missing, or a line of it is no row.
+        RecordError: the file is missing, or a line of it is no row.
     """
-    if not path.exists():
-        raise ReportError(f"no {path}: write it with opsin report {path.stem}")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            record["metrics"] = from_json(record["metrics"])
-            rows.append(Row(**record))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ReportError(
-                f"{path}, line {number} is no row ({error}): write the file again with "
-                f"opsin report {path.stem}"
-            ) from error
-    return rows
+    return read_records(path, _row, f"write it with opsin report {path.stem}")
+
+
+class _Measured(TypedDict):
+    metrics: dict[str, float | None]
+
+
+def _row(line: bytes) -> Row:
+    record: Any = parse(line, _Measured)
+    return conform({**record, "metrics": from_json(record["metrics"])}, Row)
 
 
 def _status(folder: Path) -> Literal["done", "failed"] | None:
@@ -149,15 +149,13 @@ def read_run(folder: Path, arm: str, seed: int, measurement: str | None) -> Row 
     """The row of a run that ended; None if it lacks what is to be measured of it.
 
     Raises:
-        ReportError: a file is missing or broken.
+        RecordError: a file is missing or damaged.
+        DataError: a folder holds a link that leads out of it.
     """
-    keys = ("commit", "dirty", "devices", "hardware", "versions", "python")
-    env_file = folder / "env.json"
-    every = [_with(env_file, start, *keys) for start in starts_of(_json(env_file))]
-    starts = that_count(every)
+    starts = that_count(read_starts(folder / "env.json", repeated(folder)))
     env, ran_on = starts[-1], commits(starts)
     failed = _status(folder) == "failed"
-    summary = {} if failed else _read_summary(folder / "summary.json")
+    summary = {} if failed else read_summary(folder, "seconds")
     seconds = summary.pop("seconds", None)
     steps = int(summary.get("steps", 0))
     again = evaluations.read(folder, evaluations.SPLITS, steps)
@@ -185,46 +183,17 @@ def read_run(folder: Path, arm: str, seed: int, measurement: str | None) -> Row 
         versions={"python": env["python"], **env["versions"]},
         seconds=seconds,
         metrics=metrics,
-        error=_error_line((folder / "FAILED").read_text(encoding="utf-8")) if failed else None,
+        error=_error_line(folder / "FAILED") if failed else None,
     )
 
 
-def _read(path: Path, *keys: str) -> dict[str, Any]:
-    """The JSON object in ``path``, which must have ``keys``."""
-    return _with(path, _json(path), *keys)
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReportError(
-            f"{path} cannot be read ({error}): remove {path.parent} and repeat the run"
-        ) from error
-
-
-def _with(path: Path, content: Any, *keys: str) -> dict[str, Any]:
-    """An object of ``path``, if it has these keys."""
-    lacking = [key for key in keys if not isinstance(content, dict) or key not in content]
-    if lacking:
-        raise ReportError(
-            f"{path} has no {', '.join(lacking)}: remove {path.parent} and repeat the run"
-        )
-    return content
-
-
-def _read_summary(path: Path) -> dict[str, float]:
-    summary = from_json(_read(path, "seconds"))
-    for name, value in summary.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ReportError(
-                f"{path} has {name!r} = {value!r}, which is no number: remove {path.parent} and "
-                "repeat the run"
-            )
-    return summary
-
-
-def _error_line(text: str) -> str:
+def _error_line(path: Path) -> str:
     """The line that says why: the first one, or the last one of a traceback."""
+    try:
+        with open_regular(path) as file:
+            text = file.read(2**20).decode(errors="replace")
+    except OSError as error:
+        way_out = repeated(path.parent)
+        raise RecordError(f"{path} cannot be read ({cause(error)}): {way_out}") from error
     lines = text.strip().splitlines() or ["no reason given"]
     return (lines[-1] if lines[0].startswith("Traceback") else lines[0]).strip()

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
-Start = Mapping[str, Any]
+from opsin.data.records import RecordError, read_record
+
+AWAY = "put it back, or mv it away to go on without it"
 
 
-def read_starts(path: Path) -> Sequence[Start]:
-    """What is in ``env.json``; none if there is no such file.
+class Start(TypedDict):
+    """A start of a run; None is what it did not know."""
+
+    commit: str | None
+    dirty: bool | None
+    versions: dict[str, str]
+    python: str
+    devices: list[str]
+    hardware: str
+    step: NotRequired[int]
+    resumed: NotRequired[bool]
+
+
+def read_starts(path: Path, way_out: str = AWAY) -> Sequence[Start]:
+    """The starts in ``env.json``, which once held the last one alone.
+
+    Args:
+        path: of the file.
+        way_out: what to do if it cannot be read.
 
     Raises:
-        ValueError: if it is no JSON.
+        RecordError: there is no such file, or it is damaged.
     """
-    if not path.exists():
-        return []
-    return starts_of(json.loads(path.read_text(encoding="utf-8")))
-
-
-def starts_of(content: Any) -> Sequence[Start]:
-    """The starts in the content of ``env.json``, which once held the last one alone."""
-    starts: Any = content if isinstance(content, list) and content else [content]
-    return starts
+    found = read_record(path, list[Start] | Start, way_out)  # pyright: ignore[reportArgumentType]
+    if not found:
+        raise RecordError(f"{path} names no start: {way_out}")
+    return found if isinstance(found, list) else [found]
 
 
 def that_count(starts: Sequence[Start]) -> Sequence[Start]:

@@ -3,48 +3,105 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from opsin.data.files import aside
+from opsin.data.records import LARGEST, cause, conform
 from opsin.errors import RunFailed, UserError
+from opsin.train.digests import digests
 from opsin.train.logging import NonFiniteError
 from opsin.train.paths import json_leaves
 from opsin.train.state import State
 
-# The disk is full, over quota or read-only; or the file is too large, or not ours.
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES)
+# The disk is full, over quota or read-only; or the file is too large, or not ours; or a folder is
+# where a file should be, or a file where a folder should be.
+UNWRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES),
+    *(errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
+)
 
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be read, or a directory that cannot be written."""
 
 
+class _DamagedError(CheckpointError):
+    """A checkpoint that is not as it was saved: an older one may be."""
+
+
 class SaveError(RunFailed):
     """A checkpoint could not be written; the message names the last good one."""
+
+
+Read = TypeVar("Read")
+Whole = Literal["bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "float16", "float32"]
+
+
+class Description(TypedDict):
+    """What the training data were like: shape and type of each array of an example, for one."""
+
+    arrays: dict[str, tuple[list[int], Whole]]
+    examples: int
+    class_names: list[str]
+    resized: bool
+
+
+class Metadata(TypedDict):
+    """What a checkpoint says beside its arrays, of which it has shapes and digests.
+
+    ``sha256`` is that of all the rest. Earlier code left out both digests.
+    """
+
+    config: dict[str, Any]
+    shapes: dict[str, str]
+    data: NotRequired[Description]
+    position: NotRequired[dict[str, Any]]
+    window: NotRequired[list[Any] | None]
+    seconds: NotRequired[float]
+    digests: NotRequired[dict[str, str]]
+    sha256: NotRequired[str]
 
 
 class Checkpoints:
     """The checkpoints of one run, newest last. A context manager: leaving it waits for the writer.
 
     Saving is asynchronous and atomic: a checkpoint appears under its name once it is complete. The
-    two newest are kept, so that one good one survives whatever happens to the other.
+    two newest are kept, so that one good one survives whatever happens to the other: if the newest
+    is damaged, the other is taken, and a line says so. What was left of saves that were cut off is
+    removed.
+
+    Args:
+        directory: of the checkpoints.
+        create: whether this is the run itself, which holds its directory: then it is made, cleaned,
+            and a damaged checkpoint is put aside. Without it nothing is written.
     """
 
     def __init__(self, directory: Path, *, create: bool = True):
         self.directory = directory.absolute()  # orbax fails late on relative paths
+        self._own, self._left_out = create, set[int]()
         if not create and not directory.is_dir():
             raise CheckpointError(f"there is no checkpoint in {self.directory}")
         try:
             self._manager = ocp.CheckpointManager(
                 self.directory,
-                options=ocp.CheckpointManagerOptions(max_to_keep=2, create=create),
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=2,
+                    create=create,
+                    cleanup_tmp_directories=create,
+                    # Else other threads wait for a folder that cannot be made, for 300 seconds.
+                    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+                ),
                 item_names=("state", "metadata"),
             )
         except OSError as error:
@@ -84,7 +141,8 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        metadata = metadata | {"shapes": _shapes(state)}
+        metadata = metadata | {"shapes": _shapes(state), "digests": digests(state)}
+        metadata |= {"sha256": _sha256(metadata)}
         try:
             self._manager.save(
                 step,
@@ -109,23 +167,55 @@ class Checkpoints:
             raise self.save_error(error) from error
 
     def metadata(self) -> dict[str, Any]:
-        """What the newest checkpoint was saved with, without its arrays.
+        """What the newest checkpoint that is whole was saved with, without its arrays.
 
         Raises:
-            CheckpointError: if there is none, or it is damaged.
+            CheckpointError: if there is none.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            raise CheckpointError(f"there is no checkpoint in {self.directory}")
+        return self._newest_whole(self._metadata)
+
+    def _metadata(self, step: int) -> dict[str, Any]:
+        path = self.directory / str(step)
         try:
-            return self._manager.restore(
+            if sum(file.stat().st_size for file in (path / "metadata").rglob("*")) > LARGEST:
+                raise ValueError(f"metadata of more than {LARGEST} bytes")
+            metadata: Any = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
                     metadata=ocp.args.JsonRestore()  # pyright: ignore[reportCallIssue]
                 ),
             )["metadata"]
+            conform(metadata, Metadata)
+            if metadata.get("sha256", told := _sha256(metadata)) != told:
+                raise ValueError("its metadata are not those that were saved")
         except Exception as error:
-            raise self._damaged(self.directory / str(step), error) from error
+            raise self._damaged(step, error) from error
+        return metadata
+
+    def _newest_whole(self, read: Callable[[int], Read]) -> Read:
+        """What is read of the newest checkpoint that is not damaged."""
+        while steps := sorted({*self._manager.all_steps()} - self._left_out):
+            try:
+                return read(steps[-1])
+            except _DamagedError as error:
+                if len(steps) == 1 or jax.process_count() > 1:  # processes must take the same one
+                    raise
+                self._leave_out(steps[-1], error)
+        raise CheckpointError(f"there is no checkpoint in {self.directory}")
+
+    def _leave_out(self, step: int, error: _DamagedError) -> None:
+        """Goes on without a damaged checkpoint, which is kept under another name."""
+        self._left_out.add(step)
+        kept = ""
+        if self._own:
+            path = self.directory / str(step)
+            new = aside(path)
+            path.rename(new)
+            self._manager.reload()
+            self._left_out.remove(step)
+            kept = f"; it is kept as {new.name}"
+        told = str(error).partition(": move it away")[0]
+        print(f"{told}: taking an older one{kept}", file=sys.stderr)
 
     def restore(
         self,
@@ -133,7 +223,7 @@ class Checkpoints:
         config: dict[str, Any],
         essence: Callable[[dict[str, Any]], Any] = lambda config: config,
     ) -> tuple[State, dict[str, Any]]:
-        """The newest checkpoint, on the present devices.
+        """The newest checkpoint that is whole, on the present devices.
 
         Args:
             state: abstract state, ``jax.ShapeDtypeStruct`` leaves with their shardings.
@@ -144,16 +234,23 @@ class Checkpoints:
             The state and the metadata it was saved with.
 
         Raises:
-            CheckpointError: if it is damaged, or of another model or config: says what differs.
+            CheckpointError: if all are damaged, or it is of another model or config: says what
+                differs.
         """
-        metadata = self.metadata()
-        step = self._manager.latest_step()
-        path = self.directory / str(step)
-        saved = metadata.get("config", {})
-        there, here = (json_leaves(essence(each)) for each in (saved, config))
-        # What differs is shown with the values of defaults, which an essence leaves out.
-        self._check(path, "config", there, here, (json_leaves(saved), json_leaves(config)))
-        self._check(path, "model", metadata.get("shapes", {}), _shapes(state))
+
+        def read(step: int) -> tuple[State, dict[str, Any]]:
+            metadata = self._metadata(step)
+            path, saved = self.directory / str(step), metadata["config"]
+            there, here = (json_leaves(essence(each)) for each in (saved, config))
+            # What differs is shown with the values of defaults, which an essence leaves out.
+            self._check(path, "config", there, here, (json_leaves(saved), json_leaves(config)))
+            self._check(path, "model", metadata["shapes"], _shapes(state))
+            return self._arrays(step, state, metadata.get("digests", {})), metadata
+
+        return self._newest_whole(read)
+
+    def _arrays(self, step: int, state: State, expected: dict[str, str]) -> State:
+        """The arrays of a checkpoint, if they are those that were saved."""
         try:
             restored = self._manager.restore(
                 step,
@@ -161,9 +258,12 @@ class Checkpoints:
                     state=ocp.args.StandardRestore(state)  # pyright: ignore[reportCallIssue]
                 ),
             )["state"]
+            found = digests(restored) if expected else {}
+            if wrong := [name for name in expected if found.get(name) != expected[name]]:
+                raise ValueError(f"{wrong[0]} is not what was saved")
         except Exception as error:
-            raise self._damaged(path, error) from error
-        return restored, metadata
+            raise self._damaged(step, error) from error
+        return restored
 
     def _check(
         self,
@@ -189,11 +289,12 @@ class Checkpoints:
                 "Move it away to start from the beginning"
             )
 
-    def _damaged(self, path: Path, error: Exception) -> CheckpointError:
-        older = [step for step in self._manager.all_steps() if step != int(path.name)]
+    def _damaged(self, step: int, error: Exception) -> _DamagedError:
+        older = [other for other in self._manager.all_steps() if other < step]
         way_out = f"to resume from step {max(older)}" if older else "to start from the beginning"
-        return CheckpointError(
-            f"checkpoint {path} cannot be read ({_one_line(error)}): move it away {way_out}"
+        return _DamagedError(
+            f"checkpoint {self.directory / str(step)} cannot be read ({cause(error)}): move it "
+            f"away {way_out}"
         )
 
     @contextmanager
@@ -216,7 +317,7 @@ class Checkpoints:
         step = saved_step(self.directory)
         good = "there is no earlier one" if step is None else f"the last good one is step {step}"
         return SaveError(
-            f"cannot write to {self.directory.parent} ({_one_line(error)}): {good}; "
+            f"cannot write to {self.directory.parent} ({cause(error)}): {good}; "
             "make room and run the same command again"
         )
 
@@ -227,9 +328,9 @@ def saved_step(directory: Path) -> int | None:
     return max((int(name) for name in names if name.isdigit()), default=None)
 
 
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
+def _sha256(metadata: dict[str, Any]) -> str:
+    rest = {name: value for name, value in metadata.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _shapes(state: PyTree) -> dict[str, str]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax.errors import FlaxError
 from jax.sharding import Mesh
 
-from opsin.data.files import component
+from opsin.data.enclosure import component
 from opsin.train.experiment import Experiment, Loop
 from opsin.train.optim import Optimizer
 from opsin.train.settings import SettingError

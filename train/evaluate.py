@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from opsin.data import pipeline
+from opsin.data.enclosure import component
 from opsin.data.examples import Examples, stack
-from opsin.data.files import component
 from opsin.metrics.state import Merging, Metric, compute_all
 from opsin.pictures import figures
 from opsin.train.experiment import Data, Experiment

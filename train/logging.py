@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections import deque
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from opsin.data.files import from_json, read_lines, replace_text, to_json
+from opsin.data.files import aside, from_json, read_lines, read_log, replace_text, to_json
 from opsin.errors import RunFailed, UserError
 from opsin.metrics.state import Mean, Metric, compute_all, to_host
 from opsin.train.host.accounting import Work
@@ -53,11 +54,21 @@ class JsonLines:
     """``metrics.jsonl``: one object a line with ``step`` and ``split/metric`` keys.
 
     Lines after ``last_step``, and one that was cut off, are dropped first: after a crash the steps
-    after the checkpoint run again, and no line may occur twice.
+    after the checkpoint run again, and no line may occur twice. If others are damaged, the file is
+    kept as it was beside this one, which goes on with those that are whole.
     """
 
     def __init__(self, path: Path, last_step: int):
-        kept = [line for line in read_lines(path) if line["step"] <= last_step]
+        lines, damaged = read_log(path)
+        if damaged:
+            kept_as = aside(path)
+            shutil.copyfile(path, kept_as)
+            tqdm.write(
+                f"{path}: {len(damaged)} damaged lines are left out, the first is line "
+                f"{damaged[0]}; the file as it was is {kept_as}",
+                file=sys.stderr,
+            )
+        kept = [line for line in lines if line["step"] <= last_step]
         replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
 

@@ -21,7 +21,8 @@ from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from opsin.data.files import replace_bytes
+from opsin.data.files import replace_bytes, writing
+from opsin.data.records import parse
 from opsin.errors import UserError
 from opsin.train.paths import flatten, unflatten
 from opsin.train.preprocessing import Preprocessing
@@ -48,17 +49,18 @@ def save_weights(path: str | Path, variables: PyTree, described: Mapping[str, An
         The sha256 of the file, 64 hexadecimal digits.
 
     Raises:
-        WeightsError: if the file cannot be written.
+        WeightsError: if another kind of file is there.
+        WriteError: if the file cannot be written.
     """
     path = Path(path)
+    if path.is_file() and path.suffix != ".safetensors":
+        raise WeightsError(f"{path} is there, and no safetensors file: give another name")
     # In one entry: safetensors writes several in any order.
     metadata = {HEADER: json.dumps(dict(described), sort_keys=True)}
     content = save(_arrays(variables), metadata=metadata)
-    try:
+    with writing(path, "give another place"):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_bytes(path, content)
-    except OSError as error:
-        raise WeightsError(f"cannot write {path}: {error.strerror}") from error
     return hashlib.sha256(content).hexdigest()
 
 
@@ -317,8 +319,7 @@ def _digest(path: Path) -> str:
 def _header(file: Any) -> dict[str, Any]:
     """The header of a file, empty if there is none that can be read."""
     with suppress(ValueError):
-        header = json.loads((file.metadata() or {}).get(HEADER, "null"))
-        return header if isinstance(header, dict) else {}
+        return parse((file.metadata() or {}).get(HEADER, "null"), dict[str, Any])
     return {}
 
 

@@ -207,6 +207,8 @@ def test_networks_and_data_without_what_is_probed_are_told():
         probe.check(Having(Bare()), SETS)
     with pytest.raises(SettingError, match="SimCLR gives no features: SimCLR needs features by"):
         probe.check(Having(SimCLR(Maps())), SETS)
+    with pytest.raises(SettingError, match=r"Drawing gives no features: .*take a classifier"):
+        probe.check(Having(Drawing()), SETS)
     with pytest.raises(SettingError, match=r"object has no task\.model"):
         probe.check(object(), SETS)
     unlabelled = {"train": Examples(Arrays({"image": np.zeros((4, 2, 2, 1), np.uint8)}))}
@@ -220,6 +222,14 @@ class Maps(nn.Module):
     @nn.compact
     def __call__(self, x, *, train=False):
         return nn.Conv(3, (1, 1))(x)
+
+
+class Drawing(nn.Module):
+    """Draws, as a VAE does."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.Dense(2, name="head")(x + jax.random.normal(self.make_rng("latent"), x.shape))
 
 
 class Bare(nn.Module):

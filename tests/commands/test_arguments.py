@@ -1,5 +1,9 @@
 """From words to the call of a command: what is read, and one line for what cannot be."""
 
+import io
+import re
+from collections.abc import Iterator
+from contextlib import redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +21,7 @@ from opsin.commands.listing import listing
 from opsin.commands.plan import plan
 from opsin.commands.predict import predict
 from opsin.commands.report import report
+from opsin.commands.reproduce import reproduce
 from opsin.commands.run import Several, run
 from opsin.commands.sample import sample
 from opsin.commands.sweep import sweep
@@ -26,7 +31,7 @@ BY_NAME = {
     command.__name__: command
     for command in (
         embed, evaluate, export, inpaint, inspect, listing,
-        plan, predict, report, run, sample, sweep,
+        plan, predict, report, reproduce, run, sample, sweep,
     )
 }  # fmt: skip
 HERE, ANEW, SHOWN, ONE = Runtime(), Images(), Output(), Several()
@@ -111,12 +116,12 @@ def read(text: str) -> partial[int]:
             {"allow": (), "output": Path("predictions"), "runtime": HERE},
         ),
         (
-            "sample a/run --class 3 --n 4 --path --seed -1 --weights raw --sampler dpm++2m "
+            "sample a/run --class 3 --n 4 --path --seed 7 --weights raw --sampler dpm++2m "
             "--steps 9 --guidance 1.5 --output s",
             (Path("a/run"),),
             {
                 "allow": (), "n": 4, "path": True, "output": Path("s"), "runtime": HERE,
-                "images": Images(3, -1, "raw", "dpm++2m", 9, 1.5),
+                "images": Images(3, 7, "raw", "dpm++2m", 9, 1.5),
             },
         ),
         (
@@ -190,16 +195,19 @@ def test_names_that_stand_for_objects_are_those_that_there_are():
         ("run tiny --no-quiet", "unrecognized arguments: --no-quiet"),
         ("listing tiny", "unrecognized arguments: tiny"),
         ("export a b c", "unrecognized arguments: c"),
-        ("sweep tiny --seeds 0", "--seeds: '0' is not a whole number of at least 1"),
-        ("sweep tiny --of many", "--of: 'many' is not a whole number of at least 1"),
+        ("sweep tiny --seeds 0", "--seeds: '0' is not a whole number from 1 to 10000"),
+        ("sweep tiny --of many", "--of: 'many' is not a whole number from 1 to 1000000"),
         ("sweep tiny --index one", "--index: 'one' is not a whole number"),
-        ("inspect tiny --batches -1", "--batches: '-1' is not a whole number of at least 1"),
+        ("inspect tiny --batches -1", "--batches: '-1' is not a whole number from 1 to 36"),
         ("run tiny --profile 5", "--profile: '5' is not first:last, two steps counted from 1"),
         ("run tiny --profile 9:3", "--profile: '9:3' is not first:last"),
         ("run tiny --profile 0:2", "--profile: '0:2' is not first:last"),
         ("run tiny --profile -1:2", "--profile: '-1:2' is not first:last"),
         ("run tiny --profile", "Missing value for argument '--profile'"),
-        ("run tiny --memory-fraction 2", "--memory-fraction: '2' is not a share between 0 and 1"),
+        (
+            "run tiny --memory-fraction 2",
+            "--memory-fraction: '2' is not a share above 0, 1 at",
+        ),
         ("run tiny --memory-fraction x", "--memory-fraction: 'x' is not a number"),
         ("run tiny --platform gpu", "'gpu' for argument '--platform'. Expected one of ('cpu',"),
         ("run tiny --platform None", "invalid choice 'None'"),
@@ -207,7 +215,7 @@ def test_names_that_stand_for_objects_are_those_that_there_are():
         ("run tiny --coordinator here:99999", "is not HOST:PORT"),
         ("run tiny --processes some", "'some' is not a whole number"),
         ("run tiny --process -1", "'-1' is not a whole number"),
-        ("run tiny --timeout 0", "'0' is not a number of seconds"),
+        ("run tiny --timeout 0", "'0' is not a number of seconds above 0, 604800 at most"),
         ("plan tiny --topology cpu:8 --parallelism 2x4", "as in data=16,fsdp=16"),
         ("plan tiny --topology cpu:8 --parallelism data=1,data=2", "'data=1,data=2' is not axes"),
         ("sample a --class 1.5", "--class: '1.5' is not a whole number"),
@@ -222,3 +230,36 @@ def test_a_mistake_is_one_line_that_says_where_help_is(text, complaint):
     assert complaint in str(told.value)
     assert str(told.value).endswith(f": see opsin {text.split()[0]} --help")
     assert "\n" not in str(told.value)
+
+
+NEEDED = {"run": "tiny", "sweep": "tiny", "plan": "tiny --topology cpu:8", "report": "tiny"} | {
+    "reproduce": "tiny", "inspect": "tiny", "predict": "a b.png", "sample": "a", "evaluate": "a",
+    "inpaint": "a b.png c.png", "embed": "a", "export": "a b",
+}  # fmt: skip
+WRONG = ("", "-1000000000", str(2**70), "9" * 5000, "1e400", "inf", "-inf", "nan", "٣", "²", "1_0")
+WRONG = (*WRONG, "0x10", " 5 x", "True", "--5")
+
+
+def flags_of_numbers() -> Iterator[tuple[str, str]]:
+    """Each command with each flag whose help says N or X."""
+    for command in NEEDED:
+        said = io.StringIO()
+        with pytest.raises(SystemExit), redirect_stdout(said):
+            read(f"{command} --help")
+        for flag in re.findall(r"^\s*(--[a-z-]+) [NX]\b", said.getvalue(), re.MULTILINE):
+            yield command, flag
+
+
+def test_every_number_of_every_command_has_a_range():
+    found = [*flags_of_numbers()]
+    known = {("sample", "--seed"), ("embed", "--n"), ("inspect", "--batches"), ("sweep", "--seeds")}
+    assert known | {("run", "--devices"), ("run", "--timeout")} <= {*found}
+    of_all = {"--devices", "--memory-fraction"}  # declared once
+    accepted = []
+    for command, flag in [x for x in found if x[0] == "run" or x[1] not in of_all]:
+        for value in WRONG:
+            words = [*NEEDED[command].split(), f"{flag}={value}"]
+            with suppress(ConfigError):
+                parse(BY_NAME[command], words, f"opsin {command}")
+                accepted.append((command, flag, value))
+    assert accepted == []

@@ -29,7 +29,7 @@ from opsin.config.identity import identity
 from opsin.config.sweep import identity_of
 from opsin.config.table import Arm
 from opsin.config.tree import override, resolve
-from opsin.data.files import read_lines
+from opsin.data.files import WriteError, read_lines
 from opsin.errors import ConfigError
 from opsin.experiments.extractors import LENET
 from opsin.metrics.state import Mean
@@ -399,7 +399,7 @@ def test_a_directory_that_cannot_be_written_is_told(trained, tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(evaluations, "write", full)
-    with pytest.raises(RunError, match=r"cannot write to .*No space left"):
+    with pytest.raises(WriteError, match=r"cannot write to .*No space left"):
         evaluated(trained.directory, "Norm")
 
 

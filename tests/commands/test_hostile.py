@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from opsin.commands.runs import state_of
+from opsin.data.enclosure import component
 from opsin.data.examples import DataError
-from opsin.data.files import component
 from opsin.report import evaluations
 from opsin.report.rows import collect
 from opsin.train.weights import Weights, WeightsError

@@ -35,9 +35,9 @@ def test_it_takes_a_run_and_an_image(opsin):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"seed": "{here}/evil.py:f"}, "seed takes int"),
+        ({"seed": "{here}/evil.py:f"}, "Expected `int`, got `str` - at `$.seed`"),
         ({"measurements": ["{here}/evil.py:f"]}, "evil.py:f is no code of opsin"),
-        (None, "config.json holds no experiment"),
+        (None, "config.json cannot be read (Expected `object`, got `array`)"),
     ],
 )
 def test_a_run_of_a_stranger_executes_nothing(opsin, trained, changes, complaint):

@@ -42,9 +42,10 @@ def test_starts_that_cannot_be_read_are_one_line(opsin, trained, content):
     (trained / "env.json").write_text(content)
     told = opsin("run", "tiny")
     assert told.code == 2
-    assert f"{trained}/env.json is damaged: put it back, or mv it away" in told.complaint()
+    assert f"{trained}/env.json " in told.complaint()
+    assert ": put it back, or mv it away to go on" in told.complaint()
     (trained / "DONE").unlink()
-    assert "is damaged" in opsin("run", "tiny", "--quiet").complaint()
+    assert "env.json " in opsin("run", "tiny", "--quiet").complaint()
     (trained / "DONE").touch()
     (trained / "env.json").unlink()
     assert opsin("run", "tiny").code == 0

@@ -16,6 +16,7 @@ from opsin.commands.runs import Options, RunError, execute
 from opsin.commands.sampling import SAMPLERS, inpaint, sample
 from opsin.commands.trained import open_run
 from opsin.config.tree import override
+from opsin.data.files import WriteError
 from opsin.data.sources import digits
 from opsin.experiments.extractors import LENET
 from opsin.losses.likelihoods import Gaussian
@@ -29,7 +30,7 @@ from opsin.train.settings import SettingError
 from opsin.train.tasks.classify import Classify
 from opsin.train.tasks.diffuse import Diffuse
 from opsin.train.tasks.variational import Variational
-from opsin.train.weights import Weights, WeightsError
+from opsin.train.weights import Weights
 from tests.commands.tiny import Small
 from tests.train.conftest import TinyDenoiser
 
@@ -236,7 +237,7 @@ def test_a_classifier_becomes_an_extractor(classifier, tmp_path):
     with pytest.raises(RunError, match="is not finished: run it again"):
         export(classifier, path)
     (classifier / "UNDONE").rename(classifier / "DONE")
-    with pytest.raises(WeightsError, match="cannot write"):
+    with pytest.raises(WriteError, match="cannot write"):
         export(classifier, path / "below")
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from opsin.config.table import Report, ReportError, Table
+from opsin.data.records import RecordError
 from opsin.report import report as report_module
 from opsin.report.figure import apart, draw
 from opsin.report.report import check, derive, readme_is_current, readme_table, update_readme, write
@@ -316,12 +317,12 @@ def test_a_broken_line_is_named(rows, undrawn, tmp_path, line):
     write(rows, FOCAL, tmp_path)
     with open(tmp_path / "focal.jsonl", "a") as file:
         file.write(line + "\n")
-    with pytest.raises(ReportError, match=r"focal.jsonl, line 9 is no row"):
+    with pytest.raises(RecordError, match=r"focal.jsonl, line 9 cannot be read \(.*report focal"):
         derive(FOCAL, tmp_path)
 
 
 def test_no_raw_data_names_the_command(tmp_path):
-    with pytest.raises(ReportError, match=r"no .*focal.jsonl: write it with opsin report focal"):
+    with pytest.raises(RecordError, match=r"focal.jsonl .*: write it with opsin report focal"):
         check(FOCAL, tmp_path)
 
 

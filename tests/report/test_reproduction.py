@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from opsin.config.table import ReportError
+from opsin.data.records import RecordError
 from opsin.report import reproduction
 from opsin.report.reproduction import Comparison, Reproduced, add, check, compare, tables
 from opsin.report.statistics import prediction_interval
@@ -165,5 +165,5 @@ def test_a_broken_line_is_named(tmp_path):
     add(tmp_path, line())
     with (tmp_path / "reproduced.jsonl").open("a") as file:
         file.write('{"metrics": {"a": {"now": 1}}}\n')
-    with pytest.raises(ReportError, match=r"reproduced\.jsonl, line 2 is no row that"):
+    with pytest.raises(RecordError, match=r"reproduced\.jsonl, line 2 cannot be read \(.*recorded"):
         check(tmp_path)

@@ -6,10 +6,12 @@ import math
 import numpy as np
 import pytest
 
-from opsin.commands.runs import read_summary, write_summary
+from opsin.commands.runs import write_summary
 from opsin.config.table import ReportError
+from opsin.data.records import RecordError
 from opsin.report import evaluations
 from opsin.report.rows import collect, read_rows, write_rows
+from opsin.report.run_files import read_summary
 
 ARMS = ("focal-2", "focal-1")  # the order of the sweep, not of the alphabet
 
@@ -122,12 +124,12 @@ def test_no_runs_names_the_command(tmp_path, unfinished):
     [
         ("summary.json", '{"test/accuracy": 0.9', "summary.json cannot be read"),
         ("summary.json", '{"test/accuracy": 0.9}', "summary.json has no seconds"),
-        ("summary.json", '{"seconds": 1, "test/accuracy": "0.9"}', "'0.9', which is no number"),
-        ("summary.json", "[]", "summary.json has no seconds"),
-        ("env.json", "{}", "env.json has no commit, dirty"),
-        ("env.json", '[{"commit": "abc"}, {}]', "env.json has no dirty"),
-        ("env.json", "[]", "env.json has no commit, dirty"),
-        ("config.json", "{}", "config.json has no seed"),
+        ("summary.json", '{"seconds": 1, "test/accuracy": "0.9"}', r"got `str` - at `\$\["),
+        ("summary.json", "[]", "summary.json cannot be read .*got `array`"),
+        ("env.json", "{}", "missing required field"),
+        ("env.json", '[{"commit": "abc"}, {}]', "missing required field"),
+        ("env.json", "[]", "env.json names no start"),
+        ("config.json", "{}", "missing required field `seed`"),
         ("env.json", None, "env.json cannot be read"),
     ],
 )
@@ -138,7 +140,7 @@ def test_a_broken_file_is_named(tmp_path, file, content, message):
         (folder / file).unlink()
     else:
         (folder / file).write_text(content)
-    with pytest.raises(ReportError, match=message) as caught:
+    with pytest.raises(RecordError, match=message) as caught:
         collect(tmp_path / "focal", ARMS, is_aa)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -156,7 +158,7 @@ def test_a_metric_that_is_no_number_is_null_in_json_and_not_a_number_to_readers(
     write_summary(folder / "summary.json", measured)
     written = (folder / "summary.json").read_text()
     assert json.loads(written, parse_constant=refuse)["test/nll"] is None
-    assert np.isnan(read_summary(folder / "summary.json")["test/nll"])
+    assert np.isnan(read_summary(folder)["test/nll"])
     (row,) = collect(tmp_path / "runs", ["focal-1"], is_aa)
     assert np.isnan(row.metrics["test/nll"])
     write_rows(tmp_path / "rows.jsonl", [row])

@@ -1,12 +1,21 @@
 """Checkpoints move between device counts, and say what is wrong with them."""
 
+import random
+import shutil
+import threading
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from opsin.config.tree import override, resolve
-from opsin.train.checkpoint import CheckpointError, Checkpoints
+from opsin.config.tree import override
+from opsin.train.checkpoint import CheckpointError, Checkpoints, SaveError
+from opsin.train.digests import digests
 from opsin.train.state import State
 from tests.train.conftest import assert_trees_equal, make_tiny
 from tests.train.test_step import lay_out
@@ -60,26 +69,135 @@ def test_another_model_is_told_by_the_shapes_that_differ(saved):
     assert "params/head/kernel is float32[16, 4] there and float32[16, 7] here" in text
 
 
-@pytest.mark.parametrize("victim", ["state", "metadata"])
-def test_a_truncated_checkpoint_is_named_with_the_way_out(tmp_path: Path, victim: str):
-    experiment = override(make_tiny(), {"parallel.data": 1})
-    program = lay_out(experiment)[1]
-    state, directory = program.init(), tmp_path / "checkpoints"
+class Two(NamedTuple):
+    directory: Path
+    abstract: State
+    newest: State
+
+    def copied(self, place: Path) -> Path:
+        return Path(shutil.copytree(self.directory, place / "checkpoints"))
+
+    def restored(self, directory: Path, *, create: bool = True) -> State:
+        with Checkpoints(directory, create=create) as checkpoints:
+            return checkpoints.restore(self.abstract, RECORD["config"])[0]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
+    """Checkpoints of steps 0 and 4 on one device."""
+    directory = tmp_path_factory.mktemp("two") / "checkpoints"
+    program = lay_out(override(make_tiny(), {"parallel.data": 1}))[1]
+    state = program.init()
     with Checkpoints(directory) as checkpoints:
-        checkpoints.save(state, {"config": resolve(experiment)})
-        checkpoints.save(state.replace(step=state.step + 4), {"config": resolve(experiment)})
-    files = [f for f in (directory / "4" / victim).rglob("*") if f.is_file()]
+        for step in (0, 4):
+            saved = state.replace(step=state.step + step)
+            checkpoints.save(saved, RECORD)
+    return Two(directory, program.state, jax.device_get(saved))
+
+
+def cut(directory: Path, pattern: str) -> None:
+    files = [file for file in directory.glob(pattern) if file.is_file()]
     assert files
     for file in files:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with (
-        Checkpoints(directory) as checkpoints,
-        pytest.raises(
-            CheckpointError, match=r"4 cannot be read .*move it away to resume from step 0"
-        ) as caught,
-    ):
-        checkpoints.restore(program.state, resolve(experiment))
+
+
+@pytest.mark.parametrize("victim", ["state", "metadata"])
+def test_an_older_checkpoint_is_taken_where_the_newest_is_truncated(
+    two: Two, tmp_path: Path, victim: str, capsys: pytest.CaptureFixture[str]
+):
+    directory = two.copied(tmp_path)
+    cut(directory, f"4/{victim}/**/*")
+    assert int(two.restored(directory, create=False).step) == 0  # of predict, which writes nothing
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"checkpoint {directory / '4'} cannot be read (")
+    assert said.endswith("): taking an older one")
+    assert sorted(path.name for path in directory.iterdir()) == ["0", "4"]
+
+    restored = two.restored(directory)
+    assert_trees_equal(restored, two.newest.replace(step=np.int32(0)))
+    assert capsys.readouterr().err.endswith(": taking an older one; it is kept as 4.damaged\n")
+    with Checkpoints(directory) as checkpoints:  # the run goes on, and saves the same step again
+        checkpoints.save(restored.replace(step=restored.step + 4), RECORD)
+    assert_trees_equal(two.restored(directory), two.newest)
+    assert sorted(path.name for path in directory.iterdir()) == ["0", "4", "4.damaged"]
+
+    cut(directory, f"[04]/{victim}/**/*")
+    with pytest.raises(CheckpointError, match=r"0 cannot be read .*from the beginning$") as caught:
+        two.restored(directory)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def flipped(two: Two, directory: Path, file: Path, drawn: random.Random) -> bool:
+    """Whether a bit that flips in a file is noticed; if it is not, it must change nothing."""
+    content = file.read_bytes()
+    place, bit = drawn.randrange(len(content)), drawn.randrange(8)
+    changed = bytearray(content)
+    changed[place] ^= 1 << bit
+    file.write_bytes(changed)
+    try:
+        assert_trees_equal(two.restored(directory, create=False), two.newest)
+        with Checkpoints(directory, create=False) as checkpoints:
+            assert RECORD.items() <= checkpoints.metadata().items()
+    except CheckpointError:
+        return True
+    finally:
+        file.write_bytes(content)
+    return False
+
+
+@pytest.mark.parametrize("flips", [12, pytest.param(150, marks=pytest.mark.proofs)])
+def test_a_bit_that_flips_is_noticed_or_changes_nothing(two: Two, tmp_path: Path, flips: int):
+    directory, drawn = two.copied(tmp_path), random.Random(flips)
+    shutil.rmtree(directory / "0")
+    files = sorted(path for path in (directory / "4").rglob("*") if path.is_file())
+    arrays = max(files, key=lambda path: path.stat().st_size)
+    noticed = [flipped(two, directory, arrays, drawn) for _ in range(flips)]
+    assert sum(noticed) > flips / 2
+    for file in files[:: 2 if flips < 100 else 1]:
+        flipped(two, directory, file, drawn)
+
+
+def test_digests_know_the_place_of_a_word_and_not_its_device():
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    whole = np.random.default_rng(0).standard_normal((16, 8, 3)).astype(np.float32)
+
+    def digest(array: np.ndarray, *axes: Any) -> str:
+        placed = jax.device_put(array, NamedSharding(mesh, PartitionSpec(*axes)))
+        return digests({"x": placed})["x"]
+
+    layouts = [(), ("a",), ("a", "b"), (None, ("a", "b")), ("b", "a")]
+    (one,) = {digest(whole, *axes) for axes in layouts}
+    others = [-whole, whole[::-1], whole[:, ::-1], np.where(whole == whole[0, 0, 0], 0, whole)]
+    signs = np.copy(whole)
+    signs[3:5] *= -1
+    assert len({one, *(digest(other) for other in [*others, signs])}) == 6
+    small = {"a": jnp.ones((3,), jnp.bfloat16), "b": jnp.array([True]), "c": jax.random.key(1)}
+    assert len({*digests(small).values()}) == 3
+
+
+def test_what_is_left_of_a_save_that_was_cut_off_is_removed_by_its_run_alone(
+    two: Two, tmp_path: Path
+):
+    directory = two.copied(tmp_path)
+    (directory / "8.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    for own, left in ((False, True), (True, False)):
+        assert int(two.restored(directory, create=own).step) == 4
+        assert (directory / "8.orbax-checkpoint-tmp").exists() == left
+
+
+def test_a_folder_that_cannot_be_made_leaves_nobody_waiting(two: Two, tmp_path: Path):
+    directory = two.copied(tmp_path)
+    state = two.restored(directory)
+    later, before = state.replace(step=state.step + 5), {*threading.enumerate()}
+    with Checkpoints(directory) as checkpoints, suppress(SaveError):
+        shutil.rmtree(directory)
+        directory.write_text("a file is in the place of the folder")
+        checkpoints.save(later, RECORD)
+        pytest.fail("nothing was raised")
+    pools = ("metadata_store", "asyncio")  # idle, and gone with the process
+    waiting = [x for x in threading.enumerate() if x not in before and not x.daemon]
+    assert [x.name for x in waiting if not x.name.startswith(pools)] == []
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path):

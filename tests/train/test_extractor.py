@@ -15,6 +15,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from opsin.data.files import WriteError
 from opsin.models.classification.lenet import LeNet5, LeNet5Original
 from opsin.models.classification.resnet import cifar_resnet
 from opsin.models.classification.vgg import VGG
@@ -330,7 +331,7 @@ def test_wrong_images_are_told_in_one_line(extract, images, words):
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(WeightsError, match=r"cannot write .*lenet: File exists") as caught:
+    with pytest.raises(WriteError, match=r"cannot write to .*lenet \(File exists\)") as caught:
         save_lenet(tmp_path / "file" / "lenet")
     one_line(caught)
 

@@ -1,0 +1,62 @@
+"""What keeps the folder of a run to itself, whoever sent it."""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from opsin.data.examples import DataError
+
+LARGEST = {
+    ".jsonl": 2**30,
+    **dict.fromkeys((".json", "metadata", "_METADATA", "_CHECKPOINT_METADATA", "_sharding"), 2**26),
+}
+"""Bytes of a file of a run that is read at once, by its suffix, or its name."""
+
+
+def check_enclosed(directory: Path) -> None:
+    """Raises DataError for a folder that reaches outside itself, or holds what no run writes.
+
+    Somebody may have sent it. To write beside a link that leads out would be to write there; a pipe
+    or a device has no end.
+    """
+    root = os.path.realpath(directory)
+    for folder, folders, files in os.walk(root):  # which follows no link
+        for name in (*folders, *files):
+            with suppress(FileNotFoundError):  # a run that is live has removed it meanwhile
+                _check_entry(Path(folder, name), root)
+
+
+def _check_entry(path: Path, root: str) -> None:
+    found = path.lstat()
+    target = os.path.realpath(path)  # also of a link to nowhere
+    if not Path(target).is_relative_to(root):
+        raise DataError(
+            f"{path} is a link to {target}, outside the folder of the run: move that here, or link "
+            "to the whole folder instead"
+        )
+    kinds = (stat.S_ISREG, stat.S_ISDIR, stat.S_ISLNK)
+    if not any(is_kind(found.st_mode) for is_kind in kinds):
+        raise DataError(f"{path} is neither a file nor a folder: remove it")
+    largest = LARGEST.get(path.suffix or path.name, math.inf)
+    if found.st_size > largest:
+        raise DataError(f"{path} has {found.st_size} bytes, and no run writes more than {largest}")
+
+
+def component(what: str, name: str) -> str:
+    """A name that becomes part of the name of a file, if the file stays in its folder.
+
+    Args:
+        what: the name is of, for the message.
+        name: that a file or a user gives.
+
+    Raises:
+        DataError: if it is empty, long or hidden, or has a slash or a character that nobody sees.
+    """
+    fits = name.isprintable() and 0 < len(name.encode()) <= 200 and name[0] not in ".-"
+    if not fits or "/" in name or "\\" in name:
+        raise DataError(f"{what}: {name!r} cannot be part of the name of a file: choose another")
+    return name

@@ -1,0 +1,175 @@
+"""Run by a test in a process of its own: kills commands at random moments, and begins them again.
+
+python -m tests.commands.killed_anywhere WORKDIR KILLS prints a line of JSON. The commands run in
+forks of this process, which has imported all that takes time and has not started jax.
+"""
+
+import json
+import mmap
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{sys.argv[1]}/compiled"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+
+from opsin.commands import evaluating, runtime, sampling  # noqa: F401
+from opsin.commands.main import main
+from opsin.data.files import read_lines
+from opsin.data.records import parse
+from opsin.train import conclusion, evaluate, loop
+from opsin.train.host import accounting
+from tests.train.test_loop import TIMES
+
+PHASES = ("starting", "training", "saving", "evaluating", "drawing", "measuring")
+CADENCE = ("loop.log_every=1 step", "loop.evaluate_every=3 steps", "loop.checkpoint_every=2 steps")
+TRAINED = {
+    "digits_lenet": ("loop.duration=8 steps", "loop.previews=4", *CADENCE),
+    "mnist_dcgan_losses": ("loop.duration=5 steps", "task.generator.width=8", *CADENCE),
+}
+Command = tuple[str, ...]
+
+
+def during(phase: int, function: Callable[..., Any], now: mmap.mmap) -> Callable[..., Any]:
+    """The function, which says that it is at work."""
+
+    def told(*arguments: Any, **options: Any) -> Any:
+        before, now[0] = now[0], phase
+        try:
+            return function(*arguments, **options)
+        finally:
+            now[0] = before
+
+    return told
+
+
+def begun(command: Command, now: mmap.mmap) -> int:
+    """The process of a command in a fork of this one."""
+    child = os.fork()
+    if child:
+        return child
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 1)
+    now[0] = 0
+    for module, name, phase in (
+        (loop, "train", 1),
+        (loop, "save", 2),
+        (loop, "evaluate_sets", 3),
+        (evaluate, "draw", 4),
+        (loop, "measure_all", 5),
+        (evaluating, "measure", 5),
+        (conclusion, "summary", 4),
+    ):
+        setattr(module, name, during(phase, getattr(module, name), now))
+    loop.summary = conclusion.summary
+    runtime.set_up = lambda asked: None
+    accounting.matmul_peak = lambda dtype: 1e12
+    code: Any = 1
+    try:
+        main(command)
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def finished(command: Command, now: mmap.mmap) -> None:
+    """Runs a command to its end."""
+    _, status = os.waitpid(begun(command, now), 0)
+    assert os.waitstatus_to_exitcode(status) == 0, command
+
+
+def killed(command: Command, now: mmap.mmap, drawn: random.Random, longest: float) -> int | None:
+    """The phase in which a command was killed; None if it ended before."""
+    now[0] = 0
+    child = begun(command, now)
+    if drawn.random() < 0.9:  # most of the time goes into starting
+        while now[0] == 0 and os.waitpid(child, os.WNOHANG) == (0, 0):
+            time.sleep(0.005)
+    since, wait = time.monotonic(), drawn.uniform(0, longest)
+    while time.monotonic() - since < wait:
+        time.sleep(0.001)
+    phase = now[0]
+    try:
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    except (ProcessLookupError, ChildProcessError):
+        return None
+    code = os.waitstatus_to_exitcode(status)
+    assert code in (0, -signal.SIGKILL), code
+    return phase if code else None
+
+
+def left(run: Path) -> Any:
+    """What a run has in the end, without what depends on the clock."""
+    steps = sorted(int(path.name) for path in (run / "checkpoints").iterdir())
+    path = run / "checkpoints" / str(steps[-1]) / "metadata" / "metadata"
+    metadata: Any = parse(path.read_bytes(), dict[str, Any])
+    measured = {
+        path.name: parse(path.read_bytes(), dict[str, Any])["metrics"]
+        for path in sorted((run / "evaluations").glob("*.json"))
+    }
+    log = [
+        {name: value for name, value in line.items() if name not in TIMES}
+        for line in read_lines(run / "metrics.jsonl")
+    ]
+    kept = [metadata[name] for name in ("digests", "position", "shapes")]
+    return [steps, kept, measured, log]
+
+
+def only(folder: Path) -> Path:
+    (run,) = (path for path in folder.glob("*") if path.is_dir())
+    return run
+
+
+def proved(place: Path, name: str, kills: int, drawn: random.Random, now: mmap.mmap) -> Counter:
+    """Kills the training of an experiment so often; each time it ends it is what it should be."""
+    command = ("run", name, "--smoke", "--quiet", *TRAINED[name])
+    straight, other = place / "straight", place / "other"
+    finished((*command, f"--workdir={straight}"), now)
+    expected, phases = left(only(straight / name)), Counter()
+    while phases.total() < kills:
+        again = (*command, f"--workdir={other}")
+        phase = killed(again, now, drawn, 1.0)
+        phases.update([PHASES[phase]] if phase is not None else [])
+        if phase is None or phases.total() == kills:
+            finished(again, now)
+            assert left(only(other / name)) == expected
+            leftovers = [*other.rglob("*.part"), *other.rglob("*-tmp*")]
+            assert phase is not None or leftovers == []
+            shutil.rmtree(other)
+    return phases
+
+
+def proved_evaluation(place: Path, kills: int, drawn: random.Random, now: mmap.mmap) -> Counter:
+    """The same for the evaluation of a run that is trained."""
+    run = only(place / "straight" / "digits_lenet")
+    command, expected, phases = ("evaluate", str(run), "Probe", "untrained=True"), None, Counter()
+    finished(command, now)
+    expected = left(run)
+    while phases.total() < kills:
+        for path in (run / "evaluations").iterdir():
+            path.unlink()
+        phase = killed(command, now, drawn, 2.0)
+        phases["evaluation"] += phase is not None
+        finished(command, now)
+        assert left(run) == expected
+    return phases
+
+
+if __name__ == "__main__":
+    where, count = Path(sys.argv[1]), int(sys.argv[2])
+    shared, chance = mmap.mmap(-1, 1), random.Random(0)
+    hit = proved(where, "digits_lenet", count // 2, chance, shared)
+    hit += proved(where, "mnist_dcgan_losses", count - count // 2 - count // 10, chance, shared)
+    hit += proved_evaluation(where, count // 10, chance, shared)
+    print(json.dumps(hit))
