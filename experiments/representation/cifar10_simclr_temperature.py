@@ -5,7 +5,7 @@ batches, with more negatives, learn more in the same epochs; on CIFAR-10 (append
 is 0.5 and batches matter less.
 
 Ours, three seeds: τ = 0.1 is best at both batches, 46.5 ± 0.3 % with 64 images and 44.9 ± 0.7 with
-256, then 0.5 (43.7 and 42.3) and 1.0 (41.3 and 41.2); random features give 30.3 ± 1.6. As many
+256, then 0.5 (43.7 and 42.3) and 1.0 (41.3 and 41.2); random features give 30.2 ± 1.1. As many
 images in larger batches are fewer steps, and so early in training that costs more than the
 negatives bring: the paper's gain is over batches of equal, long training. A low temperature spreads
 embeddings out (uniformity −3.5 against −2.7) at the cost of views that are farther apart.
