@@ -119,7 +119,7 @@ def inpaint(
             any_class=asked.label is None,
         )
     _require_kept((image, mask), output / "inpainted.png")
-    known, unknown = _read_masked(image, mask, inpainter.image)
+    known, unknown = read_masked(image, mask, inpainter.image)
     labels = None
     if asked.label is not None:
         labels = _labels(task, count, asked)
@@ -147,7 +147,7 @@ def _require_kept(files: Sequence[Path], written: Path) -> None:
             raise RunError(f"{file} would be replaced: choose another directory with --output")
 
 
-def _read_masked(
+def read_masked(
     image: Path, mask: Path, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The image, in [0, 1], and where it is to be filled in [height, width].
