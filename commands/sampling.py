@@ -120,7 +120,7 @@ def inpaint(
             keep_sampler=asked.sampler is not None,
             any_class=asked.label is None,
         )
-    known, unknown = _read_masked(image, mask, inpainter.image)
+    known, unknown = read_masked(image, mask, inpainter.image)
     with writing(output, ELSEWHERE):
         keep_inputs((image, mask), [output / f"inpainted{kind}" for kind in (".png", ".npz")])
     labels = None
@@ -143,7 +143,7 @@ def inpaint(
     return _write(images, arrays, row, output / "inpainted", names)
 
 
-def _read_masked(
+def read_masked(
     image: Path, mask: Path, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The image, in [0, 1], and where it is to be filled in [height, width].

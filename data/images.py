@@ -106,9 +106,10 @@ def bits_per_channel(image: ImageFile.ImageFile) -> int:
 def _decoding(image: ImageFile.ImageFile) -> tuple[Any, ...]:
     """What Pillow decodes a file by: the form of its pixels, as "RGB;16B" or "L;4", and more."""
     for tile in image.tile:  # (codec, extents, offset, arguments)
-        arguments: tuple[Any, ...] = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-        if arguments and isinstance(arguments[0], str):
-            return arguments
+        arguments: Any = tile[3]
+        listed = arguments if isinstance(arguments, tuple) else (arguments,)
+        if listed and isinstance(listed[0], str):
+            return listed
     return ("",)
 
 

@@ -108,8 +108,9 @@ def tfds(
     label = kinds.get("label")
     is_class = isinstance(label, tensorflow_datasets.features.ClassLabel)
     class_names = tuple(label.names) if is_class else ()
-    if is_class and all(end["label"] == -1 for end in ends):
-        records, class_names, is_class = _Unlabelled(records), (), False
+    unlabelled = is_class and all(end["label"] == -1 for end in ends)
+    if unlabelled:
+        records, class_names = _Unlabelled(records), ()
     if "segmentation_mask" in kinds:
         mask = kinds["segmentation_mask"]
         if mask.shape[2:] != (1,) or mask.np_dtype != np.uint8:
@@ -121,7 +122,7 @@ def tfds(
             len(meaning.class_names) if meaning else None,
         )
         class_names = meaning.class_names if meaning else class_names
-    return Examples(records, class_names, read_labels if is_class else None)
+    return Examples(records, class_names, read_labels if is_class and not unlabelled else None)
 
 
 def _check_name(name: str) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from opsin.commands import prediction
 from opsin.commands.prediction import Predictor, predict
 from opsin.commands.runs import RunError
-from opsin.commands.sampling import _read_masked as read_masked
+from opsin.commands.sampling import read_masked
 from opsin.data.examples import DataError
 from opsin.data.images import read_image
 from opsin.pictures import figures
