@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import artist, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
@@ -37,11 +37,9 @@ from opsin.pictures.kinds import (
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG, its directory included."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Of a matplotlibrc in the working directory, which may be a stranger's, or of the user: LaTeX
-    # would be started, with a text of that file.
+    # A matplotlibrc that lies about could start LaTeX.
     with rc_context({"text.usetex": False}), replacing(path) as file:
-        for text in figure.findobj(Text):
-            text.set_usetex(False)  # pyright: ignore[reportAttributeAccessIssue]
+        artist.setp(figure.findobj(Text), usetex=False)  # pyright: ignore[reportArgumentType]
         FigureCanvasAgg(figure).print_png(file)
 
 
@@ -354,9 +352,7 @@ def as_written(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _legend(
-    of: Axes | Figure, handles: Sequence[Any], names: Sequence[str], **options: Any
-) -> None:
+def _legend(of: Axes | Figure, handles: list[Any], names: Sequence[str], **options: Any) -> None:
     """A legend with all names: Matplotlib leaves out those that begin with "_"."""
     legend = of.legend(handles, [""] * len(handles), **options)
     for text, name in zip(legend.get_texts(), names, strict=True):
@@ -378,10 +374,9 @@ def class_colours(classes: np.ndarray | int) -> np.ndarray:
 def blended(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The image [H, W, C] in [0, 1], tinted by the class [H, W] of each pixel: RGB in [0, 1].
 
-    It is grey below the tint: colours of its own would contradict the legend.
+    It is grey (ITU-R BT.601) below the tint: colours of its own would contradict the legend.
     """
-    luma = _rgb(image) @ (0.299, 0.587, 0.114)  # ITU-R BT.601
-    return 0.5 * luma[..., None] + 0.5 * class_colours(mask)
+    return 0.5 * (_rgb(image) @ (0.299, 0.587, 0.114))[..., None] + 0.5 * class_colours(mask)
 
 
 def _marked(image: np.ndarray, wrong: np.ndarray) -> np.ndarray:
