@@ -207,7 +207,7 @@ def test_networks_and_data_without_what_is_probed_are_told():
         probe.check(Having(Bare()), SETS)
     with pytest.raises(SettingError, match="SimCLR gives no features: SimCLR needs features by"):
         probe.check(Having(SimCLR(Maps())), SETS)
-    with pytest.raises(SettingError, match="Drawing gives no features: .*take a classifier"):
+    with pytest.raises(SettingError, match=r"Drawing gives no features: .*take a classifier"):
         probe.check(Having(Drawing()), SETS)
     with pytest.raises(SettingError, match=r"object has no task\.model"):
         probe.check(object(), SETS)
