@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from opsin.data.examples import check_same_data
+from opsin.train.beginning import said_of_start
 from opsin.train.checkpoint import Checkpoints
 from opsin.train.conclusion import Result, measure_all, summary
 from opsin.train.durations import Cadence
@@ -94,8 +95,6 @@ class Run:
     """An experiment that is open: all but its state.
 
     Attributes:
-        config: the resolved experiment, for the checkpoints.
-        work: what a step costs.
         stop: whether any process is asked to stop; all processes call it equally often.
         since: ``time.monotonic()`` at which training would have begun without a pause.
     """
@@ -157,6 +156,8 @@ def open_run(
     logged = -1 if checkpoints.latest() is None else step
     own = [JsonLines(directory / "metrics.jsonl", logged)] if is_first() else []
     log = MetricsLog([*open_writers([*own, console], closing), *writers], work, saved["window"])
+    for line in said_of_start(experiment, program.state, feed.spec) if logged < 0 else ():
+        log.note(step, line)
     closing.callback(profiler.close)
     agreed = Agreement(mesh)
     return Run(
