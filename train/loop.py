@@ -156,8 +156,6 @@ def open_run(
     logged = -1 if checkpoints.latest() is None else step
     own = [JsonLines(directory / "metrics.jsonl", logged)] if is_first() else []
     log = MetricsLog([*open_writers([*own, console], closing), *writers], work, saved["window"])
-    for line in said_of_start(experiment, program.state, feed.spec) if logged < 0 else ():
-        log.note(step, line)
     closing.callback(profiler.close)
     agreed = Agreement(mesh)
     return Run(
@@ -206,7 +204,10 @@ def train(run: Run, state: State) -> tuple[State, int]:
         The state, and the steps taken in all.
     """
     length, step = run.experiment.loop.steps_per_dispatch, int(state.step)
-    if run.checkpoints.latest() is None and run.program.steps == 0:  # a run that is only measured
+    new = run.checkpoints.latest() is None
+    for line in said_of_start(run.experiment, run.program.state, run.feed.spec) if new else ():
+        run.log.note(step, line)
+    if new and run.program.steps == 0:  # a run that is only measured
         evaluate_sets(run.experiment, run.program, state, run.sets, run.directory, run.log)
         save(run, state)
     if step >= run.program.steps:
