@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
 from jax.sharding import Mesh
 
 from opsin.train.experiment import Experiment, Loop
@@ -102,12 +103,15 @@ def check_found(optimizer: Optimizer, paths: list[str]) -> None:
 
 @contextmanager
 def traced(what: str) -> Iterator[None]:
-    """Turns a ValueError of a model or an augmentation into one line for the user."""
+    """Turns what a model or an augmentation cannot take into one line for the user.
+
+    To a layer with parameters, images of another size are a ``ScopeParamShapeError``.
+    """
     try:
         yield
     except SettingError:
         raise
-    except ValueError as error:
+    except (ValueError, ScopeParamShapeError) as error:
         raise SettingError(f"{what} cannot be traced: {error} (--trace shows where)") from error
 
 
