@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from opsin.train.durations import DurationError, in_steps
+from opsin.train.durations import check_ends, in_steps
 from opsin.train.methods import adamw
 from opsin.train.paths import flatten, unflatten
 from opsin.train.schedules import Schedule, cosine
@@ -63,12 +63,7 @@ class Optimizer:
         check_called("optimizer.schedule", self.schedule, "peak, steps, warmup")
         check_called("optimizer.method", self.method, "learning_rate, weight_decay, mask")
         warmup = in_steps(self.warmup, steps_per_epoch)
-        if warmup > steps > 0:
-            raise DurationError(
-                f"optimizer.warmup={self.warmup!r} is {warmup} steps, and the run has {steps}, in "
-                "which the rate would not reach its value: make the warm-up shorter, such as "
-                'optimizer.warmup="0 steps", or the run longer'
-            )
+        check_ends("optimizer.warmup", self.warmup, warmup, steps, "the learning rate")
         peak = self.learning_rate * (batch / self.reference_batch if self.reference_batch else 1)
         schedule = self.schedule(peak, steps, warmup)
         parts = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
