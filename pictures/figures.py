@@ -102,8 +102,9 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
         for row, column in np.ndindex(classes, classes):
             if counts[row, column]:
                 colour = "white" if share[row, column] > 0.5 else "black"
-                count, place = str(counts[row, column]), {"ha": "center", "va": "center"}
-                axes.text(column, row, as_written(count), color=colour, fontsize=7, **place)
+                count, look = str(counts[row, column]), {"color": colour, "fontsize": 7}
+                middle: Any = {"ha": "center", "va": "center", **look}
+                axes.text(column, row, as_written(count), **middle)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(as_written(title))
