@@ -25,6 +25,7 @@ from opsin.data.images import MODES, read_image
 from opsin.imaging.tiles import over_tiles
 from opsin.pictures import figures
 from opsin.pictures.kinds import Labels, Masks, Prediction
+from opsin.pictures.text import class_caption
 from opsin.train.compiler import jit_here
 from opsin.train.preparation import prepared
 from opsin.train.settings import SettingError
@@ -144,7 +145,7 @@ def _classify(
             pixels = _pixels(fitted)
             shares = predictor.probabilities(pixels[None])[0]
             label = int(shares.argmax())
-            caption = figures.class_caption(np.asarray(label), predictor.class_names)
+            caption = class_caption(np.asarray(label), predictor.class_names)
             writer.writerow([readable(path), label, caption, f"{shares[label]:.4f}"])
             figure = figures.image_grid(
                 pixels[None] / 255,
@@ -179,7 +180,7 @@ def _segment(
         figures.save(figure, output / f"{name}_legend.png")
         counts = np.bincount(mask.ravel())
         parts = [
-            f"{figures.class_caption(label, predictor.class_names)} {counts[label] / mask.size:.1%}"
+            f"{class_caption(label, predictor.class_names)} {counts[label] / mask.size:.1%}"
             for label in np.argsort(-counts, kind="stable")
             if counts[label]
         ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import inspect
 import math
 import types
@@ -16,6 +15,7 @@ from typing import Any, TypeVar, cast
 from opsin.config import functions, hints
 from opsin.config.earlier import modernized
 from opsin.config.names import found, full_name, is_name, named
+from opsin.config.nearest import beside, nearest
 from opsin.errors import ConfigError
 
 Tree = TypeVar("Tree")
@@ -273,8 +273,8 @@ def _replace(node: Any, hint: Any, path: list[str], value: Any, full: str, root:
     name, rest = path[0], path[1:]
     below = children(node)
     if name not in below:
-        near = difflib.get_close_matches(full, list(paths(root)), n=1, cutoff=0.0)
-        raise ConfigError(f"there is no {full!r} to override: did you mean {near[0]!r}?")
+        near = nearest(full, paths(root))
+        raise ConfigError(f"there is no {full!r} to override: did you mean {near!r}?")
     child, hint = below[name], _child_hint(node, hint, name)
     if rest:
         new = _replace(child, hint, rest, value, full, root)
@@ -305,6 +305,7 @@ def _checked(value: Any, hint: Any, path: str, present: Any) -> Any:
         default = "it has no" if present is _REQUIRED else f"it is {_shown(present)} by"
         raise ConfigError(
             f"{path} takes {hints.in_words(hint)}, not {_shown(value)}; {default} default"
+            f"{beside(value, present)}"
         )
     return fitted
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Key
 
 from opsin.data.augment import Batch, float_images, map_images, row_keys
 from opsin.imaging.warp import rectangle
+from opsin.ops.labels import one_hot
 from opsin.ranges import Count, Positive, Probability
 
 
@@ -127,7 +128,7 @@ def _soft_labels(batch: Batch, num_classes: int | None) -> Array:
     if labels.ndim == 1 and jnp.issubdtype(labels.dtype, jnp.integer):
         if num_classes is None:
             raise ValueError("mixing integer labels needs num_classes")
-        return jax.nn.one_hot(labels, num_classes)
+        return one_hot(labels, num_classes)
     if labels.ndim != 2 or num_classes not in (None, labels.shape[1]):
         raise ValueError(
             "labels must be int [batch] or float [batch, num_classes], "

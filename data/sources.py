@@ -80,9 +80,11 @@ def _opened(source: str | Source, split: str, as_stored: bool) -> Examples:
             from opsin.data.mask_folder import mask_folder
 
             return mask_folder(path, split, mixed=as_stored)
-        case (kind, _, _):
+        case (kind, _, name):
             close = difflib.get_close_matches(kind, _FORMS, n=1)
-            nearest = _FORMS[close[0]] if close else f"tfds:{source}"
+            own = f"./{kind.replace('.', '/')}.py:{name}"
+            guess = own if name.isidentifier() else f"tfds:{source}"
+            nearest = _FORMS[close[0]] if close else guess
             raise DataError(
                 f'unknown data source "{source}", did you mean "{nearest}"? It is one of '
                 f"{', '.join(_FORMS.values())}, or a function from a split to Examples, as "

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Integer, Num
 
+from opsin.ops.labels import one_hot
 from opsin.ranges import BelowOne, CountOrZero, NonNegative
 
 
@@ -167,6 +168,12 @@ def sigmoid_focal_loss(
     return jnp.where(keep, loss, 0.0)
 
 
+def finite(logits: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The logits, but ±1e30 for ±∞, so that 0 · log 0 is 0; a NaN stays."""
+    largest = 1e30  # whose products are finite still
+    return jnp.clip(logits, -largest, largest)
+
+
 def _masked(
     logits: Array, labels: Array, ignore_label: int | None, where: Array | None
 ) -> tuple[Array, Array, Array]:
@@ -185,9 +192,7 @@ def _masked(
     logits = jnp.where(keep[..., None], logits.astype(jnp.float32), 0.0)
     if soft:
         return logits, jnp.where(keep[..., None], labels, 0.0), keep
-    classes = logits.shape[-1]
-    wrong = keep & ((labels < 0) | (labels >= classes))
-    return logits, jnp.where(wrong[..., None], jnp.nan, jax.nn.one_hot(labels, classes)), keep
+    return logits, one_hot(jnp.where(keep, labels, 0), logits.shape[-1]), keep
 
 
 def _masked_binary(logits: Array, labels: Array, where: Array | None) -> tuple[Array, Array, Array]:
@@ -195,7 +200,7 @@ def _masked_binary(logits: Array, labels: Array, where: Array | None) -> tuple[A
     if labels.shape != logits.shape:
         raise ValueError(f"labels {labels.shape} must have the shape of logits {logits.shape}")
     keep = _mask(where, logits.shape)
-    logits = jnp.where(keep, logits.astype(jnp.float32), 0.0)
+    logits = jnp.where(keep, finite(logits.astype(jnp.float32)), 0.0)
     return logits, jnp.where(keep, labels.astype(jnp.float32), 0.0), keep
 
 

@@ -18,6 +18,7 @@ import optax
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float, Key
 
+from opsin.losses.classification import finite
 from opsin.ranges import Count, Positive
 
 Support = Literal["binary", "bytes", "real"]
@@ -82,7 +83,8 @@ class Bernoulli:
     ) -> Float[Array, "*batch"]:
         """See ``Likelihood``."""
         logits, images = _checked(self, outputs, images)
-        return -jnp.sum(optax.losses.sigmoid_binary_cross_entropy(logits, images), axis=_PIXELS)
+        nats = optax.losses.sigmoid_binary_cross_entropy(finite(logits), images)
+        return -jnp.sum(nats, axis=_PIXELS)
 
     def mean(self, outputs: Float[Array, "*batch h w o"]) -> Float[Array, "*batch h w c"]:
         """The probability of 1."""

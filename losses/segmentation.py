@@ -29,6 +29,7 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from opsin.imaging.distance import distance_transform
 from opsin.losses.reduction import weighted_mean
+from opsin.ops.labels import or_nan
 from opsin.ranges import CountOrZero, NonNegative
 
 _LEAST = 1e-12  # pixels, or a share of them, below which a region counts as empty
@@ -301,11 +302,10 @@ def class_probabilities(
     counted = keep[..., None]
     logits = jnp.where(counted, logits.astype(jnp.float32), 0.0)
     p = jax.nn.sigmoid(logits) if number == 1 else jax.nn.softmax(logits)
-    labels = labels.astype(jnp.int32)[..., None]  # bytes cannot be compared with 300
-    t = labels == (jnp.ones(1, jnp.int32) if number == 1 else jnp.arange(number))
-    wrong = counted & ((labels < 0) | (labels >= max(number, 2)))
-    unfit = jnp.where(wrong, jnp.nan, 0.0)
-    p, t = (jnp.where(counted, x, 0.0) + unfit for x in (p, t))
+    labels = labels.astype(jnp.int32)
+    own = jnp.ones(1, jnp.int32) if number == 1 else jnp.arange(number)
+    t = (labels[..., None] == own).astype(jnp.float32)
+    p, t = (jnp.where(counted, or_nan(x, labels, max(number, 2)), 0.0) for x in (p, t))
     if classes is not None:  # as slices: a gather, and its scatter backwards, are slow on a CPU
         p, t = (jnp.stack([x[..., k] for k in chosen], axis=-1) for x in (p, t))
     return p, t, keep

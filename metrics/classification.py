@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Integer
 
 from opsin.metrics.state import Collected, Mean, Metric, Rows, Sum, valid_or_all
+from opsin.ops.labels import known, or_nan
 from opsin.ranges import Count
 
 
@@ -62,8 +63,7 @@ def negative_log_likelihood(
     _check_labels(logits, labels)
     logits = logits.astype(jnp.float32)
     values = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    known = (labels >= 0) & (labels < logits.shape[-1])  # an index below 0 would count from the end
-    return Mean.from_values(jnp.where(known, values, jnp.nan), valid)
+    return Mean.from_values(jnp.where(known(labels, logits.shape[-1]), values, jnp.nan), valid)
 
 
 @flax.struct.dataclass
@@ -215,6 +215,8 @@ def ranking(
 ) -> Ranking:
     """Scores of each class against the rest, for the areas under curves; not for training.
 
+    They are NaN if a label is no class, and so are the areas.
+
     The score is log p / (1 − p), which is in the order of the probability p and does not become the
     same number for all examples that the network is sure of, as p = 1 does.
 
@@ -232,7 +234,7 @@ def ranking(
     log_rest = jnp.log1p(-jnp.exp(jnp.where(own, -jnp.inf, log_p)))
     return Ranking(
         valid=valid_or_all(valid, labels.shape),
-        scores=jnp.where(own, logits - rest, log_p - log_rest),
+        scores=or_nan(jnp.where(own, logits - rest, log_p - log_rest), labels, logits.shape[-1]),
         labels=labels.astype(jnp.int32),
     )
 
@@ -298,7 +300,8 @@ def _correct(logits: Array, labels: Array, k: int) -> Array:
     own = jnp.where(classes == labels[..., None], logits, -jnp.inf).max(axis=-1, keepdims=True)
     ahead = (logits > own) | ((logits == own) & (classes < labels[..., None]))
     # Comparisons with NaN are false, so nothing would be ahead of a NaN.
-    return (ahead.sum(axis=-1) < k) & ~jnp.isnan(logits).any(axis=-1)
+    found = (ahead.sum(axis=-1) < k) & ~jnp.isnan(logits).any(axis=-1)
+    return found & known(labels, len(classes))
 
 
 def _check_labels(logits: Array, labels: Array) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from matplotlib import artist, rc_context
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -32,6 +31,7 @@ from opsin.pictures.kinds import (
     Preview,
     Usage,
 )
+from opsin.pictures.text import all_written, as_written, class_caption, class_name, legend
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -68,12 +68,21 @@ def training_curve(metrics: Path, curves: Sequence[Curve]) -> Figure:
                 markersize=3,
             )
         axes.set_xlabel("step")
-        axes.set_ylabel(" / ".join(kind for kind in kinds if any(n.endswith(kind) for n in drawn)))
+        measured = [kind for kind in kinds if any(n.endswith(kind) for n in drawn)]
+        axes.set_ylabel(as_written(" / ".join(measured)))
         axes.grid(alpha=0.3)
-        _legend(axes, handles, drawn, frameon=False)
+        legend(axes, handles, [_averaged(name, lines) for name in drawn], frameon=False)
         if logarithmic and all(min(line.get_ydata()) > 0 for line in axes.lines):
             axes.set_yscale("log")  # a density can be above 1, and its loss below 0
     return figure
+
+
+def _averaged(name: str, lines: Sequence[Mapping[str, Any]]) -> str:
+    """A metric as the legend calls it: of training, a point is a mean over the steps before it."""
+    steps = [0, *(line["step"] for line in lines if line.get(name) is not None)]
+    apart = int(np.median(np.diff(steps)))
+    smoothed = name.startswith("train/") and apart > 1
+    return f"{name} (mean of {apart} steps)" if smoothed else name
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
@@ -91,17 +100,16 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    names = [as_written(name) for name in class_names] or list(map(str, range(classes)))
+    names = [class_name(label, class_names) for label in range(classes)]
     if classes <= 25:
-        axes.set_xticks(range(classes), names, rotation=45, ha="right")
-        axes.set_yticks(range(classes), names)
+        axes.set_xticks(range(classes), all_written(names), rotation=45, ha="right")
+        axes.set_yticks(range(classes), all_written(names))
         for row, column in np.ndindex(classes, classes):
             if counts[row, column]:
                 colour = "white" if share[row, column] > 0.5 else "black"
-                axes.text(
-                    column, row, str(counts[row, column]), ha="center", va="center",
-                    color=colour, fontsize=7,
-                )  # fmt: skip
+                count, look = str(counts[row, column]), {"color": colour, "fontsize": 7}
+                middle: Any = {"ha": "center", "va": "center", **look}
+                axes.text(column, row, as_written(count), **middle)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(as_written(title))
@@ -141,10 +149,10 @@ def scatter(
         axes.set_xticks([])
         axes.set_yticks([])
     if labels is not None:
-        shown = [class_names[x] if x < len(class_names) else str(x) for x in map(int, found)]
+        shown = [class_name(int(label), class_names) for label in found]
         # Classes that do not fit into the legend are recognised by their place alone.
         place: Any = {"loc": "outside right center", "frameon": False, "markerscale": 2}
-        _legend(figure, handles[:25], shown[:25], **place)
+        legend(figure, handles[:25], shown[:25], **place)
     figure.suptitle(as_written(title))
     return figure
 
@@ -160,8 +168,16 @@ def _(picture: Preview, class_names: Sequence[str], title: str) -> Figure:
     images, labels, predictions = jax.device_get(
         (picture.images, picture.labels, picture.predictions)
     )
+    if labels is None or predictions is None:
+        return image_grid(images, labels=labels, class_names=class_names, title=title)
+    wrong = predictions != labels
+    order = np.argsort(~wrong, kind="stable")  # what is wrong is what one looks for
     return image_grid(
-        images, labels=labels, predictions=predictions, class_names=class_names, title=title
+        images[order],
+        labels=labels[order],
+        predictions=predictions[order],
+        class_names=class_names,
+        title=f"{title}\n{np.sum(wrong)} of {len(wrong)} wrong: true → predicted",
     )
 
 
@@ -252,9 +268,9 @@ def panels(
     figure.suptitle(as_written(title))
     axes = figure.subplots()
     axes.imshow(page, interpolation="nearest")
-    above, beside = ([as_written(name) for name in names] for names in (columns, rows))
-    axes.set_xticks([(width + 1) * (i + 0.5) for i in range(len(columns))], above, fontsize=8)
-    axes.set_yticks([(height + 1) * (i + 0.5) for i in range(len(rows))], beside, fontsize=8)
+    above, beside = (np.arange(len(names)) + 0.5 for names in (columns, rows))
+    axes.set_xticks((width + 1) * above, all_written(columns), fontsize=8)
+    axes.set_yticks((height + 1) * beside, all_written(rows), fontsize=8)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -289,11 +305,11 @@ def usage(counts: np.ndarray, what: str, title: str) -> Figure:
     figure = Figure(figsize=(6, 3), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.bar(np.arange(len(share)), share, width=1.0, color=palette.LINES[0])
-    axes.axhline(1 / len(share), color="0.5", linewidth=1, linestyle="--", label="all alike")
-    axes.set_xlabel(f"{what} ({np.count_nonzero(counts)} of {len(counts)} used)")
+    alike = axes.axhline(1 / len(share), color="0.5", linewidth=1, linestyle="--")
+    axes.set_xlabel(as_written(f"{what} ({np.count_nonzero(counts)} of {len(counts)} used)"))
     axes.set_ylabel("share of positions")
     axes.set_title(as_written(title))
-    axes.legend(frameon=False)
+    legend(axes, [alike], ["all alike"], frameon=False)
     return figure
 
 
@@ -343,20 +359,8 @@ def mask_grid(
         patches.append(Patch(color=palette.RED))
         names.append("error")
     place: Any = {"loc": "outside lower center", "ncols": 6, "fontsize": 7, "frameon": False}
-    _legend(figure, patches, names, **place)
+    legend(figure, patches, names, **place)
     return figure
-
-
-def as_written(text: str) -> str:
-    """Text that Matplotlib draws as it is: between dollars it would read formulas."""
-    return text.replace("$", r"\$")
-
-
-def _legend(of: Axes | Figure, handles: list[Any], names: Sequence[str], **options: Any) -> None:
-    """A legend with all names: Matplotlib leaves out those that begin with "_"."""
-    legend = of.legend(handles, [""] * len(handles), **options)
-    for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set_text(as_written(name))
 
 
 def class_colours(classes: np.ndarray | int) -> np.ndarray:
@@ -388,14 +392,3 @@ def _marked(image: np.ndarray, wrong: np.ndarray) -> np.ndarray:
 def _rgb(image: np.ndarray) -> np.ndarray:
     """[H, W, 3] in [0, 1] of a grey or coloured image."""
     return np.broadcast_to(np.clip(image, 0, 1), (*image.shape[:2], 3))
-
-
-def class_caption(label: np.ndarray, class_names: Sequence[str]) -> str:
-    """The name of a class, or the shares of a soft label: ``cat 0.7 dog 0.3``."""
-    if np.ndim(label) == 0:
-        return class_names[int(label)] if class_names else str(label)
-    class_names = class_names or [str(index) for index in range(len(label))]
-    parts = [(share, name) for share, name in zip(label, class_names, strict=True) if share > 0.005]
-    if len(parts) == 1:
-        return parts[0][1]
-    return " ".join(f"{name} {share:.2f}" for share, name in sorted(parts, reverse=True)[:2])

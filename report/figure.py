@@ -35,7 +35,7 @@ def draw(
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    from opsin.pictures.figures import as_written
+    from opsin.pictures.text import as_written
 
     table = report.table
     curves = table.lines is not None
@@ -57,13 +57,13 @@ def draw(
             axis.set_axisbelow(True)
             if curves:
                 _draw_curves(axis, report, shown, _places(table, values))
-                axis.set_ylabel(table.header(metric))
+                axis.set_ylabel(as_written(table.header(metric)))
                 if metric in table.log_metrics:
                     axis.set_yscale("log")
                     axis.yaxis.set_major_formatter("{x:g}")
             else:
-                _draw_arms(axis, report, shown, [as_written(label) for label in labels])
-                axis.set_xlabel(table.header(metric))
+                _draw_arms(axis, report, shown, labels)
+                axis.set_xlabel(as_written(table.header(metric)))
         # The default metadata names the matplotlib version.
         with replacing(path) as file:
             figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
@@ -71,6 +71,8 @@ def draw(
 
 def _draw_arms(axis: Axes, report: Report, values: Values, labels: Sequence[str]) -> None:
     """One arm below the other: dots on an axis cut to the data, as a bar would need its zero."""
+    from opsin.pictures.text import all_written
+
     for place, arm in enumerate(report.arms):
         seeds = list(values[arm].values())
         result = estimate(seeds)
@@ -79,7 +81,7 @@ def _draw_arms(axis: Axes, report: Report, values: Values, labels: Sequence[str]
             axis.errorbar(result.mean, place, xerr=result.std, fmt="o", color=colour, capsize=3)
             axis.plot(seeds, [place + 0.22] * len(seeds), "o", color="0.35", markersize=2.5)
     axis.locator_params(axis="x", nbins=4)  # more would run into each other
-    axis.set_yticks(range(len(labels)), labels=labels)
+    axis.set_yticks(range(len(labels)), labels=all_written(labels))
     axis.set_ylim(len(labels) - 0.5, -0.5)
 
 
@@ -107,10 +109,12 @@ def apart(ticks: Sequence[float], *, log: bool) -> list[float]:
 def _draw_curves(axis: Axes, report: Report, values: Values, places: Mapping[str, float]) -> None:
     from matplotlib.transforms import ScaledTranslation
 
+    from opsin.pictures.text import all_written, as_written, legend
+
     table = report.table
     assert table.lines is not None
     beside = axis.transData + ScaledTranslation(1 / 12, 0, axis.figure.dpi_scale_trans)  # inches
-    names = list(dict.fromkeys(table.lines[arm][0] for arm in report.arms))
+    names, handles = list(dict.fromkeys(table.lines[arm][0] for arm in report.arms)), []
     for number, name in enumerate(names):
         colour, marker = (style[number % len(style)] for style in (LINES, MARKERS))
         points = sorted(
@@ -119,7 +123,7 @@ def _draw_curves(axis: Axes, report: Report, values: Values, places: Mapping[str
             if table.lines[arm][0] == name and values[arm] and arm in places
         )
         results = [estimate(seeds) for _, seeds in points]
-        axis.errorbar(
+        line = axis.errorbar(
             [x for x, _ in points],
             [result.mean for result in results if result.mean is not None],
             yerr=[result.std or 0.0 for result in results],
@@ -127,14 +131,14 @@ def _draw_curves(axis: Axes, report: Report, values: Values, places: Mapping[str
             marker=marker,
             markersize=5,
             capsize=3,
-            label=name,
         )
+        handles.append(line)
         for x, seeds in points:
             axis.plot([x] * len(seeds), seeds, "o", color=colour, markersize=2.5, transform=beside)
     axis.set_xscale(table.x_scale)
     axis.minorticks_off()
     if not any(isinstance(x, str) for _, x in table.lines.values()):
         ticks = apart(sorted(set(places.values())), log=table.x_scale == "log")
-        axis.set_xticks(ticks, labels=[f"{x:g}" for x in ticks])
-    axis.set_xlabel(table.x_label)
-    axis.legend()
+        axis.set_xticks(ticks, labels=all_written(f"{x:g}" for x in ticks))
+    axis.set_xlabel(as_written(table.x_label))
+    legend(axis, handles, names)

@@ -36,6 +36,23 @@ def in_steps(duration: str, steps_per_epoch: Fraction) -> int:
     return int(amount)
 
 
+def check_ends(field: str, written: object, duration: int, steps: int, value: str) -> None:
+    """Raises DurationError for what rises over a duration that does not end within the run.
+
+    Args:
+        field: that holds the duration, as it is overridden.
+        written: what it holds.
+        duration: the same in steps.
+        steps: of the run; one of none trains nothing.
+        value: what would not come to its own.
+    """
+    if duration > steps > 0:
+        raise DurationError(
+            f"{field}={written!r} is {duration} steps, and the run has {steps}, in which {value} "
+            f"would not reach its value: make {field} shorter, or the run longer"
+        )
+
+
 class Every:
     """Every so many steps, and at the last one."""
 

@@ -24,7 +24,6 @@ class FeedSpec:
     """What a program has to know about its training images: number, shapes and devices.
 
     Attributes:
-        mesh: the devices.
         batch: shapes of one global batch, as it comes from the source.
         examples: the number of training images.
         resident: whether the whole set lives on the devices, and an item of the feed is a row of

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -108,7 +110,9 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run in Weights & Biases; ``WANDB_MODE=offline`` keeps it in the run's directory.
+    """A run of Weights & Biases in the run's directory; ``WANDB_MODE=online`` uploads it.
+
+    A server that does not answer, or a question for a key, would hold up the training.
 
     Raises:
         LoggingError: if wandb is not installed, or does not start.
@@ -119,14 +123,29 @@ class WeightsAndBiases:
             import wandb
         except ModuleNotFoundError as error:
             raise LoggingError("--wandb needs the extra: pip install -e '.[wandb]'") from error
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
+        offline: Any = mode == "offline"
         try:
             self._run = wandb.init(
-                project="opsin", id=name, dir=directory, config=dict(config), resume="allow"
+                project="opsin",
+                id=name,
+                dir=directory,
+                config=dict(config),
+                mode=mode,
+                # Of an offline run nobody can say whether it resumes.
+                resume=None if offline else "allow",
+                settings=wandb.Settings(silent=offline, init_timeout=30),
             )
         except wandb.Error as error:
             raise LoggingError(
                 f"--wandb: {error} Or keep the run in its directory: WANDB_MODE=offline"
             ) from error
+        if offline:
+            print(
+                f"--wandb: offline, which WANDB_MODE=online changes; to upload it later: wandb "
+                f"sync {Path(self._run.dir).parent}",
+                file=sys.stderr,
+            )
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs the metrics at their step."""
@@ -145,22 +164,29 @@ class LoggingError(UserError):
     """A writer of metrics that cannot be opened."""
 
 
+LINE_SECONDS = 10.0
+"""Between two lines of progress where standard error is no terminal, as in the log of a job."""
+
+
 class Console:
-    """A progress bar with some training metrics and the speed; evaluations stay above it."""
+    """A progress bar with some training metrics and the speed; evaluations stay above it.
+
+    Where standard error is no terminal, a line now and then is in place of the bar.
+    """
 
     def __init__(
         self, total: int, step: int, enabled: bool, shown: Sequence[str] = ("loss", "accuracy")
     ):
-        self._enabled = enabled
-        self._labels = {name: name for name in shown} | {"images_per_second": "img/s"}
+        self._enabled, self._shown, self._total = enabled, shown, total
+        self._spoke = -math.inf
         self._bar = tqdm(
             total=total,
             initial=step,
-            unit="step",
-            disable=not enabled,
+            disable=not (enabled and sys.stderr.isatty()),
             dynamic_ncols=True,
-            # Logs of jobs are files: a line a minute is enough there.
-            mininterval=0.2 if sys.stderr.isatty() else 30.0,
+            mininterval=0.2,
+            # The bar has what is left of the line.
+            bar_format="{n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix} {bar}",
         )
         if 0 < step < total:
             self.say(f"resuming from step {step} of {total}")
@@ -172,20 +198,31 @@ class Console:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Moves the bar; evaluations stay on the screen as lines."""
-        shown = {
-            label: _short(metrics[f"train/{name}"])
-            for name, label in self._labels.items()
-            if f"train/{name}" in metrics
-        }
-        if "train/utilization" in metrics:
-            shown["of peak"] = f"{metrics['train/utilization']:.0%}"
-        if shown:
-            self._bar.set_postfix(shown, refresh=False)
+        if progress := self._progress(metrics):
+            self._bar.set_postfix_str(progress, refresh=False)
+            self._speak(step, progress)
         self._bar.update(step - self._bar.n)
         evaluated = [item for item in metrics.items() if not item[0].startswith("train/")][:4]
         if evaluated:
             text = "  ".join(f"{name} {_short(value)}" for name, value in evaluated)
             self.say(f"step {step}: {text}")
+
+    def _progress(self, metrics: Mapping[str, float]) -> str:
+        """What a line of training metrics has for people, at most 55 characters or so."""
+        train = {name.removeprefix("train/"): x for name, x in metrics.items() if "train/" in name}
+        parts = [f"{name} {train[name]:.3f}" for name in self._shown if name in train]
+        if "images_per_second" in train:
+            parts.append(f"{train['images_per_second']:.0f} img/s")
+        if "utilization" in train:
+            parts.append(f"{train['utilization']:.0%} of peak FLOP/s")
+        return " ".join(parts)
+
+    def _speak(self, step: int, progress: str) -> None:
+        """The line in place of the bar, if it is time for one."""
+        due = time.monotonic() - self._spoke >= LINE_SECONDS or step == self._total
+        if due and self._bar.disable:
+            self.say(f"step {step} of {self._total}: {progress}")
+            self._spoke = time.monotonic()
 
     def note(self, step: int, text: str) -> None:
         """Writes a line above the bar."""
@@ -202,7 +239,19 @@ class Console:
 
 def bar(items: Iterable[Item], what: str, *, enabled: bool = True) -> Iterable[Item]:
     """The items, and a bar that shows how far they have come and goes when they end."""
-    return tqdm(items, what, disable=not enabled, dynamic_ncols=True, leave=False)
+    if sys.stderr.isatty() or not enabled:
+        return tqdm(items, what, disable=not enabled, dynamic_ncols=True, leave=False)
+    return _spoken(items, what)
+
+
+def _spoken(items: Iterable[Item], what: str) -> Iterator[Item]:
+    """The items, and a line now and then that says how far they have come."""
+    spoke, total = time.monotonic(), f" of {len(items)}" if isinstance(items, Sized) else ""
+    for index, item in enumerate(items):
+        if time.monotonic() - spoke >= LINE_SECONDS:
+            print(f"{what}: {index}{total}", file=sys.stderr)
+            spoke = time.monotonic()
+        yield item
 
 
 class MetricsLog:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from opsin.data.examples import check_same_data
+from opsin.train.beginning import said_of_start
 from opsin.train.checkpoint import Checkpoints
 from opsin.train.conclusion import Result, measure_all, summary
 from opsin.train.durations import Cadence
@@ -95,8 +96,6 @@ class Run:
     """An experiment that is open: all but its state.
 
     Attributes:
-        config: the resolved experiment, for the checkpoints.
-        work: what a step costs.
         stop: whether any process is asked to stop; all processes call it equally often.
         since: ``time.monotonic()`` at which training would have begun without a pause.
     """
@@ -208,7 +207,10 @@ def train(run: Run, state: State) -> tuple[State, int]:
         The state, and the steps taken in all.
     """
     length, step = run.experiment.loop.steps_per_dispatch, int(state.step)
-    if run.checkpoints.latest() is None and run.program.steps == 0:  # a run that is only measured
+    new = run.checkpoints.latest() is None
+    for line in said_of_start(run.experiment, run.program.state, run.feed.spec) if new else ():
+        run.log.note(step, line)
+    if new and run.program.steps == 0:  # a run that is only measured
         evaluate_sets(run.experiment, run.program, state, run.sets, run.directory, run.log)
         save(run, state)
     if step >= run.program.steps:

@@ -78,8 +78,17 @@ def lamb(
     b2: BelowOne = 0.999,
     eps: Positive = 1e-6,
 ) -> optax.GradientTransformation:
-    """LAMB (You et al., 2020, arXiv:1904.00962)."""
-    return optax.lamb(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=mask)
+    """LAMB (You et al., 2020, arXiv:1904.00962); what is not decayed has no trust ratio.
+
+    The authors' code leaves that out as well: a bias that starts at 0 would grow by a factor of
+    1 + rate in a step, and hardly move.
+    """
+    return optax.chain(
+        optax.scale_by_adam(b1, b2, eps),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.masked(optax.scale_by_trust_ratio(), mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )
 
 
 def lars(
@@ -90,7 +99,11 @@ def lars(
     momentum: BelowOne = 0.9,
     trust_coefficient: Positive = 0.001,
 ) -> optax.GradientTransformation:
-    """LARS (You et al., 2017, arXiv:1708.03888); what is not decayed has no trust ratio."""
+    """LARS as in SimCLR (Chen et al., 2020, arXiv:2002.05709); no decay, no trust ratio.
+
+    The ratio of an array w with the gradient g is c ‖w‖ / ‖g + λw‖, of the decayed gradient. That
+    of You et al., 2017, arXiv:1708.03888, eq. 6, is c ‖w‖ / (‖g‖ + λ‖w‖), which is smaller.
+    """
     return optax.lars(
         learning_rate,
         weight_decay,

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import PyTree
 
 from opsin.ranges import Count, NonNegative, Positive
-from opsin.train.durations import DurationError, in_steps
+from opsin.train.durations import check_ends, in_steps
 from opsin.train.methods import Method, adamw
 from opsin.train.paths import flatten, unflatten
 from opsin.train.schedules import MakesSchedule, Schedule, cosine
@@ -59,12 +59,7 @@ class Optimizer:
             DurationError: the warm-up is longer than the run.
         """
         warmup = in_steps(self.warmup, steps_per_epoch)
-        if warmup > steps > 0:
-            raise DurationError(
-                f"optimizer.warmup={self.warmup!r} is {warmup} steps, and the run has {steps}, in "
-                "which the rate would not reach its value: make the warm-up shorter, such as "
-                'optimizer.warmup="0 steps", or the run longer'
-            )
+        check_ends("optimizer.warmup", self.warmup, warmup, steps, "the learning rate")
         scale = batch / self.reference_batch if self.reference_batch else 1
         schedule = self.schedule(self.learning_rate * scale, steps, warmup)
         parts = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]

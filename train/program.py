@@ -37,7 +37,6 @@ class Program:
     """What runs on the devices.
 
     Attributes:
-        mesh: the devices.
         state: shapes and shardings of the state.
         init: ``() -> State``, born sharded.
         flops: ``() -> FLOPs of one step``; see ``train.host.accounting.model_flops``.

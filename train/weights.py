@@ -93,6 +93,10 @@ class Weights:
         """The path in the network."""
         return self.part if self.into is None else self.into
 
+    def fills(self, name: str) -> bool:
+        """Whether a variable of the network, ``collection/path``, comes from this file."""
+        return _within(name, self.target)
+
     def known(self) -> Weights:
         """The same with the sha256 of the file, if it had none.
 
@@ -167,7 +171,7 @@ class Weights:
     ) -> dict[str, str]:
         """Name in the network → name in the file of all that is taken, once everything fits."""
         theirs = self.preprocessing(described, run.range)
-        expected = {name: leaf for name, leaf in variables.items() if _within(name, self.target)}
+        expected = {name: leaf for name, leaf in variables.items() if self.fills(name)}
         everything = list(file.keys())
         sources = {
             _moved(name, self.part, self.target): name

@@ -194,8 +194,8 @@ class ViTBackbone(ViTOptions):
         """Encoded tokens: the class token, where there is one, then the patches row by row.
 
         Raises:
-            ValueError: if ``x`` is not a batch of images that patches divide, or a field holds an
-                unknown name.
+            ValueError: if ``x`` is not a batch of images that patches divide, or has not the size
+                that the positions were learned for, or a field holds an unknown name.
         """
         if x.ndim != 4 or x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise ValueError(
@@ -225,6 +225,13 @@ class ViTBackbone(ViTOptions):
             token = jnp.broadcast_to(token.astype(self.dtype), (batch, 1, self.width))
             x = jnp.concatenate([token, x], axis=1)
         if self.positions == "learned":
+            learned = self.get_variable("params", "positions")
+            if learned is not None and learned.shape[0] != x.shape[1]:
+                raise ValueError(
+                    f"the ViT has learned {learned.shape[0]} positions, and images of {rows} x "
+                    f"{columns} patches need {x.shape[1]}: give images of the size that it was "
+                    "trained on, or resize its positions"
+                )
             init = nn.initializers.normal(0.02)
             positions = self.param("positions", init, x.shape[1:], self.param_dtype)
         else:

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num
 
 from opsin.models.layers import Conv, Norm, group_norm
+from opsin.ops.labels import or_nan
 from opsin.ranges import BelowOne, Count, Depth
 
 
@@ -180,9 +181,9 @@ class DiffusionUNet(nn.Module):
         embedding = dense(name="embed1")(sinusoids(noise, self.width))
         embedding = dense(name="embed2")(nn.swish(embedding))
         if self.num_classes is not None:
-            known = jnp.full(len(x), self.num_classes) if labels is None else labels
+            shown = jnp.full(len(x), self.num_classes) if labels is None else labels
             table = nn.Embed(self.num_classes + 1, 4 * self.width, name="classes", **types)
-            embedding = embedding + table(known)
+            embedding = embedding + or_nan(table(shown), shown, self.num_classes + 1)
 
         residual = partial(ResidualBlock, norm=self.norm, dropout=self.dropout, **types)
         attend = partial(AttentionBlock, self.heads, self.norm, **types)

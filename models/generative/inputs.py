@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from opsin.ops.labels import one_hot
 
 
 def join(
@@ -23,8 +24,8 @@ def one_hot_condition(
     """The labels as one-hot; None for a model without classes.
 
     Raises:
-        ValueError: for labels that are missing, or given to a model without classes. A label out of
-            range is all zeros: values are not known when a program is traced.
+        ValueError: for labels that are missing, or given to a model without classes. A label that
+            is no class is NaN: values are not known when a program is traced.
     """
     if num_classes is None:
         if labels is not None:
@@ -32,7 +33,7 @@ def one_hot_condition(
         return None
     if labels is None:
         raise ValueError(f"the model is conditional on {num_classes} classes: give labels")
-    return jax.nn.one_hot(labels, num_classes)
+    return one_hot(labels, num_classes)
 
 
 def check_image(x: Array, image: tuple[int, int, int]) -> None:

@@ -3,7 +3,8 @@
 Version 3 is Chen, Papandreou, Schroff and Adam, 2017, "Rethinking atrous convolution for semantic
 image segmentation", arXiv:1706.05587; version 3+ is Chen et al., 2018, "Encoder-decoder with atrous
 separable convolution for semantic image segmentation", arXiv:1802.02611. Details follow
-torchvision, and version 3+ has its plain convolutions too, in place of separable ones.
+torchvision, and version 3+ has its plain convolutions too, in place of separable ones, and one 3×3
+convolution in the decoder, where the paper has two (Table 2).
 """
 
 from collections.abc import Callable, Sequence

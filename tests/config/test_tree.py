@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -272,6 +273,10 @@ def test_an_integer_stays_one_where_either_would_do():
     [
         ("sead", "seed"),
         ("learning_rate", "optimizer.learning_rate"),
+        ("lr", "optimizer.learning_rate"),
+        ("optimizer.lr", "optimizer.learning_rate"),
+        ("optimizer.wd", "optimizer.weight_decay"),
+        ("optimizer.x", "optimizer"),
         ("batch_size", "data.batch"),
         ("model.num_classes", "task.model.num_classes"),
         ("task.model.num_class", "task.model.num_classes"),
@@ -288,6 +293,15 @@ def test_an_unknown_path_names_the_nearest(experiment, wrong, right):
     with pytest.raises(ConfigError) as caught:
         override(experiment, {wrong: 1})
     assert str(caught.value) == f"there is no {wrong!r} to override: did you mean {right!r}?"
+
+
+def test_a_text_for_a_function_lists_the_functions_like_the_present_one(experiment):
+    with pytest.raises(ConfigError) as caught:
+        override(experiment, {"optimizer.method": "sgd"})
+    text = str(caught.value)
+    assert "; like it are train.methods:sgd, train.methods:" in text
+    assert {"adamw", "lion", "lamb", "lars"} <= set(re.findall(r"train\.methods:(\w+)", text))
+    assert "\n" not in text
 
 
 # The command line's notation.

@@ -92,6 +92,9 @@ def test_open_source_passes_the_name_and_the_path_on(tmp_path, monkeypatch):
         ("tfds", "tfds:NAME"),
         ("tfds:", "tfds:NAME"),
         ("folders:/a", "folder:PATH"),
+        ("mysrc:my_set", "./mysrc.py:my_set"),
+        ("mine.sources:my_set", "./mine/sources.py:my_set"),
+        ("mnist:3.0.1", "tfds:mnist:3.0.1"),
     ],
 )
 def test_open_source_names_the_nearest(wrong, nearest):

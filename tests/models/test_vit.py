@@ -241,6 +241,13 @@ def test_bad_options_are_named(images):
         tiny(positions="rotary").init(key, images)
 
 
+def test_images_of_another_size_than_the_positions_are_told(images):
+    model = tiny()
+    known = jax.eval_shape(model.init, jax.random.key(0), images)
+    with pytest.raises(ValueError, match=r"learned 7 positions, .* 2 x 2 patches need 5: .*resize"):
+        jax.eval_shape(model.apply, known, images[:, :8, :8])
+
+
 @pytest.mark.proofs
 def test_remat_of_vit_b_saves_two_fifths_of_the_memory_for_a_third_more_work():
     images = jax.ShapeDtypeStruct((4, 224, 224, 3), jnp.float32)

@@ -1,6 +1,8 @@
 """Pictures of masks, of images in rows, and curves: what is shown, and what says so."""
 
+import ast
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,11 +68,18 @@ def test_no_more_rows_than_asked_for():
     assert len(figures.mask_grid(images[:1], masks[:1], predictions=masks[:1]).axes) == 4
 
 
-def test_classes_above_images_as_before():
-    images = np.zeros((2, 3, 3, 1), np.float32)
-    shown = Preview(images, np.array([0, 1]), np.array([0, 0]))  # pyright: ignore
-    figure = figures.draw(shown, ("cat", "dog"), "title")
-    assert [axes.get_title() for axes in figure.axes[:2]] == ["cat", "dog → cat"]
+def test_wrong_predictions_come_first_and_the_title_says_which_class_is_the_true_one():
+    images = np.linspace(0, 1, 4)[:, None, None, None] * np.ones((4, 3, 3, 1))
+    shown = Preview(images, np.array([0, 1, 1, -1]), np.array([0, 0, 1, 0]))  # pyright: ignore
+    figure = figures.draw(shown, ("cat", "dog"), "test")
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["dog → cat", "-1 → cat", "cat", "dog"]
+    assert figure.get_suptitle() == "test\n2 of 4 wrong: true → predicted"
+    greys = [np.asarray(axes.images[0].get_array()).mean() for axes in figure.axes]
+    np.testing.assert_allclose(greys, [1 / 3, 1, 0, 2 / 3])
+    labelled = figures.draw(Preview(images, np.array([1, 0, 0, 0])), ("cat", "dog"), "batch")  # pyright: ignore
+    assert [axes.get_title() for axes in labelled.axes] == ["dog", "cat", "cat", "cat"]
+    assert labelled.get_suptitle() == "batch"
 
 
 def test_panels_stand_edge_to_edge_with_their_titles():
@@ -122,7 +131,7 @@ def test_a_curve_has_a_panel_for_what_a_run_logs(tmp_path):
     assert figures.training_curve(log, CURVES).axes[0].get_yscale() == "linear"
 
 
-NAMES = ("cost_$1_$2", "_background_", "a$b", "plain")
+NAMES = ("cost_$1_$2", "_background_", "a$b", "caf\udce9")
 
 
 def shown_texts(figure):
@@ -148,7 +157,7 @@ def test_names_are_drawn_as_they_are_written(kind):
         "panels": lambda: figures.panels(np.zeros((4, 1, 2, 2, 1)), rows=NAMES, title=title),
     }
     texts = shown_texts(draw[kind]())
-    assert {*NAMES, title} <= texts
+    assert {*NAMES[:3], r"caf\udce9", title} <= texts  # a byte of a name that is not UTF-8
 
 
 def test_a_curve_of_a_split_is_named_whatever_it_is_called(tmp_path):
@@ -171,3 +180,63 @@ def test_no_figure_starts_latex(tmp_path, monkeypatch):
         chart = figures.confusion_matrix(np.eye(2, dtype=int), ["a", "b"], "t")
         figures.save(chart, tmp_path / "b.png")
     assert (tmp_path / "b.png").stat().st_size > 1000
+
+
+def test_a_curve_of_training_says_over_how_many_steps_its_points_are_means(tmp_path):
+    lines = [{"step": s, "train/loss": 1.0 + s} for s in (5, 10, 15, 17)]
+    lines += [{"step": s, "test/loss": 1.0 + s} for s in (10, 17)]
+    log = tmp_path / "metrics.jsonl"
+    for each, name in ((lines, "train/loss (mean of 5 steps)"), (lines[-3:], "train/loss")):
+        one = [x | {"step": 1 + i} for i, x in enumerate(each)] if len(each) == 3 else each
+        log.write_text("".join(json.dumps(x) + "\n" for x in one))
+        (axes,) = figures.training_curve(log, CURVES).axes
+        names = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert names == ["test/loss", name]
+
+
+DRAWN = {
+    **dict.fromkeys(("set_title", "suptitle", "set_xlabel", "set_ylabel", "set_text"), 0),
+    **dict.fromkeys(("set_xticks", "set_yticks"), 1),
+    **dict.fromkeys(("text", "figtext", "annotate"), 2),
+}
+"""Methods of Matplotlib that draw text, and which of their arguments it is."""
+
+
+def unwritten(tree: ast.AST) -> list[str]:
+    """Calls that give Matplotlib a text that has not been through ``pictures.text``."""
+    found = []
+    for call in ast.walk(tree):
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+            continue
+        named = [x.value for x in call.keywords if x.arg in ("label", "labels", "title", "s")]
+        place = DRAWN.get(call.func.attr)
+        texts = named + ([] if place is None else call.args[place : place + 1])
+        safe = ("as_written", "all_written")
+        sound = all(
+            isinstance(x, ast.Constant)
+            or (isinstance(x, ast.List) and not x.elts)
+            or (isinstance(x, ast.Call) and isinstance(x.func, ast.Name) and x.func.id in safe)
+            for x in texts
+        )
+        if call.func.attr == "legend" or not sound:
+            found.append(ast.unparse(call))
+    return found
+
+
+def test_no_text_reaches_matplotlib_but_as_it_is_written():
+    house = Path(figures.__file__).parents[1]
+    rooms = [room for room in house.iterdir() if (room / "__init__.py").exists()]
+    drawing = {
+        str(path.relative_to(house)): ast.parse(text)
+        for room in rooms
+        if room.name != "tests"
+        for path in room.rglob("*.py")
+        if "import matplotlib" in (text := path.read_text()) or "from matplotlib" in text
+    }
+    assert set(drawing) == {"pictures/figures.py", "pictures/text.py", "report/figure.py"}
+    assert {x: unwritten(tree) for x, tree in drawing.items() if x != "pictures/text.py"} == {
+        "pictures/figures.py": [],
+        "report/figure.py": [],
+    }
+    bad = "axes.set_title(name); axes.legend(); axes.plot(x, label=name); axes.text(0, 1, f'{x}')"
+    assert len(unwritten(ast.parse(bad))) == 4

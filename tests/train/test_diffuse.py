@@ -1,6 +1,7 @@
 """Diffusion as a task: what is descended, how images are made, and what is refused."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import flax.linen as nn
@@ -129,6 +130,10 @@ def test_the_path_ends_in_the_sample(trained):
     (x, estimates), sampled = jax.device_get(both(params))
     assert x.shape == estimates.shape == (10, 3, *IMAGE)
     np.testing.assert_allclose(x[-1], np.clip(sampled, 0, 1), atol=1e-5)
+    shown = jax.eval_shape(partial(task.preview, params, {}, {}), jax.random.key(0))["path"]
+    times = task.sampling.times(task.process)
+    assert shown.columns == tuple(f"t = {t:g}" for t in times[1:])  # that of a frame is its own
+    assert shown.images.shape[1] == len(shown.columns)
 
 
 def test_known_pixels_stay_and_the_rest_fits_them(trained):

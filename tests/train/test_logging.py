@@ -1,7 +1,12 @@
 """What is logged where."""
 
+import fcntl
+import io
 import json
 import os
+import re
+import struct
+import termios
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -140,14 +145,16 @@ def test_tensorboard_events_hold_the_numbers(tmp_path: Path):
 
 
 @pytest.mark.proofs  # it starts a service, which takes as long as thirty other tests
-def test_weights_and_biases_works_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_weights_and_biases_is_offline_unless_told_otherwise(tmp_path, monkeypatch, capsys):
     pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
     writer = WeightsAndBiases(tmp_path, "digits_lenet-abc", {"seed": 0})
     writer.write(1, {"train/loss": 2.0})
     writer.close()
     (recorded,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"wandb sync {recorded.parent}" in line
     give_up = time.monotonic() + 30  # its own process writes the file, and closing may not wait
     while b"train/loss" not in recorded.read_bytes() and time.monotonic() < give_up:
         time.sleep(0.1)
@@ -157,12 +164,18 @@ def test_weights_and_biases_works_offline(tmp_path: Path, monkeypatch: pytest.Mo
 def test_without_a_key_the_error_says_what_to_do(tmp_path: Path, monkeypatch):
     wandb = pytest.importorskip("wandb")
 
+    modes = []
+
     def init(**options):
+        modes.append(options["mode"])
         raise wandb.Error("No API key configured.")
 
     monkeypatch.setattr(wandb, "init", init)
-    with pytest.raises(LoggingError, match=r"No API key.* WANDB_MODE=offline"):
-        WeightsAndBiases(tmp_path, "digits_lenet-abc", {})
+    for mode in ("", "online"):
+        monkeypatch.setenv("WANDB_MODE", mode) if mode else monkeypatch.delenv("WANDB_MODE", False)
+        with pytest.raises(LoggingError, match=r"No API key.* WANDB_MODE=offline"):
+            WeightsAndBiases(tmp_path, "digits_lenet-abc", {})
+    assert modes == ["offline", "online"]
 
 
 def test_without_the_extra_the_error_says_how_to_install_it(tmp_path, monkeypatch):
@@ -171,18 +184,49 @@ def test_without_the_extra_the_error_says_how_to_install_it(tmp_path, monkeypatc
         WeightsAndBiases(tmp_path, "name", {})
 
 
-def test_the_bar_shows_loss_accuracy_and_speed_and_keeps_evaluations(capsys):
-    console = Console(total=10, step=0, enabled=True)
-    speed = {"train/images_per_second": 1234.0, "train/utilization": 0.256}
-    console.write(5, {"train/loss": 0.5, "train/accuracy": 0.75, **speed})
-    console.write(5, {"test/accuracy": 0.9, "test/nll": 0.3})
+SPEED = {"train/images_per_second": 12345.0, "train/utilization": 0.256}
+EVALUATED = {"test/accuracy": 0.9, "test/nll": 0.3}
+
+
+def test_the_bar_shows_loss_accuracy_and_speed_in_80_columns(monkeypatch):
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    monkeypatch.setattr("sys.stderr", terminal := os.fdopen(theirs, "w"))
+    console = Console(total=1000, step=0, enabled=True)
+    console.write(500, {"train/loss": 0.5, "train/accuracy": 0.75, **SPEED})
+    console.write(500, EVALUATED)
     console.close()
-    shown = capsys.readouterr().err
-    assert "loss=0.5000" in shown
-    assert "accuracy=0.7500" in shown
-    assert "img/s=1234" in shown
-    assert "of peak=26%" in shown
-    assert "step 5: test/accuracy 0.9000  test/nll 0.3000" in shown
+    terminal.flush()
+    lines = re.split(r"[\r\n]+", os.read(ours, 100_000).decode())
+    terminal.close()
+    os.close(ours)
+    assert max(map(len, lines)) <= 80
+    assert any("500/1000" in x and "loss 0.500 accuracy 0.750 12345 img/s" in x for x in lines)
+    assert any("26% of peak FLOP/s" in x for x in lines)
+    assert "step 500: test/accuracy 0.9000  test/nll 0.3000" in lines
+
+
+def test_without_a_terminal_there_is_a_line_every_some_seconds_and_no_carriage_return(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("sys.stderr", lines := io.StringIO())
+    monkeypatch.setattr("opsin.train.logging.time.monotonic", lambda: now[0])
+    console = Console(total=100, step=0, enabled=True)
+    for step in range(1, 101):
+        console.write(step, {"train/loss": 0.5, **SPEED})
+        now[0] += 1
+    console.write(100, EVALUATED)
+    for _ in console.track(range(25), "measuring"):
+        now[0] += 1
+    console.close()
+    text = lines.getvalue()
+    assert "\r" not in text
+    steps = [*range(1, 100, 10), 100]
+    assert text.splitlines() == [
+        *(f"step {s} of 100: loss 0.500 12345 img/s 26% of peak FLOP/s" for s in steps),
+        "step 100: test/accuracy 0.9000  test/nll 0.3000",
+        "measuring: 10 of 25",
+        "measuring: 20 of 25",
+    ]
 
 
 def test_only_a_run_with_steps_to_go_resumes(capsys):

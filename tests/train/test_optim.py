@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from opsin.models.classification.vit import ViT
@@ -140,6 +141,31 @@ def test_lars_trusts_kernels_by_their_norm_and_leaves_the_rest_to_momentum():
         np.testing.assert_allclose(updates["layer"]["bias"], [-0.1 * velocity * 2], rtol=1e-6)
         np.testing.assert_allclose(updates["norm"]["scale"], [0.1 * velocity * 3], rtol=1e-6)
         np.testing.assert_allclose(updates["head"]["kernel"], [[-0.1 * velocity * 4]], rtol=1e-6)
+
+
+def test_lamb_trusts_kernels_by_their_norm_and_moves_biases_that_start_at_zero():
+    """Adam's ratio of one and the same gradient is its sign, at each step."""
+    gradient = {
+        "kernel": np.float32([[3.0], [-4.0]]),
+        "bias": np.float32([0.1, -0.2, 0.3, 0.4]),
+    }
+    optimizer = Optimizer(method=lamb, learning_rate=0.01, schedule=constant, weight_decay=0.5)
+    transform, _ = optimizer.build(10, Fraction(1), 128)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = transform.update(gradient, state, params)
+        return updates, optax.apply_updates(params, updates), state
+
+    params = {"kernel": np.float32([[1.0], [2.0]]), "bias": np.zeros(4, np.float32)}
+    state = transform.init(params)
+    for _ in range(3):
+        kernel = np.asarray(params["kernel"])
+        updates, params, state = step(params, state)
+        np.testing.assert_allclose(updates["bias"], [-0.01, 0.01, -0.01, -0.01], rtol=1e-4)
+        decayed = np.sign(gradient["kernel"]) + 0.5 * kernel
+        trusted = -0.01 * np.linalg.norm(kernel) / np.linalg.norm(decayed) * decayed
+        np.testing.assert_allclose(updates["kernel"], trusted, rtol=1e-4, atol=1e-6)
 
 
 def test_clipping_bounds_the_global_norm():

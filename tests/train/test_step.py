@@ -132,6 +132,16 @@ def test_four_microbatches_are_one_batch(tiny_one_device: Experiment, devices: i
     assert_same_run(run(override(experiment, microbatches), steps=2), whole)
 
 
+def test_an_evaluation_of_images_of_another_size_is_refused_in_one_line(tiny_one_device):
+    _, program = lay_out(tiny_one_device)
+    images = jax.ShapeDtypeStruct((16, 12, 12, 1), jnp.uint8)
+    batch = {"image": images, "label": jnp.zeros(16, jnp.int32), "valid": jnp.ones(16, bool)}
+    state = program.state
+    with pytest.raises(SettingError, match=r"the evaluation cannot be traced: .*hidden") as caught:
+        program.evaluate.lower(state.params, state.mutable, batch, np.int32(0))
+    assert "\n" not in str(caught.value)
+
+
 def test_what_an_augmentation_says_of_its_options_is_one_line(tiny_one_device: Experiment):
     crop = partial(random_crop, padding=-1)
     _, program = lay_out(override(tiny_one_device, {"data.augment": (crop,)}))

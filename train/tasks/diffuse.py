@@ -240,9 +240,10 @@ class Diffuse(Generative):
         some = np.linspace(0, len(x) - 1, min(frames, len(x))).round().astype(int)
         both = jnp.stack([x[some], estimates[some]])  # [2, frames, shown, …]
         rows = jnp.moveaxis(both, 2, 0).reshape(2 * shown, len(some), *self.image)
+        times = tuple(f"t = {t:.4g}" for t in self._times()[1:][some])  # after each step
         return {
             "samples": square(jnp.clip(samples, 0, 1)),
-            "path": Panels(rows, rows=("x", "estimate") * shown),
+            "path": Panels(rows, rows=("x", "estimate") * shown, columns=times),
         }
 
     def sample(

@@ -28,6 +28,7 @@ from opsin.metrics.state import Mean, Metric
 from opsin.ops.gaussian import Normal, normal_kl, normal_log_ratio
 from opsin.pictures.kinds import Curve, Panels
 from opsin.ranges import Count, NonNegative, StepsOrZero
+from opsin.train.durations import check_ends
 from opsin.train.settings import SettingError
 from opsin.train.tasks.checks import (
     check_decoder,
@@ -109,17 +110,16 @@ class Variational(Generative):
             check_support(self.likelihood, np.asarray(batch["image"]), split)
 
     def check_loop(self, *, accumulate: int, pmap: bool, steps: int, epoch: Fraction) -> None:
-        """Raises SettingError for a loop that would make another objective of this one."""
+        """Raises SettingError for a loop that would make another objective of this one.
+
+        Raises DurationError for a warm-up that is longer than the run.
+        """
         if self.free_nats and (accumulate > 1 or pmap):
             raise SettingError(
                 "task.free_nats needs the mean over the whole batch, which microbatches do not "
                 "know: set loop.accumulate=1 loop.strategy=jit"
             )
-        if self.warmup_steps > steps:
-            raise SettingError(
-                f"task.warmup_steps={self.warmup_steps} is more than the run, of {steps} steps, in "
-                "which beta would not reach its value: make it shorter"
-            )
+        check_ends("task.warmup_steps", self.warmup_steps, self.warmup_steps, steps, "beta")
 
     def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
         """All variables of the model.
