@@ -40,7 +40,7 @@ from opsin.train.paths import json_leaves
 from opsin.train.sets import check_files
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""After these a run saves and ends: SIGHUP comes where a terminal is closed."""
+"""After these a run saves and ends. SIGHUP comes where a terminal is closed, but for ``nohup``."""
 
 
 class RunError(UserError):
@@ -356,7 +356,9 @@ def _stop_signal() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    before = {number: signal.signal(number, receive) for number in STOPPING}
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    heard = [number for number in STOPPING if not (ignored and number == signal.SIGHUP)]
+    before = {number: signal.signal(number, receive) for number in heard}
     try:
         yield received
     finally:

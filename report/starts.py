@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from opsin.data.records import RecordError, read_record
 
@@ -55,7 +55,7 @@ def commits(starts: Sequence[Start]) -> list[str]:
     return list(dict.fromkeys(start["commit"] or "unknown" for start in that_count(starts)))
 
 
-def other_code(starts: Sequence[Start], now: Start) -> str | None:
+def other_code(starts: Sequence[Start], now: Mapping[str, Any]) -> str | None:
     """One line if the last of the starts was by other code than that of now; None if it was not.
 
     Uncommitted changes may be others each time. Installed code has no commit, but a version.
@@ -71,7 +71,7 @@ def other_code(starts: Sequence[Start], now: Start) -> str | None:
     return f"trained at {_described(before)}; this is {_described(here)}"
 
 
-def _described(start: Start) -> str:
+def _described(start: Mapping[str, Any]) -> str:
     commit = start["commit"]
     changed = " with uncommitted changes" if start["dirty"] else ""
     if commit:
@@ -80,5 +80,5 @@ def _described(start: Start) -> str:
     return f"opsin {version}, an unknown commit" if version else "an unknown commit"
 
 
-def _version(start: Start) -> str | None:
+def _version(start: Mapping[str, Any]) -> str | None:
     return start.get("versions", {}).get("opsin")

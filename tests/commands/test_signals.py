@@ -71,8 +71,8 @@ def test_sigterm_saves_and_exits_0_and_the_same_command_goes_on(
     def stopped_later(*arguments: Any, stop: Callable[[], bool], **options: Any) -> Ended:
         def ask() -> bool:
             if steps_logged(tmp_path) >= before + 5:
-                assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-                os.kill(os.getpid(), signal.SIGTERM)
+                assert signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL
+                os.kill(os.getpid(), signal.SIGHUP)  # a terminal is closed
             return stop()
 
         return fit(*arguments, stop=ask, **options)
@@ -81,3 +81,10 @@ def test_sigterm_saves_and_exits_0_and_the_same_command_goes_on(
     again = opsin(*command)
     assert (again.code, again.err) == (0, "")
     assert checked(again.out) > first
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        monkeypatch.setattr(runs, "fit", lambda *a, **b: Ended(False, signal.getsignal(1).value))
+        assert "stopped at step 1" in opsin(*command).out
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
