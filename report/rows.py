@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -136,7 +136,8 @@ class _Measured(TypedDict):
 
 def _row(line: bytes) -> Row:
     record: Any = parse(line, _Measured)
-    return conform({**record, "metrics": from_json(record["metrics"])}, Row)
+    row = conform({**record, "metrics": {}}, Row)
+    return replace(row, metrics=from_json(record["metrics"]))  # as they stand: a count stays one
 
 
 def _status(folder: Path) -> Literal["done", "failed"] | None:
