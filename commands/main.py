@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from opsin.commands.endings import exit_code
+from opsin.commands.endings import exit_code, own_trace
 from opsin.errors import ConfigError
 
 COMMANDS = {
@@ -54,14 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         code = 1
     except Exception as error:
-        code = exit_code(error)
-        if code is None and not _among_others():
+        code, own = exit_code(error), own_trace(error)
+        if code is None and own is None and not _among_others():
             raise
-        if code is None or "--trace" in words:
+        if "--trace" in words or (code is None and own is None):
             traceback.print_exc()
-        if code is not None:
+        elif own is not None:
+            print(own, file=sys.stderr)
+        if code is not None and own is None:
             print(f"opsin: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 1 if code is None else code
+        code = 1 if code is None or own is not None else code
     if code and _among_others():
         sys.stderr.flush()
         os._exit(code)  # jax would wait for the others, who stop as well

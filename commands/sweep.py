@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 
-from opsin.commands.endings import after_signal, exit_code
+from opsin.commands.endings import after_signal, exit_code, own_trace
 from opsin.commands.groups import Output, Runtime, named
 from opsin.commands.values import Count, Name, Overrides, Whole
 from opsin.config import catalogue
@@ -51,7 +51,9 @@ def sweep(
         try:
             outcome = execute(name, run.arm, run.experiment, output.options())
         except Exception as error:  # one failed run must not lose the others
-            if exit_code(error) is None:
+            if own := own_trace(error):
+                print(own, file=sys.stderr)
+            elif exit_code(error) is None:
                 traceback.print_exc()
             print(f"  failed: {error}", file=sys.stderr)
             failed.append(run)
