@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from opsin.commands.runs import RunError
-from opsin.commands.trained import open_run
+from opsin.commands.trained import Trained, open_run
 from opsin.data.images import MODES, read_image
 from opsin.imaging.tiles import over_tiles
 from opsin.pictures import figures
@@ -63,7 +63,18 @@ def load(run: Path, *, trust: bool = False) -> Predictor:
         RunError: if this is no run, it has another kind of task, or this code would not make it.
         CheckpointError: if it has no checkpoint that can be read.
     """
-    trained = open_run(run, trust=trust)
+    try:
+        return predictor_of(open_run(run, trust=trust))
+    except SettingError as error:
+        raise RunError(f"{run}: {error}") from error
+
+
+def predictor_of(trained: Trained) -> Predictor:
+    """What predicts with the weights of a run.
+
+    Raises:
+        SettingError: if its task says nothing of single images.
+    """
     task, data = trained.experiment.task, trained.experiment.data
 
     @jit_here
@@ -74,10 +85,7 @@ def load(run: Path, *, trust: bool = False) -> Predictor:
     height, width, channels = trained.image
     tile = (height + 2 * task.context, width + 2 * task.context)
     images = jax.ShapeDtypeStruct((1, *tile, channels), np.uint8)
-    try:
-        answer = jax.eval_shape(ask, *variables, images)
-    except SettingError as error:
-        raise RunError(f"{run}: {error}") from error
+    answer = jax.eval_shape(ask, *variables, images)
     return Predictor(
         kind=type(answer),
         class_names=trained.class_names,
@@ -127,13 +135,11 @@ def predict(predictor: Predictor, paths: Sequence[Path], output: Path) -> Iterat
 def _classify(
     predictor: Predictor, images: Iterable[tuple[str, Path, Image.Image]], output: Path
 ) -> Iterator[str]:
-    height, width, _ = predictor.image
     with (output / LABELS).open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "label", "class", "probability"])
         for name, path, image in images:
-            fitted = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-            pixels = _pixels(fitted)
+            pixels = fitted(predictor, image)
             shares = predictor.probabilities(pixels[None])[0]
             label = int(shares.argmax())
             caption = figures.class_caption(np.asarray(label), predictor.class_names)
@@ -175,6 +181,12 @@ def _segment(
 
 
 WRITERS = {Labels: _classify, Masks: _segment}
+
+
+def fitted(predictor: Predictor, image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
+    """An image of any size as a classifier takes it: its centre, in the size of training images."""
+    height, width, _ = predictor.image
+    return _pixels(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR))
 
 
 def segment(predictor: Predictor, image: Image.Image) -> UInt8[np.ndarray, "height width"]:

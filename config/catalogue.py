@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +19,19 @@ def experiments() -> dict[str, Path]:
     """Name → file of every experiment: the modules in the folders beside this file."""
     files = sorted(HOUSE.glob("*/*.py"))
     return {path.stem: path for path in files if path.stem != "__init__"}
+
+
+def check_name(name: str) -> str:
+    """A name of an experiment, which becomes a folder.
+
+    Raises:
+        ConfigError: if it is more than one word.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
+        raise ConfigError(
+            f"{name!r} is no name of an experiment: write letters, digits and underscores"
+        )
+    return name
 
 
 def claim(path: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from opsin.data.files import from_json, read_lines, replace_text, to_json
 from opsin.errors import RunFailed, UserError
@@ -149,7 +149,7 @@ class Console:
             disable=not enabled,
             dynamic_ncols=True,
             # Logs of jobs are files: a line a minute is enough there.
-            mininterval=0.2 if sys.stderr.isatty() else 30.0,
+            mininterval=0.2 if sys.stderr.isatty() or "ipykernel" in sys.modules else 30.0,
         )
         if 0 < step < total:
             self.say(f"resuming from step {step} of {total}")
