@@ -23,6 +23,7 @@ from opsin.errors import ConfigError
 
 COMMANDS = {
     "list": "listing",
+    "new": "new",
     "run": "run",
     "sweep": "sweep",
     "plan": "plan",

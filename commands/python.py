@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
 from PIL import Image
@@ -60,7 +61,7 @@ class Loaded:
         self, images: UInt8[np.ndarray, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
         """Images as the model sees them: scaled to [0, 1] and normalised as in training."""
-        return prepared({"image": np.asarray(images)}, data=self.experiment.data)["image"]
+        return prepared({"image": jnp.asarray(images)}, data=self.experiment.data)["image"]
 
     def predict(self, images: np.ndarray | Sequence[np.ndarray]) -> Any:
         """Predictions as of ``opsin predict``, for images of any size.

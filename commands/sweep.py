@@ -32,7 +32,7 @@ def sweep(
         dry_run: only list the runs
     """
     runtime.set_up()
-    module, experiment, changes = named(name, overrides)
+    asked, (name, module, experiment, changes) = name, named(name, overrides)
     from opsin.commands.runs import directory_of, execute, state_of
     from opsin.config.sweep import expand, share
 
@@ -66,5 +66,5 @@ def sweep(
         print(f"opsin: {len(failed)} of {len(mine)} runs failed: {names}", file=sys.stderr)
         return 1
     if not dry_run and hasattr(module, "TABLE"):
-        print(f"done; now: opsin report {name}")
+        print(f"done; now: opsin report {asked}")
     return 0

@@ -277,7 +277,8 @@ def _markdown(rows: Sequence[Row], report: Report) -> str:
         parts.append("By the code of several commits:\n\n" + "\n".join(map(_mixed, mixed)))
     parts.append(f"![{table.title}]({report.name}.png)")
     parts.append(
-        f"```\nopsin sweep {report.name} --seeds {table.seeds}\nopsin report {report.name}\n```"
+        f"```\nopsin sweep {report.typed or report.name} --seeds {table.seeds}\n"
+        f"opsin report {report.typed or report.name}\n```"
     )
     parts.append("\n".join(_origins(rows)))
     return "\n\n".join(parts) + "\n"
