@@ -72,10 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(words: Sequence[str], began: float) -> int:
-    if words[:1] in (["--help"], ["-h"]):
+    if words[:1] in ([], ["--help"], ["-h"]):
         print(_overview())
         return 0
-    if not words or words[0] not in COMMANDS:
+    if words[0] not in COMMANDS:
         raise ConfigError(f"{_no_command(words)}: see opsin --help")
     name = COMMANDS[words[0]]
     command = getattr(importlib.import_module(f"{__package__}.{name}"), name)
@@ -89,8 +89,6 @@ def _run(words: Sequence[str], began: float) -> int:
 
 
 def _no_command(words: Sequence[str]) -> str:
-    if not words:
-        return f"name a command, one of {', '.join(COMMANDS)}"
     near = difflib.get_close_matches(words[0], COMMANDS, n=1, cutoff=0.0)
     return f"there is no command {words[0]!r}, did you mean {near[0]!r}?"
 
@@ -98,8 +96,11 @@ def _no_command(words: Sequence[str]) -> str:
 def _overview() -> str:
     """All commands with the first line of what each says of itself, read without importing it."""
     more = "opsin COMMAND --help says what it takes; --trace, anywhere, shows the trace of an error"
+    first = (
+        "First: opsin run digits_lenet, which needs no data. Then: opsin list; opsin new NAME"
+    )
     lines = [f"  {name:<9} {_claim(module)}" for name, module in COMMANDS.items()]
-    return "\n".join(["usage: opsin COMMAND …\n", *lines, f"\n{more}"])
+    return "\n".join(["usage: opsin COMMAND …\n", *lines, f"\n{more}\n\n{first}"])
 
 
 def _claim(module: str) -> str:
