@@ -96,9 +96,7 @@ def _no_command(words: Sequence[str]) -> str:
 def _overview() -> str:
     """All commands with the first line of what each says of itself, read without importing it."""
     more = "opsin COMMAND --help says what it takes; --trace, anywhere, shows the trace of an error"
-    first = (
-        "First: opsin run digits_lenet, which needs no data. Then: opsin list; opsin new NAME"
-    )
+    first = "First: opsin run digits_lenet, which needs no data. Then: opsin list; opsin new NAME"
     lines = [f"  {name:<9} {_claim(module)}" for name, module in COMMANDS.items()]
     return "\n".join(["usage: opsin COMMAND …\n", *lines, f"\n{more}\n\n{first}"])
 
