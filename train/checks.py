@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from opsin.train.best import check_keep_best
 from opsin.train.experiment import Experiment, Loop
 from opsin.train.optim import Optimizer
 from opsin.train.settings import SettingError
@@ -27,6 +28,8 @@ def check_experiment(experiment: Experiment) -> None:
             raise SettingError(
                 f"data.eval_splits: {split!r} is also the name of other metrics; choose another"
             )
+    if loop.keep_best is not None:
+        check_keep_best(loop.keep_best, data.eval_splits)
     if loop.steps_per_dispatch < 1 or loop.accumulate < 1:
         raise SettingError("loop.steps_per_dispatch and loop.accumulate are at least 1")
     pmap, whole = loop.strategy == "pmap", parallel.fsdp == parallel.tensor == 1
