@@ -122,7 +122,7 @@ def reopen(
         )
     if best:  # which stands for the last step, at which the run ended
         steps = saved_step(run / "checkpoints") or int(state.step)
-        state = state.replace(step=np.int32(steps))
+        state = replace(state, step=np.int32(steps))
     return Reopened(experiment, program, state, described)
 
 

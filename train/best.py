@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,4 +97,4 @@ def best_state(
         if checkpoints.latest() is None:
             return last, int(last.step)
         best, _ = checkpoints.restore(abstract, config, lambda config: None)
-    return best.replace(step=last.step), int(best.step)
+    return replace(best, step=last.step), int(best.step)
