@@ -12,6 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 run: $(VENV)/.run
 	$(VENV)/bin/opsin run digits_lenet
+	@echo "next: source $(VENV)/bin/activate; opsin list shows more, opsin new NAME begins your own"
 
 test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile

@@ -3,17 +3,44 @@
 from __future__ import annotations
 
 import signal
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opsin.errors import RunFailed, UserError
+from opsin.config.names import is_users
+from opsin.errors import ConfigError, RunFailed, UserError
 
 if TYPE_CHECKING:
     from opsin.commands.runs import Outcome
 
 
-def exit_code(error: Exception) -> int | None:
+def exit_code(error: BaseException) -> int | None:
     """2 for a user's mistake, 1 for a run that failed, None for a bug, which keeps its trace."""
     return error.exit_code if isinstance(error, UserError | RunFailed) else None
+
+
+def own_trace(error: BaseException) -> str | None:
+    """The trace of what a function of the user's own raised, without the frames of others.
+
+    None for what the user's files have no part in, and for what is one line by itself. An error
+    that we put into words for the user counts as what it was raised from.
+    """
+    if isinstance(error, ConfigError):  # names a file that cannot be imported
+        return None
+    for each in _causes(error):
+        frames = [x for x in traceback.extract_tb(each.__traceback__) if is_users(Path(x.filename))]
+        if frames and exit_code(each) is None:
+            lines = "".join(traceback.format_list(frames))
+            title = "Traceback, of your files alone (--trace shows all):"
+            return f"{title}\n{lines}{type(each).__name__}: {each}"  # without the notes of jax
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def after_signal(outcome: Outcome) -> int:

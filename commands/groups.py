@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +12,8 @@ from tyro.conf import arg
 from opsin.commands import runtime
 from opsin.commands.values import Count, Index, Seed, number, one_of, whole
 from opsin.config import catalogue
-from opsin.config.tree import check, parse_all
+from opsin.config.tree import at, check, children, override, parse_all
+from opsin.errors import ConfigError
 
 if TYPE_CHECKING:
     from opsin.commands.runs import Options
@@ -128,14 +130,42 @@ class Features:
     seed: Seed[int] = 0
 
 
-def named(name: str, overrides: tuple[str, ...]) -> tuple[Any, Experiment, dict[str, Any]]:
-    """The module of an experiment, its configuration, and the overrides that are still to come.
+def named(typed: str, overrides: tuple[str, ...]) -> tuple[str, Any, Experiment, dict[str, Any]]:
+    """The name of an experiment, its module, its configuration, and the overrides still to come.
+
+    Among those is what follows from them: ``num_classes`` of other data. One line a change that
+    nobody typed in full goes to the screen.
+
+    Args:
+        typed: a name, or a file.
+        overrides: as they were typed.
 
     Raises:
         ConfigError: if there is none of that name, a field of it does not take its value, or an
             override cannot be read.
+        DataError: if other data cannot be opened.
     """
-    module = catalogue.find(name)
-    experiment = module.config()
+    name, module = catalogue.opened(typed)
+    experiment, changes = module.config(), parse_all(overrides)
+    from opsin.config.classes import classes_of_data
+    from opsin.train.experiment import Experiment
+
+    if not isinstance(experiment, Experiment):
+        kind = type(experiment).__name__
+        raise ConfigError(f"{typed}: config() gives an Experiment, not {kind}")
     check(experiment)
-    return module, experiment, parse_all(overrides)
+    followed = classes_of_data(experiment, changes)
+    for path, count in followed.items():
+        print(f"{path}={count}, as the data have", file=sys.stderr)
+    changes |= followed
+    for path in [path for path, value in changes.items() if callable(value)]:
+        made = at(override(experiment, changes), path)
+        if made is not changes[path]:
+            print(f"{path} is {_in_one_line(made)}", file=sys.stderr)
+    return name, module, experiment, changes
+
+
+def _in_one_line(made: Any) -> str:
+    """An object that was made of a class, by the options that are plain."""
+    plain = {n: x for n, x in children(made).items() if isinstance(x, int | float | str | tuple)}
+    return f"{type(made).__name__}({', '.join(f'{n}={x!r}' for n, x in plain.items())})"

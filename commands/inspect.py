@@ -28,7 +28,7 @@ def inspect(
         output: default: NAME_batch.png
     """
     runtime.set_up()
-    _, experiment, changes = named(name, overrides)
+    name, _, experiment, changes = named(name, overrides)
     from opsin.commands.inspection import draw_batches
 
     path = output or Path(f"{name}_batch.png")

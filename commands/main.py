@@ -18,11 +18,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from opsin.commands.endings import exit_code
+from opsin.commands.endings import exit_code, own_trace
 from opsin.errors import ConfigError
 
 COMMANDS = {
     "list": "listing",
+    "new": "new",
     "run": "run",
     "sweep": "sweep",
     "plan": "plan",
@@ -54,14 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         code = 1
     except Exception as error:
-        code = exit_code(error)
-        if code is None and not _among_others():
+        code, own = exit_code(error), own_trace(error)
+        if code is None and own is None and not _among_others():
             raise
-        if code is None or "--trace" in words:
+        if "--trace" in words or (code is None and own is None):
             traceback.print_exc()
-        if code is not None:
+        elif own is not None:
+            print(own, file=sys.stderr)
+        if code is not None and own is None:
             print(f"opsin: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 1 if code is None else code
+        code = 1 if code is None or own is not None else code
     if code and _among_others():
         sys.stderr.flush()
         os._exit(code)  # jax would wait for the others, who stop as well
@@ -69,10 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(words: Sequence[str], began: float) -> int:
-    if words[:1] in (["--help"], ["-h"]):
+    if words[:1] in ([], ["--help"], ["-h"]):
         print(_overview())
         return 0
-    if not words or words[0] not in COMMANDS:
+    if words[0] not in COMMANDS:
         raise ConfigError(f"{_no_command(words)}: see opsin --help")
     name = COMMANDS[words[0]]
     command = getattr(importlib.import_module(f"{__package__}.{name}"), name)
@@ -86,8 +89,6 @@ def _run(words: Sequence[str], began: float) -> int:
 
 
 def _no_command(words: Sequence[str]) -> str:
-    if not words:
-        return f"name a command, one of {', '.join(COMMANDS)}"
     near = difflib.get_close_matches(words[0], COMMANDS, n=1, cutoff=0.0)
     return f"there is no command {words[0]!r}, did you mean {near[0]!r}?"
 
@@ -95,8 +96,9 @@ def _no_command(words: Sequence[str]) -> str:
 def _overview() -> str:
     """All commands with the first line of what each says of itself, read without importing it."""
     more = "opsin COMMAND --help says what it takes; --trace, anywhere, shows the trace of an error"
+    first = "First: opsin run digits_lenet, which needs no data. Then: opsin list; opsin new NAME"
     lines = [f"  {name:<9} {_claim(module)}" for name, module in COMMANDS.items()]
-    return "\n".join(["usage: opsin COMMAND …\n", *lines, f"\n{more}"])
+    return "\n".join(["usage: opsin COMMAND …\n", *lines, f"\n{more}\n\n{first}"])
 
 
 def _claim(module: str) -> str:

@@ -49,7 +49,7 @@ def plan(
     runtime.set_up(
         runtime.Runtime(platform="cpu", devices=fake, cached=False, tpu_compiler=not here)
     )
-    module, base, changes = named(name, overrides)
+    name, module, base, changes = named(name, overrides)
     from opsin.planning import planner as planning
 
     experiment = override(base, changes | planning.arrangement(parallelism or {}, global_batch))

@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from opsin.commands.runs import RunError
-from opsin.commands.trained import open_run
+from opsin.commands.trained import Trained, open_run
 from opsin.data.examples import DataError
 from opsin.data.files import readable, replacing, writing
 from opsin.data.folder import visible_files
@@ -71,7 +71,18 @@ def load(run: Path, *, allow: Sequence[str] = ()) -> Predictor:
         RunError: if this is no run, it has another kind of task, or this code would not make it.
         CheckpointError: if it has no checkpoint that can be read.
     """
-    trained = open_run(run, allow=allow)
+    try:
+        return predictor_of(open_run(run, allow=allow))
+    except SettingError as error:
+        raise RunError(f"{run}: {error}") from error
+
+
+def predictor_of(trained: Trained) -> Predictor:
+    """What predicts with the weights of a run.
+
+    Raises:
+        SettingError: if its task says nothing of single images.
+    """
     task, data = trained.experiment.task, trained.experiment.data
 
     @jit_here
@@ -82,10 +93,7 @@ def load(run: Path, *, allow: Sequence[str] = ()) -> Predictor:
     height, width, channels = trained.image
     tile = (height + 2 * task.context, width + 2 * task.context)
     images = jax.ShapeDtypeStruct((1, *tile, channels), np.uint8)
-    try:
-        answer = jax.eval_shape(ask, *variables, images)
-    except SettingError as error:
-        raise RunError(f"{run}: {error}") from error
+    answer = jax.eval_shape(ask, *variables, images)
     return Predictor(
         kind=type(answer),
         class_names=trained.class_names,
@@ -133,7 +141,6 @@ def predict(predictor: Predictor, paths: Sequence[Path], output: Path) -> Iterat
 def _classify(
     predictor: Predictor, images: Iterable[tuple[str, Path, Image.Image]], output: Path
 ) -> Iterator[str]:
-    height, width, _ = predictor.image
     with (
         replacing(output / LABELS) as whole,
         io.TextIOWrapper(whole, newline="", write_through=True) as file,
@@ -141,8 +148,7 @@ def _classify(
         writer = csv.writer(file)
         writer.writerow(["file", "label", "class", "probability"])
         for name, path, image in images:
-            fitted = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-            pixels = _pixels(fitted)
+            pixels = fitted(predictor, image)
             shares = predictor.probabilities(pixels[None])[0]
             label = int(shares.argmax())
             caption = class_caption(np.asarray(label), predictor.class_names)
@@ -189,6 +195,12 @@ def _segment(
 
 WRITERS = {Labels: _classify, Masks: _segment}
 WRITTEN = {Labels: ("label",), Masks: ("mask", "blended", "legend")}
+
+
+def fitted(predictor: Predictor, image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
+    """An image of any size as a classifier takes it: its centre, in the size of training images."""
+    height, width, _ = predictor.image
+    return _pixels(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR))
 
 
 def segment(predictor: Predictor, image: Image.Image) -> UInt8[np.ndarray, "height width"]:

@@ -26,7 +26,8 @@ def report(
     """Writes tables and figures.
 
     Args:
-        name: of an experiment, to read its runs; without it, tables are derived from results/ anew
+        name: of an experiment, or ./FILE.py, to read its runs; without it, tables are derived from
+            results/ anew
         workdir: parent of the directories of runs
         results: where the tables are
         readme: whose table is written too
@@ -65,10 +66,10 @@ def _collect(name: str, workdir: Path, results: Path) -> int:
     from opsin.report.rows import collect
 
     chosen = catalogue.report_of(name)
-    module = catalogue.find(name)
+    _, module = catalogue.opened(name)
     of = identity_of(module.config(), catalogue.arms(module))
-    write(collect(workdir / name, chosen.arms, of), chosen, results)
-    print((results / f"{name}.md").read_text())
+    write(collect(workdir / chosen.name, chosen.arms, of), chosen, results)
+    print((results / f"{chosen.name}.md").read_text())
     print(results)
     return 0
 

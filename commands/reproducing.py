@@ -48,7 +48,8 @@ def drawn(name: str, results: Path, count: int, seed: int) -> list[Drawn]:
         ConfigError: there are not so many, or one is no run of the sweep as it stands.
         ReportError: the rows cannot be read.
     """
-    table, module = catalogue.report_of(name).table, catalogue.find(name)
+    module = catalogue.find(name)
+    table = catalogue.report_of(name).table
     done = [row for row in read_rows(results / f"{name}.jsonl") if row.status == "done"]
     if count > len(done):
         raise ConfigError(f"--rows {count}: {name} has {len(done)} rows that are done")

@@ -67,14 +67,14 @@ def run(
 
 
 def _train(
-    name: str,
+    asked: str,
     typed: tuple[str, ...],
     smoke: bool,
     profile: tuple[int, int] | None,
     output: Output,
     began: float | None,
 ) -> int:
-    module, base, overrides = named(name, typed)
+    name, module, base, overrides = named(asked, typed)
     if smoke and not hasattr(module, "SMOKE"):
         raise ConfigError(f"{name} has no SMOKE, overrides that make it take seconds")
     experiment = override(base, (module.SMOKE if smoke else {}) | overrides)

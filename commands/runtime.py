@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ TPU_COMPILER = {
     "TPU_LOG_DIR": "disabled",
 }
 """The environment in which libtpu compiles without a TPU."""
+
+DEVICES = Path("/dev")
+"""Where the accelerators of a machine show."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ def set_up(runtime: Runtime) -> None:
         # All programs, the small ones too: a second start compiles nothing.
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
+    if importlib.util.find_spec("libtpu") and not _has_accelerator():
+        defaults["JAX_PLATFORMS"] = "cpu"  # else libtpu looks for a TPU, in five lines of errors
     asked: dict[str, str] = {}
     if runtime.platform:
         asked["JAX_PLATFORMS"] = runtime.platform
@@ -138,6 +144,12 @@ def require(platform: str) -> None:
             f"no {platform} device here ({cause}): leave out --platform {platform} to take "
             "the best there is"
         ) from error
+
+
+def _has_accelerator() -> bool:
+    """Whether this machine has a TPU (as Google's VMs show them) or an NVIDIA GPU."""
+    names = ("accel[0-9]*", "vfio/[0-9]*", "nvidia[0-9]*")
+    return any(True for name in names for _ in DEVICES.glob(name))
 
 
 def _default_cache() -> Path:

@@ -6,7 +6,7 @@ import sys
 import traceback
 from typing import Annotated
 
-from opsin.commands.endings import after_signal, exit_code
+from opsin.commands.endings import after_signal, exit_code, own_trace
 from opsin.commands.groups import Output, Runtime, named
 from opsin.commands.values import Count, Index, Name, Overrides, whole
 from opsin.config import catalogue
@@ -33,7 +33,7 @@ def sweep(
         dry_run: only list the runs
     """
     runtime.set_up()
-    module, experiment, changes = named(name, overrides)
+    asked, (name, module, experiment, changes) = name, named(name, overrides)
     from opsin.commands.runs import directory_of, execute, state_of
     from opsin.config.sweep import expand, share
 
@@ -52,7 +52,9 @@ def sweep(
         try:
             outcome = execute(name, run.arm, run.experiment, output.options())
         except Exception as error:  # one failed run must not lose the others
-            if exit_code(error) is None:
+            if own := own_trace(error):
+                print(own, file=sys.stderr)
+            elif exit_code(error) is None:
                 traceback.print_exc()
             print(f"  failed: {error}", file=sys.stderr)
             failed.append(run)
@@ -65,5 +67,5 @@ def sweep(
         print(f"opsin: {len(failed)} of {len(mine)} runs failed: {names}", file=sys.stderr)
         return 1
     if not dry_run and hasattr(module, "TABLE"):
-        print(f"done; now: opsin report {name}")
+        print(f"done; now: opsin report {asked}")
     return 0

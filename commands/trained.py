@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from opsin.commands.runs import RunError
@@ -18,7 +19,8 @@ from opsin.config.tree import rebuild
 from opsin.data.enclosure import check_enclosed
 from opsin.errors import ConfigError
 from opsin.report.run_files import read_config
-from opsin.train.checkpoint import Checkpoints
+from opsin.train.best import BEST
+from opsin.train.checkpoint import Checkpoints, saved_step
 from opsin.train.experiment import Experiment
 from opsin.train.feed import FeedSpec
 from opsin.train.program import Program, build
@@ -72,7 +74,7 @@ def reopen(
     *,
     allow: Sequence[str] = (),
 ) -> Reopened:
-    """Opens the newest checkpoint of a run's directory.
+    """Opens the newest checkpoint of a run's directory, or that of its best state if it keeps one.
 
     Args:
         run: the directory.
@@ -103,7 +105,8 @@ def reopen(
         ) from error
     if not isinstance(experiment, Experiment):
         raise RunError(f"{run} is no directory of a run: its config.json holds no experiment")
-    with Checkpoints(run / "checkpoints", create=False) as checkpoints:
+    best = experiment.loop.keep_best and saved_step(run / BEST) is not None
+    with Checkpoints(run / (BEST if best else "checkpoints"), create=False) as checkpoints:
         metadata = checkpoints.metadata()
         if "data" not in metadata:
             raise RunError(f"{run} did not keep what its data were like: train it again")
@@ -119,6 +122,9 @@ def reopen(
         state, _ = checkpoints.restore(
             program.state, saved, partial(essence_of_resolved, allowed=allowed)
         )
+    if best:  # which stands for the last step, at which the run ended
+        steps = saved_step(run / "checkpoints") or int(state.step)
+        state = replace(state, step=np.int32(steps))
     return Reopened(experiment, program, state, described)
 
 

@@ -109,7 +109,7 @@ Address = Annotated[Value, _typed(_address, "HOST:PORT")]
 Steps = Annotated[Value, _typed(_steps, "A:B")]
 Axes = Annotated[Value, _typed(_axes, "AXIS=N,…")]
 
-Name = Annotated[str, arg(metavar="NAME", help="of an experiment, see opsin list")]
+Name = Annotated[str, arg(metavar="NAME", help="of an experiment, see opsin list; or ./FILE.py")]
 Overrides = Annotated[tuple[str, ...], arg(metavar="[path=value …]", help="such as data.batch=64")]
 Allow = UseAppendAction[
     Annotated[

@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
-from opsin.config.table import Arm, Report
+from opsin.config import own_files
+from opsin.config.table import Arm, Report, Table
 from opsin.errors import ConfigError
 
 HOUSE = Path(__file__).parents[1] / "experiments"
@@ -18,6 +21,19 @@ def experiments() -> dict[str, Path]:
     """Name → file of every experiment: the modules in the folders beside this file."""
     files = sorted(HOUSE.glob("*/*.py"))
     return {path.stem: path for path in files if path.stem != "__init__"}
+
+
+def check_name(name: str) -> str:
+    """A name of an experiment, which becomes a folder.
+
+    Raises:
+        ConfigError: if it is more than one word.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
+        raise ConfigError(
+            f"{name!r} is no name of an experiment: write letters, digits and underscores"
+        )
+    return name
 
 
 def claim(path: Path) -> str:
@@ -33,26 +49,68 @@ def find(name: str) -> ModuleType:
     """
     known = experiments()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        if Path(f"{name}.py").is_file():
+            near = f"./{name}.py"
         raise ConfigError(
-            f"there is no experiment {name!r}: did you mean {near[0]!r}? `opsin list` shows all"
+            f"there is no experiment {name!r}: did you mean {near!r}? `opsin list` shows all"
         )
     return importlib.import_module(f"opsin.experiments.{known[name].parent.name}.{name}")
 
 
+def opened(typed: str) -> tuple[str, ModuleType]:
+    """The name of an experiment and its module, from its name or from the file that it is in.
+
+    Nothing but what a person typed may come here: the file is executed.
+
+    Raises:
+        ConfigError: if there is none, or the file holds no experiment.
+    """
+    if not typed.endswith(".py"):
+        return typed, find(typed)
+    path = Path(typed)
+    name = check_name(path.stem)
+    if name in experiments():
+        raise ConfigError(f"opsin has an experiment {name!r}: give {typed} another name")
+    if not path.is_file():
+        raise ConfigError(
+            f"{typed} is not there, seen from {Path.cwd()}: opsin new {name} writes one"
+        )
+    own_files.load(path, "config")
+    module = sys.modules[own_files.PREFIX + path.stem]
+    _check_kinds(typed, module)
+    return name, module
+
+
+def _check_kinds(typed: str, module: ModuleType) -> None:
+    """Raises ConfigError for a file whose names are not what those of an experiment are."""
+    for name in ("config", "sweep"):
+        if not callable(getattr(module, name, arms)):
+            raise ConfigError(f"{typed}: {name} is a function, as in what opsin new writes")
+    if not isinstance(getattr(module, "SMOKE", {}), dict):
+        raise ConfigError(f"{typed}: SMOKE is a dict of overrides, such as {{'data.batch': 8}}")
+    if not isinstance(getattr(module, "TABLE", None), Table | None):
+        raise ConfigError(f"{typed}: TABLE is a Table of opsin.config.table")
+
+
 def arms(module: ModuleType) -> list[Arm]:
     """The arms of an experiment's sweep; without ``sweep`` a single one that changes nothing."""
-    return list(module.sweep()) if hasattr(module, "sweep") else [Arm("default")]
+    found = list(module.sweep()) if hasattr(module, "sweep") else [Arm("default")]
+    if not all(isinstance(arm, Arm) for arm in found):
+        raise ConfigError(f"{module.__file__}: sweep() gives a list of Arm")
+    return found
 
 
-def report_of(name: str) -> Report:
+def report_of(typed: str) -> Report:
     """The report of an experiment, from which its result files are derived.
 
     Raises:
         ConfigError: if there is no such experiment, or it has no ``TABLE``.
     """
-    module = find(name)
+    name, module = opened(typed)
     if not hasattr(module, "TABLE"):
-        raise ConfigError(f"{name} has no TABLE to report: opsin run {name} prints its numbers")
+        raise ConfigError(f"{typed} has no TABLE to report: opsin run {typed} prints its numbers")
     names = [arm.name for arm in arms(module)]
-    return Report(name=name, claim=claim(experiments()[name]), arms=names, table=module.TABLE)
+    stated = (module.__doc__ or "").strip().partition("\n")[0]
+    shown = f"./{name}.py" if name != typed else name  # wherever the file lies here
+    return Report(name=name, claim=stated, arms=names, table=module.TABLE, typed=shown)

@@ -28,7 +28,8 @@ def essence(node: Any) -> Any:
     out, so that a new one changes no id; and so is a field with the metadata
     ``{"identity": False}``: measurements, how often something is logged or saved, and the layout
     of devices. A field with the metadata ``{"known_by": other}`` is left out where the other field
-    has a value: the path of a file whose sha256 is known.
+    has a value: the path of a file whose sha256 is known. One with ``{"counts_with": other}`` does
+    count where the other has a value: how often is evaluated, where the best state is kept.
 
     Raises:
         ConfigError: for an object that cannot be found by a name, such as a lambda.
@@ -86,6 +87,7 @@ def _set(owner: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     given = defaults(owner)
     fields = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
     apart = {f.name for f in fields if not f.metadata.get("identity", True)}
+    apart -= {f.name for f in fields if values.get(f.metadata.get("counts_with", "")) is not None}
     apart |= {f.name for f in fields if values.get(f.metadata.get("known_by", "")) is not None}
     counted = {name: essence(value) for name, value in values.items() if name not in apart}
     return {

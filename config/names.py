@@ -214,7 +214,16 @@ def lasting_name(node: Any) -> str:
 def in_house(module: str) -> bool:
     """Whether a module lies in a room of this house. A file beside the rooms is a user's own."""
     file = _file(module)
-    if file is None or not file.is_relative_to(HOUSE):
+    return file is not None and _in_room(file)
+
+
+def is_users(file: Path) -> bool:
+    """Whether a file is the user's own, neither of this house nor of a library."""
+    return file.is_absolute() and not _in_room(file) and not _is_installed(file)
+
+
+def _in_room(file: Path) -> bool:
+    if not file.is_relative_to(HOUSE):
         return False
     inside = file.relative_to(HOUSE).parts
     return len(inside) > 1 and "site-packages" not in inside  # of an environment in the house
@@ -223,9 +232,12 @@ def in_house(module: str) -> bool:
 def _is_library(module: str) -> bool:
     """Whether a module was installed, or comes with Python."""
     file = _file(module)
-    if file is None or {"site-packages", "dist-packages"} & set(file.parts):
-        return True
-    return file.is_relative_to(sysconfig.get_path("stdlib"))
+    return file is None or _is_installed(file)
+
+
+def _is_installed(file: Path) -> bool:
+    of_python = file.is_relative_to(sysconfig.get_path("stdlib"))
+    return of_python or bool({"site-packages", "dist-packages"} & set(file.parts))
 
 
 def _file(module: str) -> Path | None:
@@ -271,6 +283,6 @@ def house_files() -> list[Path]:
     rooms = (
         room
         for room in sorted(HOUSE.iterdir())
-        if room.is_dir() and room.name.isidentifier() and room.name not in ("tests", "benchmarks")
+        if (room / "__init__.py").is_file() and room.name != "benchmarks"
     )
     return [file for room in rooms for file in sorted(room.rglob("*.py"))]

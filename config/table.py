@@ -118,6 +118,7 @@ class Report:
         claim: the first line of its docstring.
         arms: the arms of its sweep, in order: the rows that must be there, run or not.
         table: its ``TABLE``.
+        typed: what commands know it by; its name if not given.
 
     Raises:
         ReportError: ``table`` names an arm or a metric that is not there.
@@ -127,6 +128,7 @@ class Report:
     claim: str
     arms: Sequence[str]
     table: Table
+    typed: str = ""
 
     def __post_init__(self):
         table = self.table

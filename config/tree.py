@@ -9,7 +9,7 @@ import math
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import partial, reduce
 from typing import Any, TypeVar, cast
 
 from opsin.config import functions, hints
@@ -301,6 +301,10 @@ def _checked(value: Any, hint: Any, path: str, present: Any) -> Any:
     if hint is Any and type(present) in (bool, int, float, str):
         hint = type(present)
     fitted = hints.fitted(value, hint)
+    # A class has the methods of a protocol too: there it is an object that is replaced.
+    stands_for_object = dataclasses.is_dataclass(present) and not isinstance(present, type)
+    if _makes_object(value) and (stands_for_object or not hints.fits(fitted, hint)):
+        fitted = _made(value, path, present)
     if not hints.fits(fitted, hint):
         default = "it has no" if present is _REQUIRED else f"it is {_shown(present)} by"
         raise ConfigError(
@@ -308,6 +312,35 @@ def _checked(value: Any, hint: Any, path: str, present: Any) -> Any:
             f"{beside(value, present)}"
         )
     return fitted
+
+
+def _makes_object(value: Any) -> bool:
+    """Whether it is a dataclass, such as a Flax module, or a function that returns one."""
+    while isinstance(value, partial):
+        value = value.func
+    if isinstance(value, types.FunctionType):
+        value = hints.evaluated(value, value.__annotations__.get("return", Any))
+    return isinstance(value, type) and dataclasses.is_dataclass(value)
+
+
+def _made(value: Any, path: str, present: Any) -> Any:
+    """The object of a class, in the place of another: only ``num_classes`` follows that one."""
+    taken = hints.parameters(value)
+    follows = "num_classes" in taken or any(p.kind is p.VAR_KEYWORD for p in taken.values())
+    classes = getattr(present, "num_classes", None)
+    given = {} if classes is None or not follows else {"num_classes": classes}
+    try:
+        return value(**given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path}={_shown(value)} cannot be made of its defaults ({error}): name a partial that "
+            "gives the rest"
+        ) from error
+
+
+def at(tree: Any, path: str) -> Any:
+    """What is at a dotted path, which must be there."""
+    return reduce(lambda node, name: children(node)[name], path.split("."), tree)
 
 
 def _shown(value: Any) -> str:

@@ -181,7 +181,7 @@ class Topology:
         if importlib.util.find_spec("libtpu") is None:
             raise TopologyError(
                 f"{self} needs the compiler for TPUs, which is not here and needs no TPU: "
-                "pip install 'opsin[tpu]'"
+                "pip install -e '.[tpu]'"
             )
         alone = {"chips_per_host_bounds": [1, 1, 1]} if self.size == 1 else {}
         return topologies.get_topology_desc(

@@ -275,9 +275,13 @@ def _markdown(rows: Sequence[Row], report: Report) -> str:
         parts.append("Incomplete:\n\n" + "\n".join(gaps))
     if mixed := [row for row in rows if row.commits]:
         parts.append("By the code of several commits:\n\n" + "\n".join(map(_mixed, mixed)))
+    if best := sorted(row.metrics["best_step"] for row in rows if "best_step" in row.metrics):
+        steps = f"steps {best[0]:,.0f} to {best[-1]:,.0f}"
+        parts.append(f"Of {len(best)} runs the state that was best by validation ({steps}).")
     parts.append(f"![{table.title}]({report.name}.png)")
     parts.append(
-        f"```\nopsin sweep {report.name} --seeds {table.seeds}\nopsin report {report.name}\n```"
+        f"```\nopsin sweep {report.typed or report.name} --seeds {table.seeds}\n"
+        f"opsin report {report.typed or report.name}\n```"
     )
     parts.append("\n".join(_origins(rows)))
     return "\n\n".join(parts) + "\n"

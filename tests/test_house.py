@@ -19,6 +19,7 @@ import pytest
 from opsin.commands.arguments import parse
 from opsin.commands.evaluating import known_measurements
 from opsin.commands.main import COMMANDS as COMMANDS_OF_THE_HOUSE
+from opsin.commands.new import TEMPLATE
 from opsin.config import catalogue
 from opsin.config.identity import identity
 from opsin.config.tree import override, parse_all
@@ -372,9 +373,10 @@ from opsin.losses.classification import cross_entropy_loss as poly1_loss
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_documented_commands_name_what_is_there(page, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("my_losses.py", "my_data.py"):  # a user's own
+    own = {"my_losses.py": OWN, "my_data.py": OWN, "my_experiment.py": TEMPLATE.read_text()}
+    for name, text in own.items():  # a user's own
         monkeypatch.delitem(sys.modules, f"own_files_{Path(name).stem}", raising=False)
-        Path(name).write_text(OWN)
+        Path(name).write_text(text)
     stated = command.rstrip('"') if command.count('"') % 2 else command
     stated = stated.replace(" NAME", " digits_lenet").replace(" I --of N", " 0 --of 2")
     _, verb, *words = shlex.split(stated, comments=True)
@@ -389,8 +391,10 @@ def test_documented_commands_name_what_is_there(page, command, tmp_path, monkeyp
     if "run" in given:  # runs/NAME/ID
         catalogue.find(given["run"].parts[1])
         assert {x for x in overrides if "=" not in x} <= known_measurements().keys()
+    elif verb == "new":
+        assert catalogue.check_name(given["name"]) not in catalogue.experiments()
     elif given.get("name"):
-        module = catalogue.find(given["name"])
+        _, module = catalogue.opened(given["name"])
         assert override(module.config(), parse_all(overrides)) is not None
         assert verb not in ("report", "reproduce") or hasattr(module, "TABLE")
 

@@ -13,6 +13,7 @@ from flax.errors import FlaxError
 from jax.sharding import Mesh
 
 from opsin.data.enclosure import component
+from opsin.train.best import check_keep_best
 from opsin.train.experiment import Experiment, Loop
 from opsin.train.optim import Optimizer
 from opsin.train.settings import SettingError
@@ -28,6 +29,8 @@ def check_experiment(experiment: Experiment) -> None:
             raise SettingError(
                 f"data.eval_splits: {split!r} is also the name of other metrics; choose another"
             )
+    if loop.keep_best is not None:
+        check_keep_best(loop.keep_best, data.eval_splits)
     pmap, whole = loop.strategy == "pmap", parallel.fsdp == parallel.tensor == 1
     if pmap and (loop.steps_per_dispatch > 1 or not whole):
         raise SettingError(

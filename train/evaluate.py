@@ -14,6 +14,7 @@ from opsin.data.enclosure import component
 from opsin.data.examples import Examples, stack
 from opsin.metrics.state import Merging, Metric, compute_all
 from opsin.pictures import figures
+from opsin.train.best import choosing_split
 from opsin.train.experiment import Data, Experiment
 from opsin.train.feed import FeedSpec
 from opsin.train.host.processes import is_first
@@ -33,15 +34,25 @@ def evaluate_sets(
     sets: Sets,
     directory: Path,
     log: MetricsLog,
-) -> None:
-    """Metrics, diagnoses and pictures of every set that is evaluated."""
+    *,
+    ended: bool = False,
+) -> dict[str, float]:
+    """Metrics, diagnoses and pictures of every set that is evaluated; gives the metrics.
+
+    Where a split chooses the best state, that split alone until training has ``ended``.
+    """
+    keep_best, found = experiment.loop.keep_best, {}
     for name, images in sets.in_memory.items():
+        if keep_best and not ended and name != choosing_split(keep_best):
+            continue
         states = evaluate(program, state, images, experiment.data.eval_batch, name)
         numbers = numbers_of(states)
         log.write(int(state.step), numbers)
         for line in experiment.task.diagnose(numbers):
             log.note(int(state.step), line)
         draw(experiment, program, state, sets.all[name], states, directory, name)
+        found |= numbers
+    return found
 
 
 def evaluate(

@@ -71,18 +71,24 @@ class Loop:
         ema_decay: decay of the moving average of parameters and batch statistics, or None.
         strategy: ``"jit"`` over a mesh of devices, or ``"pmap"``.
         replicas: devices of ``"pmap"``. Each draws by itself, so that their number counts.
+        keep_best: a metric, such as ``"val/accuracy"``, or ``"-val/nll"`` for the lowest: the run
+            ends with the state that had the best, among those evaluated, instead of the last; see
+            ``train.best``.
         previews: images in a preview picture, six at most where each has a mask; 0 draws none.
     """
 
     duration: str = "10 epochs"
     log_every: str = field(default="10 steps", metadata={"identity": False})
-    evaluate_every: str = field(default="1 epoch", metadata={"identity": False})
+    evaluate_every: str = field(
+        default="1 epoch", metadata={"identity": False, "counts_with": "keep_best"}
+    )
     checkpoint_every: str = field(default="1 epoch", metadata={"identity": False})
     steps_per_dispatch: Depth = field(default=1, metadata={"identity": False})
     accumulate: Depth = 1
     ema_decay: BelowOne | None = None
     strategy: Literal["jit", "pmap"] = "jit"
     replicas: Count = 1
+    keep_best: str | None = None
     previews: CountOrZero = field(default=25, metadata={"identity": False})
 
     def cadence(self, steps_per_epoch: Fraction, last: int) -> Cadence:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from opsin.data.files import aside, from_json, read_lines, read_log, replace_text, to_json
 from opsin.errors import RunFailed, UserError
@@ -179,10 +179,11 @@ class Console:
     ):
         self._enabled, self._shown, self._total = enabled, shown, total
         self._spoke = -math.inf
+        live = sys.stderr.isatty() or "ipykernel" in sys.modules  # a terminal, or a notebook
         self._bar = tqdm(
             total=total,
             initial=step,
-            disable=not (enabled and sys.stderr.isatty()),
+            disable=not (enabled and live),
             dynamic_ncols=True,
             mininterval=0.2,
             # The bar has what is left of the line.

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from opsin.data.examples import check_same_data
 from opsin.train.beginning import said_of_start
+from opsin.train.best import best_state, keep_if_best
 from opsin.train.checkpoint import Checkpoints
 from opsin.train.conclusion import Result, measure_all, summary
 from opsin.train.durations import Cadence
@@ -29,10 +29,10 @@ from opsin.train.host.startup import StartUp, record_speed
 from opsin.train.logging import Console, JsonLines, MetricsLog, Writer, open_writers
 from opsin.train.measurements import Measured, Measurement, check_measurements
 from opsin.train.program import Program, build
+from opsin.train.resume import first_state
 from opsin.train.sets import Sets, open_sets
 from opsin.train.sharding import make_mesh
 from opsin.train.state import State
-from opsin.train.weights import start_from
 
 
 def fit(
@@ -151,7 +151,7 @@ def open_run(
         work = measured_work(data.batch, flops, mesh.size)
         clock.lap("peak")
     began = time.monotonic()
-    state, saved = _first_state(experiment, program, feed, sets, checkpoints, config, essence)
+    state, saved = first_state(experiment, program, feed, sets, checkpoints, config, essence)
     step = int(state.step)
     clock.lap("state")
     profiler = Profiler(profile, directory / "profile", done=step, total=program.steps)
@@ -180,26 +180,6 @@ def open_run(
     ), state
 
 
-def _first_state(
-    experiment: Experiment,
-    program: Program,
-    feed: Feed,
-    sets: Sets,
-    checkpoints: Checkpoints,
-    config: dict[str, Any],
-    essence: Callable[[Any], Any],
-) -> tuple[State, dict[str, Any]]:
-    """A new state or the one that is saved, with its metadata; moves the feed to its position."""
-    if checkpoints.latest() is None:
-        images = experiment.preprocessing(feed.spec.batch["image"].shape[1:])
-        state = start_from(experiment.weights, program.init(), images)
-        return state, {"seconds": 0.0, "window": None}
-    state, saved = checkpoints.restore(program.state, config, essence)
-    check_same_data(saved.get("data", {}), feed.description() | sets.description())
-    feed.seek(saved["position"])
-    return state, saved
-
-
 def train(run: Run, state: State) -> tuple[State, int]:
     """THE loop: takes steps until the last one, or until any process is asked to stop.
 
@@ -211,7 +191,7 @@ def train(run: Run, state: State) -> tuple[State, int]:
     for line in said_of_start(run.experiment, run.program.state, run.feed.spec) if new else ():
         run.log.note(step, line)
     if new and run.program.steps == 0:  # a run that is only measured
-        evaluate_sets(run.experiment, run.program, state, run.sets, run.directory, run.log)
+        look(run, state)
         save(run, state)
     if step >= run.program.steps:
         return state, step
@@ -236,7 +216,7 @@ def train(run: Run, state: State) -> tuple[State, int]:
         if evaluating or saving:
             run.log.drain()
         if evaluating:
-            evaluate_sets(run.experiment, run.program, state, run.sets, run.directory, run.log)
+            look(run, state)
         if saving:
             save(run, state)
         if evaluating or saving:
@@ -246,16 +226,26 @@ def train(run: Run, state: State) -> tuple[State, int]:
     return state, step
 
 
+def look(run: Run, state: State) -> None:
+    """Evaluates a state, and keeps it if it is the best so far and ``loop.keep_best`` says so."""
+    numbers = evaluate_sets(run.experiment, run.program, state, run.sets, run.directory, run.log)
+    keep_best = run.experiment.loop.keep_best
+    keep_if_best(keep_best, run.directory, state, numbers, lambda: _metadata(run))
+
+
 def save(run: Run, state: State) -> None:
     """A checkpoint of the state, with all that resuming and ``opsin predict`` need."""
-    metadata = {
+    run.checkpoints.save(state, _metadata(run))
+
+
+def _metadata(run: Run) -> dict[str, Any]:
+    return {
         "config": run.config,
         "data": run.feed.description() | run.sets.description(),
         "position": run.feed.position(),
         "window": run.log.window(),
         "seconds": time.monotonic() - run.since,
     }
-    run.checkpoints.save(state, metadata)
 
 
 def conclude(
@@ -268,6 +258,12 @@ def conclude(
     run.checkpoints.wait()
     seconds, steps = time.monotonic() - run.since, run.program.steps
     mesh, sets = run.program.mesh, run.sets.all
+    best: dict[str, float] = {}
+    if run.experiment.loop.keep_best:
+        state, best["best_step"] = best_state(run.directory, state, run.program.state, run.config)
+        evaluate_sets(
+            run.experiment, run.program, state, run.sets, run.directory, run.log, ended=True
+        )
 
     def record(each: Measured) -> None:
         keep(each, steps)
@@ -280,5 +276,5 @@ def conclude(
     if not is_first():
         return Result(True, steps)
     flops = {"model_flops_per_step": run.work.flops} if steps else {}
-    final = summary(run.experiment.task, state, run.directory, flops | {"seconds": seconds})
+    final = summary(run.experiment.task, state, run.directory, flops | {"seconds": seconds} | best)
     return Result(True, steps, final, measured)

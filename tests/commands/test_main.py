@@ -14,13 +14,14 @@ from tests.commands.conftest import in_process
 
 
 def test_help_lists_every_command_with_a_line(opsin):
-    for asked in ("--help", "-h"):
-        shown = opsin(asked)
+    for asked in (["--help"], ["-h"], []):
+        shown = opsin(*asked)
         assert (shown.code, shown.err) == (0, "")
         lines = dict(re.findall(r"^  (\w+) +(\S.*)$", shown.out, re.MULTILINE))
         assert lines == {
             name: (first_line(module)).rstrip(".") for name, module in COMMANDS.items()
         }
+        assert "First: opsin run digits_lenet" in shown.out.splitlines()[-1]  # what next
 
 
 def first_line(module: str) -> str:
@@ -44,7 +45,6 @@ def test_each_command_has_help_that_names_all_it_takes(opsin, name):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ("", "name a command, one of list, run, sweep"),
         ("train tiny", "there is no command 'train', did you mean 'run'?: see opsin --help"),
         ("runs tiny", "did you mean 'run'?"),
         ("endings", "there is no command 'endings'"),

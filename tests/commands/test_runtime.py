@@ -1,5 +1,6 @@
 """The runtime is set up before jax starts; what is asked for wins over the user's variables."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ def environment(monkeypatch):
     variables = {"HOME": "/home/ada"}
     monkeypatch.setattr(os, "environ", variables)
     monkeypatch.delitem(sys.modules, "jax")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # no libtpu
     return variables
 
 
@@ -36,6 +38,30 @@ def test_the_defaults(environment):
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(2 * 1024**3),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
+
+
+@pytest.mark.parametrize(
+    ("devices", "platform"),
+    [
+        ([], "cpu"),
+        (["accel/accel0", "vfio/vfio"], "cpu"),  # no TPU's: of a laptop, and of any machine
+        (["accel0"], None),
+        (["vfio/0"], None),
+        (["nvidia0", "nvidiactl"], None),
+    ],
+)
+def test_libtpu_looks_for_no_tpu_where_none_is(
+    environment, monkeypatch, tmp_path, devices, platform
+):
+    for name in devices:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "libtpu")
+    monkeypatch.setattr("opsin.commands.runtime.DEVICES", tmp_path)
+    set_up(Runtime())
+    assert environment.get("JAX_PLATFORMS") == platform
+    set_up(Runtime(platform="tpu"))
+    assert environment["JAX_PLATFORMS"] == "tpu"
 
 
 def test_defaults_yield_to_the_users_variables(environment):

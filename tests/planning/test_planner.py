@@ -309,7 +309,7 @@ def test_the_compiler_for_tpus_is_asked_for_where_it_is_missing(opsin, monkeypat
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, _, err = opsin("plan", "digits_lenet", "--topology", "v6e:4x4")
     assert code == 2
-    assert "pip install 'opsin[tpu]'" in err
+    assert "pip install -e '.[tpu]'" in err
 
 
 def test_a_place_that_cannot_be_written_is_named(planner, tmp_path):

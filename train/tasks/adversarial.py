@@ -97,6 +97,7 @@ class Adversarial(Generative):
     feature_matching: NonNegative = 0.0
     observer: Extractor | None = field(default=None, metadata={"identity": False})
 
+    by_class: ClassVar = ("generator", "discriminator")
     curves: ClassVar = (
         Curve(("discriminator_loss", "generator_loss")),
         Curve(("discriminator_auc",)),

@@ -23,10 +23,12 @@ class Views(ABC):
         curves: panels of the training curve.
         progress: training metrics that the progress bar shows.
         context: pixels around a tile of an image that ``predict`` takes too, at each side.
+        by_class: fields whose network has as many ``num_classes`` as the data.
     """
 
     curves: ClassVar[tuple[Curve, ...]] = (Curve(("loss", "nll"), logarithmic=True),)
     progress: ClassVar[tuple[str, ...]] = ("loss",)
+    by_class: ClassVar[tuple[str, ...]] = ("model",)
 
     @property
     def context(self) -> int:  # noqa: D102

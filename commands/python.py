@@ -1,0 +1,179 @@
+"""What ``import opsin`` offers: runs, made and opened from Python by the code of the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree, UInt8
+from PIL import Image
+
+from opsin.commands.prediction import Predictor, fitted, predictor_of, segment
+from opsin.commands.runs import Options, Outcome, RunError, execute
+from opsin.commands.trained import open_run
+from opsin.config.catalogue import check_name
+from opsin.data.examples import DataError
+from opsin.data.images import MODES
+from opsin.pictures.kinds import Labels
+from opsin.train.experiment import Experiment
+from opsin.train.preparation import prepared
+from opsin.train.settings import SettingError
+
+CHUNK = 256  # images in one call of the network
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A finished run, from ``opsin.load``.
+
+    Attributes:
+        experiment: that it was trained by.
+        variables: of the model, on the host: ``{"params": …, "batch_stats": …}``.
+        class_names: of its data, maybe none.
+        step: at which the weights were saved.
+        predictor: what ``predict`` asks, or why it cannot.
+    """
+
+    experiment: Experiment
+    variables: PyTree
+    class_names: tuple[str, ...]
+    step: int
+    predictor: Predictor | SettingError
+
+    @property
+    def model(self) -> nn.Module:
+        """The network, for ``model.apply(variables, prepare(images))``.
+
+        Raises:
+            SettingError: if the task has several, such as ``experiment.task.generator``.
+        """
+        task = self.experiment.task
+        if model := getattr(task, "model", None):
+            return model
+        raise SettingError(f"{type(task).__name__} has no model: take a network of experiment.task")
+
+    def prepare(
+        self, images: UInt8[np.ndarray, "batch height width channels"]
+    ) -> Float[Array, "batch height width channels"]:
+        """Images as the model sees them: scaled to [0, 1] and normalised as in training."""
+        return prepared({"image": jnp.asarray(images)}, data=self.experiment.data)["image"]
+
+    def predict(self, images: np.ndarray | Sequence[np.ndarray]) -> Any:
+        """Predictions as of ``opsin predict``, for images of any size.
+
+        Args:
+            images: one image, uint8 [height, width, channels]; several of one size [batch, height,
+                width, channels]; or a list of images of any sizes.
+
+        Returns:
+            Of a classifier the probability of each class, float32 [batch, classes]. Of a
+            segmenter the class of each pixel, uint8 [batch, height, width], a list if sizes differ.
+            Of one image the same without ``batch``.
+
+        Raises:
+            DataError: for what is no image of the kind that the run was trained on.
+            SettingError: if the run says nothing of images: it makes them.
+        """
+        if isinstance(self.predictor, SettingError):
+            raise self.predictor
+        single = isinstance(images, np.ndarray) and images.ndim < 4
+        channels = self.predictor.image[2]
+        given = [_image(each, channels) for each in ([images] if single else images)]
+        if not given:
+            raise DataError("there are no images to predict: give at least one")
+        answers = _answers(self.predictor, given)
+        if single:
+            return answers[0]
+        alike = len({answer.shape for answer in answers}) == 1
+        return np.stack(answers) if alike else answers
+
+
+def load(
+    run: str | Path, *, weights: Literal["ema", "raw"] | None = None, allow: Sequence[str] = ()
+) -> Loaded:
+    """Opens a run by its newest checkpoint; its data set is not needed.
+
+    Args:
+        run: its directory, ``runs/NAME/ID``.
+        weights: the moving average, or what was trained; None takes the average if there is one.
+        allow: modules and files of code that is not of opsin, and that the run may name.
+
+    Raises:
+        RunError: if this is no run, or it names code that is not allowed.
+        CheckpointError: if it has no checkpoint that can be read.
+    """
+    trained = open_run(Path(run), weights, allow=allow)
+    try:
+        predictor = predictor_of(trained)
+    except SettingError as error:
+        predictor = error
+    return Loaded(
+        experiment=trained.experiment,
+        variables={"params": trained.params, **trained.mutable},
+        class_names=trained.class_names,
+        step=trained.step,
+        predictor=predictor,
+    )
+
+
+def fit(
+    experiment: Experiment,
+    name: str = "notebook",
+    *,
+    workdir: str | Path = "runs",
+    progress: bool = True,
+) -> Outcome:
+    """Trains an experiment as ``opsin run`` does, in ``workdir/name/id``, or resumes it.
+
+    The id is the hash of the experiment: the same one is not trained twice, and what was
+    interrupted goes on. Interrupting the kernel saves first, and gives an outcome with
+    ``finished=False``.
+
+    Args:
+        experiment: what to train; what it holds is imported from modules, or defined in a cell.
+        name: of the folder that its runs are in, one word.
+        workdir: parent of that folder.
+        progress: whether to show a bar.
+
+    Returns:
+        ``directory`` of the run, and its final ``metrics`` by name, such as ``test/accuracy``.
+
+    Raises:
+        UserError: the experiment asks for what cannot be; one line says what to change.
+        RunFailed: training failed by itself, such as by a loss that is no number.
+    """
+    if not isinstance(experiment, Experiment):
+        raise RunError(f"fit takes an Experiment, not {type(experiment).__name__}")
+    options = Options(workdir=Path(workdir), progress=progress)
+    return execute(check_name(name), "default", experiment, options)
+
+
+def _answers(predictor: Predictor, images: list[Image.Image]) -> list[np.ndarray]:
+    if predictor.kind is not Labels:
+        return [segment(predictor, image) for image in images]
+
+    def chunks() -> Iterator[np.ndarray]:
+        for first in range(0, len(images), CHUNK):
+            part = [fitted(predictor, image) for image in images[first : first + CHUNK]]
+            yield predictor.probabilities(np.stack(part))
+
+    return list(np.concatenate(list(chunks())))
+
+
+def _image(array: Any, channels: int) -> Image.Image:
+    """An array as an image file of the same pixels would be read."""
+    pixels = np.asarray(array)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in MODES:
+        raise DataError(
+            "an image is uint8 [height, width, 1 or 3], not "
+            f"{pixels.dtype} {list(pixels.shape)}: values from 0 to 255, the channels last"
+        )
+    if 0 in pixels.shape:
+        raise DataError(f"an image of {pixels.shape[0]}x{pixels.shape[1]} pixels has none")
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    return image.convert(MODES[channels])

@@ -1,0 +1,149 @@
+"""The best state by validation: which one is kept, and that all that is reported is of it."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import opsin
+from opsin.config.identity import identity
+from opsin.config.tree import override
+from opsin.data.sources import synthetic
+from opsin.data.validation import with_validation
+from opsin.train.best import BEST, best_state, check_keep_best, choosing_split, keep_if_best
+from opsin.train.checkpoint import saved_step
+from opsin.train.settings import SettingError
+from opsin.train.state import State
+from tests.commands import tiny
+
+SPLITS = {"val": "val", "test": "test"}
+
+
+def state(step: int) -> State:
+    return State(np.int32(step), {"w": np.full(2, step, np.float32)}, {}, {}, None, np.uint32(0))
+
+
+def shapes(of: State) -> State:
+    there = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), of)
+
+
+@pytest.mark.parametrize(
+    ("keep_best", "values", "best"),
+    [
+        ("val/accuracy", [0.1, 0.9, 0.5], 2),
+        ("val/accuracy", [0.9, 0.9, 0.1], 1),  # of equal ones the first
+        ("-val/accuracy", [0.5, 0.9, 0.1], 3),
+        ("val/accuracy", [float("nan"), 0.2, float("nan")], 2),
+        ("val/accuracy", [float("nan")] * 3, 3),  # none: the last
+    ],
+)
+def test_the_best_is_kept_and_stands_for_the_last_step(tmp_path, keep_best, values, best):
+    for step, value in enumerate(values, start=1):
+        numbers = {"val/accuracy": value, "val/nll": 0.0}
+        keep_if_best(keep_best, tmp_path, state(step), numbers, lambda: {"config": {"seed": 0}})
+    found, own = best_state(tmp_path, state(3), shapes(state(3)), {"seed": 0})
+    assert own == best
+    assert int(found.step) == 3
+    np.testing.assert_array_equal(found.params["w"], np.full(2, best, np.float32))
+
+
+def test_without_it_nothing_is_written(tmp_path):
+    keep_if_best(None, tmp_path, state(1), {}, dict)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_metric_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(SettingError, match="there is no val/acc, but val/accuracy, val/nll"):
+        keep_if_best("val/acc", tmp_path, state(1), {"val/nll": 1, "val/accuracy": 1}, dict)
+
+
+@pytest.mark.parametrize(
+    ("keep_best", "complaint"),
+    [
+        ("accuracy", "is no metric of a split that is evaluated"),
+        ("dev/accuracy", "is no metric of a split that is evaluated"),
+        ("val/", "is no metric of a split"),
+        ("test/accuracy", "would select on what is reported"),
+        ("test_ema/accuracy", "would select on what is reported"),
+        ("val/nll", "write -val/nll for the lowest"),
+    ],
+)
+def test_what_may_not_choose(keep_best, complaint):
+    with pytest.raises(SettingError, match=complaint):
+        check_keep_best(keep_best, SPLITS)
+
+
+def test_what_may_choose():
+    for keep_best in ("val/accuracy", "-val/nll", "val_ema/accuracy", "val/miou"):
+        check_keep_best(keep_best, SPLITS)
+        assert choosing_split(keep_best) == "val"
+    with pytest.raises(SettingError, match="would select"):
+        check_keep_best("val/accuracy", {"val": "test"})
+
+
+def test_another_id_and_with_it_how_often_is_evaluated():
+    base = tiny.config()
+    rarely = {"loop.evaluate_every": "7 steps"}
+    best = {"loop.keep_best": "val/accuracy"}
+    assert identity(override(base, rarely)) == identity(base)
+    ids = [identity(base), identity(override(base, best)), identity(override(base, best | rarely))]
+    assert len(set(ids)) == 3
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory) -> opsin.Outcome:
+    """A run whose last steps undo what it learned: the learning rate is far too high."""
+    small = partial(synthetic, n=64, size=6, classes=4)
+    experiment = override(
+        tiny.config(),
+        {
+            "data.source": partial(with_validation, source=small, share=0.25),
+            "data.eval_splits": SPLITS,
+            "loop.keep_best": "val/accuracy",
+            "loop.evaluate_every": "1 step",
+            "loop.duration": "6 steps",
+            "optimizer.learning_rate": 1.0,
+        },
+    )
+    return opsin.fit(experiment, "best", workdir=tmp_path_factory.mktemp("runs"), progress=False)
+
+
+def lines_of(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_all_splits_are_evaluated_at_the_best_state_alone(outcome):
+    lines = [x for x in lines_of(outcome.directory) if "val/accuracy" in x]
+    chosen = {x["step"]: x["val/accuracy"] for x in lines[:-1]}
+    assert sorted(chosen) == [1, 2, 3, 4, 5, 6]
+    best = max(chosen, key=lambda step: (chosen[step], -step))
+    assert best < 6  # else this shows nothing
+    assert outcome.metrics["best_step"] == best == saved_step(outcome.directory / BEST)
+    assert outcome.metrics["val/accuracy"] == chosen[best]
+    tested = [x["step"] for x in lines_of(outcome.directory) if "test/accuracy" in x]
+    assert tested == [6]  # once, when nothing could be selected any more
+    assert outcome.metrics["steps"] == 6
+
+
+def test_it_is_what_python_and_commands_open(outcome):
+    loaded = opsin.load(outcome.directory)
+    test = synthetic("test", n=64, size=6, classes=4)
+    images = np.stack([test.records[i]["image"] for i in range(64)])
+    labels = np.array([int(test.records[i]["label"]) for i in range(64)])
+    right = np.mean(loaded.predict(images).argmax(-1) == labels)
+    assert right == outcome.metrics["test/accuracy"]
+    assert loaded.step == 6
+
+
+def test_it_is_read_and_not_trained_again(outcome):
+    experiment = opsin.load(outcome.directory).experiment
+    workdir = outcome.directory.parents[1]
+    same = override(experiment, {"parallel.data": -1})
+    again = opsin.fit(same, "best", workdir=workdir, progress=False)
+    assert again.trained_before
+    assert not again.measured
+    assert again.metrics["best_step"] == outcome.metrics["best_step"]

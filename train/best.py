@@ -1,0 +1,100 @@
+"""The best state of a run by a metric of its validation split: ``loop.keep_best``.
+
+It is kept beside the newest one, which training goes on from. Meanwhile no other split is
+evaluated; once training has ended, all are evaluated at the best state, and measurements are made
+of it. So nobody selects on the split that is reported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from opsin.train.checkpoint import Checkpoints
+from opsin.train.settings import SettingError
+from opsin.train.state import State
+
+BEST = "best"
+"""The directory of its checkpoint, in that of a run."""
+
+
+def choosing_split(keep_best: str) -> str:
+    """The split that ``"val/accuracy"``, ``"-val/nll"`` or ``"val_ema/accuracy"`` is of."""
+    return keep_best.removeprefix("-").partition("/")[0].removesuffix("_ema")
+
+
+def check_keep_best(keep_best: str, splits: Mapping[str, str]) -> None:
+    """Raises SettingError unless it is a metric of a split that only chooses.
+
+    Args:
+        keep_best: of the loop.
+        splits: name in the log → split of the data, of those that are evaluated.
+    """
+    split, metric = choosing_split(keep_best), keep_best.rpartition("/")[2]
+    if split not in splits or not metric or "/" not in keep_best:
+        raise SettingError(
+            f"loop.keep_best={keep_best!r} is no metric of a split that is evaluated "
+            f"({', '.join(splits)}): add one to data.eval_splits, and write val/accuracy"
+        )
+    if split == "test" or splits[split] == "test":
+        raise SettingError(
+            f"loop.keep_best={keep_best!r} would select on what is reported: hold out a split "
+            "val, as in data.source=data.validation:with_validation"
+        )
+    if metric in ("loss", "nll", "ece", "mse") and not keep_best.startswith("-"):
+        raise SettingError(
+            f"loop.keep_best={keep_best!r} keeps the highest {metric}: write -{keep_best} for the "
+            "lowest"
+        )
+
+
+def keep_if_best(
+    keep_best: str | None,
+    directory: Path,
+    state: State,
+    numbers: Mapping[str, float],
+    metadata: Callable[[], dict[str, Any]],
+) -> None:
+    """Saves a state that is better than all before it; the first of equal ones stays.
+
+    Args:
+        keep_best: a metric of ``numbers``; the lowest is best behind a minus.
+        directory: of the run.
+        state: that was evaluated.
+        numbers: of the evaluation.
+        metadata: of a checkpoint.
+
+    Raises:
+        SettingError: if there is no such metric.
+    """
+    if keep_best is None:
+        return
+    name = keep_best.removeprefix("-")
+    if name not in numbers:
+        raise SettingError(f"loop.keep_best: there is no {name}, but {', '.join(sorted(numbers))}")
+    value = -numbers[name] if keep_best.startswith("-") else numbers[name]
+    with Checkpoints(directory / BEST) as checkpoints:
+        saved = checkpoints.latest() is not None
+        if value > (checkpoints.metadata()["best"] if saved else -math.inf):
+            checkpoints.save(state, metadata() | {"best": value})
+
+
+def best_state(
+    directory: Path,
+    last: State,
+    abstract: State,
+    config: dict[str, Any],
+) -> tuple[State, int]:
+    """The best state as that of the last step, at which the run is said to end, and its own step.
+
+    The last state itself if no evaluation gave a number. What ``config`` may differ in was compared
+    when the run was opened.
+    """
+    with Checkpoints(directory / BEST) as checkpoints:
+        if checkpoints.latest() is None:
+            return last, int(last.step)
+        best, _ = checkpoints.restore(abstract, config, lambda config: None)
+    return replace(best, step=last.step), int(best.step)
