@@ -10,7 +10,7 @@ expect before anything runs.
     opsin report ./NAME.py         writes results/NAME.md, with error bars
 
 A model, a loss or a data set of your own is a class or a function in this file; the commands that
-open a finished run then need --trust.
+open a finished run then need --allow with its name.
 """
 
 from functools import partial
