@@ -22,7 +22,7 @@ def reproduce(
 ) -> int:
     """Trains rows of a committed table again, and compares each metric with the spread over seeds.
 
-    What it finds is added to results/reproduced.jsonl and .md; it exits with 1 if a metric is
+    What it finds goes into results/reproduced.jsonl and .md, in the place of the same row; it exits with 1 if a metric is
     outside its interval.
 
     Args:
@@ -38,7 +38,7 @@ def reproduce(
     from opsin.data.files import writing
     from opsin.report.reproduction import NAME, add, lines_of
 
-    outside = 0
+    outside = compared_metrics = 0
     for chosen in drawn(name, results, rows, seed):
         print(f"{name}, {chosen.row.arm}, seed {chosen.row.seed}", flush=True)
         outcome = train(chosen, Options(workdir=workdir, progress=not quiet))
@@ -48,8 +48,10 @@ def reproduce(
                 add(results, found)
             print("\n".join(lines_of(found)), flush=True)
             outside += len(found.outside())
+            compared_metrics += len(found.metrics)
         if outcome.signal is not None:
             print("stopped; the same command resumes from there")
             return after_signal(outcome)
+    print(f"{compared_metrics - outside} of {compared_metrics} metrics within")
     print(results / f"{NAME}.md")
     return 1 if outside else 0

@@ -276,7 +276,9 @@ def _replace(node: Any, hint: Any, path: list[str], value: Any, full: str, root:
         near = nearest(full, paths(root))
         raise ConfigError(f"there is no {full!r} to override: did you mean {near!r}?")
     child, hint = below[name], _child_hint(node, hint, name)
-    if rest:
+    if rest and child is None and (kind := _begins(hint, rest)):
+        new = kind(**{rest[0]: _checked(value, hints.field_hint(kind, rest[0]), full, _REQUIRED)})
+    elif rest:
         new = _replace(child, hint, rest, value, full, root)
     else:
         new = _checked(value, hint, full, child)
@@ -294,6 +296,20 @@ def _replace(node: Any, hint: Any, path: list[str], value: Any, full: str, root:
         return dataclasses.replace(cast(Any, node), **{name: new})
     except ValueError as error:  # a field's own check
         raise ConfigError(f"{full}={value!r}: {error}") from error
+
+
+def _begins(hint: Any, rest: list[str]) -> Any:
+    """The dataclass that a field without one may hold, if this one field of it is all it needs.
+
+    So ``weights.path=FILE`` gives weights to an experiment that has none.
+    """
+    kinds = [each for each in hints.members(hint) if dataclasses.is_dataclass(each)]
+    if len(kinds) != 1 or len(rest) != 1:
+        return None
+    fields = {field.name: field for field in dataclasses.fields(kinds[0]) if field.init}
+    missing = dataclasses.MISSING
+    needed = {n for n, x in fields.items() if x.default is missing and x.default_factory is missing}
+    return kinds[0] if needed <= {rest[0]} <= fields.keys() else None
 
 
 def _checked(value: Any, hint: Any, path: str, present: Any) -> Any:

@@ -68,6 +68,8 @@ def other_code(starts: Sequence[Start], now: Mapping[str, Any]) -> str | None:
         same = _version(before) == _version(here)
     if same and not (before["dirty"] or here["dirty"]):
         return None
+    if same:
+        return f"trained at {_described(before)}, which may be others than now"
     return f"trained at {_described(before)}; this is {_described(here)}"
 
 

@@ -80,6 +80,11 @@ class Classify(Task):
         )
         labels = batch["label"]
         unreduced = self.loss_function(logits, labels)
+        if unreduced.shape != labels.shape[:1]:
+            raise ValueError(
+                f"task.loss_function gives {list(unreduced.shape)} for {len(labels)} images: it "
+                "gives one loss an image, without their mean"
+            )
         total = jnp.mean(unreduced)
         metrics: dict[str, Metric] = {"accuracy": classification.accuracy(logits, labels)}
         if self.l2:
