@@ -32,7 +32,7 @@ check: $(VENV)/.dev .links/opsin
 
 # Warnings are errors; then every link of the built pages is followed.
 docs: $(VENV)/.dev
-	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet -d build/doctrees docs build/site
+	$(VENV)/bin/python -m sphinx --fail-on-warning --quiet -j auto -d build/doctrees docs build/site
 	$(VENV)/bin/python -m opsin.pages.links build/site
 	@echo "open build/site/index.html"
 

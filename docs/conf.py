@@ -49,3 +49,4 @@ def setup(app):
         text[0] = measured.inside(text[0])
 
     app.connect("source-read", read)
+    return {"parallel_read_safe": True}

@@ -37,7 +37,8 @@ def results(name: str, house: Path) -> str:
     if not path.exists():
         return ""
     _, _, rest = path.read_text(encoding="utf-8").split("\n\n", 2)
-    return re.sub(r"\]\((?=[\w-]+\.png\))", "](../../results/", rest).strip()
+    larger = r"[![\1](../../results/\2)](../../results/\2)"  # which a click shows
+    return re.sub(r"!\[(.*?)\]\(([\w-]+\.png)\)", larger, rest).strip()
 
 
 def _page(path: Path, house: Path) -> str:
@@ -52,7 +53,7 @@ def _page(path: Path, house: Path) -> str:
         f"![What a run of {path.stem} drew](../../{each})" for each in pictures(path.stem, house)
     ]
     if table := results(path.stem, house):
-        parts += ["## Results", table]
+        parts += ["## Results", ":::{container} numbers", table, ":::"]
     parts += ["## The experiment", f"```{{literalinclude}} ../../{file}\n:lines: {end + 2}-\n```"]
     return "\n\n".join(part for part in parts if part) + "\n"
 

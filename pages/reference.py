@@ -16,21 +16,22 @@ from sphinx.ext.napoleon import Config, GoogleDocstring
 Definition = ast.FunctionDef | ast.ClassDef
 
 
-class _Qualified(ast.NodeTransformer):
-    """Writes the names that a module imports from this house in full, so that they are links."""
+class _InFull(ast.NodeTransformer):
+    """Names as they are known outside of a module: ``State`` is ``opsin.train.state.State``.
 
-    def __init__(self, module: ast.Module):
-        imports = [node for node in ast.walk(module) if isinstance(node, ast.ImportFrom)]
-        self.names = {
-            alias.asname or alias.name: f"{node.module}.{alias.name}"
-            for node in imports
-            if (node.module or "").startswith("opsin.")
-            for alias in node.names
-        }
+    With a name of a library in full, a link cannot lead to one of ours that is called alike.
+    """
+
+    def __init__(self, names: dict[str, str]):
+        self.names = names
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
-        """``State`` as ``opsin.train.state.State``."""
+        """A type, in full."""
         return ast.Name(self.names.get(node.id, node.id))
+
+    def visit_Constant(self, node: ast.Constant) -> ast.expr:
+        """Shapes without the blank that linters want before a single axis."""
+        return ast.Constant(node.value.strip() if isinstance(node.value, str) else node.value)
 
 
 ELSEWHERE = ("experiments", "pages")
@@ -105,9 +106,8 @@ def _public_modules(folder: Path) -> list[Path]:
 def _section(path: Path, house: Path) -> str:
     """A module: its docstring, then all that is public, in the order of the file."""
     text = path.read_text(encoding="utf-8")
-    module = ast.parse(text)
-    module = _Qualified(module).visit(module)
     name = ".".join(("opsin", *path.relative_to(house).with_suffix("").parts))
+    module = _with_links(ast.parse(text), name)
     parts = [f".. py:module:: {name}", _title(name, "-"), _docstring(module, "module")]
     for node, following in zip(module.body, [*module.body[1:], None], strict=True):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
@@ -115,6 +115,24 @@ def _section(path: Path, house: Path) -> str:
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             parts.extend(_constants(node, following))
     return "\n\n".join(part for part in parts if part)
+
+
+def _with_links(module: ast.Module, name: str) -> ast.Module:
+    """Writes types in full in all annotations, so that those of this house are links."""
+    names = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in ast.walk(module)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assigned = [node.targets for node in module.body if isinstance(node, ast.Assign)]
+    own = [each.id for targets in assigned for each in targets if isinstance(each, ast.Name)]
+    in_full = _InFull(names | {each: f"{name}.{each}" for each in own})
+    for node in ast.walk(module):
+        for field in ("annotation", "returns"):
+            if (hint := getattr(node, field, None)) is not None:
+                setattr(node, field, in_full.visit(hint))
+    return module
 
 
 def _definition(node: Definition) -> str:
@@ -179,7 +197,8 @@ def _docstring(node: Definition | ast.Module, kind: str) -> str:
     end = first.start() if first else len(text)
     about = re.sub(r"\n\n(?=    \S)", "\n\n::\n\n", text[:end])  # what is indented is code
     text = about + text[end:]
-    return typeset(str(GoogleDocstring(text, _GOOGLE, what=kind)).strip())
+    lines = str(GoogleDocstring(text, _GOOGLE, what=kind)).strip()
+    return typeset(lines.replace(":ivar ", ":param "))  # fields are what a constructor takes
 
 
 def _directive(kind: str, called: str, text: str) -> str:

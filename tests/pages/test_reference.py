@@ -51,6 +51,7 @@ As typed:
 """
 
 from dataclasses import dataclass
+from jaxtyping import Array, Float
 
 from opsin.train.state import State
 
@@ -74,7 +75,7 @@ class Box(Base):
     def area(self) -> float:
         """width²."""
 
-    def grow(self, by: int, *, state: State) -> "Box":
+    def grow(self, by: Float[Array, " n"], *, state: State):
         """Larger.
 
         Args:
@@ -107,14 +108,14 @@ As typed:
 
    A box.
 
-   :ivar width: of ``x_1``, w\ :sub:`k` ≥ 0.
+   :param width: of ``x_1``, w\ :sub:`k` ≥ 0.
 
    .. py:property:: area
       :type: float
 
       width².
 
-   .. py:method:: grow(by: int, *, state: opsin.train.state.State) -> 'Box'
+   .. py:method:: grow(by: jaxtyping.Float[jaxtyping.Array, 'n'], *, state: opsin.train.state.State)
 
       Larger.
 
