@@ -19,7 +19,6 @@ html_copy_source = False
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 add_module_names = False
-python_use_unqualified_type_names = True
 maximum_signature_line_length = 80
 pygments_style = "friendly"
 nitpicky = False  # types of libraries have no page here; links are checked in the built pages

@@ -17,9 +17,10 @@ Definition = ast.FunctionDef | ast.ClassDef
 
 
 class _InFull(ast.NodeTransformer):
-    """Names as they are known outside of a module: ``State`` is ``opsin.train.state.State``.
+    """Names as they are known outside of a module: ``State`` is ``~opsin.train.state.State``.
 
-    With a name of a library in full, a link cannot lead to one of ours that is called alike.
+    Sphinx shows what is behind the last dot. With a name of a library in full, no link leads to one
+    of ours that is called alike.
     """
 
     def __init__(self, names: dict[str, str]):
@@ -120,14 +121,14 @@ def _section(path: Path, house: Path) -> str:
 def _with_links(module: ast.Module, name: str) -> ast.Module:
     """Writes types in full in all annotations, so that those of this house are links."""
     names = {
-        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        alias.asname or alias.name: f"~{node.module}.{alias.name}"
         for node in ast.walk(module)
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
     assigned = [node.targets for node in module.body if isinstance(node, ast.Assign)]
     own = [each.id for targets in assigned for each in targets if isinstance(each, ast.Name)]
-    in_full = _InFull(names | {each: f"{name}.{each}" for each in own})
+    in_full = _InFull(names | {each: f"~{name}.{each}" for each in own})
     for node in ast.walk(module):
         for field in ("annotation", "returns"):
             if (hint := getattr(node, field, None)) is not None:

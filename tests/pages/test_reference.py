@@ -68,14 +68,14 @@ class Box(Base):
         width: of ``x_1``, w_k ≥ 0.
     """
 
-    width: int
+    width: Float[Array, " n"]
     rest: tuple[int, ...] = ()
 
     @property
     def area(self) -> float:
         """width²."""
 
-    def grow(self, by: Float[Array, " n"], *, state: State):
+    def grow(self, by: Array, *, state: State):
         """Larger.
 
         Args:
@@ -104,7 +104,7 @@ As typed:
 
    At most.
 
-.. py:class:: Box(width: int, rest: tuple[int, ...]=())
+.. py:class:: Box(width: ~jaxtyping.Float[~jaxtyping.Array, 'n'], rest: tuple[int, ...]=())
 
    A box.
 
@@ -115,7 +115,7 @@ As typed:
 
       width².
 
-   .. py:method:: grow(by: jaxtyping.Float[jaxtyping.Array, 'n'], *, state: opsin.train.state.State)
+   .. py:method:: grow(by: ~jaxtyping.Array, *, state: ~opsin.train.state.State)
 
       Larger.
 
