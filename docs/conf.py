@@ -21,6 +21,7 @@ myst_heading_anchors = 3
 add_module_names = False
 maximum_signature_line_length = 80
 pygments_style = "friendly"
+highlight_language = "none"  # what is typed; code in Python says so
 nitpicky = False  # types of libraries have no page here; links are checked in the built pages
 
 

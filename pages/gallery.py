@@ -54,7 +54,10 @@ def _page(path: Path, house: Path) -> str:
     ]
     if table := results(path.stem, house):
         parts += ["## Results", ":::{container} numbers", table, ":::"]
-    parts += ["## The experiment", f"```{{literalinclude}} ../../{file}\n:lines: {end + 2}-\n```"]
+    parts += [
+        "## The experiment",
+        f"```{{literalinclude}} ../../{file}\n:lines: {end + 2}-\n:language: python\n```",
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -10,8 +10,10 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from sphinx.ext.napoleon import Config, GoogleDocstring
+from sphinx.ext.napoleon import Config
+from sphinx.ext.napoleon.docstring import GoogleDocstring
 
 Definition = ast.FunctionDef | ast.ClassDef
 
@@ -38,7 +40,7 @@ class _InFull(ast.NodeTransformer):
 ELSEWHERE = ("experiments", "pages")
 """Rooms that have no reference: experiments are in the gallery."""
 
-_GOOGLE = Config(napoleon_use_ivar=True, napoleon_use_rtype=False)
+_GOOGLE: Any = Config(napoleon_use_ivar=True, napoleon_use_rtype=False)
 _TOKENS = re.compile(
     r"(?P<kept>``[^`]+``|^ *:\w+[^:\n]*:"  # code, the name of a field
     r"|^::\n\n(?:(?: {4}.*)?\n)*(?: {4}.*)?)"
@@ -74,9 +76,7 @@ def pages(house: Path) -> dict[str, str]:
     texts = {"index.rst": "\n\n".join(index) + "\n"}
     for name, modules in found.items():
         folder = house.joinpath(*name.split("."))
-        about = _docstring(
-            ast.parse((folder / "__init__.py").read_text(encoding="utf-8")), "module"
-        )
+        about = _docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
         sections = [_section(path, house) for path in modules]
         texts[f"{name}.rst"] = "\n\n".join([_title(f"opsin.{name}", "="), about, *sections]) + "\n"
     return texts
@@ -109,7 +109,7 @@ def _section(path: Path, house: Path) -> str:
     text = path.read_text(encoding="utf-8")
     name = ".".join(("opsin", *path.relative_to(house).with_suffix("").parts))
     module = _with_links(ast.parse(text), name)
-    parts = [f".. py:module:: {name}", _title(name, "-"), _docstring(module, "module")]
+    parts = [f".. py:module:: {name}", _title(name, "-"), _docstring(module)]
     for node, following in zip(module.body, [*module.body[1:], None], strict=True):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             parts.append(_definition(node))
@@ -138,14 +138,14 @@ def _with_links(module: ast.Module, name: str) -> ast.Module:
 
 def _definition(node: Definition) -> str:
     if isinstance(node, ast.FunctionDef):
-        return _directive("function", signature(node), _docstring(node, "function"))
+        return _directive("function", signature(node), _docstring(node))
     methods = [_method(each) for each in _functions(node) if _shown(each)]
-    return _directive("class", signature(node), "\n\n".join([_docstring(node, "class"), *methods]))
+    return _directive("class", signature(node), "\n\n".join([_docstring(node), *methods]))
 
 
 def _method(node: ast.FunctionDef) -> str:
     decorators = {ast.unparse(each) for each in node.decorator_list}
-    text = _docstring(node, "method")
+    text = _docstring(node)
     if "property" in decorators:
         kind = f":type: {ast.unparse(node.returns)}\n\n" if node.returns else "\n"
         return _directive("property", node.name, kind + text)
@@ -192,13 +192,13 @@ def _arguments(node: ast.FunctionDef, *, bound: bool) -> str:
     return re.sub(r"^(self|cls)(, (/, )?)?", "", text) if bound else text
 
 
-def _docstring(node: Definition | ast.Module, kind: str) -> str:
+def _docstring(node: Definition | ast.Module) -> str:
     text = ast.get_docstring(node) or ""
     first = _SECTION.search(text)
     end = first.start() if first else len(text)
     about = re.sub(r"\n\n(?=    \S)", "\n\n::\n\n", text[:end])  # what is indented is code
     text = about + text[end:]
-    lines = str(GoogleDocstring(text, _GOOGLE, what=kind)).strip()
+    lines = str(GoogleDocstring(text, _GOOGLE)).strip()
     return typeset(lines.replace(":ivar ", ":param "))  # fields are what a constructor takes
 
 
