@@ -53,6 +53,8 @@ def test_a_run_that_drew_shows_it(pages):
         in (pages["mnist_ddpm.md"])
     )
     assert gallery.pictures("digits_lenet", HOUSE) == []
+    drawn = {path.stem for path in (HOUSE / "results/pictures").glob("*.png")}
+    assert drawn <= EXPERIMENTS.keys()  # or nobody sees them
 
 
 def test_the_rest_of_the_results_has_pages(pages):
