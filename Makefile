@@ -8,7 +8,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c 
 # Tests start a hundred processes, and without bytecode each compiles every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test proofs slow check bench clean
+.PHONY: run test proofs slow check docs bench clean
 
 run: $(VENV)/.run
 	$(VENV)/bin/opsin run digits_lenet
@@ -31,12 +31,18 @@ check: $(VENV)/.dev .links/opsin
 	$(VENV)/bin/basedpyright
 	$(MAKE) --no-print-directory test
 
+# Warnings are errors; then every link of the built pages is followed.
+docs: $(VENV)/.dev
+	$(VENV)/bin/python -m sphinx --fail-on-warning --quiet -j auto -d build/doctrees docs build/site
+	$(VENV)/bin/python -m opsin.pages.links build/site
+	@echo "open build/site/index.html"
+
 # A quarter of an hour on two cores, which should have nothing else to do.
 bench: $(VENV)/.bench
 	$(VENV)/bin/python -m opsin.benchmarks
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build docs/gallery docs/measured docs/reference
 
 # What basedpyright finds `opsin` by: an editable install tells Python alone where it is.
 .links/opsin:

@@ -10,7 +10,7 @@ from tyro.conf import arg
 
 from opsin.commands import runtime
 from opsin.config import catalogue
-from opsin.data.files import writing
+from opsin.data.files import replace_text, writing
 from opsin.errors import ConfigError
 
 
@@ -45,15 +45,16 @@ def report(
     if name:
         with writing(results, elsewhere):
             return _collect(name, workdir, results)
-    from opsin.report.report import derive, readme_table, update_readme
+    from opsin.report.report import derive, overviews
 
     reports = [catalogue.report_of(each) for each in names]
     with writing(results, elsewhere):
         for chosen in reports:
             derive(chosen, results)
         reproduction.derive(results)
-    with writing(readme, elsewhere):
-        update_readme(readme, readme_table(reports, results))
+    for path, text in overviews(reports, results, readme).items():
+        with writing(path, elsewhere):
+            replace_text(path, text)
     print(f"wrote the tables of {len(reports)} experiments, and that of {readme}")
     print(results)
     return 0
@@ -77,14 +78,15 @@ def _collect(name: str, workdir: Path, results: Path) -> int:
 def _compare(names: list[str], results: Path, readme: Path | None) -> int:
     """Names the files that are not what their data give."""
     from opsin.report import reproduction
-    from opsin.report.report import check, readme_is_current, readme_table
+    from opsin.report.report import check, overviews
 
     reports = [catalogue.report_of(name) for name in names]
     stale = [file for chosen in reports for file in check(chosen, results)]
     if readme:
         stale += reproduction.check(results)
-    if readme and not readme_is_current(readme, readme_table(reports, results)):
-        stale.append(str(readme))
+        for path, text in overviews(reports, results, readme).items():
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                stale.append(str(path))
     for file in stale:
         print(f"opsin: {file} is not what its data give: run opsin report", file=sys.stderr)
     return 1 if stale else 0

@@ -22,8 +22,8 @@ def reproduce(
 ) -> int:
     """Trains rows of a committed table again, and compares each metric with the spread over seeds.
 
-    What it finds goes into results/reproduced.jsonl and .md, in the place of the same row; it exits with 1 if a metric is
-    outside its interval.
+    What it finds goes into results/reproduced.jsonl and .md, in the place of the same row; it exits
+    with 1 if a metric is outside its interval.
 
     Args:
         rows: how many, drawn at random

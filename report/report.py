@@ -1,12 +1,14 @@
-"""From runs that ended to ``results/NAME.{jsonl,csv,md,png}`` and the table in the README.
+"""From runs that ended to ``results/NAME.{jsonl,csv,md,png}`` and the tables of all experiments.
 
 ``NAME.jsonl`` is the raw data, one line a run. The other three are functions of it and of the
-experiment's ``TABLE``, which ``check`` verifies. Nothing here trains or imports JAX.
+experiment's ``TABLE``, which ``check`` verifies. ``results/README.md`` has a row for each of them,
+and the README those that it names. Nothing here trains or imports JAX.
 """
 
 import csv
 import difflib
 import io
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,7 +26,16 @@ DELTA_LEGEND = (
     "Δ: mean difference to the baseline, paired by seed, with the 95 % percentile bootstrap "
     "interval of that mean (for two or three pairs, their range)."
 )
-README_START, README_END = "<!-- results -->", "<!-- /results -->"
+README_START, README_END = re.compile(r"<!-- results(?:: ([\w ]+))? -->"), "<!-- /results -->"
+OVERVIEW = """# Results
+
+Mean ± standard deviation over seeds, for the best arm of each experiment. The page of an experiment
+has all arms, confidence intervals, differences to the baseline, times and hardware; its file says
+what was made smaller than in the paper. `opsin sweep NAME && opsin report NAME && opsin report`
+makes them from runs, and CI checks that they follow from the `.jsonl` files.
+
+{table}
+"""
 
 
 def write(rows: Sequence[Row], report: Report, results: Path) -> None:
@@ -78,8 +89,13 @@ def check(report: Report, results: Path) -> list[str]:
         return [name for name in names if not _same(again / name, results / name)]
 
 
-def readme_table(reports: Iterable[Report], results: Path) -> str:
+def best_arms(reports: Iterable[Report], results: Path, *, folder: str) -> str:
     """A Markdown table with a line for each report: its best arm, and the baseline or next best.
+
+    Args:
+        reports: of the experiments, in order.
+        results: the folder of their ``.jsonl`` files.
+        folder: what links to their pages begin with, such as ``"results/"``.
 
     Raises:
         ReportError: as ``derive``.
@@ -106,7 +122,7 @@ def readme_table(reports: Iterable[Report], results: Path) -> str:
         second = ranked[1] if len(ranked) > 1 else None
         lines.append(
             [
-                f"[{report.name}]({results.name}/{report.name}.md)",
+                f"[{report.name}]({folder}{report.name}.md)",
                 table.header(metric),
                 *(
                     "" if arm is None else _named(report, arm, _mean_and_std(found[arm], form))
@@ -123,33 +139,33 @@ def _named(report: Report, arm: str, number: str) -> str:
     return number if len(report.arms) == 1 else f"`{arm}` {number}"
 
 
-def update_readme(path: Path, text: str) -> None:
-    """Replaces what a file holds between ``<!-- results -->`` and ``<!-- /results -->``.
+def overviews(reports: Sequence[Report], results: Path, readme: Path) -> dict[Path, str]:
+    """The files that show several experiments, and what they should hold.
+
+    ``results/README.md`` has a line for each report. The README has, between
+    ``<!-- results: NAME NAME -->`` and ``<!-- /results -->``, one for each that is named, or for
+    all if none is.
 
     Raises:
-        ReportError: the file is missing or does not hold that pair of lines.
+        ReportError: as ``derive``; the README is missing, lacks that pair of lines, or names an
+            experiment without results.
     """
-    replace_text(path, _readme_with(path, text))
-
-
-def readme_is_current(path: Path, text: str) -> bool:
-    """Whether ``update_readme`` would change nothing.
-
-    Raises:
-        ReportError: as ``update_readme``.
-    """
-    expected = _readme_with(path, text)
-    return path.read_text(encoding="utf-8") == expected
-
-
-def _readme_with(path: Path, text: str) -> str:
-    if not path.exists():
-        raise ReportError(f"no {path} to put the results in")
-    before, start, rest = path.read_text(encoding="utf-8").partition(README_START)
-    _, end, after = rest.partition(README_END)
-    if not start or not end:
-        raise ReportError(f"{path} lacks the line {README_START}, followed by {README_END}")
-    return f"{before}{start}\n{text.strip()}\n{end}{after}"
+    if not readme.exists():
+        raise ReportError(f"no {readme} to put the results in")
+    text = readme.read_text(encoding="utf-8")
+    start = README_START.search(text)
+    if start is None or README_END not in text[start.end() :]:
+        raise ReportError(f"{readme} lacks the line <!-- results -->, followed by {README_END}")
+    known = {report.name: report for report in reports}
+    chosen = (start[1] or " ".join(known)).split()
+    if unknown := [name for name in chosen if name not in known]:
+        raise ReportError(f"{readme} names {unknown[0]}, of which {results}/ has no results")
+    table = best_arms([known[name] for name in chosen], results, folder=f"{results.name}/")
+    after = text[start.end() :].partition(README_END)[2]
+    return {
+        readme: f"{text[: start.end()]}\n{table}\n{README_END}{after}",
+        results / "README.md": OVERVIEW.format(table=best_arms(reports, results, folder="")),
+    }
 
 
 def _validate(rows: Sequence[Row], report: Report) -> None:

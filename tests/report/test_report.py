@@ -2,8 +2,10 @@
 
 import csv
 import dataclasses
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from opsin.config.table import Report, ReportError, Table
 from opsin.data.records import RecordError
 from opsin.report import report as report_module
 from opsin.report.figure import apart, draw
-from opsin.report.report import check, derive, readme_is_current, readme_table, update_readme, write
+from opsin.report.report import best_arms, check, derive, overviews, write
 from opsin.report.rows import Row, read_rows
 from opsin.train.logging import NonFiniteError
 
@@ -347,53 +349,75 @@ def test_a_table_must_fit_its_sweep(changes, message):
 # The README.
 
 
-def test_readme_table_has_a_line_for_each_experiment(rows, undrawn, tmp_path):
+def test_the_table_of_best_arms_has_a_line_for_each_experiment(rows, undrawn, tmp_path):
     results = tmp_path / "results"
     write(rows, FOCAL, results)
-    lines = readme_table([FOCAL], results).splitlines()
+    lines = best_arms([FOCAL], results, folder="results/").splitlines()
     assert lines[0].startswith("| experiment | metric | best arm | baseline or second | n |")
     assert lines[2:] == [
         "| [focal](results/focal.md) | test/accuracy (%) ↑ | `focal-2` 96.00 | "
         "`cross-entropy` 92.00 ± 2.00 | 1 of 3 | 98.10 (Author et al. 2020, Table 3) |",
     ]
     lower = dataclasses.replace(TABLE, metrics={"test/nll": ".3f", "test/accuracy": ".2%"})
-    lines = readme_table([dataclasses.replace(FOCAL, table=lower)], results).splitlines()
+    lines = best_arms([dataclasses.replace(FOCAL, table=lower)], results, folder="").splitlines()
     assert "test/nll ↓ | `focal-2` 0.040 | `cross-entropy` 0.080 ± 0.020 | 1 of 3 |" in lines[2]
     lower = dataclasses.replace(lower, lower_is_better=("test/nll", "test/accuracy"), paper={})
     lower = dataclasses.replace(lower, metrics={"test/accuracy": ".2%", "test/nll": ".3f"})
-    (_, _, line) = readme_table([dataclasses.replace(FOCAL, table=lower)], results).splitlines()
+    (_, _, line) = best_arms(
+        [dataclasses.replace(FOCAL, table=lower)], results, folder=""
+    ).splitlines()
     assert "| `cross-entropy` 92.00 ± 2.00 | `focal-1` 93.00 ± 2.00 | 3 |  |" in line
     bound = dataclasses.replace(TABLE, references=("focal-2",))
-    (_, _, line) = readme_table([dataclasses.replace(FOCAL, table=bound)], results).splitlines()
+    (_, _, line) = best_arms(
+        [dataclasses.replace(FOCAL, table=bound)], results, folder=""
+    ).splitlines()
     assert "| `focal-1` 93.00 ± 2.00 | `cross-entropy` 92.00 ± 2.00 | 3 |" in line
     with pytest.raises(ReportError, match="names the arm 'focal-9'"):
         dataclasses.replace(FOCAL, table=dataclasses.replace(TABLE, references=("focal-9",)))
 
 
-def test_readme_is_updated_once_and_only_between_its_lines(tmp_path):
-    path = tmp_path / "README.md"
-    path.write_text("# Title\n\n<!-- results -->\nold\n<!-- /results -->\n\nThe end.\n")
-    assert not readme_is_current(path, "| new |\n")
-    update_readme(path, "| new |\n")
-    assert readme_is_current(path, "| new |\n")
-    expected = "# Title\n\n<!-- results -->\n| new |\n<!-- /results -->\n\nThe end.\n"
-    assert path.read_text() == expected
-    update_readme(path, "| new |\n")
-    assert path.read_text() == expected
+@pytest.fixture
+def results(rows, undrawn, tmp_path) -> Path:
+    """The results of two experiments."""
+    for name in ("focal", "other"):
+        write(rows, dataclasses.replace(FOCAL, name=name), tmp_path / "results")
+    return tmp_path / "results"
+
+
+def lines_of(text: str) -> list[str]:
+    """The experiments that a text has a line of a table for, as it links to them."""
+    return re.findall(r"^\| (\[\w+\]\(.*?\)) \|", text, re.MULTILINE)
+
+
+def test_the_readme_has_the_lines_that_it_names(results):
+    path = results.parent / "README.md"
+    reports = [FOCAL, dataclasses.replace(FOCAL, name="other")]
+    links = {name: f"[{name}](results/{name}.md)" for name in ("focal", "other")}
+    for named, found in ((": other", ["other"]), (": other focal", ["other", "focal"])):
+        path.write_text(f"# Title\n\n<!-- results{named} -->\nold\n<!-- /results -->\n\nEnd.\n")
+        text = overviews(reports, results, path)[path]
+        assert text.startswith(f"# Title\n\n<!-- results{named} -->\n| experiment |")
+        assert text.endswith(" |\n<!-- /results -->\n\nEnd.\n")
+        assert lines_of(text) == [links[name] for name in found]
+        path.write_text(text)
+        assert overviews(reports, results, path)[path] == text
+    path.write_text("<!-- results -->\n<!-- /results -->\n")
+    whole = overviews(reports, results, path)
+    assert lines_of(whole[path]) == list(links.values())
+    assert lines_of(whole[results / "README.md"]) == ["[focal](focal.md)", "[other](other.md)"]
+    path.write_text("<!-- results: focal lost -->\n<!-- /results -->\n")
+    with pytest.raises(ReportError, match=r"README\.md names lost, of which .*results/ has no"):
+        overviews(reports, results, path)
 
 
 @pytest.mark.parametrize("text", ["", "<!-- results -->", "<!-- /results -->\n<!-- results -->"])
-def test_a_readme_without_its_lines_is_left_alone(tmp_path, text):
+def test_a_readme_without_its_lines_is_refused(tmp_path, text):
     path = tmp_path / "README.md"
+    with pytest.raises(ReportError, match=r"no .*README\.md"):
+        overviews([], tmp_path, path)
     path.write_text(text)
     with pytest.raises(ReportError, match="lacks the line <!-- results -->"):
-        update_readme(path, "new")
-    assert path.read_text() == text
-
-
-def test_a_readme_that_is_missing_is_named(tmp_path):
-    with pytest.raises(ReportError, match=r"no .*README\.md"):
-        readme_is_current(tmp_path / "README.md", "new")
+        overviews([], tmp_path, path)
 
 
 def test_reports_start_without_heavy_libraries():
