@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from opsin.commands.runs import RunError
 from opsin.commands.trained import open_run
-from opsin.data.files import keep_inputs, replacing, writing
+from opsin.data.files import keep_inputs, replace_text, replacing, writing
 from opsin.data.images import MODES, read_image
 from opsin.imaging.tiles import over_tiles
 from opsin.pictures import figures
@@ -133,27 +133,25 @@ def _classify(
     predictor: Predictor, images: Iterable[tuple[str, Path, Image.Image]], output: Path
 ) -> Iterator[str]:
     height, width, _ = predictor.image
-    with (
-        replacing(output / LABELS) as whole,
-        io.TextIOWrapper(whole, newline="", write_through=True) as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["file", "label", "class", "probability"])
-        for name, path, image in images:
-            fitted = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-            pixels = _pixels(fitted)
-            shares = predictor.probabilities(pixels[None])[0]
-            label = int(shares.argmax())
-            caption = figures.class_caption(np.asarray(label), predictor.class_names)
-            writer.writerow([path, label, caption, f"{shares[label]:.4f}"])
-            figure = figures.image_grid(
-                pixels[None] / 255,
-                labels=np.array([label]),
-                class_names=predictor.class_names,
-                title=f"{shares[label]:.1%}",
-            )
-            figures.save(figure, output / f"{name}_label.png")
-            yield f"{path}  {caption}  {shares[label]:.1%}"
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["file", "label", "class", "probability"])
+    for name, path, image in images:
+        fitted = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+        pixels = _pixels(fitted)
+        shares = predictor.probabilities(pixels[None])[0]
+        label = int(shares.argmax())
+        caption = figures.class_caption(np.asarray(label), predictor.class_names)
+        writer.writerow([path, label, caption, f"{shares[label]:.4f}"])
+        figure = figures.image_grid(
+            pixels[None] / 255,
+            labels=np.array([label]),
+            class_names=predictor.class_names,
+            title=f"{shares[label]:.1%}",
+        )
+        figures.save(figure, output / f"{name}_label.png")
+        yield f"{path}  {caption}  {shares[label]:.1%}"
+    replace_text(output / LABELS, table.getvalue())
 
 
 def _segment(
