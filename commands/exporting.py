@@ -8,7 +8,7 @@ from pathlib import Path
 
 from opsin.commands.runs import RunError
 from opsin.commands.trained import open_run
-from opsin.data.files import to_json
+from opsin.data.files import WriteError, to_json
 from opsin.report.run_files import read_summary
 from opsin.train.weights import save_weights
 
@@ -26,8 +26,10 @@ def export(run: Path, path: Path, *, allow: Sequence[str] = ()) -> str:
 
     Raises:
         RunError: if this is no finished run.
-        WeightsError: if the file cannot be written.
+        WriteError: if the file cannot be written, or another kind of file is there.
     """
+    if path.is_file() and path.suffix != ".safetensors":
+        raise WriteError(f"{path} is there, and no safetensors file: give another name")
     trained = open_run(run, allow=allow)
     if not (run / "DONE").exists():
         raise RunError(f"{run} is not finished: run it again, and it resumes")

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from opsin.commands.runs import RunError
 from opsin.commands.trained import Trained, open_run
 from opsin.data.examples import DataError
-from opsin.data.files import readable, replacing, writing
+from opsin.data.files import readable, replace_text, replacing, writing
 from opsin.data.folder import visible_files
 from opsin.data.images import MODES, read_image
 from opsin.imaging.tiles import over_tiles
@@ -141,26 +141,24 @@ def predict(predictor: Predictor, paths: Sequence[Path], output: Path) -> Iterat
 def _classify(
     predictor: Predictor, images: Iterable[tuple[str, Path, Image.Image]], output: Path
 ) -> Iterator[str]:
-    with (
-        replacing(output / LABELS) as whole,
-        io.TextIOWrapper(whole, newline="", write_through=True) as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["file", "label", "class", "probability"])
-        for name, path, image in images:
-            pixels = fitted(predictor, image)
-            shares = predictor.probabilities(pixels[None])[0]
-            label = int(shares.argmax())
-            caption = class_caption(np.asarray(label), predictor.class_names)
-            writer.writerow([readable(path), label, caption, f"{shares[label]:.4f}"])
-            figure = figures.image_grid(
-                pixels[None] / 255,
-                labels=np.array([label]),
-                class_names=predictor.class_names,
-                title=f"{shares[label]:.1%}",
-            )
-            figures.save(figure, output / f"{name}_label.png")
-            yield f"{readable(path)}  {caption}  {shares[label]:.1%}"
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["file", "label", "class", "probability"])
+    for name, path, image in images:
+        pixels = fitted(predictor, image)
+        shares = predictor.probabilities(pixels[None])[0]
+        label = int(shares.argmax())
+        caption = class_caption(np.asarray(label), predictor.class_names)
+        writer.writerow([readable(path), label, caption, f"{shares[label]:.4f}"])
+        figure = figures.image_grid(
+            pixels[None] / 255,
+            labels=np.array([label]),
+            class_names=predictor.class_names,
+            title=f"{shares[label]:.1%}",
+        )
+        figures.save(figure, output / f"{name}_label.png")
+        yield f"{readable(path)}  {caption}  {shares[label]:.1%}"
+    replace_text(output / LABELS, table.getvalue())
 
 
 def _segment(

@@ -48,17 +48,17 @@ def _in_range(value: Any, hint: Any) -> bool:
         return True
     ranges = [x for member in members(hint) for x in _metadata(member) if isinstance(x, Interval)]
     if not ranges:
-        return math.isfinite(value)
+        return isinstance(value, int) or math.isfinite(value)
     return any(_inside(value, each) for each in ranges)
 
 
 def _inside(value: float, interval: Interval) -> bool:
-    # Written so that NaN is outside of everything.
-    above = interval.gt is None or value > interval.gt
-    from_on = interval.ge is None or value >= interval.ge
-    below = interval.lt is None or value < interval.lt
-    up_to = interval.le is None or value <= interval.le
-    return above and from_on and below and up_to and not math.isnan(value)
+    bounds: Any = interval  # whose numbers are of any kind that has an order
+    above = bounds.gt is None or value > bounds.gt
+    from_on = bounds.ge is None or value >= bounds.ge
+    below = bounds.lt is None or value < bounds.lt
+    up_to = bounds.le is None or value <= bounds.le
+    return above and from_on and below and up_to
 
 
 def _metadata(hint: Any) -> tuple[Any, ...]:
@@ -105,9 +105,10 @@ def _bearable(value: Any, hint: Any) -> bool:
     from beartype.door import is_bearable
     from beartype.roar import BeartypeException
 
-    kinds = (Callable if is_protocol(each) else each for each in members(hint))
+    kinds = [Callable if is_protocol(each) else each for each in members(hint)]
+    either: Any = Union
     try:
-        return is_bearable(value, Union[tuple(kinds)])  # noqa: UP007 - of as many as there are
+        return is_bearable(value, either[tuple(kinds)])
     except BeartypeException:  # a hint that only type checkers can read
         return True
 

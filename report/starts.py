@@ -68,7 +68,7 @@ def other_code(starts: Sequence[Start], now: Mapping[str, Any]) -> str | None:
         same = _version(before) == _version(here)
     if same and not (before["dirty"] or here["dirty"]):
         return None
-    if same:
+    if same and before["dirty"] and here["dirty"]:
         return f"trained at {_described(before)}, which may be others than now"
     return f"trained at {_described(before)}; this is {_described(here)}"
 

@@ -49,12 +49,9 @@ def save_weights(path: str | Path, variables: PyTree, described: Mapping[str, An
         The sha256 of the file, 64 hexadecimal digits.
 
     Raises:
-        WeightsError: if another kind of file is there.
         WriteError: if the file cannot be written.
     """
     path = Path(path)
-    if path.is_file() and path.suffix != ".safetensors":
-        raise WeightsError(f"{path} is there, and no safetensors file: give another name")
     # In one entry: safetensors writes several in any order.
     metadata = {HEADER: json.dumps(dict(described), sort_keys=True)}
     content = save(_arrays(variables), metadata=metadata)

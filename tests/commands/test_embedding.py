@@ -21,6 +21,7 @@ from opsin.commands.runs import Options, RunError, execute
 from opsin.commands.trained import open_run
 from opsin.config.tree import override
 from opsin.data.augment import normalize, scale
+from opsin.data.files import WriteError
 from opsin.data.geometry import random_flip
 from opsin.data.selection import per_class
 from opsin.data.sources import digits
@@ -107,7 +108,7 @@ def test_images_of_ones_own_need_no_classes(classifier, tmp_path):
     with pytest.raises(RunError, match=r"a map of 2 images shows nothing: .* --n 3 or more"):
         own(None, **{**options, "count": 2})
     blocked = tmp_path / "0.png" / "out"
-    with pytest.raises(RunError, match="choose another directory with --output"):
+    with pytest.raises(WriteError, match="choose another directory with --output"):
         own(None, **{**options, "output": blocked})
 
 

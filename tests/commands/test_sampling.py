@@ -128,7 +128,7 @@ def test_what_cannot_be_asked_is_told(plain, classifier, tmp_path):
     with pytest.raises(RunError, match="predict is for classification and segmentation"):
         load(plain)
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="choose another directory with --output"):
+    with pytest.raises(WriteError, match="choose another directory with --output"):
         sample(plain, 1, Images(), path=False, output=tmp_path / "file")
 
 

@@ -16,7 +16,7 @@ from opsin.losses.classification import cross_entropy_loss, focal_loss
 from opsin.ranges import BelowOne, Count, Positive, Probability, Seed, Unbounded
 from opsin.train.experiment import Experiment
 
-BAD = (-1, -0.5, math.inf, -math.inf, math.nan, 10**9, 10**30, 2**70)
+BAD = (-1, -0.5, math.inf, -math.inf, math.nan, 10**9, 10**30, 2**70, 10**400)
 ANY_SIGN = ("data.mean", "rotation", "shear", "real_label", "fake_label", "generator.target")
 """Numbers that may be negative, by their field: any that is finite."""
 INFINITE = ("churn_max",)

@@ -15,8 +15,8 @@ from opsin.commands import runtime
 from opsin.commands.main import main
 from opsin.config import catalogue
 from opsin.config.tree import override
+from opsin.data.files import WriteError
 from opsin.data.sources import blank, synthetic
-from opsin.errors import ConfigError
 from opsin.models.classification.vit import ViT
 from opsin.planning import planner as planning
 from opsin.planning.chips import CHIPS, Topology
@@ -315,7 +315,7 @@ def test_the_compiler_for_tpus_is_asked_for_where_it_is_missing(opsin, monkeypat
 def test_a_place_that_cannot_be_written_is_named(planner, tmp_path):
     (tmp_path / "file").write_text("")
     setting = planner.setting({"parallel.fsdp": 16})
-    with pytest.raises(ConfigError, match="choose another place with --out"):
+    with pytest.raises(WriteError, match="choose another place with --out"):
         planning.write(tmp_path / "file" / "plan.json", "name", "", planner, setting, [])
 
 

@@ -42,6 +42,11 @@ def installed(version: str) -> dict[str, Any]:
             start(A),
             "trained at commit aaaaaaaaaa with uncommitted changes; this is commit aaaaaaaaaa",
         ),
+        (
+            [start(A, dirty=True)],
+            start(A, dirty=True),
+            "trained at commit aaaaaaaaaa with uncommitted changes, which may be others than now",
+        ),
         ([start(None)], start(A), "trained at an unknown commit; this is commit aaaaaaaaaa"),
         ([installed("1")], installed("1"), None),
         (

@@ -345,7 +345,7 @@ def test_a_save_that_fails_leaves_the_file_that_was_there(tmp_path: Path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(WeightsError, match="No space left on device"):
+    with pytest.raises(WriteError, match="No space left on device"):
         save_lenet(path, random_variables(LeNet5(), IMAGE, seed=1))
     assert path.read_bytes() == before
 

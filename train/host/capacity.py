@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from opsin.train.sharding import DeviceError
 
 
-def memory_of(device: jax.Device) -> int | None:
+def memory_of(device: Any) -> int | None:
     """The bytes that a device has, or None if it does not say.
 
     A CPU has those of its machine, or of the container; all fake devices share them.
