@@ -7,6 +7,7 @@ import math
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 from annotated_types import Interval
@@ -20,8 +21,9 @@ def fitted(value: Any, hint: Any) -> Any:
         return tuple(fitted(item, element_hint(hint, i)) for i, item in enumerate(value))
     if isinstance(value, Mapping):
         return {key: fitted(item, element_hint(hint)) for key, item in value.items()}
-    if type(value) is int and not _bearable(value, hint) and _bearable(float(value), hint):
-        return float(value)
+    if type(value) is int and not _bearable(value, hint) and _bearable(0.0, hint):
+        with suppress(OverflowError):  # more than a float can be
+            return float(value)
     return value
 
 

@@ -371,13 +371,19 @@ COMMANDS = [
 OWN = """
 from opsin.data.sources import digits as my_set
 from opsin.losses.classification import cross_entropy_loss as poly1_loss
+from opsin.models.classification.resnet import ResNet18 as Small
 """
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_documented_commands_name_what_is_there(page, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    own = {"my_losses.py": OWN, "my_data.py": OWN, "my_experiment.py": TEMPLATE.read_text()}
+    own = {
+        "my_losses.py": OWN,
+        "my_data.py": OWN,
+        "my_model.py": OWN,
+        "my_experiment.py": TEMPLATE.read_text(),
+    }
     for name, text in own.items():  # a user's own
         monkeypatch.delitem(sys.modules, f"own_files_{Path(name).stem}", raising=False)
         Path(name).write_text(text)

@@ -22,7 +22,7 @@ from opsin.train.evaluate import check_shapes, evaluate_sets
 from opsin.train.experiment import Experiment
 from opsin.train.feed import Feed
 from opsin.train.host.accounting import Work, measured_work
-from opsin.train.host.capacity import check_state, check_step
+from opsin.train.host.capacity import check_step
 from opsin.train.host.processes import Agreement, is_first
 from opsin.train.host.profiling import Profiler, Steps
 from opsin.train.host.startup import StartUp, record_speed
@@ -140,7 +140,6 @@ def open_run(
     feed = Feed(mesh, sets.train, data.batch, experiment.seed, data.resident_megabytes)
     clock.lap("data")
     program = build(experiment, feed.spec)
-    check_state(program.state, feed.spec.batch)
     check_shapes(program, sets, data, feed.spec)
     cadence = experiment.loop.cadence(feed.spec.steps_per_epoch, program.steps)
     flops = program.flops() if program.steps else Counter()

@@ -9,6 +9,7 @@ from opsin.data.examples import check_same_data
 from opsin.train.checkpoint import Checkpoints
 from opsin.train.experiment import Experiment
 from opsin.train.feed import Feed
+from opsin.train.host.capacity import check_state
 from opsin.train.program import Program
 from opsin.train.sets import Sets
 from opsin.train.state import State
@@ -25,6 +26,7 @@ def first_state(
     essence: Callable[[Any], Any],
 ) -> tuple[State, dict[str, Any]]:
     """A new state or the one that is saved, with its metadata; moves the feed to its position."""
+    check_state(program.state, feed.spec.batch)
     if checkpoints.latest() is None:
         images = experiment.preprocessing(feed.spec.batch["image"].shape[1:])
         state = start_from(experiment.weights, program.init(), images)

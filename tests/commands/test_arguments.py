@@ -34,6 +34,8 @@ BY_NAME = {
         plan, predict, report, reproduce, run, sample, sweep,
     )
 }  # fmt: skip
+KINDS = ("models", "losses", "data", "augmentations", "selections", "measurements")
+KINDS += ("optimizers", "schedules")
 HERE, ANEW, SHOWN, ONE = Runtime(), Images(), Output(), Several()
 
 
@@ -46,7 +48,8 @@ def read(text: str) -> partial[int]:
 @pytest.mark.parametrize(
     ("text", "arguments", "options"),
     [
-        ("listing", (), {}),
+        ("listing", (), dict.fromkeys(KINDS, False)),
+        ("listing --models", (), dict.fromkeys(KINDS, False) | {"models": True}),
         (
             "run tiny a=1 --smoke b=2 --workdir there c=3 --process 0 --processes 2",
             ("tiny", ("a=1", "b=2", "c=3")),

@@ -143,6 +143,7 @@ def test_the_config_in_a_checkpoint_executes_nothing(
     (trained / "DONE").unlink()  # so that it resumes
     file = trained / "checkpoints" / "3" / "metadata" / "metadata"
     saved = json.loads(file.read_text())
+    del saved["sha256"]  # whoever writes a config can write its digest, or none
     for config in with_each(saved["config"], place, trained.absolute(), few):
         file.write_text(json.dumps(saved | {"config": config}))
         ask(opsin, reader, trained)
@@ -151,7 +152,7 @@ def test_the_config_in_a_checkpoint_executes_nothing(
 
 def test_the_name_of_an_experiment_executes_nothing(opsin: Callable, trained: Path, place: Path):
     for name in ("./evil.py", "evil"):
-        (trained / "arm.json").write_text(json.dumps({"experiment": name}))
+        (trained / "arm.json").write_text(json.dumps({"experiment": name, "arm": "a", "seed": 0}))
         assert "there is no measurement" in opsin("evaluate", str(trained), "None").complaint()
 
 
@@ -170,6 +171,8 @@ class Touch:
              "checkpoints/3/state/_METADATA", "checkpoints/3/state/manifest.ocdbt",
              "checkpoints/3/state/checkpoint", "checkpoints/3/state/_sharding"],
 )  # fmt: skip
+# What fails to open leaves an event loop of tensorstore's behind, which is collected at any time.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_nothing_is_unpickled(opsin: Callable, trained: Path, place: Path, name: str):
     (trained / name).write_bytes(pickle.dumps(Touch(place / "executed")))
     told = opsin("predict", str(trained), "night.png")

@@ -251,7 +251,7 @@ def test_activations_stay_with_their_images():
     ("parallel", "text"),
     [
         (Parallel(data=16), "asks for 16 x 1 x 1 = 16 devices, there are 8"),
-        (Parallel(data=2, fsdp=4, tensor=2), "there are 8: lower"),
+        (Parallel(data=2, fsdp=4, tensor=2), "there are 8: make its sizes smaller"),
         (Parallel(fsdp=3), "does not divide the 8 devices"),
         (Parallel(tensor=3), "does not divide the 8 devices"),
         (Parallel(data=0), "at least 1"),
