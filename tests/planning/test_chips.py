@@ -89,7 +89,7 @@ def test_fake_devices_are_those_of_here():
 
 def test_without_the_compiler_the_way_to_get_it_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(TopologyError, match=r"v5e:4x4 needs .*: pip install 'opsin\[tpu\]'"):
+    with pytest.raises(TopologyError, match=r"v5e:4x4 needs .*: pip install -e '\.\[tpu\]'"):
         Topology.parse("v5e:4x4").devices()
 
 
