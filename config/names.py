@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from opsin.config import own_files
-from opsin.data.sources import WITH_A_NAME
+from opsin.data.source_names import WITH_A_NAME
 from opsin.errors import ConfigError
 
 HOUSE = Path(__file__).parent.parent

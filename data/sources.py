@@ -18,19 +18,9 @@ from opsin.data.examples import (
     require_split,
 )
 from opsin.data.shapes import shapes
+from opsin.data.source_names import FORMS
 from opsin.data.tfds_source import tfds
 from opsin.ranges import Count, Seed
-
-_FORMS = {
-    "digits": "digits",
-    "synthetic": "synthetic",
-    "shapes": "shapes",
-    "tfds": "tfds:NAME",
-    "folder": "folder:PATH",
-    "masks": "masks:PATH",
-}
-WITH_A_NAME = tuple(kind for kind, form in _FORMS.items() if ":" in form)
-"""The kinds of source that stand before a colon: never the name of a module."""
 
 
 def open_source(source: str | Source, split: str, *, as_stored: bool = False) -> Examples:
@@ -81,13 +71,13 @@ def _opened(source: str | Source, split: str, as_stored: bool) -> Examples:
 
             return mask_folder(path, split, mixed=as_stored)
         case (kind, _, name):
-            close = difflib.get_close_matches(kind, _FORMS, n=1)
+            close = difflib.get_close_matches(kind, FORMS, n=1)
             own = f"./{kind.replace('.', '/')}.py:{name}"
             guess = own if name.isidentifier() else f"tfds:{source}"
-            nearest = _FORMS[close[0]] if close else guess
+            nearest = FORMS[close[0]] if close else guess
             raise DataError(
                 f'unknown data source "{source}", did you mean "{nearest}"? It is one of '
-                f"{', '.join(_FORMS.values())}, or a function from a split to Examples, as "
+                f"{', '.join(FORMS.values())}, or a function from a split to Examples, as "
                 "package.module:name that Python can import"
             )
 

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def begun(command: Command, now: mmap.mmap) -> int:
         (loop, "evaluate_sets", 3),
         (evaluate, "draw", 4),
         (loop, "measure_all", 5),
-        (evaluating, "measure", 5),
+        (evaluating, "evaluate", 3),
         (conclusion, "summary", 4),
     ):
         setattr(module, name, during(phase, getattr(module, name), now))
@@ -89,16 +89,16 @@ def finished(command: Command, now: mmap.mmap) -> None:
     assert os.waitstatus_to_exitcode(status) == 0, command
 
 
-def killed(command: Command, now: mmap.mmap, drawn: random.Random, longest: float) -> int | None:
-    """The phase in which a command was killed; None if it ended before."""
+def killed(
+    command: Command, now: mmap.mmap, drawn: random.Random, targets: Sequence[int]
+) -> int | None:
+    """The phase in which a command was killed, one drawn or the next; None if it ended before."""
     now[0] = 0
     child = begun(command, now)
-    if drawn.random() < 0.9:  # most of the time goes into starting
-        while now[0] == 0 and os.waitpid(child, os.WNOHANG) == (0, 0):
-            time.sleep(0.005)
-    since, wait = time.monotonic(), drawn.uniform(0, longest)
-    while time.monotonic() - since < wait:
-        time.sleep(0.001)
+    target, wait = drawn.choice(targets), drawn.choice([0, drawn.uniform(0, 0.02), drawn.random()])
+    while now[0] != target and os.waitpid(child, os.WNOHANG) == (0, 0):
+        time.sleep(0.0005)
+    time.sleep(wait)
     phase = now[0]
     try:
         os.kill(child, signal.SIGKILL)
@@ -122,6 +122,7 @@ def left(run: Path) -> Any:
     log = [
         {name: value for name, value in line.items() if name not in TIMES}
         for line in read_lines(run / "metrics.jsonl")
+        if "note" not in line  # of code with uncommitted changes
     ]
     kept = [metadata[name] for name in ("digests", "position", "shapes")]
     return [steps, kept, measured, log]
@@ -140,7 +141,7 @@ def proved(place: Path, name: str, kills: int, drawn: random.Random, now: mmap.m
     expected, phases = left(only(straight / name)), Counter()
     while phases.total() < kills:
         again = (*command, f"--workdir={other}")
-        phase = killed(again, now, drawn, 1.0)
+        phase = killed(again, now, drawn, range(len(PHASES)))
         phases.update([PHASES[phase]] if phase is not None else [])
         if phase is None or phases.total() == kills:
             finished(again, now)
@@ -160,7 +161,7 @@ def proved_evaluation(place: Path, kills: int, drawn: random.Random, now: mmap.m
     while phases.total() < kills:
         for path in (run / "evaluations").iterdir():
             path.unlink()
-        phase = killed(command, now, drawn, 2.0)
+        phase = killed(command, now, drawn, (0, 3))
         phases["evaluation"] += phase is not None
         finished(command, now)
         assert left(run) == expected

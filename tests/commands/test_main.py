@@ -80,7 +80,10 @@ def test_list_in_a_process_of_its_own(tmp_path):
 def test_a_mistake_in_a_process_of_its_own(tmp_path):
     result = in_process("run", "digits_lenet", "seed=first", cwd=tmp_path)
     assert result.code == 2
-    assert result.complaint() == "opsin: seed takes int, not 'first'; it is 0 by default"
+    assert (
+        result.complaint()
+        == "opsin: seed takes int from 0 to 4,294,967,295, not 'first'; it is 0 by default"
+    )
     assert result.out == ""
     assert list(tmp_path.iterdir()) == []
 
