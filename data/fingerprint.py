@@ -11,7 +11,7 @@ from opsin.data.examples import Source
 _FOLDERS = ("opsin.data.folder", "opsin.data.mask_folder")
 
 
-def fingerprint(source: str | Source, split: str) -> str | None:
+def source_fingerprint(source: str | Source, split: str) -> str | None:
     """Number, bytes and digest of the files of a split, as text; None without a folder of them.
 
     The digest is that of their names below the folder and of their sizes: a set that was moved

@@ -22,7 +22,7 @@ from opsin.data.examples import (
     materialize,
     stack,
 )
-from opsin.data.fingerprint import fingerprint
+from opsin.data.fingerprint import source_fingerprint
 from opsin.data.selection import drawn_places, select
 from opsin.data.sources import open_source
 from opsin.train.checkpoint import Checkpoints, saved_step
@@ -73,7 +73,7 @@ def open_sets(experiment: Experiment) -> Sets:
 def files_of(data: Data) -> dict[str, str]:
     """``Examples.files`` of each set, without opening one; other sets are left out."""
     splits = {"train": data.train_split, **data.eval_splits}
-    found = {name: fingerprint(data.source, split) for name, split in splits.items()}
+    found = {name: source_fingerprint(data.source, split) for name, split in splits.items()}
     return {name: text for name, text in found.items() if text}
 
 

@@ -212,7 +212,7 @@ def test_ctrl_c_stops_it_and_writes_nothing_of_that_row(opsin, trains):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ("mnist_lenet", "no results/mnist_lenet.jsonl"),
+        ("mnist_lenet", "results/mnist_lenet.jsonl cannot be read (No such file"),
         ("tiny --rows 5", "--rows 5: tiny has 4 rows that are done"),
         ("tiny --rows 0", "--rows"),
     ],

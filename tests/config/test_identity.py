@@ -133,7 +133,13 @@ def test_no_default_changes_unseen(here):
 
 # Names.
 
-FRAMEWORK = ("commands", "config", "planning", "report")  # no config holds what is in these rooms
+FRAMEWORK = (
+    "commands",
+    "config",
+    "pages",
+    "planning",
+    "report",
+)  # no config holds what is in these rooms
 
 NOT_IN_A_CONFIG = {
     "Labels": "of masks, and a picture",

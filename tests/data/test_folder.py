@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from opsin.data.examples import DataError, labels, materialize
-from opsin.data.fingerprint import fingerprint
+from opsin.data.fingerprint import source_fingerprint
 from opsin.data.folder import folder
 from opsin.data.images import read_image
 from opsin.data.pipeline import train_batches
@@ -382,18 +382,18 @@ def test_what_identifies_files_is_their_names_sizes_and_classes(tmp_path):
     _fill(root / "train", count=3)
     _fill(root / "test", count=1)
     source = f"folder:{root}"
-    before = fingerprint(source, "train")
+    before = source_fingerprint(source, "train")
     assert before == folder(root, "train").files
     assert re.fullmatch(r"6 of [\d,]+ bytes, digest [0-9a-f]{12}", before)
     for same in (partial(folder, str(root), size=8), partial(squared, source=source, size=4)):
-        assert fingerprint(same, "train") == before
+        assert source_fingerprint(same, "train") == before
         assert open_source(same, "train").files == before
-    assert fingerprint(source, "test") != before
+    assert source_fingerprint(source, "test") != before
     for other in ("digits", "synthetic", "tfds:mnist", lambda split: None, partial(blank, 3)):
-        assert fingerprint(other, "train") is None
+        assert source_fingerprint(other, "train") is None
     (tmp_path / "moved").mkdir()
     root = root.rename(tmp_path / "moved" / "set")
-    assert fingerprint(f"folder:{root}", "train") == before
+    assert source_fingerprint(f"folder:{root}", "train") == before
     found = {before}
     for change in (
         lambda home: _save(home / "ant" / "000.png", 9, (7, 7, 3)),  # other content
@@ -403,5 +403,5 @@ def test_what_identifies_files_is_their_names_sizes_and_classes(tmp_path):
         lambda home: (home / "bee").rename(home / "wasp"),
     ):
         change(root / "train")
-        found.add(fingerprint(f"folder:{root}", "train"))
+        found.add(source_fingerprint(f"folder:{root}", "train"))
     assert len(found) == 6

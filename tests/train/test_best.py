@@ -23,7 +23,8 @@ SPLITS = {"val": "val", "test": "test"}
 
 
 def state(step: int) -> State:
-    return State(np.int32(step), {"w": np.full(2, step, np.float32)}, {}, {}, None, np.uint32(0))
+    numbers = np.int32(step), {"w": np.full(2, step, np.float32)}, {}, {}, None, np.uint32(0)
+    return jax.device_put(State(*numbers))
 
 
 def shapes(of: State) -> State:
