@@ -185,7 +185,9 @@ def test_a_diffusion_model_fills_in(diffusion, tmp_path):
             inpaint(diffusion, image_file, mask_file, 1, Images(sampler="ddim"), **options)
     options["output"] = tmp_path
     Image.fromarray(known).save(tmp_path / "inpainted.png")
-    with pytest.raises(RunError, match=r"inpainted\.png would be replaced: choose another"):
+    with pytest.raises(
+        WriteError, match=r"would replace the input .*inpainted\.png.: choose another"
+    ):
         inpaint(diffusion, tmp_path / "inpainted.png", mask, 1, Images(sampler="ddim"), **options)
     options["output"] = tmp_path / "out"
     with pytest.raises(RunError, match="choose ddim or ancestral"):
