@@ -158,7 +158,10 @@ def read_run(folder: Path, arm: str, seed: int, measurement: str | None) -> Row 
     failed = _status(folder) == "failed"
     summary = {} if failed else read_summary(folder, "seconds")
     seconds = summary.pop("seconds", None)
-    steps = int(summary.get("steps", 0))
+    taken = float(summary.get("steps", 0))
+    if not taken.is_integer():
+        raise RecordError(f"{folder / 'summary.json'} has no whole steps: {repeated(folder)}")
+    steps = int(taken)
     again = evaluations.read(folder, evaluations.SPLITS, steps)
     metrics = summary | (again["metrics"] if again else {})
     by = [again["commit"]] if again else []

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,15 @@ def steps_logged(workdir: Path) -> int:
     return sum(len(f.read_text().splitlines()) for f in workdir.glob("*/*/metrics.jsonl"))
 
 
+@pytest.fixture
+def closable() -> Iterator[None]:
+    """SIGHUP is not ignored, as it is below ``nohup``."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("closable")
 def test_sigterm_saves_and_exits_0_and_the_same_command_goes_on(
     tmp_path: Path, opsin: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ):
