@@ -171,8 +171,6 @@ class Touch:
              "checkpoints/3/state/_METADATA", "checkpoints/3/state/manifest.ocdbt",
              "checkpoints/3/state/checkpoint", "checkpoints/3/state/_sharding"],
 )  # fmt: skip
-# What fails to open leaves an event loop of tensorstore's behind, which is collected at any time.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_nothing_is_unpickled(opsin: Callable, trained: Path, place: Path, name: str):
     (trained / name).write_bytes(pickle.dumps(Touch(place / "executed")))
     told = opsin("predict", str(trained), "night.png")
