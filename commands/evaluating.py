@@ -8,7 +8,7 @@ import pkgutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from opsin.commands.trained import Reopened, reopen
 from opsin.config import catalogue
 from opsin.config.identity import identity
 from opsin.config.sweep import identity_of
-from opsin.config.tree import named, override, parse
+from opsin.config.tree import named, override, parse, required
 from opsin.data.checks import check_classes
 from opsin.data.examples import Examples, check_same_data
 from opsin.data.files import writing
@@ -166,17 +166,13 @@ def _made(name: str, overrides: dict[str, Any], present: Sequence[Measurement]) 
         if type(own).__name__ == name:
             return override(own, overrides)
     kind = _kind(name)
-    required = [
-        field.name
-        for field in fields(kind)
-        if field.default is MISSING and field.default_factory is MISSING
-    ]
-    if missing := [field for field in required if field not in overrides]:
+    needed = required(kind)
+    if missing := [field for field in needed if field not in overrides]:
         raise ConfigError(
             f"{name} needs {', '.join(missing)}: give {missing[0]}=…, as in "
             "extractor=experiments.extractors:LENET"
         )
-    return override(kind(**{field: overrides[field] for field in required}), overrides)
+    return override(kind(**{field: overrides[field] for field in needed}), overrides)
 
 
 def _kind(name: str) -> Any:

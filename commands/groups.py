@@ -158,8 +158,10 @@ def named(typed: str, overrides: tuple[str, ...]) -> tuple[str, Any, Experiment,
     for path, count in followed.items():
         print(f"{path}={count}, as the data have", file=sys.stderr)
     changes |= followed
-    for path in [path for path, value in changes.items() if callable(value)]:
-        made = at(override(experiment, changes), path)
+    functions = [path for path, value in changes.items() if callable(value)]
+    changed = override(experiment, changes) if functions else experiment
+    for path in functions:
+        made = at(changed, path)
         if made is not changes[path]:
             print(f"{path} is {_in_one_line(made)}", file=sys.stderr)
     return name, module, experiment, changes

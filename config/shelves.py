@@ -7,7 +7,11 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from opsin.data.source_names import FORMS
+
+Definition = TypeVar("Definition", ast.FunctionDef, ast.ClassDef)
 HOUSE = Path(__file__).parents[1]
 
 
@@ -92,33 +96,18 @@ def _taking(*arguments: str, option: str = "") -> Callable[..., Iterator[tuple[s
 
 def _data(modules: dict[str, ast.Module]) -> Iterator[tuple[str, str]]:
     """The short forms, then functions of a split alone."""
-    functions = {
-        node.name: node
-        for tree in modules.values()
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef)
-    }
-    (forms,) = [
-        ast.literal_eval(node.value)
-        for node in modules["data.sources"].body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_FORMS"
-    ]
-    for name, form in forms.items():
+    functions = _by_name(modules, ast.FunctionDef)
+    for name, form in FORMS.items():
         opens = next(x for x in (name, f"{name.removesuffix('s')}_folder") if x in functions)
         yield form, _first_line(functions[opens])
     for name, says in _taking("split")(modules):
-        if name.partition(":")[2] not in forms:
+        if name.partition(":")[2] not in FORMS:
             yield name, says
 
 
 def _measurements(modules: dict[str, ast.Module]) -> Iterator[tuple[str, str]]:
     """Dataclasses that are called with a subject, or inherit that."""
-    classes = {
-        node.name: node
-        for tree in modules.values()
-        for node in tree.body
-        if isinstance(node, ast.ClassDef)
-    }
+    classes = _by_name(modules, ast.ClassDef)
 
     def is_called(name: str) -> bool:
         if name not in classes:
@@ -130,6 +119,12 @@ def _measurements(modules: dict[str, ast.Module]) -> Iterator[tuple[str, str]]:
     for name, node in sorted(classes.items()):
         if is_called(name) and not name.startswith("_"):
             yield name, _first_line(node)
+
+
+def _by_name(modules: dict[str, ast.Module], kind: type[Definition]) -> dict[str, Definition]:
+    return {
+        node.name: node for tree in modules.values() for node in tree.body if isinstance(node, kind)
+    }
 
 
 def _first_line(node: ast.FunctionDef | ast.ClassDef) -> str:

@@ -52,7 +52,7 @@ def rebuild(resolved: Any, allowed: Collection[str] = ()) -> Any:
         allowed: modules or names of other code that may be executed; see ``found``, ``names_in``.
 
     Raises:
-        UnallowedError: for other code that is not allowed.
+        UntrustedError: for other code that is not allowed.
         ConfigError: for a name that is not there any more, or no longer takes these fields.
     """
     return _built(modernized(resolved), Any, allowed)
@@ -304,12 +304,19 @@ def _begins(hint: Any, rest: list[str]) -> Any:
     So ``weights.path=FILE`` gives weights to an experiment that has none.
     """
     kinds = [each for each in hints.members(hint) if dataclasses.is_dataclass(each)]
-    if len(kinds) != 1 or len(rest) != 1:
+    if len(kinds) != 1 or len(rest) != 1 or rest[0] not in hints.parameters(cast(Any, kinds[0])):
         return None
-    fields = {field.name: field for field in dataclasses.fields(kinds[0]) if field.init}
+    return kinds[0] if {*required(kinds[0])} <= {rest[0]} else None
+
+
+def required(kind: Any) -> list[str]:
+    """The fields of a dataclass that have no default."""
     missing = dataclasses.MISSING
-    needed = {n for n, x in fields.items() if x.default is missing and x.default_factory is missing}
-    return kinds[0] if needed <= {rest[0]} <= fields.keys() else None
+    return [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.init and field.default is missing and field.default_factory is missing
+    ]
 
 
 def _checked(value: Any, hint: Any, path: str, present: Any) -> Any:

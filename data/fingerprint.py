@@ -52,7 +52,7 @@ def _folder_of(source: str | Source) -> tuple[str, str]:
 
 
 def identified(files: Iterable[Path], root: Path) -> str:
-    """Number, bytes and digest of files below ``root``, see ``fingerprint``."""
+    """Number, bytes and digest of files below ``root``, see ``source_fingerprint``."""
     digest, count, total = hashlib.sha256(), 0, 0
     for file in files:
         size = file.stat().st_size
