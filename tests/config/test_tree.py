@@ -160,6 +160,18 @@ def test_positional_arguments_and_unlisted_keywords_of_a_partial_survive():
     assert changed["norm"].keywords == {"name": "m"}  # through **options
 
 
+def test_one_field_makes_a_dataclass_where_there_is_none_if_it_is_all_that_it_needs(experiment):
+    changed = override(experiment, {"weights.path": "a", "weights.part": "head"})
+    assert changed.weights == Weights("a", part="head")
+    for path, value, message in (
+        ("weights.part", "head", "there is no 'weights.part' to override"),
+        ("weights.paths", "a", "there is no 'weights.paths' to override"),
+        ("weights.path", 3, "weights.path takes str, not 3"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            override(experiment, {path: value})
+
+
 def test_keys_that_are_not_strings_are_replaced_not_added():
     assert override({1: "a", 2: "b"}, {"2": "c"}) == {1: "a", 2: "c"}
 

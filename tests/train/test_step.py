@@ -242,6 +242,16 @@ def test_settings_that_do_not_fit_are_named(tiny_one_device: Experiment, overrid
         lay_out(override(tiny_one_device, overrides))
 
 
+def mean_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.mean(cross_entropy_loss(logits, labels))
+
+
+def test_a_loss_that_gives_its_mean_is_told(tiny_one_device: Experiment):
+    program = lay_out(override(tiny_one_device, {"task.loss_function": mean_loss}))[1]
+    with pytest.raises(SettingError, match=r"task\.loss_function gives \[\] for \d+ images"):
+        program.compile()
+
+
 def test_the_state_is_donated_whole(tiny_one_device: Experiment):
     program = lay_out(tiny_one_device)[1]
     compiled = program.compile()
