@@ -28,7 +28,7 @@ HELD = (
 )
 """How the names of all begin that a file may hold whose author is not known. Whatever it is called
 with, nothing in them runs a text, imports a module or writes a file; a test reads their code."""
-WRITES_FILES = "data.files:"
+OPENS_FILES = ("data.files:", "data.records:")
 """What of these no file may hold either."""
 
 
@@ -145,7 +145,7 @@ def _is_of_the_house(name: str) -> bool:
 
 
 def _may_be_named(name: str, allowed: Collection[str]) -> bool:
-    held = name.startswith(HELD) and not name.startswith(WRITES_FILES)
+    held = name.startswith(HELD) and not name.startswith(OPENS_FILES)
     given = any(name == each or name.startswith((f"{each}.", f"{each}:")) for each in allowed)
     return held or given or own_files.is_read(Path(name.rpartition(":")[0]))
 

@@ -202,7 +202,7 @@ def test_nothing_is_written_over_a_folder_a_device_or_an_input(a_run: Path, tmp_
         ("a device is there", lambda: export(run, Path("/dev/null"))),
         ("no safetensors file", lambda: export(run, tmp_path / "note.txt")),
         ("File exists", lambda: export(run, tmp_path / "note.txt" / "x.safetensors")),
-        ("it would replace the input", lambda: predicted("a.png", "a_label.png")),
+        ("a_label.png is there already", lambda: predicted("a.png", "a_label.png")),
         ("File exists", lambda: predicted("a.png", to="note.txt")),
     ]
     for words, attempt in tries:

@@ -93,7 +93,9 @@ def test_a_bug_of_ours_keeps_its_trace(opsin: Callable, monkeypatch: pytest.Monk
 
 
 def test_a_sweep_shows_it_for_each_run_and_goes_on(opsin: Callable, own: Path):
-    result = opsin("sweep", "tiny", "--quiet", "--seeds", "1", f"data.source=./{own.name}:source")
+    # With the number of classes, which else would be asked of the data once for all runs.
+    words = (f"data.source=./{own.name}:source", "task.model.num_classes=4")
+    result = opsin("sweep", "tiny", "--quiet", "--seeds", "1", *words)
     assert result.code == 1
     assert result.err.count("KeyError: 'absent'\n") == 3
     assert "sources.py" not in result.err
