@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from opsin.commands.groups import Features, Runtime
-from opsin.commands.values import Allow, Run, whole
+from opsin.commands.values import Allow, Folder, Run, whole
 
 
 def embed(
@@ -17,7 +17,7 @@ def embed(
     /,
     *,
     n: Annotated[int, whole(3, 1_000_000)] = 2000,
-    output: Path | None = None,
+    output: Folder[Path | None] = None,
     allow: Allow = (),
     features: Features,
     runtime: Runtime,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from opsin.config.names import is_users
@@ -13,6 +15,23 @@ from opsin.errors import ConfigError, RunFailed, UserError
 
 if TYPE_CHECKING:
     from opsin.commands.runs import Outcome
+
+
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit status that a shell expects after Ctrl-C."""
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """What Ctrl-C does: ends the process during an import, elsewhere raises KeyboardInterrupt.
+
+    Extension modules that are being imported swallow that, or make an ImportError of it.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, b"interrupted\n")
+            os._exit(INTERRUPTED)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def exit_code(error: BaseException) -> int | None:
@@ -45,4 +64,4 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def after_signal(outcome: Outcome) -> int:
     """130 after Ctrl-C, as a shell expects; 0 otherwise, for a scheduler's SIGTERM too."""
-    return 130 if outcome.signal == signal.SIGINT else 0
+    return INTERRUPTED if outcome.signal == signal.SIGINT else 0

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-from tyro.conf import arg
 
 from opsin.commands.groups import Runtime
-from opsin.commands.values import Allow, Run
+from opsin.commands.values import Allow, File, Run
 
 
 def export(
     run: Run,
-    output: Annotated[Path, arg(metavar="FILE")],
+    output: File[Path],
     /,
     *,
     allow: Allow = (),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import arg
 
 from opsin.commands import runtime
-from opsin.commands.values import Count, Index, Seed, number, one_of, whole
+from opsin.commands.values import Count, Folder, Index, Seed, number, one_of, whole
 from opsin.config import catalogue
 from opsin.config.tree import at, check, children, override, parse_all
 from opsin.errors import ConfigError
@@ -39,7 +39,7 @@ class Runtime:
     devices: Annotated[int | None, whole(1, 512)] = None
     deterministic: bool = False
     memory_fraction: Annotated[float | None, number(0, 1, "a share")] = None
-    cache: Path | None = None
+    cache: Folder[Path | None] = None
 
     def set_up(self, *, alone: bool = True) -> None:
         """Sets up the runtime; jax may be imported from then on.
@@ -72,7 +72,7 @@ class Output:
         wandb: also log to Weights & Biases
     """
 
-    workdir: Path = Path("runs")
+    workdir: Folder[Path] = Path("runs")
     quiet: bool = False
     tensorboard: bool = False
     wandb: bool = False

@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from opsin.commands.groups import Images, Runtime
-from opsin.commands.values import Allow, Run, whole
+from opsin.commands.values import Allow, Folder, Run, whole
 
 
 def inpaint(
@@ -19,7 +19,7 @@ def inpaint(
     *,
     n: Annotated[int, whole(1, 1000)] = 8,
     resamplings: Annotated[int, whole(1, 1000)] = 10,
-    output: Path = Path("inpainted"),
+    output: Folder[Path] = Path("inpainted"),
     allow: Allow = (),
     images: Images,
     runtime: Runtime,

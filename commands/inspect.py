@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import arg
-
 from opsin.commands.groups import Runtime, named
-from opsin.commands.values import Name, Overrides, whole
+from opsin.commands.values import File, Name, Overrides, whole
 from opsin.config.tree import override
 
 
@@ -18,7 +16,7 @@ def inspect(
     /,
     *,
     batches: Annotated[int, whole(1, 36)] = 1,
-    output: Annotated[Path | None, arg(metavar="PNG")] = None,
+    output: File[Path | None] = None,
     runtime: Runtime,
 ) -> int:
     """Draws training batches.

@@ -11,6 +11,7 @@ import difflib
 import importlib
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from opsin.commands.endings import exit_code, own_trace
+from opsin.commands.endings import INTERRUPTED, exit_code, interrupt, own_trace
 from opsin.errors import ConfigError
 
 COMMANDS = {
@@ -46,11 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     began = time.monotonic() - (time.process_time() if arguments is None else 0.0)
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax and TFDS: we report their errors
+    if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         code = _run([word for word in words if word != "--trace"], began)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        sys.exit("interrupted")
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED
     except BrokenPipeError:  # whoever read, such as `| head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         code = 1

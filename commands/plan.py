@@ -12,7 +12,7 @@ from tyro.conf import Suppress, arg
 
 from opsin.commands import runtime
 from opsin.commands.groups import named
-from opsin.commands.values import Axes, Count, Name, Overrides
+from opsin.commands.values import Axes, Count, File, Name, Overrides
 from opsin.config.tree import override
 from opsin.errors import ConfigError
 
@@ -26,7 +26,7 @@ def plan(
     parallelism: Axes[dict[str, int] | None] = None,
     global_batch: Count[int | None] = None,
     sweep: bool = False,
-    out: Annotated[Path | None, arg(metavar="JSON")] = None,
+    out: File[Path | None] = None,
     words: Suppress[tuple[str, ...]] = (),
 ) -> int:
     """Compiles the training step for devices that are not here, and predicts its speed.

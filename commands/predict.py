@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from opsin.commands.groups import Runtime
-from opsin.commands.values import Allow, Run
+from opsin.commands.values import Allow, Folder, Run
 from opsin.errors import ConfigError
 
 
@@ -17,7 +17,7 @@ def predict(
     images: Annotated[tuple[Path, ...], arg(metavar="IMAGE …")],
     /,
     *,
-    output: Path = Path("predictions"),
+    output: Folder[Path] = Path("predictions"),
     allow: Allow = (),
     runtime: Runtime,
 ) -> int:

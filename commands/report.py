@@ -9,6 +9,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from opsin.commands import runtime
+from opsin.commands.values import File, Folder
 from opsin.config import catalogue
 from opsin.data.files import replace_text, writing
 from opsin.errors import ConfigError
@@ -18,9 +19,9 @@ def report(
     name: Annotated[str | None, arg(metavar="[NAME]")] = None,
     /,
     *,
-    workdir: Path = Path("runs"),
-    results: Path = Path("results"),
-    readme: Path = Path("README.md"),
+    workdir: Folder[Path] = Path("runs"),
+    results: Folder[Path] = Path("results"),
+    readme: File[Path] = Path("README.md"),
     check: bool = False,
 ) -> int:
     """Writes tables and figures.

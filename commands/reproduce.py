@@ -6,7 +6,7 @@ from pathlib import Path
 
 from opsin.commands.endings import after_signal
 from opsin.commands.groups import Runtime
-from opsin.commands.values import Count, Name, Seed
+from opsin.commands.values import Count, Folder, Name, Seed
 
 
 def reproduce(
@@ -15,8 +15,8 @@ def reproduce(
     *,
     rows: Count[int] = 1,
     seed: Seed[int] = 0,
-    workdir: Path = Path("runs/reproduced"),
-    results: Path = Path("results"),
+    workdir: Folder[Path] = Path("runs/reproduced"),
+    results: Folder[Path] = Path("results"),
     quiet: bool = False,
     runtime: Runtime,
 ) -> int:

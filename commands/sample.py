@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from opsin.commands.groups import Images, Runtime
-from opsin.commands.values import Allow, Run, whole
+from opsin.commands.values import Allow, Folder, Run, whole
 
 
 def sample(
@@ -15,7 +15,7 @@ def sample(
     *,
     n: Annotated[int, whole(1, 100_000)] = 64,
     path: bool = False,
-    output: Path = Path("samples"),
+    output: Folder[Path] = Path("samples"),
     allow: Allow = (),
     images: Images,
     runtime: Runtime,

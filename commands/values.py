@@ -5,6 +5,7 @@ Each is a type of its own: ``Count[int]`` is always there, ``Count[int | None]``
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,32 @@ def _axes(text: str) -> dict[str, int]:
     return axes
 
 
+def _folder(text: str) -> Path:
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"cannot write to {text}, which is no folder: choose another place")
+    _check_place(path)
+    return path
+
+
+def _file(text: str) -> Path:
+    path = Path(text)
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device"
+        raise ValueError(f"cannot write to {text}, which is {what}: choose another place")
+    _check_place(path.parent)
+    return path
+
+
+def _check_place(folder: Path) -> None:
+    """Raises ValueError if a folder can be neither written to nor made."""
+    there = next(each for each in [folder, *folder.absolute().parents] if each.exists())
+    if not there.is_dir():
+        raise ValueError(f"cannot write to {folder}: {there} is no folder: choose another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"cannot write to {folder}: {there} is read-only: choose another place")
+
+
 PROCESSES = whole(1, 100_000)
 Count = Annotated[Value, whole(1, 1_000_000)]
 Index = Annotated[Value, whole(0, 1_000_000)]
@@ -108,6 +135,10 @@ ProcessCount = Annotated[Value, _typed(_process_count, "N")]
 Address = Annotated[Value, _typed(_address, "HOST:PORT")]
 Steps = Annotated[Value, _typed(_steps, "A:B")]
 Axes = Annotated[Value, _typed(_axes, "AXIS=N,…")]
+Folder = Annotated[Value, _typed(_folder, "FOLDER")]
+"""One to write into, which need not be there. A wrong one is answered before any work is done."""
+File = Annotated[Value, _typed(_file, "FILE")]
+"""A regular file to write, which need not be there."""
 
 Name = Annotated[str, arg(metavar="NAME", help="of an experiment, see opsin list; or ./FILE.py")]
 Overrides = Annotated[tuple[str, ...], arg(metavar="[path=value …]", help="such as data.batch=64")]

@@ -25,11 +25,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 from opsin.commands import evaluating, runtime, sampling  # noqa: F401
 from opsin.commands.main import main
-from opsin.data.files import read_lines
-from opsin.data.records import parse
 from opsin.train import conclusion, evaluate, loop
 from opsin.train.host import accounting
-from tests.train.test_loop import TIMES
+from tests.commands.remains import left, only
 
 PHASES = ("starting", "training", "saving", "evaluating", "drawing", "measuring")
 CADENCE = ("loop.log_every=1 step", "loop.evaluate_every=3 steps", "loop.checkpoint_every=2 steps")
@@ -108,29 +106,6 @@ def killed(
     code = os.waitstatus_to_exitcode(status)
     assert code in (0, -signal.SIGKILL), code
     return phase if code else None
-
-
-def left(run: Path) -> Any:
-    """What a run has in the end, without what depends on the clock."""
-    steps = sorted(int(path.name) for path in (run / "checkpoints").iterdir())
-    path = run / "checkpoints" / str(steps[-1]) / "metadata" / "metadata"
-    metadata: Any = parse(path.read_bytes(), dict[str, Any])
-    measured = {
-        path.name: parse(path.read_bytes(), dict[str, Any])["metrics"]
-        for path in sorted((run / "evaluations").glob("*.json"))
-    }
-    log = [
-        {name: value for name, value in line.items() if name not in TIMES}
-        for line in read_lines(run / "metrics.jsonl")
-        if "note" not in line  # of code with uncommitted changes
-    ]
-    kept = [metadata[name] for name in ("digests", "position", "shapes")]
-    return [steps, kept, measured, log]
-
-
-def only(folder: Path) -> Path:
-    (run,) = (path for path in folder.glob("*") if path.is_dir())
-    return run
 
 
 def proved(place: Path, name: str, kills: int, drawn: random.Random, now: mmap.mmap) -> Counter:

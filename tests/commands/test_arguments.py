@@ -243,18 +243,18 @@ WRONG = ("", "-1000000000", str(2**70), "9" * 5000, "1e400", "inf", "-inf", "nan
 WRONG = (*WRONG, "0x10", " 5 x", "True", "--5")
 
 
-def flags_of_numbers() -> Iterator[tuple[str, str]]:
-    """Each command with each flag whose help says N or X."""
+def flags(values: str) -> Iterator[tuple[str, str]]:
+    """Each command with each flag whose help names one of these kinds of values."""
     for command in NEEDED:
         said = io.StringIO()
         with pytest.raises(SystemExit), redirect_stdout(said):
             read(f"{command} --help")
-        for flag in re.findall(r"^\s*(--[a-z-]+) [NX]\b", said.getvalue(), re.MULTILINE):
+        for flag in re.findall(rf"^\s*(--[a-z-]+) (?:{values})\b", said.getvalue(), re.MULTILINE):
             yield command, flag
 
 
 def test_every_number_of_every_command_has_a_range():
-    found = [*flags_of_numbers()]
+    found = [*flags("N|X")]
     known = {("sample", "--seed"), ("embed", "--n"), ("inspect", "--batches"), ("sweep", "--seeds")}
     assert known | {("run", "--devices"), ("run", "--timeout")} <= {*found}
     of_all = {"--devices", "--memory-fraction"}  # declared once
@@ -266,3 +266,41 @@ def test_every_number_of_every_command_has_a_range():
                 parse(BY_NAME[command], words, f"opsin {command}")
                 accepted.append((command, flag, value))
     assert accepted == []
+
+
+def test_every_place_of_every_command_is_looked_at_before_any_work(tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    wrong = {
+        "FOLDER": {
+            "file": "cannot write to {0}, which is no folder",
+            "file/x": "cannot write to {0}: {1}/file is no folder",
+            "/dev/null": "cannot write to /dev/null, which is no folder",
+        },
+        "FILE": {
+            "folder": "cannot write to {0}, which is a folder",
+            "file/x.json": "cannot write to {1}/file: {1}/file is no folder",
+            "/dev/null": "cannot write to /dev/null, which is a device",
+        },
+    }
+    found = {values: [*flags(values)] for values in wrong}
+    assert {("run", "--workdir"), ("report", "--results"), ("embed", "--output")} <= {
+        *found["FOLDER"]
+    }
+    assert {*found["FILE"]} == {("inspect", "--output"), ("plan", "--out"), ("report", "--readme")}
+    assert [*flags("PATH")] == []  # which would say nothing of what it has to be
+    for values, cases in wrong.items():
+        for command, flag in found[values]:
+            for name, complaint in cases.items():
+                place = tmp_path / name  # that of an absolute name is itself
+                words = [*NEEDED[command].split(), flag, str(place)]
+                with pytest.raises(ConfigError) as told:
+                    parse(BY_NAME[command], words, f"opsin {command}")
+                expected = f"{flag}: {complaint.format(place, tmp_path)}: choose another place: "
+                assert str(told.value).startswith(expected)
+            good = tmp_path / {"FOLDER": "folder", "FILE": "file"}[values]
+            for place in (good, tmp_path / "folder" / "new" / "newer"):
+                parse(BY_NAME[command], [*NEEDED[command].split(), flag, str(place)], "opsin")
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == []
+    with pytest.raises(ConfigError, match=r"^FILE: cannot write to /dev/null, which is a device"):
+        read("export a /dev/null")

@@ -106,7 +106,7 @@ def test_a_place_that_cannot_be_written(opsin, arguments):
     Path("taken").write_text("a file")
     result = opsin(*arguments.split())
     assert result.code == 2
-    assert re.search("cannot write (to )?taken/here.*: choose another place", result.complaint())
+    assert re.search("cannot write to taken.*: choose another place", result.complaint())
     assert Path("taken").read_text() == "a file"
 
 

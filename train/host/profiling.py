@@ -59,13 +59,16 @@ class Profiler:
         """Stops after a dispatch that ended at ``step`` if that was the last to be traced."""
         if self._steps and self._began is not None and step >= self._steps.last:
             jax.block_until_ready(state)
-            began = self._began
+            began, before = self._began, self._traces()
             self.close()
-            file = max(self._directory.rglob("*.trace.json.gz"), key=lambda p: p.stat().st_mtime)
+            (file,) = self._traces() - before
             tqdm.write(
                 f"trace of steps {began} to {step}: {file}: open it in https://ui.perfetto.dev",
                 file=sys.stderr,
             )
+
+    def _traces(self) -> set[Path]:
+        return {*self._directory.rglob("*.trace.json.gz")}
 
     def close(self) -> None:
         """Stops a running trace."""
