@@ -25,7 +25,7 @@ from opsin.train.optim import Optimizer
 from opsin.train.schedules import cosine
 from opsin.train.tasks.classify import Classify
 
-SMOKE = {"loop.duration": "2 steps", "data.batch": 16}
+SMOKE = {"loop.duration": "2 steps", "optimizer.warmup": "0 steps", "data.batch": 16}
 
 
 def config() -> Experiment:

@@ -409,6 +409,23 @@ def test_documented_commands_name_what_is_there(page, command, tmp_path, monkeyp
         assert verb not in ("report", "reproduce") or hasattr(module, "TABLE")
 
 
+def test_commands_on_lines_of_their_own_are_shown_as_code():
+    """Four columns in, or within a fence: else a page shows curly quotes."""
+    for page, text in DOCUMENTS.items():
+        assert (
+            re.findall(r"^opsin .*", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.M) == []
+        ), page
+
+
+SETTING = re.compile(r"`((?:loop|data|optimizer|parallel)\.[a-z_]+=[^`…{]+)`")
+
+
+@pytest.mark.parametrize("page", [name for name, text in PAGES.items() if SETTING.search(text)])
+def test_settings_within_a_sentence_are_taken(page):
+    for setting in SETTING.findall(PAGES[page]):
+        override(catalogue.find("digits_lenet").config(), parse_all(shlex.split(setting)))
+
+
 def test_commands_are_found():
     found = Counter(page for page, _ in COMMANDS)
     assert found["README.md"] >= 3

@@ -9,6 +9,10 @@ import pytest
 
 from opsin.commands import inspection
 from opsin.config import catalogue
+from opsin.train.feed import FeedSpec
+from opsin.train.program import build
+from opsin.train.sets import open_sets
+from opsin.train.sharding import make_mesh
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +37,10 @@ def test_new_writes_a_file_that_runs_sweeps_and_reports(
 
     smoke = opsin("run", "./labels_of_mine.py", "--smoke", "--quiet")
     assert smoke.code == 0
+    experiment = untrained[-1]  # not trained here, but it could be
+    mesh = make_mesh(experiment.parallel)
+    feed = FeedSpec.of(mesh, open_sets(experiment).train, experiment.data.batch, 1024)
+    assert build(experiment, feed).steps == 2
     (directory,) = (tmp_path / "runs" / "labels_of_mine").iterdir()
     assert smoke.out.splitlines()[-1] == str(directory.relative_to(tmp_path))
     assert untrained[-1].loop.duration == "2 steps"
