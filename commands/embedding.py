@@ -16,7 +16,7 @@ from opsin.commands.runs import RunError
 from opsin.commands.trained import Trained, open_run
 from opsin.config.tree import resolve
 from opsin.data.examples import Examples, materialize
-from opsin.data.files import replacing, writing
+from opsin.data.files import check_new, replacing, writing
 from opsin.data.folder import folder
 from opsin.data.selection import drawn_places, select
 from opsin.data.sources import open_source
@@ -62,7 +62,9 @@ def embed(
         RunError: if this is no run, the images have another size, or nothing can be written.
         SettingError: if the network has no features, or they are not finite.
         DataError: if the data cannot be read.
+        WriteError: a file of one of these names is there.
     """
+    check_new(output / name for name in ("embedding.png", "embedding.npz"))
     trained = open_run(run, allow=allow)
     data, task = trained.experiment.data, trained.experiment.task
     check_features(task, trained.image)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from opsin.commands.groups import Runtime
-from opsin.commands.values import Allow, File, Run
+from opsin.commands.values import Allow, NewFile, Run
 
 
 def export(
     run: Run,
-    output: File[Path],
+    output: NewFile[Path],
     /,
     *,
     allow: Allow = (),

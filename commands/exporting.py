@@ -8,7 +8,7 @@ from pathlib import Path
 
 from opsin.commands.runs import RunError
 from opsin.commands.trained import open_run
-from opsin.data.files import WriteError, to_json
+from opsin.data.files import check_new, to_json
 from opsin.report.run_files import read_summary
 from opsin.train.weights import save_weights
 
@@ -26,10 +26,9 @@ def export(run: Path, path: Path, *, allow: Sequence[str] = ()) -> str:
 
     Raises:
         RunError: if this is no finished run.
-        WriteError: if the file cannot be written, or another kind of file is there.
+        WriteError: if the file cannot be written, or is there already.
     """
-    if path.is_file() and path.suffix != ".safetensors":
-        raise WriteError(f"{path} is there, and no safetensors file: give another name")
+    check_new([path], "give another name")
     trained = open_run(run, allow=allow)
     if not (run / "DONE").exists():
         raise RunError(f"{run} is not finished: run it again, and it resumes")

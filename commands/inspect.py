@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from opsin.commands.groups import Runtime, named
-from opsin.commands.values import File, Name, Overrides, whole
+from opsin.commands.values import Name, NewFile, Overrides, whole
 from opsin.config.tree import override
 
 
@@ -16,7 +16,7 @@ def inspect(
     /,
     *,
     batches: Annotated[int, whole(1, 36)] = 1,
-    output: File[Path | None] = None,
+    output: NewFile[Path | None] = None,
     runtime: Runtime,
 ) -> int:
     """Draws training batches.

@@ -12,8 +12,9 @@ from tyro.conf import Suppress, arg
 
 from opsin.commands import runtime
 from opsin.commands.groups import named
-from opsin.commands.values import Axes, Count, File, Name, Overrides
+from opsin.commands.values import Axes, Count, Name, NewFile, Overrides
 from opsin.config.tree import override
+from opsin.data.files import check_new
 from opsin.errors import ConfigError
 
 
@@ -26,7 +27,7 @@ def plan(
     parallelism: Axes[dict[str, int] | None] = None,
     global_batch: Count[int | None] = None,
     sweep: bool = False,
-    out: File[Path | None] = None,
+    out: NewFile[Path | None] = None,
     words: Suppress[tuple[str, ...]] = (),
 ) -> int:
     """Compiles the training step for devices that are not here, and predicts its speed.
@@ -41,6 +42,8 @@ def plan(
     """
     if out and out.suffix != ".json":  # the Markdown lies beside it
         raise ConfigError(f"--out {out}: give a name that ends in .json")
+    if out:
+        check_new([out.with_suffix(".md")], "choose another place with --out")
     from opsin.planning.chips import Topology
 
     devices = Topology.parse(topology)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL import Image, ImageOps
 from opsin.commands.runs import RunError
 from opsin.commands.trained import Trained, open_run
 from opsin.data.examples import DataError
-from opsin.data.files import readable, replace_text, replacing, writing
+from opsin.data.files import check_new, readable, replace_text, replacing, writing
 from opsin.data.folder import visible_files
 from opsin.data.images import MODES, read_image
 from opsin.imaging.tiles import over_tiles
@@ -122,16 +121,16 @@ def predict(predictor: Predictor, paths: Sequence[Path], output: Path) -> Iterat
 
     Raises:
         DataError: if a file is not an image, or is damaged.
-        RunError: if the directory cannot be written, or has a file already that would be written.
+        WriteError: if the directory cannot be written, or has a file already that would be written.
     """
     channels = predictor.image[2]
     if channels not in MODES:
         raise RunError(f"the run was trained on images of {channels} channels, not of 1 or 3")
     named = list(_names(list(_files(paths))))
     for name, path in named:  # a mistake is reported before anything is written
-        _require_new(output / f"{name}_{end}.png" for end in WRITTEN[predictor.kind])
+        check_new(output / f"{name}_{end}.png" for end in WRITTEN[predictor.kind])
         read_image(path, channels, deep=True)
-    _require_new([output / LABELS] if predictor.kind is Labels else [])
+    check_new([output / LABELS] if predictor.kind is Labels else [])
     images = ((name, path, read_image(path, channels, deep=True)) for name, path in named)
     with writing(output, "choose another place with --output"):
         output.mkdir(parents=True, exist_ok=True)
@@ -144,21 +143,23 @@ def _classify(
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(["file", "label", "class", "probability"])
-    for name, path, image in images:
-        pixels = fitted(predictor, image)
-        shares = predictor.probabilities(pixels[None])[0]
-        label = int(shares.argmax())
-        caption = class_caption(np.asarray(label), predictor.class_names)
-        writer.writerow([readable(path), label, caption, f"{shares[label]:.4f}"])
-        figure = figures.image_grid(
-            pixels[None] / 255,
-            labels=np.array([label]),
-            class_names=predictor.class_names,
-            title=f"{shares[label]:.1%}",
-        )
-        figures.save(figure, output / f"{name}_label.png")
-        yield f"{readable(path)}  {caption}  {shares[label]:.1%}"
-    replace_text(output / LABELS, table.getvalue())
+    try:
+        for name, path, image in images:
+            pixels = fitted(predictor, image)
+            shares = predictor.probabilities(pixels[None])[0]
+            label = int(shares.argmax())
+            caption = class_caption(np.asarray(label), predictor.class_names)
+            writer.writerow([readable(path), label, caption, f"{shares[label]:.4f}"])
+            figure = figures.image_grid(
+                pixels[None] / 255,
+                labels=np.array([label]),
+                class_names=predictor.class_names,
+                title=f"{shares[label]:.1%}",
+            )
+            figures.save(figure, output / f"{name}_label.png")
+            yield f"{readable(path)}  {caption}  {shares[label]:.1%}"
+    finally:  # of an interrupted command there is a table too
+        replace_text(output / LABELS, table.getvalue())
 
 
 def _segment(
@@ -245,15 +246,6 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
         if not files:
             raise DataError(f"{path} has no images: name a folder that has some")
         yield from files
-
-
-def _require_new(paths: Iterable[Path]) -> None:
-    for path in paths:
-        if os.path.lexists(path):  # a link to nowhere would be followed
-            raise RunError(
-                f"{readable(path)} is there already: move it away, or choose another directory "
-                "with --output"
-            )
 
 
 def _names(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:

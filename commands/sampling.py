@@ -20,7 +20,7 @@ from opsin.commands.runs import RunError
 from opsin.commands.trained import Trained, open_run
 from opsin.config.tree import resolve
 from opsin.data.augment import row_keys
-from opsin.data.files import keep_inputs, replacing, writing
+from opsin.data.files import check_new, replacing, writing
 from opsin.data.images import opened, read_image
 from opsin.ops.diffusion.langevin import LANGEVIN, PREDICTOR_CORRECTOR
 from opsin.ops.diffusion.samplers import ANCESTRAL, DDIM, DPM_SOLVER, HEUN, Sampler
@@ -57,7 +57,10 @@ def sample(
         RunError: if the run makes no images, not in this way, or the directory cannot be written.
         SettingError: if the model does not know the requested class, or cannot make images in the
             requested way.
+        WriteError: a file of one of these names is there.
     """
+    names = ("samples.png", "samples.npz", *(("path.gif",) if path else ()))
+    check_new(output / name for name in names)
     trained, task = _open(run, asked, allow)
     labels = _labels(task, count, asked)
     shown = min(count, 16)  # all steps of an image are in memory
@@ -108,8 +111,9 @@ def inpaint(
         RunError: if the run has no diffusion model, the images have another size than it makes, the
             mask leaves nothing to do, or the directory cannot be written.
         DataError: for a file that is no image.
-        SettingError: as ``sample``.
+        SettingError, WriteError: as ``sample``.
     """
+    check_new(output / name for name in ("inpainted.png", "inpainted.npz"))
     if asked.label is None and asked.guidance is not None:
         raise RunError("--guidance needs a class: give one with --class, or leave it out")
     trained, task = _open(run, asked, allow)
@@ -121,8 +125,6 @@ def inpaint(
             any_class=asked.label is None,
         )
     known, unknown = read_masked(image, mask, inpainter.image)
-    with writing(output, ELSEWHERE):
-        keep_inputs((image, mask), [output / f"inpainted{kind}" for kind in (".png", ".npz")])
     labels = None
     if asked.label is not None:
         labels = _labels(task, count, asked)

@@ -118,6 +118,13 @@ def _file(text: str) -> Path:
     return path
 
 
+def _new_file(text: str) -> Path:
+    path = _file(text)
+    if os.path.lexists(path):
+        raise ValueError(f"{text} is there already: move it away, or choose another place")
+    return path
+
+
 def _check_place(folder: Path) -> None:
     """Raises ValueError if a folder can be neither written to nor made."""
     there = next(each for each in [folder, *folder.absolute().parents] if each.exists())
@@ -139,6 +146,8 @@ Folder = Annotated[Value, _typed(_folder, "FOLDER")]
 """One to write into, which need not be there. A wrong one is answered before any work is done."""
 File = Annotated[Value, _typed(_file, "FILE")]
 """A regular file to write, which need not be there."""
+NewFile = Annotated[Value, _typed(_new_file, "FILE")]
+"""One that must not be there: what a user names is never written over."""
 
 Name = Annotated[str, arg(metavar="NAME", help="of an experiment, see opsin list; or ./FILE.py")]
 Overrides = Annotated[tuple[str, ...], arg(metavar="[path=value …]", help="such as data.batch=64")]

@@ -126,15 +126,15 @@ def writing(place: Path, way_out: str = "make room, or make it writable") -> Ite
         raise WriteError(f"cannot write to {place} ({cause(error)}): {way_out}") from error
 
 
-def keep_inputs(inputs: Iterable[Path], written: Iterable[Path]) -> None:
-    """Refuses to write over what was read.
+def check_new(paths: Iterable[Path], way_out: str = "choose another place with --output") -> None:
+    """Refuses to write over what is there, whoever made it.
 
     Raises:
-        OSError: a file that will be written is one of the inputs.
+        WriteError: something is there: names it.
     """
-    read = {path.resolve() for path in inputs}
-    if lost := [path for path in written if path.resolve() in read]:
-        raise FileExistsError(errno.EEXIST, f"it would replace the input {lost[0]}")
+    for path in paths:
+        if os.path.lexists(path):  # a link to nowhere would be followed
+            raise WriteError(f"{readable(path)} is there already: move it away, or {way_out}")
 
 
 def aside(path: Path) -> Path:

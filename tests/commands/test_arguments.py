@@ -288,6 +288,9 @@ def test_every_place_of_every_command_is_looked_at_before_any_work(tmp_path: Pat
         *found["FOLDER"]
     }
     assert {*found["FILE"]} == {("inspect", "--output"), ("plan", "--out"), ("report", "--readme")}
+    for name in ("inspect tiny --output", "plan tiny --topology cpu:8 --out", "export a"):
+        with pytest.raises(ConfigError, match=": move it away, or choose another place: see opsin"):
+            read(f"{name} {tmp_path / 'file'}")
     assert [*flags("PATH")] == []  # which would say nothing of what it has to be
     for values, cases in wrong.items():
         for command, flag in found[values]:
@@ -298,8 +301,7 @@ def test_every_place_of_every_command_is_looked_at_before_any_work(tmp_path: Pat
                     parse(BY_NAME[command], words, f"opsin {command}")
                 expected = f"{flag}: {complaint.format(place, tmp_path)}: choose another place: "
                 assert str(told.value).startswith(expected)
-            good = tmp_path / {"FOLDER": "folder", "FILE": "file"}[values]
-            for place in (good, tmp_path / "folder" / "new" / "newer"):
+            for place in (tmp_path / "folder" / "new" / "newer", tmp_path / "new"):
                 parse(BY_NAME[command], [*NEEDED[command].split(), flag, str(place)], "opsin")
     assert [path.name for path in (tmp_path / "folder").iterdir()] == []
     with pytest.raises(ConfigError, match=r"^FILE: cannot write to /dev/null, which is a device"):

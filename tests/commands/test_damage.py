@@ -198,9 +198,9 @@ def test_nothing_is_written_over_a_folder_a_device_or_an_input(a_run: Path, tmp_
         return [*prediction.predict(predictor, paths, tmp_path / to)]
 
     tries: list[tuple[str, Callable[[], object]]] = [
-        ("a directory is there", lambda: export(run, tmp_path / "folder")),
-        ("a device is there", lambda: export(run, Path("/dev/null"))),
-        ("no safetensors file", lambda: export(run, tmp_path / "note.txt")),
+        ("folder is there already", lambda: export(run, tmp_path / "folder")),
+        ("null is there already", lambda: export(run, Path("/dev/null"))),
+        ("note.txt is there already", lambda: export(run, tmp_path / "note.txt")),
         ("File exists", lambda: export(run, tmp_path / "note.txt" / "x.safetensors")),
         ("a_label.png is there already", lambda: predicted("a.png", "a_label.png")),
         ("File exists", lambda: predicted("a.png", to="note.txt")),

@@ -100,6 +100,9 @@ def test_images_of_ones_own_need_no_classes(classifier, tmp_path):
     own = partial(embed, classifier, layer="head", seed=0, track=untracked)
     options = {"split": "train", "count": 20, "output": tmp_path / "out"}
     _, file = own(f"folder:{tmp_path}", **options)  # brought to 8x8 pixels, and to grey
+    with pytest.raises(WriteError, match=r"embedding.png is there already: move it away, or"):
+        own(f"folder:{tmp_path}", **options)
+    options["output"] = tmp_path / "elsewhere"
     with np.load(file) as arrays:
         assert arrays["features"].shape == (20, 10)
         assert "label" not in arrays
@@ -137,7 +140,9 @@ def test_the_command_line(classifier, capsys, monkeypatch, tmp_path):
     assert opsin("embed", str(classifier), "digits", "--n", "20") == 0
     assert (classifier / "embedding" / "embedding.npz").exists()
     capsys.readouterr()
-    assert opsin("embed", str(classifier), "--split", "val") == 2
+    assert opsin("embed", str(classifier)) == 2
+    assert "embedding.png is there already" in capsys.readouterr().err
+    assert opsin("embed", str(classifier), "--split", "val", "--output", "val") == 2
     assert 'has no split "val"' in capsys.readouterr().err
     assert opsin("embed", str(classifier), "--layer", "middle") == 2
     assert "invalid choice 'middle' for argument '--layer'" in capsys.readouterr().err

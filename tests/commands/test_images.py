@@ -14,6 +14,7 @@ from opsin.commands.prediction import Predictor, predict
 from opsin.commands.runs import RunError
 from opsin.commands.sampling import read_masked
 from opsin.data.examples import DataError
+from opsin.data.files import WriteError
 from opsin.data.images import read_image
 from opsin.pictures import figures
 from opsin.pictures.kinds import Labels, Masks
@@ -151,7 +152,7 @@ def test_no_file_is_replaced(tmp_path, undrawn, kind, there):
     other.write_bytes(image.read_bytes())
     paths = [image, other] if there.endswith(".png") else [image]  # maybe an input too
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(RunError, match=f"{there} is there already: .* --output") as caught:
+    with pytest.raises(WriteError, match=f"{there} is there already: .* --output") as caught:
         list(predict(predictor(kind, []), paths, tmp_path))
     assert "\n" not in str(caught.value)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -100,11 +100,13 @@ def test_classes_come_in_turn_or_as_asked(conditional, tmp_path):
     _, arrays = sample(conditional, 12, Images(), path=False, output=tmp_path)
     np.testing.assert_array_equal(np.load(arrays)["label"], np.arange(12) % 10)
     turns = np.load(arrays)["image"]
-    _, arrays = sample(conditional, 4, Images(label=2), path=False, output=tmp_path)
+    _, arrays = sample(conditional, 4, Images(label=2), path=False, output=tmp_path / "two")
     np.testing.assert_array_equal(np.load(arrays)["label"], [2] * 4)
     np.testing.assert_array_equal(np.load(arrays)["image"][2], turns[2])
     with pytest.raises(SettingError, match="class 10 is not one of 0 to 9"):
-        sample(conditional, 4, Images(label=10), path=False, output=tmp_path)
+        sample(conditional, 4, Images(label=10), path=False, output=tmp_path / "ten")
+    with pytest.raises(WriteError, match=r"samples.png is there already: move it away, or"):
+        sample(conditional, 4, Images(), path=False, output=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +168,7 @@ def test_a_diffusion_model_fills_in(diffusion, tmp_path):
     options = {"resamplings": 2, "output": tmp_path / "out"}
     picture, arrays = inpaint(diffusion, image, mask, 3, Images(sampler="ddim"), **options)
     made = np.load(arrays)["image"]
+    options["output"] = tmp_path / "more"
     assert made.shape == (3, 8, 8, 1)
     np.testing.assert_array_equal(made[:, :, ~unknown, 0], np.broadcast_to(known[:, :4], (3, 8, 4)))
     assert made[:, :, unknown].std() > 0
@@ -186,10 +189,10 @@ def test_a_diffusion_model_fills_in(diffusion, tmp_path):
     options["output"] = tmp_path
     Image.fromarray(known).save(tmp_path / "inpainted.png")
     with pytest.raises(
-        WriteError, match=r"would replace the input .*inpainted\.png.: choose another"
+        WriteError, match=r"inpainted\.png is there already: move it away, or choose another"
     ):
         inpaint(diffusion, tmp_path / "inpainted.png", mask, 1, Images(sampler="ddim"), **options)
-    options["output"] = tmp_path / "out"
+    options["output"] = tmp_path / "more"
     with pytest.raises(RunError, match="choose ddim or ancestral"):
         inpaint(diffusion, image, mask, 1, Images(sampler="dpm++2m"), **options)
     with pytest.raises(RunError, match="give one with --class"):
@@ -197,6 +200,7 @@ def test_a_diffusion_model_fills_in(diffusion, tmp_path):
     # The run is configured with a sampler that takes no step back: DDPM stands in.
     _, arrays = inpaint(diffusion, image, mask, 2, Images(steps=6), **options)
     assert np.load(arrays)["image"].shape == (2, 8, 8, 1)
+    options["output"] = tmp_path / "most"
     assert inpaint(diffusion, image, mask, 1, Images(), **options)  # its schedule has 20 steps
 
 
@@ -237,7 +241,7 @@ def test_a_classifier_becomes_an_extractor(classifier, tmp_path):
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
     (classifier / "DONE").rename(classifier / "UNDONE")
     with pytest.raises(RunError, match="is not finished: run it again"):
-        export(classifier, path)
+        export(classifier, tmp_path / "again.safetensors")
     (classifier / "UNDONE").rename(classifier / "DONE")
     with pytest.raises(WriteError, match="cannot write"):
         export(classifier, path / "below")
