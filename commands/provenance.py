@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import inspect
 import os
 import platform
 import shlex
 import subprocess
 import sys
+import types
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from opsin.config.names import is_users
+from opsin.config.tree import children
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "opsin")
 
@@ -27,6 +35,23 @@ def environment() -> dict[str, Any]:
         "hardware": f"{_processor()}, {os.cpu_count()} cores",
         "command": shlex.join([_program(), *sys.argv[1:]]),
     }
+
+
+def own_code(node: Any) -> dict[str, str]:
+    """Name → digest of the source of each function and class of the user's own in an experiment.
+
+    What has no source, such as a class of a notebook, is left out.
+    """
+    found: dict[str, str] = {}
+    function = node.func if isinstance(node, partial) else node
+    made_of: Any = function if isinstance(function, types.FunctionType) else type(node)
+    with suppress(OSError, TypeError):
+        if is_users(Path(inspect.getfile(made_of))):
+            source = inspect.getsource(made_of)
+            found[made_of.__qualname__] = hashlib.sha256(source.encode()).hexdigest()[:16]
+    for child in children(node).values():
+        found |= own_code(child)
+    return found
 
 
 def _program() -> str:

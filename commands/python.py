@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +17,10 @@ from PIL import Image
 
 from opsin.commands.prediction import Predictor, fitted, predictor_of, segment
 from opsin.commands.runs import Options, Outcome, RunError, execute
-from opsin.commands.trained import open_run
+from opsin.commands.trained import Trained, open_run
 from opsin.config.catalogue import check_name
 from opsin.data.examples import DataError
-from opsin.data.images import MODES
+from opsin.data.images import MODES, converted
 from opsin.pictures.kinds import Labels
 from opsin.train.experiment import Experiment
 from opsin.train.preparation import prepared
@@ -27,23 +29,26 @@ from opsin.train.settings import SettingError
 CHUNK = 256  # images in one call of the network
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loaded:
     """A finished run, from ``opsin.load``.
 
     Attributes:
         experiment: that it was trained by.
-        variables: of the model, on the host: ``{"params": …, "batch_stats": …}``.
         class_names: of its data, maybe none.
-        step: at which the weights were saved.
-        predictor: what ``predict`` asks, or why it cannot.
+        step: at which the weights were saved, or, of the best state of a run, the last one.
+        variables: of the model, on the host: ``{"params": …, "batch_stats": …}``.
     """
 
     experiment: Experiment
-    variables: PyTree
     class_names: tuple[str, ...]
     step: int
-    predictor: Predictor | SettingError
+    variables: PyTree = field(repr=False)
+    _trained: Trained = field(repr=False)
+
+    @cached_property
+    def _predictor(self) -> Predictor:
+        return predictor_of(self._trained)  # traced once, and compiled where it is asked
 
     @property
     def model(self) -> nn.Module:
@@ -60,15 +65,27 @@ class Loaded:
     def prepare(
         self, images: UInt8[np.ndarray, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
-        """Images as the model sees them: scaled to [0, 1] and normalised as in training."""
+        """Images as the model sees them: scaled to [0, 1] and normalised as in training.
+
+        Raises:
+            DataError: for an array of another kind.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise DataError(
+                "prepare takes uint8 [batch, height, width, channels], not "
+                f"{images.dtype} {list(images.shape)}: of one image, image[None]"
+            )
         return prepared({"image": jnp.asarray(images)}, data=self.experiment.data)["image"]
 
-    def predict(self, images: np.ndarray | Sequence[np.ndarray]) -> Any:
+    def predict(
+        self, images: np.ndarray | Image.Image | Sequence[np.ndarray | Image.Image]
+    ) -> np.ndarray | list[np.ndarray]:
         """Predictions as of ``opsin predict``, for images of any size.
 
         Args:
-            images: one image, uint8 [height, width, channels]; several of one size [batch, height,
-                width, channels]; or a list of images of any sizes.
+            images: one image, uint8 [height, width] or [height, width, channels]; several of one
+                size [batch, height, width, channels]; or a list of images of any sizes. An image of
+                Pillow's is one too.
 
         Returns:
             Of a classifier the probability of each class, float32 [batch, classes]. Of a
@@ -79,14 +96,18 @@ class Loaded:
             DataError: for what is no image of the kind that the run was trained on.
             SettingError: if the run says nothing of images: it makes them.
         """
-        if isinstance(self.predictor, SettingError):
-            raise self.predictor
-        single = isinstance(images, np.ndarray) and images.ndim < 4
-        channels = self.predictor.image[2]
-        given = [_image(each, channels) for each in ([images] if single else images)]
+        predictor: Predictor = self._predictor
+        alone: Any = images
+        single = isinstance(images, Image.Image) or getattr(images, "ndim", 4) < 4
+        if not (single or hasattr(images, "__getitem__")) or isinstance(images, str):
+            raise DataError(
+                f"predict takes images as arrays, not {type(images).__name__}: a file is read by "
+                "PIL.Image.open, or by opsin predict"
+            )
+        given = [_image(each, predictor.image[2]) for each in ([alone] if single else alone)]
         if not given:
             raise DataError("there are no images to predict: give at least one")
-        answers = _answers(self.predictor, given)
+        answers = _answers(predictor, given)
         if single:
             return answers[0]
         alike = len({answer.shape for answer in answers}) == 1
@@ -94,7 +115,10 @@ class Loaded:
 
 
 def load(
-    run: str | Path, *, weights: Literal["ema", "raw"] | None = None, allow: Sequence[str] = ()
+    run: str | Path,
+    *,
+    weights: Literal["ema", "raw"] | None = None,
+    allow: str | Path | Sequence[str] = (),
 ) -> Loaded:
     """Opens a run by its newest checkpoint; its data set is not needed.
 
@@ -107,17 +131,16 @@ def load(
         RunError: if this is no run, or it names code that is not allowed.
         CheckpointError: if it has no checkpoint that can be read.
     """
-    trained = open_run(Path(run), weights, allow=allow)
-    try:
-        predictor = predictor_of(trained)
-    except SettingError as error:
-        predictor = error
+    if weights not in (None, "ema", "raw"):
+        raise RunError(f"weights={weights!r}: give 'ema', 'raw' or None")
+    allowed = [str(allow)] if isinstance(allow, str | Path) else [str(each) for each in allow]
+    trained = open_run(Path(run), weights, allow=allowed)
     return Loaded(
         experiment=trained.experiment,
-        variables={"params": trained.params, **trained.mutable},
         class_names=trained.class_names,
         step=trained.step,
-        predictor=predictor,
+        variables={"params": trained.params, **trained.mutable},
+        _trained=trained,
     )
 
 
@@ -130,8 +153,9 @@ def fit(
 ) -> Outcome:
     """Trains an experiment as ``opsin run`` does, in ``workdir/name/id``, or resumes it.
 
-    The id is the hash of the experiment: the same one is not trained twice, and what was
-    interrupted goes on. Interrupting the kernel saves first, and gives an outcome with
+    The id is the hash of the experiment: the same one is not trained twice, which is said, and what
+    was interrupted goes on. A function of yours counts by its name: where its code has changed, a
+    line says so. Interrupting the kernel saves first, and gives an outcome with
     ``finished=False``.
 
     Args:
@@ -150,28 +174,35 @@ def fit(
     if not isinstance(experiment, Experiment):
         raise RunError(f"fit takes an Experiment, not {type(experiment).__name__}")
     options = Options(workdir=Path(workdir), progress=progress)
-    return execute(check_name(name), "default", experiment, options)
+    outcome = execute(check_name(name), "default", experiment, options)
+    if outcome.trained_before:
+        print(outcome.read_again(), file=sys.stderr)
+    return outcome
 
 
 def _answers(predictor: Predictor, images: list[Image.Image]) -> list[np.ndarray]:
     if predictor.kind is not Labels:
         return [segment(predictor, image) for image in images]
 
-    def chunks() -> Iterator[np.ndarray]:
-        for first in range(0, len(images), CHUNK):
-            part = [fitted(predictor, image) for image in images[first : first + CHUNK]]
-            yield predictor.probabilities(np.stack(part))
-
-    return list(np.concatenate(list(chunks())))
+    answers: list[np.ndarray] = []
+    for first in range(0, len(images), CHUNK):
+        part = np.stack([fitted(predictor, image) for image in images[first : first + CHUNK]])
+        size = 1 << (len(part) - 1).bit_length()  # few sizes, of which each is compiled
+        filled = np.pad(part, ((0, size - len(part)), *[(0, 0)] * 3))
+        answers += [*predictor.probabilities(filled)[: len(part)]]
+    return answers
 
 
 def _image(array: Any, channels: int) -> Image.Image:
-    """An array as an image file of the same pixels would be read."""
+    """An array, or an image of Pillow's, as an image file of the same pixels would be read."""
+    if isinstance(array, Image.Image) and array.mode[0] not in "IF":
+        return converted(array, channels)
     pixels = np.asarray(array)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in MODES:
         raise DataError(
-            "an image is uint8 [height, width, 1 or 3], not "
-            f"{pixels.dtype} {list(pixels.shape)}: values from 0 to 255, the channels last"
+            "an image is uint8 [height, width], or with 1 or 3 channels last, and not "
+            f"{pixels.dtype} {list(pixels.shape)}: its values are from 0 to 255"
         )
     if 0 in pixels.shape:
         raise DataError(f"an image of {pixels.shape[0]}x{pixels.shape[1]} pixels has none")

@@ -92,8 +92,7 @@ def _train(
     if not outcome.finished:
         print(f"stopped at step {outcome.step}, saved; the same command resumes from there")
     if outcome.trained_before:
-        what = ": measured what was missing" if outcome.measured else ", so only read"
-        print(f"already trained{what}; to train it again: rm -r {outcome.directory}")
+        print(outcome.read_again())
     for metric, value in outcome.metrics.items():
         if metric.count("/") == 1:
             print(f"{metric:<24} {value:.4f}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -17,7 +18,7 @@ import jax
 from filelock import FileLock, Timeout
 
 from opsin.commands.measured import evaluation_of, write_measured, write_splits
-from opsin.commands.provenance import environment
+from opsin.commands.provenance import environment, own_code
 from opsin.config.identity import essence, essence_of_resolved, identity
 from opsin.config.names import UntrustedError
 from opsin.config.own_files import SameNameError
@@ -91,6 +92,11 @@ class Outcome:
     measured: bool = False
     signal: int | None = None
 
+    def read_again(self) -> str:
+        """What to say of a run that was trained before."""
+        what = ": measured what was missing" if self.measured else ", so only read"
+        return f"already trained{what}; to train it again: rm -r {self.directory}"
+
 
 def directory_of(name: str, experiment: Experiment, workdir: Path) -> Path:
     """``workdir/name/id``, the id being the hash of what changes a trained number."""
@@ -139,7 +145,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                 (directory / "FAILED").unlink(missing_ok=True)
         if writes and not trained:
             _write_json(directory / "config.json", config)
-            _record_start(directory, say=options.progress)
+            _record_start(directory, experiment, say=options.progress)
         with _recorded(directory) if writes else nullcontext(), _stop_signal() as stopped:
             result = fit(
                 replace(experiment, measurements=todo),
@@ -251,7 +257,8 @@ def _check_trained(directory: Path, experiment: Experiment, options: Options, *,
             f"{train_again}"
         )
     check_files(directory / "checkpoints", experiment.data)
-    note = other_code(_starts(directory / "env.json"), environment()) if say else None
+    now = environment() | {"own": own_code(experiment)}
+    note = other_code(_starts(directory / "env.json"), now) if say else None
     if note:
         print(note, file=sys.stderr)
 
@@ -265,11 +272,11 @@ def _check_saved(directory: Path, steps: int) -> None:
         )
 
 
-def _record_start(directory: Path, *, say: bool) -> None:
+def _record_start(directory: Path, experiment: Experiment, *, say: bool) -> None:
     """Adds this start to ``env.json``; a run that resumes under other code says so."""
     saved = saved_step(directory / "checkpoints")
     step, resumed = saved or 0, saved is not None
-    now = environment() | {"step": step, "resumed": resumed}
+    now = environment() | {"step": step, "resumed": resumed, "own": own_code(experiment)}
     before = _starts(directory / "env.json")
     note = other_code(before, now) if resumed else None
     _write_json(directory / "env.json", [*before, now])
@@ -356,6 +363,9 @@ def _stop_signal() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
+    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+        yield received
+        return
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     heard = [number for number in STOPPING if not (ignored and number == signal.SIGHUP)]
     before = {number: signal.signal(number, receive) for number in heard}

@@ -146,7 +146,7 @@ def open_run(
     state, described = reopened.state, reopened.described
     if weights == "ema" and not state.ema:
         raise RunError(
-            f"{run} kept no moving average of its weights: leave out --weights, or train with "
+            f"{run} kept no moving average of its weights: take the others, or train with "
             "loop.ema_decay=0.999"
         )
     averaged = None if weights == "raw" else state.ema

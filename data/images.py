@@ -45,10 +45,15 @@ def read_image(path: Path, channels: int, *, deep: bool = False) -> Image.Image:
             if highest.min() < 0:
                 raise ValueError("it has numbers below 0")
             upright = Image.fromarray(highest.astype(np.uint8))
-        # Pillow warns about palettes, and turns LAB into RGB alone.
-        if "transparency" in upright.info or upright.mode == "LAB":
-            upright = upright.convert("RGB" if upright.mode == "LAB" else "RGBA")
-        return upright.convert(MODES[channels])
+        return converted(upright, channels)
+
+
+def converted(image: Image.Image, channels: int) -> Image.Image:
+    """An image of 8 bits a channel in grey (1) or RGB (3), without its transparency."""
+    # Pillow warns about palettes, and turns LAB into RGB alone.
+    if "transparency" in image.info or image.mode == "LAB":
+        image = image.convert("RGB" if image.mode == "LAB" else "RGBA")
+    return image.convert(MODES[channels])
 
 
 @contextmanager

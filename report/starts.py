@@ -12,7 +12,10 @@ AWAY = "put it back, or mv it away to go on without it"
 
 
 class Start(TypedDict):
-    """A start of a run; None is what it did not know."""
+    """A start of a run; None is what it did not know.
+
+    ``own`` is the name and digest of each function and class that is of the user's own files.
+    """
 
     commit: str | None
     dirty: bool | None
@@ -22,6 +25,7 @@ class Start(TypedDict):
     hardware: str
     step: NotRequired[int]
     resumed: NotRequired[bool]
+    own: NotRequired[dict[str, str]]
 
 
 def read_starts(path: Path, way_out: str = AWAY) -> Sequence[Start]:
@@ -62,7 +66,16 @@ def other_code(starts: Sequence[Start], now: Mapping[str, Any]) -> str | None:
     """
     if not starts:
         return None
-    before, here = starts[-1], now
+    own = starts[-1].get("own", {})
+    changed = [name for name, digest in now.get("own", {}).items() if own.get(name) != digest]
+    notes = (
+        [f"trained with another {', '.join(changed)} than there is now"] if own and changed else []
+    )
+    notes += [note] if (note := _other_commit(starts[-1], now)) else []
+    return "; ".join(notes) or None
+
+
+def _other_commit(before: Start, here: Mapping[str, Any]) -> str | None:
     same = before["commit"] == here["commit"]
     if same and here["commit"] is None:
         same = _version(before) == _version(here)

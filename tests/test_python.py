@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
 import opsin
-from opsin.commands import prediction
+from opsin.commands import prediction, python
 from opsin.commands.prediction import Predictor
 from opsin.commands.runs import RunError
-from opsin.commands.trained import open_run
+from opsin.commands.trained import Trained
 from opsin.data.examples import DataError, materialize
 from opsin.data.sources import digits
 from opsin.pictures import figures
@@ -155,7 +156,15 @@ def test_a_loaded_run_is_its_network(small):
     np.testing.assert_allclose(loaded.predict(list(images)), expected, rtol=1e-5, atol=1e-6)
     grey = np.full((9, 4, 1), 70, np.uint8)
     colour = np.full((6, 6, 3), 70, np.uint8)
-    np.testing.assert_allclose(loaded.predict(grey), loaded.predict(colour), atol=1e-6)
+    same = (colour, grey[..., 0], jnp.asarray(grey), Image.fromarray(colour).convert("CMYK"))
+    for image in same:
+        np.testing.assert_allclose(loaded.predict(image), loaded.predict(grey), atol=1e-6)
+        np.testing.assert_allclose(loaded.predict([image])[0], loaded.predict(grey), atol=1e-6)
+    seven = loaded.predict(np.concatenate([images, images])[:7])  # in a batch of eight
+    np.testing.assert_allclose(seven[:3], expected[:3], rtol=1e-5, atol=1e-6)
+    assert len(seven) == 7
+    assert len(repr(loaded)) < 3000
+    assert len({loaded, opsin.load(small)}) == 2
 
 
 def test_a_command_asks_what_python_asks(small, tmp_path):
@@ -169,10 +178,13 @@ def test_a_command_asks_what_python_asks(small, tmp_path):
 @pytest.mark.parametrize(
     ("images", "complaint"),
     [
-        (np.zeros((6, 6, 3)), r"is uint8 \[height, width, 1 or 3\], not float64 \[6, 6, 3\]"),
-        (np.zeros((6, 6), np.uint8), r"not uint8 \[6, 6\]"),
+        (np.zeros((6, 6, 3)), r"with 1 or 3 channels last, and not float64 \[6, 6, 3\]"),
         (np.zeros((6, 6, 4), np.uint8), r"not uint8 \[6, 6, 4\]"),
-        ([np.zeros((6, 6), np.uint8)], r"not uint8 \[6, 6\]"),
+        ([np.zeros((6, 6, 1, 1), np.uint8)], r"not uint8 \[6, 6, 1, 1\]"),
+        (Image.new("I;16", (6, 6)), r"not uint16 \[6, 6, 1\]"),
+        (Path("a.png"), "takes images as arrays, not PosixPath: a file is read by PIL.Image.open"),
+        ("a.png", "takes images as arrays, not str"),
+        (None, "takes images as arrays, not NoneType"),
         (np.zeros((0, 6, 3), np.uint8), "0x6 pixels has none"),
         ([], "there are no images"),
         (["a.png"], "an image is uint8"),
@@ -191,12 +203,27 @@ def test_mistakes_of_python_are_one_line(small, tmp_path):
     for name in ("../out", "a/b", "", "a b", "."):
         with pytest.raises(opsin.UserError, match="is no name of an experiment"):
             opsin.fit(opsin.load(small).experiment, name)
-    generator = opsin.Loaded(open_run(small).experiment, {}, (), 3, SettingError("it makes them"))
+    with pytest.raises(RunError, match="weights='emaa': give 'ema', 'raw' or None"):
+        opsin.load(small, weights="emaa")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(opsin.UserError, match=r"my_losses\.py"):
+        opsin.load(small, allow="my_losses.py")
+    with pytest.raises(
+        DataError, match=r"\[batch, height, width, channels\], not uint8 \[6, 6, 3\]"
+    ):
+        opsin.load(small).prepare(np.zeros((6, 6, 3), np.uint8))
+
+
+def test_a_generator_predicts_nothing(small, monkeypatch):
+    def refuse(trained: Trained) -> Predictor:
+        raise SettingError("it makes them")
+
+    monkeypatch.setattr(python, "predictor_of", refuse)
+    generator = opsin.load(small)
     with pytest.raises(SettingError, match="it makes them"):
         generator.predict(np.zeros((6, 6, 3), np.uint8))
 
 
-def test_masks_have_the_size_of_their_image(small):
+def test_masks_have_the_size_of_their_image(small, monkeypatch):
     """A segmenter that says of each pixel whether it is bright."""
 
     def probabilities(tiles: np.ndarray) -> np.ndarray:
@@ -205,7 +232,8 @@ def test_masks_have_the_size_of_their_image(small):
 
     names, size = ("dark", "bright"), (8, 8)
     predictor = Predictor(Masks, names, (*size, 1), size, (*size, 2), False, probabilities)
-    loaded = opsin.Loaded(open_run(small).experiment, {}, names, 0, predictor)
+    monkeypatch.setattr(python, "predictor_of", lambda trained: predictor)
+    loaded = opsin.load(small)
     rng = np.random.default_rng(2)
     images = [rng.integers(0, 256, (h, w, 1), np.uint8) for h, w in ((8, 8), (30, 11))]
     masks = loaded.predict(images)

@@ -81,6 +81,15 @@ def test_a_file_may_move_and_another_of_its_name_is_told(opsin: Callable, file: 
     assert "already trained, so only read" in opsin(*again).out
 
     forget()
+    before = moved.read_text()
+    moved.write_text(LOSS.replace("return factor", "return 3 * factor"))  # the run is not trained again, and says so
+    changed = opsin(*again[:2], *again[3:])
+    assert "trained with another doubled than there is now" in changed.err
+    forget()
+    moved.write_text(before + "\n# What is beside the function changes no number.\n")
+    assert "another doubled" not in opsin(*again[:2], *again[3:]).err
+
+    forget()
     file.write_text(LOSS.replace("2.0", "2.0 + 0.0"))
     told = opsin(*again)
     assert told.code == 2
