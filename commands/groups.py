@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -168,6 +169,7 @@ def named(typed: str, overrides: tuple[str, ...]) -> tuple[str, Any, Experiment,
 
 
 def _in_one_line(made: Any) -> str:
-    """An object that was made of a class, by the options that are plain."""
+    """An object that was made of a class, or a function with options, by those that are plain."""
     plain = {n: x for n, x in children(made).items() if isinstance(x, int | float | str | tuple)}
-    return f"{type(made).__name__}({', '.join(f'{n}={x!r}' for n, x in plain.items())})"
+    name = made.func.__name__ if isinstance(made, partial) else type(made).__name__
+    return f"{name}({', '.join(f'{n}={x!r}' for n, x in plain.items())})"

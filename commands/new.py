@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import keyword
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +20,10 @@ def new(name: Annotated[str, arg(metavar="NAME", help="of the experiment, one wo
     path = Path(f"{catalogue.check_name(name)}.py")
     if name in catalogue.experiments():
         raise ConfigError(f"opsin has an experiment {name!r}: choose another name")
+    if keyword.iskeyword(name) or importlib.util.find_spec(name):
+        raise ConfigError(
+            f"Python has a word or a module {name!r}, which {path} would hide: choose another name"
+        )
     text = TEMPLATE.read_text(encoding="utf-8").replace("NAME", name)
     try:
         with path.open("x", encoding="utf-8") as file:  # never over a file that is there

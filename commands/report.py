@@ -70,7 +70,7 @@ def _collect(name: str, workdir: Path, results: Path) -> int:
     chosen = catalogue.report_of(name)
     _, module = catalogue.opened(name)
     of = identity_of(module.config(), catalogue.arms(module))
-    write(collect(workdir / chosen.name, chosen.arms, of), chosen, results)
+    write(collect(workdir / chosen.name, chosen.arms, of, chosen.typed), chosen, results)
     print((results / f"{chosen.name}.md").read_text())
     print(results)
     return 0

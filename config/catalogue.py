@@ -49,12 +49,14 @@ def find(name: str) -> ModuleType:
     """
     known = experiments()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        if Path(f"{name}.py").is_file():
-            near = f"./{name}.py"
-        raise ConfigError(
-            f"there is no experiment {name!r}: did you mean {near!r}? `opsin list` shows all"
-        )
+        if (Path(name) / "config.json").is_file():
+            raise ConfigError(
+                f"{name} is a run: the command that began it resumes it, and is in its env.json"
+            )
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        near = [f"./{name}.py"] if Path(f"{name}.py").is_file() else near
+        meant = f": did you mean {near[0]!r}?" if near else ":"
+        raise ConfigError(f"there is no experiment {name!r}{meant} `opsin list` shows all")
     return importlib.import_module(f"opsin.experiments.{known[name].parent.name}.{name}")
 
 

@@ -89,9 +89,16 @@ def _taking(*arguments: str, option: str = "") -> Callable[..., Iterator[tuple[s
                 positional = tuple(x.arg for x in (*node.args.posonlyargs, *node.args.args))
                 options = {x.arg for x in node.args.kwonlyargs}
                 if positional == arguments and (not option or option in options):
-                    yield f"{module}:{node.name}", _first_line(node)
+                    yield f"{module}:{node.name}", _first_line(node) + _needs(node)
 
     return has
+
+
+def _needs(node: ast.FunctionDef) -> str:
+    """The options that have no default."""
+    pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+    needed = [option.arg for option, default in pairs if default is None]
+    return f" Needs {', '.join(needed)}." if needed else ""
 
 
 def _data(modules: dict[str, ast.Module]) -> Iterator[tuple[str, str]]:
@@ -145,9 +152,17 @@ def _in_words(node: ast.expr) -> str:
 
 SHELVES = {
     "models": Shelf("task.model=NAME", "models/*/*.py", _models),
-    "losses": Shelf("task.loss_function=NAME", "losses/*.py", _losses),
+    "losses": Shelf(
+        "task.loss_function=NAME where labels or masks are learned, task.losses=NAME of a GAN",
+        "losses/*.py",
+        _losses,
+    ),
     "data": Shelf("data.source=NAME", "data/*.py", _data),
-    "augmentations": Shelf("data.augment.0=NAME", "data/*.py", _taking("key", "batch")),
+    "augmentations": Shelf(
+        "data.augment.0=NAME, and data.augment.0.std=0.1 for what it needs",
+        "data/*.py",
+        _taking("key", "batch"),
+    ),
     "selections": Shelf("data.select=NAME", "data/*.py", _taking("labels", option="seed")),
     "measurements": Shelf("opsin evaluate RUN NAME", "analysis/*.py", _measurements),
     "optimizers": Shelf(

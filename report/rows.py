@@ -63,6 +63,7 @@ def collect(
     run_dir: Path,
     arms: Sequence[str],
     identity_of: Callable[[str, int], tuple[str, str | None]],
+    typed: str | None = None,
 ) -> list[Row]:
     """Reads the runs below ``run_dir`` that ended, sorted by arm and seed.
 
@@ -75,6 +76,7 @@ def collect(
         run_dir: ``runs/<experiment>``, with a folder for each run.
         arms: the arms of the sweep, in order.
         identity_of: (arm, seed) -> the id of that run of the sweep, and that of its measurements.
+        typed: the name or file of the experiment, if it is not that of the folder.
 
     Raises:
         ReportError: no run of the sweep has ended.
@@ -101,7 +103,7 @@ def collect(
     if not rows:
         raise ReportError(
             f"no run of the sweep has ended in {run_dir} ({len(folders)} folders, {len(ended)} "
-            f"ended): run opsin sweep {run_dir.name}"
+            f"ended): run opsin sweep {typed or run_dir.name}"
         )
     return in_order(rows, arms)
 

@@ -20,6 +20,7 @@ from opsin.data.files import aside
 from opsin.data.records import LARGEST, cause, conform
 from opsin.errors import RunFailed, UserError
 from opsin.train.digests import digests
+from opsin.train.host.loops import patient_loops
 from opsin.train.logging import NonFiniteError
 from opsin.train.paths import json_leaves
 from opsin.train.state import State
@@ -252,12 +253,13 @@ class Checkpoints:
     def _arrays(self, step: int, state: State, expected: dict[str, str]) -> State:
         """The arrays of a checkpoint, if they are those that were saved."""
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(state)  # pyright: ignore[reportCallIssue]
-                ),
-            )["state"]
+            with patient_loops():
+                restored = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(state)  # pyright: ignore[reportCallIssue]
+                    ),
+                )["state"]
             found = digests(restored) if expected else {}
             if wrong := [name for name in expected if found.get(name) != expected[name]]:
                 raise ValueError(f"{wrong[0]} is not what was saved")

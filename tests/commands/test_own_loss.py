@@ -82,7 +82,9 @@ def test_a_file_may_move_and_another_of_its_name_is_told(opsin: Callable, file: 
 
     forget()
     before = moved.read_text()
-    moved.write_text(LOSS.replace("return factor", "return 3 * factor"))  # the run is not trained again, and says so
+    moved.write_text(
+        LOSS.replace("return factor", "return 3 * factor")
+    )  # the run is not trained again, and says so
     changed = opsin(*again[:2], *again[3:])
     assert "trained with another doubled than there is now" in changed.err
     forget()
