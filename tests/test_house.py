@@ -423,7 +423,8 @@ SETTING = re.compile(r"`((?:loop|data|optimizer|parallel)\.[a-z_]+=[^`…{]+)`")
 @pytest.mark.parametrize("page", [name for name, text in PAGES.items() if SETTING.search(text)])
 def test_settings_within_a_sentence_are_taken(page):
     for setting in SETTING.findall(PAGES[page]):
-        override(catalogue.find("digits_lenet").config(), parse_all(shlex.split(setting)))
+        changes = parse_all(shlex.split(setting))
+        assert override(catalogue.find("digits_lenet").config(), changes) is not None, setting
 
 
 def test_commands_are_found():
