@@ -1,6 +1,7 @@
 """The house keeps its own rules: docs/design.md and README.md, executed."""
 
 import ast
+import csv
 import importlib
 import inspect
 import re
@@ -425,6 +426,28 @@ def test_settings_within_a_sentence_are_taken(page):
     for setting in SETTING.findall(PAGES[page]):
         changes = parse_all(shlex.split(setting))
         assert override(catalogue.find("digits_lenet").config(), changes) is not None, setting
+
+
+def test_the_page_on_speed_repeats_what_was_measured():
+    page = (HOUSE / "docs" / "speed.md").read_text()
+    with (HOUSE / "results" / "benchmarks.csv").open() as file:
+        races = [row for row in csv.DictReader(file) if row["phase"] == "training"]
+    for peer, digits in (("flax", 1), ("pytorch", 2)):
+        ratios = [f"{float(row['ratio']):.{digits}f}" for row in races if row["peer"] == peer]
+        title = {"flax": "plain Flax", "pytorch": "PyTorch"}[peer]
+        assert f"| over {title} | {' | '.join(ratios)} |" in page
+
+    plans = re.findall(r"^\| \[`\w+`\]\(\.\./(results/plans/\S+)\) \| (.*) \|$", page, re.MULTILINE)
+    assert len(plans) == len([*(HOUSE / "results" / "plans").glob("*.md")])
+    for file, row in plans:
+        text = (HOUSE / file).read_text()
+        chips, images, memory, step, limit, share = row.split(" | ")
+        assert re.search(rf" on {chips}$", text.splitlines()[0])
+        assert f"; {images} images a step, " in text
+        pattern = r"with the program \| ([\d.]+) ([GM])iB of (\d+) GiB"
+        ((taken, unit, there),) = re.findall(pattern, text)
+        assert memory == f"{float(taken) / {'G': 1, 'M': 1024}[unit]:.1f} of {there} GiB"
+        assert f"**At best {step} a step, limited by {limit}: {share} utilization" in text
 
 
 def test_commands_are_found():
