@@ -186,7 +186,10 @@ def _(picture: MaskPreview, class_names: Sequence[str], title: str) -> Figure:
     images, masks, predictions = jax.device_get(
         (picture.images, picture.masks, picture.predictions)
     )
-    return mask_grid(images, masks, predictions=predictions, class_names=class_names, title=title)
+    wrong = np.sum((predictions != masks) & (masks != IGNORE), axis=(1, 2))
+    order = np.argsort(-wrong, kind="stable")
+    shown: Any = {"predictions": predictions[order], "class_names": class_names}
+    return mask_grid(images[order], masks[order], title=f"{title}\nworst first", **shown)
 
 
 @draw.register
