@@ -18,7 +18,6 @@ html_show_sphinx = False
 html_copy_source = False
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
-smartquotes = False  # --seeds is no dash
 add_module_names = False
 maximum_signature_line_length = 80
 pygments_style = "friendly"

@@ -45,6 +45,7 @@ _TOKENS = re.compile(
     r"(?P<kept>``[^`]+``|^ *:\w+[^:\n]*:"  # code, the name of a field
     r"|(?<![\w*])\*\w(?:[^*\n]*\w)?\*(?![\w*])"  # what is stressed
     r"|^::\n\n(?:(?: {4}.*)?\n)*(?: {4}.*)?)"
+    r"|(?<![\w-])(?P<flag>--[a-z][a-z-]*)"
     r"|(?<!\w)(?P<base>\w[\u0300-\u036f]?)_(?:\{(?P<lower>[^{}]*)\}|(?P<low>[^\W_¹²³½]+))"
     r"|(?:\^|(?<=\w)\*\*)(?:\((?P<group>(?:[^()]|\([^()]*\))*)\)|\{(?P<higher>[^{}]*)\}"
     r"|(?P<high>[\u2212-]?\w+))"
@@ -88,7 +89,7 @@ def pages(house: Path) -> dict[str, str]:
 def typeset(text: str) -> str:
     """Formulas of reStructuredText: x_0 with a subscript, (1 - p)^γ or 2**n with a superscript.
 
-    Code in double backquotes stays, and so does a stressed *word*; a bar or star is itself.
+    Code in double backquotes stays, and a stressed *word*; a flag is code; a bar or star is itself.
     """
     return _TOKENS.sub(_set, text)
 
@@ -216,6 +217,8 @@ def _set(found: re.Match[str]) -> str:
     if found["kept"]:
         joined = found["kept"].endswith("`") and after.isalnum()
         return found["kept"] + ("\\ " if joined else "")
+    if found["flag"]:
+        return f"``{found[0]}``{close}"
     if found["base"]:
         return rf"{found['base']}\ :sub:`{found['lower'] or found['low']}`{close}"
     if raised := found["group"] or found["higher"] or found["high"]:

@@ -31,7 +31,7 @@ from opsin.pictures.kinds import (
     Preview,
     Usage,
 )
-from opsin.pictures.text import all_written, as_written, class_caption, class_name, legend
+from opsin.pictures.text import all_written, as_written, class_caption, class_name, fitted, legend
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -241,7 +241,7 @@ def image_grid(
         if predictions is not None and predictions[index] != labels[index]:
             caption += f" → {class_caption(predictions[index], class_names)}"
             colour = palette.RED
-        axes.set_title(as_written(caption), fontsize=7, color=colour)
+        axes.set_title(fitted(caption), fontsize=7, color=colour)
     return figure
 
 

@@ -150,6 +150,7 @@ def test_a_module_becomes_a_section(tmp_path):
         ("a name_of_two and ``x_0 ^ 2 * |y|``", "a name_of_two and ``x_0 ^ 2 * |y|``"),
         ("e^{p/τ} R_{n−1}, 2**n - 1", r"e\ :sup:`p/τ` R\ :sub:`n−1`\ , 2\ :sup:`n` - 1"),
         ("r^(-c / (C - 1)), *all* of [*n, d]", r"r\ :sup:`-c / (C - 1)`\ , *all* of [\*n, d]"),
+        ("by --dry-run, -- or a-b--c", r"by ``--dry-run``\ , -- or a-b--c"),
         ("``partial``s of |a| * b", r"``partial``\ s of \|a\| \* b"),
         (":param x_t: x_t.", r":param x_t: x\ :sub:`t`\ ."),
         ("::\n\n    x_0 = |y|\n\nx_0", "::\n\n    x_0 = |y|\n\nx\\ :sub:`0`"),

@@ -223,7 +223,7 @@ def unwritten(tree: ast.AST) -> list[str]:
         named = [x.value for x in call.keywords if x.arg in ("label", "labels", "title", "s")]
         place = DRAWN.get(call.func.attr)
         texts = named + ([] if place is None else call.args[place : place + 1])
-        safe = ("as_written", "all_written")
+        safe = ("as_written", "all_written", "fitted")
         sound = all(
             isinstance(x, ast.Constant)
             or (isinstance(x, ast.List) and not x.elts)
@@ -252,3 +252,18 @@ def test_no_text_reaches_matplotlib_but_as_it_is_written():
     }
     bad = "axes.set_title(name); axes.legend(); axes.plot(x, label=name); axes.text(0, 1, f'{x}')"
     assert len(unwritten(ast.parse(bad))) == 4
+
+
+def test_long_names_stay_above_their_image():
+    names = ("golden retriever, a kind of dog " * 4, "\x1b[31mred\nline", "x" * 60)
+    figure = figures.image_grid(
+        np.zeros((3, 2, 2, 1)),
+        labels=np.arange(3),
+        predictions=np.array([1, 1, 2]),
+        class_names=names,
+    )
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[1] == r"\x1b[31mred line".replace("\n", " ")
+    assert all(len(line) <= 22 + 2 for title in titles for line in title.splitlines())
+    assert [len(title.splitlines()) for title in titles[:3]] == [3, 1, 3]
+    FigureCanvasAgg(figure).draw()
