@@ -20,3 +20,21 @@ class RunFailed(RuntimeError):
 
 class ConfigError(UserError):
     """An override, a flag or a name that does not fit."""
+
+
+_UNSEEN = {
+    code: ascii(chr(code))[1:-1]
+    for code in (
+        *(code for code in range(0x20) if chr(code) not in "\t\n"),
+        *range(0x7F, 0xA0),  # control characters: colours, the cursor, the title of a window
+        *(0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)),  # of direction
+    )
+}
+
+
+def visible(text: str) -> str:
+    r"""A text, perhaps a stranger's, without what steers a terminal or turns the text around.
+
+    Such characters are written out, as in ``\x1b[31m``; so are bytes that are no UTF-8.
+    """
+    return text.translate(_UNSEEN).encode(errors="backslashreplace").decode()

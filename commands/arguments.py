@@ -6,6 +6,8 @@ import difflib
 import functools
 import io
 import re
+import shutil
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
@@ -65,9 +67,11 @@ def parse(command: Callable[..., int], words: Sequence[str], program: str) -> pa
 
 
 def _plain(text: str) -> str:
-    """A page of help without the spaces that fill lines, and without defaults that say nothing."""
+    """A page of help without what fills lines or goes beyond, and defaults that say nothing."""
     lines = re.sub(r"\s+\(default:\s*(None|False)?\)", "", text).splitlines()
-    return "\n".join(line.rstrip() for line in lines).rstrip()
+    across = max(shutil.get_terminal_size().columns, 40)
+    folded = (textwrap.fill(line, across, break_on_hyphens=False) for line in lines)
+    return "\n".join(line.rstrip() for line in folded).rstrip()
 
 
 def _complaint(text: str) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
+from opsin.commands.terminal import listed
 from opsin.config import catalogue, shelves
 
 
@@ -34,14 +33,8 @@ def listing(
     kinds = [kind for kind in shelves.SHELVES if asked[kind]]
     if not kinds:
         claims = {name: catalogue.claim(path) for name, path in catalogue.experiments().items()}
-        _print(claims)
+        print(listed(claims))
     for kind in kinds:
         print(f"{kind}: {shelves.SHELVES[kind].usage}")
-        _print(shelves.found(kind))
+        print(listed(shelves.found(kind)))
     return 0
-
-
-def _print(lines: Mapping[str, str]) -> None:
-    width = max(map(len, lines))
-    for name, says in lines.items():
-        print(f"{name:<{width}}  {says}")

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from opsin.commands.endings import INTERRUPTED, exit_code, interrupt, own_trace
+from opsin.commands.terminal import listed, shown
 from opsin.errors import ConfigError
 
 COMMANDS = {
@@ -43,6 +44,11 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 1 a run failed, 2 the user's mistake."""
+    with shown():
+        _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> None:
     # All that a process did before it came here is to import this file, and costs nothing but CPU.
     began = time.monotonic() - (time.process_time() if arguments is None else 0.0)
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -60,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 1
     except Exception as error:
         code, own = exit_code(error), own_trace(error)
-        if code is None and own is None and not _among_others():
+        if code is None and own is None and arguments is not None and not _among_others():
             raise
         if "--trace" in words or (code is None and own is None):
             traceback.print_exc()
@@ -99,10 +105,10 @@ def _no_command(words: Sequence[str]) -> str:
 
 def _overview() -> str:
     """All commands with the first line of what each says of itself, read without importing it."""
-    more = "opsin COMMAND --help says what it takes; --trace, anywhere, shows the trace of an error"
-    first = "First: opsin run digits_lenet, which needs no data. Then: opsin list; opsin new NAME"
-    lines = [f"  {name:<9} {_claim(module)}" for name, module in COMMANDS.items()]
-    return "\n".join(["usage: opsin COMMAND …\n", *lines, f"\n{more}\n\n{first}"])
+    more = "opsin COMMAND --help: what it takes. --trace, anywhere: the trace of an error"
+    first = "First: opsin run digits_lenet, without data. Then: opsin list; opsin new NAME"
+    claims = listed({f"  {name}": _claim(module) for name, module in COMMANDS.items()})
+    return f"usage: opsin COMMAND …\n\n{claims}\n\n{more}\n\n{first}"
 
 
 def _claim(module: str) -> str:

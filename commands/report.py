@@ -27,8 +27,7 @@ def report(
     """Writes tables and figures.
 
     Args:
-        name: of an experiment, or ./FILE.py, to read its runs; without it, tables are derived from
-            results/ anew
+        name: of an experiment, or ./FILE.py: its runs are read; without it all tables are made anew
         workdir: parent of the directories of runs
         results: where the tables are
         readme: whose table is written too

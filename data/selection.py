@@ -27,7 +27,7 @@ def long_tail(
 ) -> Int[np.ndarray, " kept"]:
     """Indices of a subset whose class sizes fall off exponentially.
 
-    Class c of C, in order of the label, keeps floor(n_max * imbalance ** (-c / (C - 1))) examples,
+    Class c of C, in order of the label, keeps floor(n_max * imbalance^(-c / (C - 1))) examples,
     drawn at random, and at least one. n_max is the most that lets every class supply its share;
     for a balanced set that is the size of a class. CIFAR-10 at 100: 5000, 2997, 1796, …, 50.
 

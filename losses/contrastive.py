@@ -86,7 +86,7 @@ def supervised_contrastive_loss(
     *,
     temperature: Positive | Float[Array, ""],
 ) -> Float[Array, "views batch"]:
-    """−mean_p log(e^{p/τ} / Σ_a e^{a/τ}): p are the cosines of the label's views, a those of all.
+    """Mean over p of −log(e^{p/τ} / Σ_a e^{a/τ}): p cosines of the label's views, a of all.
 
     Khosla et al., 2020, arXiv:2004.11362, eq. 2 (L_out). Positives are all other views of all
     images with the label of the anchor, and the denominator has them all, with the negatives. Of

@@ -49,6 +49,10 @@ def _page(path: Path, house: Path) -> str:
     end = module.body[0].end_lineno or 0
     file = path.relative_to(house).as_posix()
     parts = [f"# {path.stem}", f"**{claim}**", more.strip()]
+    if planned := sorted((house / "results/plans").glob(f"{path.stem}-*.md")):
+        chips = (f"[{each.stem.removeprefix(path.stem)[1:]}]" for each in planned)
+        links = (f"{c}(../measured/plans/{p.name})" for c, p in zip(chips, planned, strict=True))
+        parts.append(f"Plans: {', '.join(links)}.")
     parts += [
         f"![What a run of {path.stem} drew](../../{each})" for each in pictures(path.stem, house)
     ]

@@ -43,13 +43,17 @@ ELSEWHERE = ("experiments", "pages")
 _GOOGLE: Any = Config(napoleon_use_ivar=True, napoleon_use_rtype=False)
 _TOKENS = re.compile(
     r"(?P<kept>``[^`]+``|^ *:\w+[^:\n]*:"  # code, the name of a field
+    r"|(?<![\w*])\*\w(?:[^*\n]*\w)?\*(?![\w*])"  # what is stressed
     r"|^::\n\n(?:(?: {4}.*)?\n)*(?: {4}.*)?)"
-    r"|(?<!\w)(?P<base>\w[\u0300-\u036f]?)_(?P<low>[^\W_¹²³½]+)"
-    r"|\^(?:\((?P<group>[^()]*)\)|(?P<high>[\u2212-]?\w+))"
+    r"|(?<![\w-])(?P<flag>--[a-z][a-z-]*)"
+    r"|(?<!\w)(?P<base>\w[\u0300-\u036f]?)_(?:\{(?P<lower>[^{}]*)\}|(?P<low>[^\W_¹²³½]+))"
+    r"|(?:\^|(?<=\w)\*\*)(?:\((?P<group>(?:[^()]|\([^()]*\))*)\)|\{(?P<higher>[^{}]*)\}"
+    r"|(?P<high>[\u2212-]?\w+))"
     r"|(?P<escaped>[*|]|(?<=\w)_(?!\w))",
     re.MULTILINE,
 )
 _SECTION = re.compile(r"^(?:Args|Attributes|Raises|Returns|Yields):$", re.MULTILINE)
+_GIVEN = re.compile(r"^((?:Returns|Yields):\n +)", re.MULTILINE)
 
 
 def packages(house: Path) -> dict[str, list[Path]]:
@@ -83,9 +87,9 @@ def pages(house: Path) -> dict[str, str]:
 
 
 def typeset(text: str) -> str:
-    """Formulas of reStructuredText: x_0 with a subscript, (1 - p)^γ with a superscript.
+    """Formulas of reStructuredText: x_0 with a subscript, (1 - p)^γ or 2**n with a superscript.
 
-    Code in double backquotes stays, and a bar or star is itself.
+    Code in double backquotes stays, and a stressed *word*; a flag is code; a bar or star is itself.
     """
     return _TOKENS.sub(_set, text)
 
@@ -197,7 +201,7 @@ def _docstring(node: Definition | ast.Module) -> str:
     first = _SECTION.search(text)
     end = first.start() if first else len(text)
     about = re.sub(r"\n\n(?=    \S)", "\n\n::\n\n", text[:end])  # what is indented is code
-    text = about + text[end:]
+    text = about + _GIVEN.sub(r"\1: ", text[end:])  # else what is before a colon is a type
     lines = str(GoogleDocstring(text, _GOOGLE)).strip()
     return typeset(lines.replace(":ivar ", ":param "))  # fields are what a constructor takes
 
@@ -213,9 +217,11 @@ def _set(found: re.Match[str]) -> str:
     if found["kept"]:
         joined = found["kept"].endswith("`") and after.isalnum()
         return found["kept"] + ("\\ " if joined else "")
+    if found["flag"]:
+        return f"``{found[0]}``{close}"
     if found["base"]:
-        return rf"{found['base']}\ :sub:`{found['low']}`{close}"
-    if raised := found["group"] or found["high"]:
+        return rf"{found['base']}\ :sub:`{found['lower'] or found['low']}`{close}"
+    if raised := found["group"] or found["higher"] or found["high"]:
         return rf"\ :sup:`{raised}`{close}"
     return f"\\{found[0]}"
 

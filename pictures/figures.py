@@ -31,7 +31,7 @@ from opsin.pictures.kinds import (
     Preview,
     Usage,
 )
-from opsin.pictures.text import all_written, as_written, class_caption, class_name, legend
+from opsin.pictures.text import all_written, as_written, class_caption, class_name, fitted, legend
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -186,7 +186,10 @@ def _(picture: MaskPreview, class_names: Sequence[str], title: str) -> Figure:
     images, masks, predictions = jax.device_get(
         (picture.images, picture.masks, picture.predictions)
     )
-    return mask_grid(images, masks, predictions=predictions, class_names=class_names, title=title)
+    wrong = np.sum((predictions != masks) & (masks != IGNORE), axis=(1, 2))
+    order = np.argsort(-wrong, kind="stable")
+    shown: Any = {"predictions": predictions[order], "class_names": class_names}
+    return mask_grid(images[order], masks[order], title=f"{title}\nworst first", **shown)
 
 
 @draw.register
@@ -238,7 +241,7 @@ def image_grid(
         if predictions is not None and predictions[index] != labels[index]:
             caption += f" → {class_caption(predictions[index], class_names)}"
             colour = palette.RED
-        axes.set_title(as_written(caption), fontsize=7, color=colour)
+        axes.set_title(fitted(caption), fontsize=7, color=colour)
     return figure
 
 

@@ -5,6 +5,7 @@ Matplotlib reads formulas between two dollars, and leaves names that begin with 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,10 +13,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from opsin.errors import visible
+
 
 def as_written(text: str) -> str:
     """Text that Matplotlib draws as it is, also a file name that is not UTF-8."""
-    return text.replace("$", r"\$").encode(errors="backslashreplace").decode()
+    return visible(text).replace("$", r"\$")
 
 
 def all_written(texts: Iterable[str]) -> list[str]:
@@ -33,6 +36,12 @@ def legend(of: Axes | Figure, handles: Sequence[Any], names: Sequence[str], **op
 def class_name(label: int, class_names: Sequence[str]) -> str:
     """The name of a class, or the number of what is none, such as −1."""
     return class_names[label] if 0 <= label < len(class_names) else str(label)
+
+
+def fitted(caption: str) -> str:
+    """A caption in lines that are as wide as an image of a grid, three at most."""
+    lines = textwrap.wrap(caption, 22, max_lines=3, placeholder=" …")
+    return "\n".join(all_written(lines))
 
 
 def class_caption(label: np.ndarray, class_names: Sequence[str]) -> str:

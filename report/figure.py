@@ -42,12 +42,16 @@ def draw(
     along = {x for _, x in (table.lines or {}).values()}  # a metric has no panel over itself
     drawn = {metric: form for metric, form in table.metrics.items() if metric not in along}
     panels = len(drawn)
+    rows = math.ceil(panels / 3)  # more side by side are too small on a page
+    columns = math.ceil(panels / rows)
     height = 3.8 if curves else 1.4 + 0.4 * len(report.arms)
     with matplotlib.style.context("default"):  # whatever the user's own matplotlibrc says
-        figure = Figure(figsize=(1.8 + 3.4 * panels, height), layout="constrained")
+        figure = Figure(figsize=(1.8 + 3.4 * columns, height * rows), layout="constrained")
         figure.suptitle(as_written(f"{table.title}\n{note}"), fontsize=10, wrap=True)
-        axes = figure.subplots(1, panels, sharey=not curves, squeeze=False)[0]
-        for axis, (metric, form) in zip(axes, drawn.items(), strict=True):
+        axes = figure.subplots(rows, columns, sharey=not curves, squeeze=False).flat
+        for axis in axes[panels:]:
+            axis.remove()
+        for axis, (metric, form) in zip(axes[:panels], drawn.items(), strict=True):
             scale = 100 if form.endswith("%") else 1
             shown = {
                 arm: {seed: scale * value for seed, value in seeds.items()}

@@ -30,11 +30,13 @@ def first_line(module: str) -> str:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_each_command_has_help_that_names_all_it_takes(opsin, name):
+def test_each_command_has_help_that_names_all_it_takes(opsin, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "80")
     shown = opsin(name, "--help")
     assert (shown.code, shown.err) == (0, "")
     assert shown.out.startswith(f"usage: opsin {name} ")
-    assert first_line(COMMANDS[name]) in shown.out
+    assert first_line(COMMANDS[name]) in " ".join(shown.out.split())
+    assert max(map(len, shown.out.splitlines())) <= 80
     assert "None" not in shown.out
     assert not re.search(r"[^\x00-\x7f…]", shown.out)
     bare = re.findall(r"^ +(--?[a-z]\S*)(?: \S+)?\n(?! {5,}\S)", shown.out, re.MULTILINE)

@@ -81,6 +81,9 @@ class Box(Base):
         Args:
             by: how much.
 
+        Returns:
+            A state: the next one.
+
         Raises:
             ValueError: no.
         """
@@ -121,6 +124,8 @@ As typed:
 
       :param by: how much.
 
+      :returns: A state: the next one.
+
       :raises ValueError: no.
 """
 
@@ -143,6 +148,9 @@ def test_a_module_becomes_a_section(tmp_path):
         ("(1 − p_k)^γ, 10000^(-4k / w)", r"(1 − p\ :sub:`k`\ )\ :sup:`γ`\ , 10000\ :sup:`-4k / w`"),
         ("σ_q² and β̃_t", r"σ\ :sub:`q`\ ² and β̃\ :sub:`t`"),
         ("a name_of_two and ``x_0 ^ 2 * |y|``", "a name_of_two and ``x_0 ^ 2 * |y|``"),
+        ("e^{p/τ} R_{n−1}, 2**n - 1", r"e\ :sup:`p/τ` R\ :sub:`n−1`\ , 2\ :sup:`n` - 1"),
+        ("r^(-c / (C - 1)), *all* of [*n, d]", r"r\ :sup:`-c / (C - 1)`\ , *all* of [\*n, d]"),
+        ("by --dry-run, -- or a-b--c", r"by ``--dry-run``\ , -- or a-b--c"),
         ("``partial``s of |a| * b", r"``partial``\ s of \|a\| \* b"),
         (":param x_t: x_t.", r":param x_t: x\ :sub:`t`\ ."),
         ("::\n\n    x_0 = |y|\n\nx_0", "::\n\n    x_0 = |y|\n\nx\\ :sub:`0`"),

@@ -225,6 +225,25 @@ def test_a_curve_may_run_over_a_metric(tmp_path, monkeypatch):
     np.testing.assert_allclose(points, [[0.2, 8.0], [0.5, 3.0]])
 
 
+@pytest.mark.parametrize(("metrics", "wide", "high"), [(1, 1, 1), (3, 3, 1), (4, 2, 2), (5, 3, 2)])
+def test_a_figure_has_three_panels_side_by_side_at_most(tmp_path, monkeypatch, metrics, wide, high):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    names = [f"m{place}" for place in range(metrics)]
+    table = Table(title="", metrics=dict.fromkeys(names, ".1f"))
+    report = Report(name="many", claim="", arms=("one",), table=table)
+    draw(tmp_path / "many.png", report, {n: {"one": {0: 1.0}} for n in names}, ("one",), "")
+    axes = drawn[0].axes
+    assert [each.get_xlabel() for each in axes] == [table.header(name) for name in names]
+    places = [each.get_subplotspec() for each in axes]
+    assert {(place.rowspan.start, place.colspan.start) for place in places} == {
+        divmod(place, wide) for place in range(metrics)
+    }
+    assert drawn[0].get_size_inches() == pytest.approx([1.8 + 3.4 * wide, 1.8 * high])
+
+
 def test_jsonl_keeps_every_row_and_digit(rows, undrawn, tmp_path):
     exact = row("focal-5", 0, metrics={"test/nll": 0.1 + 0.2, "test/accuracy": 1 / 3})
     write([exact, *reversed(rows)], FOCAL, tmp_path)
