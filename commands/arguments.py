@@ -57,6 +57,8 @@ def parse(command: Callable[..., int], words: Sequence[str], program: str) -> pa
     flags = [word for word in rest if word.startswith("-")]
     if flags or (rest and "overrides" not in asked.__wrapped__.__annotations__):
         near = _nearest(flags, asked, program)
+        if overrides := [flag.lstrip("-") for flag in flags if "." in flag.partition("=")[0]]:
+            near = f", did you mean {overrides[0]}, which has no dashes?"
         raise ConfigError(
             f"unrecognized arguments: {' '.join(flags or rest)}{near}: see {program} --help"
         )

@@ -127,9 +127,16 @@ def predict(predictor: Predictor, paths: Sequence[Path], output: Path) -> Iterat
     if channels not in MODES:
         raise RunError(f"the run was trained on images of {channels} channels, not of 1 or 3")
     named = list(_names(list(_files(paths))))
-    for name, path in named:  # a mistake is reported before anything is written
+    complaints: list[str] = []
+    for name, path in named:  # mistakes are reported before anything is written
         check_new(output / f"{name}_{end}.png" for end in WRITTEN[predictor.kind])
-        read_image(path, channels, deep=True)
+        try:
+            read_image(path, channels, deep=True)
+        except DataError as error:
+            complaints.append(str(error))
+    if complaints:
+        several = f"{len(complaints)} of {len(named)} files: " if len(complaints) > 1 else ""
+        raise DataError(several + "; ".join(complaints[:5]))
     check_new([output / LABELS] if predictor.kind is Labels else [])
     images = ((name, path, read_image(path, channels, deep=True)) for name, path in named)
     with writing(output, "choose another place with --output"):

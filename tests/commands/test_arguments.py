@@ -195,6 +195,7 @@ def test_names_that_stand_for_objects_are_those_that_there_are():
         ("run tiny --seed 3", "unrecognized arguments: --seed: see opsin run --help"),
         ("sweep tiny --sedes=3", "unrecognized arguments: --sedes=3, did you mean --seeds?"),
         ("run tiny --quite a=1", "unrecognized arguments: --quite, did you mean --quiet?"),
+        ("run tiny --data.batch=32", "did you mean data.batch=32, which has no dashes?"),
         ("run tiny --no-quiet", "unrecognized arguments: --no-quiet"),
         ("listing tiny", "unrecognized arguments: tiny"),
         ("export a b c", "unrecognized arguments: c"),

@@ -88,6 +88,17 @@ def test_predict_refuses_the_others_before_it_writes(wild, tmp_path, name):
     assert not (tmp_path / "out").exists()
 
 
+def test_all_files_that_cannot_be_read_are_named_at_once(tmp_path, undrawn):
+    paths = [saved(tmp_path / f"{name}.png") for name in "abcd"]
+    for path in paths[1:3]:
+        path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(
+        DataError, match=r"^2 of 4 files: cannot read image \S*b.png: .*; cannot \S* .*c.png"
+    ):
+        list(predict(predictor(Labels, []), paths, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", WILD)
 def test_inpaint_takes_what_is_opaque_and_of_the_size(wild, tmp_path, name):
     hole = np.zeros((4, 6), np.uint8)
