@@ -77,8 +77,8 @@ def keep_if_best(
         raise SettingError(f"loop.keep_best: there is no {name}, but {', '.join(sorted(numbers))}")
     value = -numbers[name] if keep_best.startswith("-") else numbers[name]
     with Checkpoints(directory / BEST) as checkpoints:
-        saved = checkpoints.latest() is not None
-        if value > (checkpoints.metadata()["best"] if saved else -math.inf):
+        saved = {} if checkpoints.latest() is None else checkpoints.metadata()
+        if value > saved.get("best", -math.inf):
             checkpoints.save(state, metadata() | {"best": value})
 
 

@@ -20,6 +20,12 @@ from opsin.train.state import State
 from tests.commands import tiny
 
 SPLITS = {"val": "val", "test": "test"}
+RECORD = {
+    "config": {"seed": 0},
+    "position": {"next_index": 0},
+    "window": None,
+    "seconds": 0.0,
+}
 
 
 def state(step: int) -> State:
@@ -45,7 +51,7 @@ def shapes(of: State) -> State:
 def test_the_best_is_kept_and_stands_for_the_last_step(tmp_path, keep_best, values, best):
     for step, value in enumerate(values, start=1):
         numbers = {"val/accuracy": value, "val/nll": 0.0}
-        keep_if_best(keep_best, tmp_path, state(step), numbers, lambda: {"config": {"seed": 0}})
+        keep_if_best(keep_best, tmp_path, state(step), numbers, lambda: RECORD)
     found, own = best_state(tmp_path, state(3), shapes(state(3)), {"seed": 0})
     assert own == best
     assert int(found.step) == 3
