@@ -155,8 +155,7 @@ def open_run(
     clock.lap("state")
     profiler = Profiler(profile, directory / "profile", done=step, total=program.steps)
     console = Console(program.steps, step, progress and is_first(), task.progress)
-    logged = -1 if checkpoints.latest() is None else step
-    own = [JsonLines(directory / "metrics.jsonl", logged)] if is_first() else []
+    own = [JsonLines(directory / "metrics.jsonl", step)] if is_first() else []
     log = MetricsLog([*open_writers([*own, console], closing), *writers], work, saved["window"])
     closing.callback(profiler.close)
     agreed = Agreement(mesh)
