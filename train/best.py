@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +86,12 @@ def best_state(
     last: State,
     abstract: State,
     config: dict[str, Any],
-) -> tuple[State, int]:
-    """The best state as that of the last step, at which the run is said to end, and its own step.
+) -> State:
+    """The best state, which says its own step; the last one if no evaluation gave a number.
 
-    The last state itself if no evaluation gave a number. What ``config`` may differ in was compared
-    when the run was opened.
+    What ``config`` may differ in was compared when the run was opened.
     """
     with Checkpoints(directory / BEST) as checkpoints:
         if checkpoints.latest() is None:
-            return last, int(last.step)
-        best, _ = checkpoints.restore(abstract, config, lambda config: None)
-    return replace(best, step=last.step), int(best.step)
+            return last
+        return checkpoints.restore(abstract, config, lambda config: None)[0]
