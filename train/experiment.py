@@ -46,7 +46,8 @@ class Data:
     source: str | Source = "digits"
     train_split: str = "train"
     eval_splits: Mapping[str, str] = field(
-        default_factory=lambda: {"test": "test"}, metadata={"identity": False}
+        default_factory=lambda: {"test": "test"},
+        metadata={"identity": False, "counts_with": "loop.keep_best"},
     )
     select: Selection | None = None
     batch: Count = 128
@@ -80,7 +81,7 @@ class Loop:
     duration: str = "10 epochs"
     log_every: str = field(default="10 steps", metadata={"identity": False})
     evaluate_every: str = field(
-        default="1 epoch", metadata={"identity": False, "counts_with": "keep_best"}
+        default="1 epoch", metadata={"identity": False, "counts_with": "loop.keep_best"}
     )
     checkpoint_every: str = field(default="1 epoch", metadata={"identity": False})
     steps_per_dispatch: Depth = field(default=1, metadata={"identity": False})
