@@ -73,8 +73,8 @@ class Loop:
         strategy: ``"jit"`` over a mesh of devices, or ``"pmap"``.
         replicas: devices of ``"pmap"``. Each draws by itself, so that their number counts.
         keep_best: a metric, such as ``"val/accuracy"``, or ``"-val/nll"`` for the lowest: the run
-            ends with the state that had the best, among those evaluated, instead of the last; see
-            ``train.best``.
+            ends with the state that had the best, among those evaluated, instead of the last. A
+            metric that ``train.best.HIGHER`` lacks has a sign, ``+`` or ``-``.
         previews: images in a preview picture, six at most where each has a mask; 0 draws none.
     """
 

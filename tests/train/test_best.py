@@ -24,6 +24,7 @@ from opsin.train.state import State
 from tests.commands import tiny
 
 SPLITS = {"val": "val", "test": "test"}
+LOSSES = ("loss", "nll", "ece", "mse", "distortion", "rate", "l1", "generator_loss", "fd_lenet")
 RECORD = {
     "config": {"seed": 0},
     "position": {"next_index": 0},
@@ -48,6 +49,7 @@ def shapes(of: State) -> State:
         ("val/accuracy", [0.1, 0.9, 0.5], 2),
         ("val/accuracy", [0.9, 0.9, 0.1], 1),  # of equal ones the first
         ("-val/accuracy", [0.5, 0.9, 0.1], 3),
+        ("+val/accuracy", [0.5, 0.9, 0.1], 2),
         ("val/accuracy", [float("nan"), 0.2, float("nan")], 2),
         ("val/accuracy", [float("nan")] * 3, 3),  # none: the last
     ],
@@ -79,7 +81,10 @@ def test_a_metric_that_is_not_there_is_told(tmp_path):
         ("val/", "is no metric of a split"),
         ("test/accuracy", "would select on what is reported"),
         ("test_ema/accuracy", "would select on what is reported"),
-        ("val/nll", "write -val/nll for the lowest"),
+        *(
+            (f"val/{loss}", f"write -val/{loss} for the lowest, or \\+val/{loss}")
+            for loss in LOSSES
+        ),
     ],
 )
 def test_what_may_not_choose(keep_best, complaint):
@@ -88,11 +93,23 @@ def test_what_may_not_choose(keep_best, complaint):
 
 
 def test_what_may_choose():
-    for keep_best in ("val/accuracy", "-val/nll", "val_ema/accuracy", "val/miou"):
+    signed = [f"{sign}val/{metric}" for sign in "+-" for metric in (*LOSSES, "recall/3", "own")]
+    for keep_best in ("val/accuracy", "val_ema/accuracy", "val/miou", "+val/accuracy", *signed):
         check_keep_best(keep_best, SPLITS)
         assert choosing_split(keep_best) == "val"
+
+
+@pytest.mark.parametrize(
+    "splits",
+    [
+        *({"val": split} for split in ("test", "test[:50%]", "train[:9%] + test[50%:]")),
+        {"val": "validation", "test": "validation"},
+    ],
+)
+def test_what_is_reported_under_another_name_does_not_choose(splits):
     with pytest.raises(SettingError, match="would select"):
-        check_keep_best("val/accuracy", {"val": "test"})
+        check_keep_best("val/accuracy", splits)
+    check_keep_best("val/accuracy", {"val": "train[90%:]", "fit": "train[:90%]", "test": "test"})
 
 
 CHOICES = {
