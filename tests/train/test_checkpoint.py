@@ -219,6 +219,17 @@ def test_every_type_that_a_source_may_give_is_recorded_and_read_again(two: Two, 
         np.testing.assert_array_equal([found[name] for name in given], [[0, 1]] * len(given))
 
 
+def test_digests_are_those_of_before_for_blocks_of_any_size(monkeypatch: pytest.MonkeyPatch):
+    tree = {
+        "a": jnp.arange(50_000, dtype=jnp.uint16),
+        "b": jnp.ones((3, 7)),
+        "c": jnp.zeros((2, 0)),
+    }
+    for block in (2**14, 3, 10**6):
+        monkeypatch.setattr("opsin.train.digests.BLOCK", block)
+        assert [*digests(tree).values()] == ["d98d66a8285d9c0c", "f6500b591f800000", "0" * 16]
+
+
 def test_digests_know_the_place_of_a_word_and_not_its_device():
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     whole = np.random.default_rng(0).standard_normal((16, 8, 3)).astype(np.float32)
