@@ -23,7 +23,7 @@ from opsin.config.identity import essence, essence_of_resolved, identity
 from opsin.config.names import UntrustedError
 from opsin.config.own_files import SameNameError
 from opsin.config.sweep import pinned
-from opsin.config.tree import names_in, rebuild, resolve
+from opsin.config.tree import check, names_in, rebuild, resolve
 from opsin.data.enclosure import check_enclosed, component
 from opsin.data.files import replace_text, to_json, writing
 from opsin.errors import ConfigError, UserError
@@ -110,6 +110,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
     evaluated in another way. Several processes call it alike; the first of them writes.
 
     Raises:
+        ConfigError: a field of the experiment does not take its value.
         ProcessError: processes were started differently, or do not see the same directory.
         WriteError: the directory cannot be written.
         RunError: another run is live in it, or it holds a finished run that is to be profiled, had
@@ -117,6 +118,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
         Exception: whatever training raises; it is also written to ``FAILED``, unless it is a
             UserError.
     """
+    check(experiment)
     experiment = pinned(experiment)
     directory = directory_of(name, experiment, options.workdir)
     config, writes = resolve(experiment), is_first()

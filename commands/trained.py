@@ -108,9 +108,9 @@ def reopen(
     best = experiment.loop.keep_best and saved_step(run / BEST) is not None
     with Checkpoints(run / (BEST if best else "checkpoints"), create=False) as checkpoints:
         metadata = checkpoints.metadata()
-        if "data" not in metadata:
+        described = metadata.get("data", {"arrays": {}})
+        if "image" not in described["arrays"]:
             raise RunError(f"{run} did not keep what its data were like: train it again")
-        described = metadata["data"]
         batch = {
             name: jax.ShapeDtypeStruct((experiment.data.batch, *shape), dtype)
             for name, (shape, dtype) in described["arrays"].items()

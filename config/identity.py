@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from opsin.config.names import lasting_name
-from opsin.config.tree import children, rebuild, resolve
+from opsin.config.tree import at, children, rebuild, resolve
 from opsin.errors import ConfigError
 
 
@@ -21,30 +21,36 @@ def identity(tree: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def essence(node: Any) -> Any:
+def essence(node: Any, root: Any = None) -> Any:
     """The tree as JSON, without anything that changes no trained number.
 
     An object is named without its module, so that files may move. An option at its default is left
     out, so that a new one changes no id; and so is a field with the metadata
     ``{"identity": False}``: measurements, how often something is logged or saved, and the layout
     of devices. A field with the metadata ``{"known_by": other}`` is left out where the other field
-    has a value: the path of a file whose sha256 is known. One with ``{"counts_with": other}`` does
-    count where the other has a value: how often is evaluated, where the best state is kept.
+    has a value: the path of a file whose sha256 is known. One with ``{"counts_with": path}`` does
+    count where that path from the root has a value: how is evaluated, where the best state is kept.
+    Of several splits that is the one which chooses, as the value begins with its name.
+
+    Args:
+        node: what is a tree, or lies in one.
+        root: the tree that it lies in.
 
     Raises:
         ConfigError: for an object that cannot be found by a name, such as a lambda.
     """
+    root = node if root is None else root
     if isinstance(node, Mapping):
-        return {str(key): essence(value) for key, value in node.items()}
+        return {str(key): essence(value, root) for key, value in node.items()}
     if isinstance(node, tuple | list):
-        return [essence(value) for value in node]
+        return [essence(value, root) for value in node]
     if node is None or isinstance(node, bool | int | float | str):
         return resolve(node)
     if isinstance(node, partial):
-        positional = {"args": essence(node.args)} if node.args else {}
-        return {"call": lasting_name(node.func)} | positional | _set(node.func, node.keywords)
+        positional = {"args": essence(node.args, root)} if node.args else {}
+        return {"call": lasting_name(node.func)} | positional | _set(node.func, node.keywords, root)
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
-        return {"type": lasting_name(type(node))} | _set(type(node), children(node))
+        return {"type": lasting_name(type(node))} | _set(type(node), children(node), root)
     return {"call": lasting_name(node)}  # with a key, so that no text is taken for a function
 
 
@@ -82,19 +88,38 @@ def defaults(owner: Any) -> dict[str, Any]:
     }
 
 
-def _set(owner: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+def _set(owner: Any, values: Mapping[str, Any], root: Any) -> dict[str, Any]:
     """The essence of the options that differ from their defaults and count."""
     given = defaults(owner)
     fields = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
+    conditions = {f.name: f.metadata["counts_with"] for f in fields if "counts_with" in f.metadata}
+    choosing = {name: _chosen_by(root, path) for name, path in conditions.items()}
+    values = {name: _choosing(value, choosing.get(name)) for name, value in values.items()}
     apart = {f.name for f in fields if not f.metadata.get("identity", True)}
-    apart -= {f.name for f in fields if values.get(f.metadata.get("counts_with", "")) is not None}
+    apart -= {name for name, metric in choosing.items() if metric}
     apart |= {f.name for f in fields if values.get(f.metadata.get("known_by", "")) is not None}
-    counted = {name: essence(value) for name, value in values.items() if name not in apart}
+    counted = {name: essence(value, root) for name, value in values.items() if name not in apart}
     return {
         name: value
         for name, value in counted.items()
         if name not in given or not _same(value, given[name])
     }
+
+
+def _chosen_by(root: Any, path: str) -> str | None:
+    """The metric at a path from the root, without its sign; None if there is none."""
+    try:
+        metric = at(root, path)
+    except KeyError:
+        return None
+    return metric.lstrip("+-") if isinstance(metric, str) else None
+
+
+def _choosing(value: Any, metric: str | None) -> Any:
+    """Of splits by name those that a metric is of; of anything else, all."""
+    if metric is None or not isinstance(value, Mapping):
+        return value
+    return {name: split for name, split in value.items() if metric.startswith(name)}
 
 
 def _same(value: Any, default: Any) -> bool:

@@ -131,17 +131,18 @@ def require_split(name: str, split: str) -> None:
 
 
 def stack(records: Records, indices: Iterable[int]) -> dict[str, np.ndarray]:
-    """Reads some records and stacks their arrays along a new first axis.
+    """Reads some records and stacks their arrays along a new first axis, in 32 bits at most.
 
     Raises:
         DataError: if the records differ in shape.
     """
     if isinstance(records, Arrays):
         chosen = np.fromiter(indices, np.int64)
-        return {name: array[chosen] for name, array in records.arrays.items()}
+        return {name: _in_32_bits(array[chosen]) for name, array in records.arrays.items()}
     rows = [int(index) for index in indices]
     several = getattr(records, "__getitems__", None)
-    read = several(rows) if several else [records[row] for row in rows]
+    given = several(rows) if several else [records[row] for row in rows]
+    read = [{name: _in_32_bits(value) for name, value in example.items()} for example in given]
     for name in read[0]:
         _require_one_shape(name, (row[name].shape for row in read))
     return {name: np.stack([row[name] for row in read]) for name in read[0]}
@@ -151,15 +152,15 @@ def materialize(examples: Examples) -> dict[str, np.ndarray]:
     """Reads a whole split into memory with one thread a core.
 
     Returns:
-        Each record's arrays stacked: ``image`` uint8 [n, height, width, channels], ``label`` int32
-        [n].
+        Each record's arrays stacked, as by ``stack``: ``image`` uint8 [n, height, width, channels],
+        ``label`` int32 [n].
 
     Raises:
         DataError: if the split is empty, an example cannot be read, or shapes differ.
     """
     records = examples.records
     if isinstance(records, Arrays):
-        return dict(records.arrays)
+        return {name: _in_32_bits(array) for name, array in records.arrays.items()}
     count = len(records)
     if count == 0:
         raise DataError("this split has no examples; choose another one")
@@ -176,7 +177,8 @@ def fits_in_memory(examples: Examples, limit_bytes: int) -> bool:
     count = len(examples.records)
     if count == 0:
         return True
-    return count * sum(array.nbytes for array in examples.records[0].values()) <= limit_bytes
+    first = stack(examples.records, [0])
+    return count * sum(array.nbytes for array in first.values()) <= limit_bytes
 
 
 def labels(examples: Examples) -> Int[np.ndarray, " n"]:
@@ -192,6 +194,13 @@ def labels(examples: Examples) -> Int[np.ndarray, " n"]:
         return np.array([records[index]["label"] for index in range(len(records))], np.int32)
     except KeyError as error:
         raise DataError('these examples have no "label"; choose a set with classes') from error
+
+
+def _in_32_bits(value: Any) -> np.ndarray:
+    """Numbers as an array of 32 bits at most: jax keeps no more on a device."""
+    array = np.asarray(value)
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    return array.astype(f"{kind}{min(size, 4)}", copy=False) if kind in "biuf" else array
 
 
 def _require_one_shape(name: str, shapes: Iterable[tuple[int, ...]]) -> None:

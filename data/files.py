@@ -34,7 +34,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def read_log(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     """The lines of ``metrics.jsonl`` that are whole, and the numbers, from 1, of the damaged ones.
 
-    A last line that was cut off is neither: its run was killed while it wrote.
+    A last line that was cut off is neither: its run was killed while it wrote. One that is whole
+    but for the byte that ends it is damaged.
 
     Raises:
         RecordError: it is no file, or cannot be read.
@@ -51,7 +52,8 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
                 try:
                     lines.append(_line(text))
                 except ValueError:
-                    damaged += [number] if text.endswith(b"\n") else []
+                    cut_off = not text.endswith(b"\n") and not text[:-1].endswith(b"}")
+                    damaged += [] if cut_off else [number]
     except OSError as error:
         raise RecordError(f"{path} cannot be read ({cause(error)}): mv it away") from error
     return lines, damaged
@@ -137,7 +139,7 @@ def check_new(paths: Iterable[Path], way_out: str = "choose another place with -
             raise WriteError(f"{readable(path)} is there already: move it away, or {way_out}")
 
 
-def aside(path: Path) -> Path:
-    """A free name beside what is damaged, to keep it: ``NAME.damaged``, or ``NAME.damaged-2``."""
-    names = (f"{path.name}.damaged{n}" for n in ("", *(f"-{i}" for i in range(2, 10_000))))
+def aside(path: Path, why: str = "damaged") -> Path:
+    """A free name beside a file or folder, to keep it: ``NAME.damaged``, or ``NAME.damaged-2``."""
+    names = (f"{path.name}.{why}{n}" for n in ("", *(f"-{i}" for i in range(2, 10_000))))
     return next(p for name in names if not (p := path.with_name(name)).exists())

@@ -9,6 +9,7 @@ from pathlib import Path
 from opsin.data.examples import Source
 
 _FOLDERS = ("opsin.data.folder", "opsin.data.mask_folder")
+_VALIDATION = "opsin.data.validation"
 
 
 def source_fingerprint(source: str | Source, split: str) -> str | None:
@@ -26,6 +27,8 @@ def source_fingerprint(source: str | Source, split: str) -> str | None:
         DataError: if the folder or the split is not there.
     """
     while isinstance(source, partial) and "source" in source.keywords:
+        if split == "val" and source.func.__module__ == _VALIDATION:
+            split = "train"  # of which it is a part
         source = source.keywords["source"]
     kind, path = _folder_of(source)
     root = Path(path).expanduser()

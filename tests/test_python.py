@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,19 @@ def test_a_generator_predicts_nothing(small, monkeypatch):
     generator = opsin.load(small)
     with pytest.raises(SettingError, match="it makes them"):
         generator.predict(np.zeros((6, 6, 3), np.uint8))
+
+
+def test_what_a_number_may_be_holds_in_python_too(tmp_path):
+    base = tiny.config()
+    for part, changes, told in (
+        ("optimizer", {"learning_rate": -0.1}, "optimizer.learning_rate takes float of at least 0"),
+        ("data", {"batch": 2.5}, "data.batch takes int from 1"),
+        ("task", {"loss_function": "focal"}, "task.loss_function takes"),
+    ):
+        wrong = replace(base, **{part: replace(getattr(base, part), **changes)})
+        with pytest.raises(opsin.UserError, match=told):
+            opsin.fit(wrong, workdir=tmp_path, progress=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_masks_have_the_size_of_their_image(small, monkeypatch):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,26 @@ from opsin.train.state import State
 BEST = "best"
 """The directory of its checkpoint, in that of a run."""
 
+HIGHER = (
+    *("accuracy", "top5", "f1_macro", "f1_micro", "precision_macro", "recall_macro"),
+    *("auroc", "average_precision", "miou", "dice", "boundary_f1", "rand"),
+)
+"""Metrics whose highest value is the best; of any other a sign says so, ``+`` or ``-``."""
+
 
 def choosing_split(keep_best: str) -> str:
     """The split that ``"val/accuracy"``, ``"-val/nll"`` or ``"val_ema/accuracy"`` is of."""
-    return keep_best.removeprefix("-").partition("/")[0].removesuffix("_ema")
+    return _named(keep_best).partition("/")[0].removesuffix("_ema")
+
+
+def _named(keep_best: str) -> str:
+    """The metric, without the sign that says which way is better."""
+    return keep_best[1:] if keep_best.startswith(("+", "-")) else keep_best
+
+
+def _is_test(split: str) -> bool:
+    """Whether a split is ``"test"``, or has a part of it, as ``"train+test[:50%]"``."""
+    return any(part.partition("[")[0].strip() == "test" for part in split.split("+"))
 
 
 def check_keep_best(keep_best: str, splits: Mapping[str, str]) -> None:
@@ -33,21 +48,23 @@ def check_keep_best(keep_best: str, splits: Mapping[str, str]) -> None:
         keep_best: of the loop.
         splits: name in the log → split of the data, of those that are evaluated.
     """
-    split, metric = choosing_split(keep_best), keep_best.rpartition("/")[2]
-    if split not in splits or not metric or "/" not in keep_best:
+    name, split = _named(keep_best), choosing_split(keep_best)
+    metric = name.partition("/")[2]
+    if split not in splits or not metric:
         raise SettingError(
             f"loop.keep_best={keep_best!r} is no metric of a split that is evaluated "
             f"({', '.join(splits)}): add one to data.eval_splits, and write val/accuracy"
         )
-    if split == "test" or splits[split] == "test":
+    reported = {other for name, other in splits.items() if name != split}
+    if split == "test" or _is_test(splits[split]) or splits[split] in reported:
         raise SettingError(
             f"loop.keep_best={keep_best!r} would select on what is reported: hold out a split "
             "val, as in data.source=data.validation:with_validation"
         )
-    if metric in ("loss", "nll", "ece", "mse") and not keep_best.startswith("-"):
+    if metric not in HIGHER and name == keep_best:
         raise SettingError(
-            f"loop.keep_best={keep_best!r} keeps the highest {metric}: write -{keep_best} for the "
-            "lowest"
+            f"loop.keep_best={keep_best!r} does not say which is best: write -{name} for the "
+            f"lowest, or +{name} for the highest"
         )
 
 
@@ -61,7 +78,7 @@ def keep_if_best(
     """Saves a state that is better than all before it; the first of equal ones stays.
 
     Args:
-        keep_best: a metric of ``numbers``; the lowest is best behind a minus.
+        keep_best: a metric of ``numbers``; the lowest is best behind a minus, else the highest.
         directory: of the run.
         state: that was evaluated.
         numbers: of the evaluation.
@@ -72,13 +89,13 @@ def keep_if_best(
     """
     if keep_best is None:
         return
-    name = keep_best.removeprefix("-")
+    name = _named(keep_best)
     if name not in numbers:
         raise SettingError(f"loop.keep_best: there is no {name}, but {', '.join(sorted(numbers))}")
     value = -numbers[name] if keep_best.startswith("-") else numbers[name]
     with Checkpoints(directory / BEST) as checkpoints:
-        saved = checkpoints.latest() is not None
-        if value > (checkpoints.metadata()["best"] if saved else -math.inf):
+        saved = {} if checkpoints.latest() is None else checkpoints.metadata()
+        if value > saved.get("best", -math.inf):
             checkpoints.save(state, metadata() | {"best": value})
 
 
@@ -87,14 +104,12 @@ def best_state(
     last: State,
     abstract: State,
     config: dict[str, Any],
-) -> tuple[State, int]:
-    """The best state as that of the last step, at which the run is said to end, and its own step.
+) -> State:
+    """The best state, which says its own step; the last one if no evaluation gave a number.
 
-    The last state itself if no evaluation gave a number. What ``config`` may differ in was compared
-    when the run was opened.
+    What ``config`` may differ in was compared when the run was opened.
     """
     with Checkpoints(directory / BEST) as checkpoints:
         if checkpoints.latest() is None:
-            return last, int(last.step)
-        best, _ = checkpoints.restore(abstract, config, lambda config: None)
-    return replace(best, step=last.step), int(best.step)
+            return last
+        return checkpoints.restore(abstract, config, lambda config: None)[0]

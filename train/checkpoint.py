@@ -46,30 +46,41 @@ class SaveError(RunFailed):
 
 
 Read = TypeVar("Read")
-Whole = Literal["bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "float16", "float32"]
+Integer = Literal["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
+Number = Integer | Literal["bool", "float16", "float32", "float64"]
+"""What arrays of examples are; 64 bits only where earlier code recorded what a source gave."""
 
 
 class Description(TypedDict):
     """What the training data were like: shape and type of each array of an example, for one."""
 
-    arrays: dict[str, tuple[list[int], Whole]]
+    arrays: dict[str, tuple[list[int], Number]]
     examples: int
     class_names: list[str]
     resized: bool
+    files: NotRequired[dict[str, str]]
+
+
+class Position(TypedDict):
+    """Batches that were taken."""
+
+    next_index: int
 
 
 class Metadata(TypedDict):
     """What a checkpoint says beside its arrays, of which it has shapes and digests.
 
-    ``sha256`` is that of all the rest. Earlier code left out both digests.
+    ``sha256`` is that of all the rest. Earlier code left out both digests. ``best`` is the number
+    that ``loop.keep_best`` kept it for.
     """
 
     config: dict[str, Any]
     shapes: dict[str, str]
+    position: Position
+    window: list[Any] | None
+    seconds: float
     data: NotRequired[Description]
-    position: NotRequired[dict[str, Any]]
-    window: NotRequired[list[Any] | None]
-    seconds: NotRequired[float]
+    best: NotRequired[float]
     digests: NotRequired[dict[str, str]]
     sha256: NotRequired[str]
 
@@ -79,7 +90,8 @@ class Checkpoints:
 
     Saving is asynchronous and atomic: a checkpoint appears under its name once it is complete. The
     two newest are kept, so that one good one survives whatever happens to the other: if the newest
-    is damaged, the other is taken, and a line says so. What was left of saves that were cut off is
+    is damaged, the other is taken, and a line says so. Several processes, which must take the same
+    one, stop there: each sees its own arrays alone. What was left of saves that were cut off is
     removed.
 
     Args:

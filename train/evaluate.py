@@ -18,7 +18,7 @@ from opsin.train.best import choosing_split
 from opsin.train.experiment import Data, Experiment
 from opsin.train.feed import FeedSpec
 from opsin.train.host.processes import is_first
-from opsin.train.logging import MetricsLog
+from opsin.train.logging import Console, MetricsLog
 from opsin.train.placement import global_batch, on_all_devices, on_own_devices, process_share
 from opsin.train.program import Program
 from opsin.train.sets import Sets
@@ -33,13 +33,14 @@ def evaluate_sets(
     state: State,
     sets: Sets,
     directory: Path,
-    log: MetricsLog,
+    log: MetricsLog | Console,
     *,
     ended: bool = False,
 ) -> dict[str, float]:
     """Metrics, diagnoses and pictures of every set that is evaluated; gives the metrics.
 
-    Where a split chooses the best state, that split alone until training has ``ended``.
+    Where a split chooses the best state, that split alone until training has ``ended``. Then the
+    numbers go into ``summary.json`` alone: in a log they would be a second line of their step.
     """
     keep_best, found = experiment.loop.keep_best, {}
     for name, images in sets.in_memory.items():

@@ -46,7 +46,8 @@ class Data:
     source: str | Source = "digits"
     train_split: str = "train"
     eval_splits: Mapping[str, str] = field(
-        default_factory=lambda: {"test": "test"}, metadata={"identity": False}
+        default_factory=lambda: {"test": "test"},
+        metadata={"identity": False, "counts_with": "loop.keep_best"},
     )
     select: Selection | None = None
     batch: Count = 128
@@ -72,15 +73,15 @@ class Loop:
         strategy: ``"jit"`` over a mesh of devices, or ``"pmap"``.
         replicas: devices of ``"pmap"``. Each draws by itself, so that their number counts.
         keep_best: a metric, such as ``"val/accuracy"``, or ``"-val/nll"`` for the lowest: the run
-            ends with the state that had the best, among those evaluated, instead of the last; see
-            ``train.best``.
+            ends with the state that had the best, among those evaluated, instead of the last. A
+            metric that ``train.best.HIGHER`` lacks has a sign, ``+`` or ``-``.
         previews: images in a preview picture, six at most where each has a mask; 0 draws none.
     """
 
     duration: str = "10 epochs"
     log_every: str = field(default="10 steps", metadata={"identity": False})
     evaluate_every: str = field(
-        default="1 epoch", metadata={"identity": False, "counts_with": "keep_best"}
+        default="1 epoch", metadata={"identity": False, "counts_with": "loop.keep_best"}
     )
     checkpoint_every: str = field(default="1 epoch", metadata={"identity": False})
     steps_per_dispatch: Depth = field(default=1, metadata={"identity": False})

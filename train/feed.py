@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from opsin.data import pipeline
 from opsin.data.augment import Batch
-from opsin.data.examples import DataError, Examples, fits_in_memory, materialize
+from opsin.data.examples import DataError, Examples, fits_in_memory, materialize, stack
 from opsin.train.placement import global_batch, on_all_devices, process_share
 from opsin.train.sharding import batch_sharding, replicated
 
@@ -47,8 +47,8 @@ class FeedSpec:
         if batch < 1:
             raise DataError(f"batch={batch}; use at least 1")
         shapes = {
-            name: jax.ShapeDtypeStruct((batch, *np.shape(value)), np.asarray(value).dtype)
-            for name, value in examples.records[0].items()
+            name: jax.ShapeDtypeStruct((batch, *value.shape[1:]), value.dtype)
+            for name, value in stack(examples.records, [0]).items()
         }
         resident = fits_in_memory(examples, resident_megabytes * 2**20)
         return cls(mesh, shapes, len(examples.records), resident)

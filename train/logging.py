@@ -202,7 +202,7 @@ class Console:
         if progress := self._progress(metrics):
             self._bar.set_postfix_str(progress, refresh=False)
             self._speak(step, progress)
-        self._bar.update(step - self._bar.n)
+        self._bar.update(max(step - self._bar.n, 0))  # the best state is of an earlier step
         evaluated = [item for item in metrics.items() if not item[0].startswith("train/")][:4]
         if evaluated:
             text = "  ".join(f"{name} {_short(value)}" for name, value in evaluated)

@@ -84,7 +84,7 @@ def fit(
             experiment, directory, config, essence, stop, others, progress, profile, clock, closing
         )
         with run.checkpoints.named_in_errors():
-            if again:
+            if again and not experiment.loop.keep_best:  # of which the end is evaluated anyway
                 evaluate_sets(experiment, run.program, state, run.sets, directory, run.log)
             state, step = train(run, state)
             finished = step == run.program.steps
@@ -155,8 +155,7 @@ def open_run(
     clock.lap("state")
     profiler = Profiler(profile, directory / "profile", done=step, total=program.steps)
     console = Console(program.steps, step, progress and is_first(), task.progress)
-    logged = -1 if checkpoints.latest() is None else step
-    own = [JsonLines(directory / "metrics.jsonl", logged)] if is_first() else []
+    own = [JsonLines(directory / "metrics.jsonl", step)] if is_first() else []
     log = MetricsLog([*open_writers([*own, console], closing), *writers], work, saved["window"])
     closing.callback(profiler.close)
     agreed = Agreement(mesh)
@@ -258,11 +257,11 @@ def conclude(
     seconds, steps = time.monotonic() - run.since, run.program.steps
     mesh, sets = run.program.mesh, run.sets.all
     best: dict[str, float] = {}
-    if run.experiment.loop.keep_best:
-        state, best["best_step"] = best_state(run.directory, state, run.program.state, run.config)
-        evaluate_sets(
-            run.experiment, run.program, state, run.sets, run.directory, run.log, ended=True
-        )
+    if run.experiment.loop.keep_best:  # at its own step, of which the log has a line already
+        last, state = state.step, best_state(run.directory, state, run.program.state, run.config)
+        shown = run.experiment, run.program, state, run.sets, run.directory, run.console
+        best = evaluate_sets(*shown, ended=True) | {"best_step": int(state.step)}
+        state = state.replace(step=last)
 
     def record(each: Measured) -> None:
         keep(each, steps)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from opsin.data.examples import check_same_data
-from opsin.train.checkpoint import Checkpoints
+from opsin.data.files import aside, writing
+from opsin.train.best import BEST
+from opsin.train.checkpoint import Checkpoints, saved_step
 from opsin.train.experiment import Experiment
 from opsin.train.feed import Feed
 from opsin.train.host.capacity import check_state
+from opsin.train.host.processes import is_first
 from opsin.train.program import Program
 from opsin.train.sets import Sets
 from opsin.train.state import State
@@ -28,6 +33,8 @@ def first_state(
     """A new state or the one that is saved, with its metadata; moves the feed to its position."""
     check_state(program.state, feed.spec.batch)
     if checkpoints.latest() is None:
+        if is_first():
+            _keep_earlier(checkpoints.directory.parent)
         images = experiment.preprocessing(feed.spec.batch["image"].shape[1:])
         state = start_from(experiment.weights, program.init(), images)
         return state, {"seconds": 0.0, "window": None}
@@ -35,3 +42,24 @@ def first_state(
     check_same_data(saved.get("data", {}), feed.description() | sets.description())
     feed.seek(saved["position"])
     return state, saved
+
+
+def _keep_earlier(directory: Path) -> None:
+    """Keeps what belongs to states that are gone, under other names, and says so.
+
+    Else a new run would be compared to a best state that is not of it, and would empty the log.
+    """
+    best, log = directory / BEST, directory / "metrics.jsonl"
+    left = [best] if saved_step(best) is not None else []
+    left += [log] if log.is_file() and log.stat().st_size else []
+    kept = [aside(path, "earlier") for path in left]
+    with writing(directory):
+        for path, new in zip(left, kept, strict=True):
+            path.rename(new)
+    if kept:
+        names = " and ".join(path.name for path in kept)
+        print(
+            f"{directory} has no checkpoint, so training begins anew: what was there of an earlier "
+            f"start is kept as {names}",
+            file=sys.stderr,
+        )

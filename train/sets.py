@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,9 +72,11 @@ def open_sets(experiment: Experiment) -> Sets:
 
 
 def files_of(data: Data) -> dict[str, str]:
-    """``Examples.files`` of each set, without opening one; other sets are left out."""
-    splits = {"train": data.train_split, **data.eval_splits}
-    found = {name: source_fingerprint(data.source, split) for name, split in splits.items()}
+    """``Examples.files`` of each set that is there, without opening one; others are left out."""
+    found: dict[str, str | None] = {}
+    for name, split in {"train": data.train_split, **data.eval_splits}.items():
+        with suppress(DataError):
+            found[name] = source_fingerprint(data.source, split)
     return {name: text for name, text in found.items() if text}
 
 
@@ -81,13 +84,10 @@ def check_files(checkpoints: Path, data: Data) -> None:
     """Compares the files of a finished run's data, unopened, to those that it was trained on.
 
     Raises:
-        DataError: if they are others now. Where the folder or the checkpoint is gone, nothing is
-            compared.
+        DataError: if they are others now. A split that is gone is not compared, and nothing where
+            the checkpoint is.
     """
-    try:
-        files = files_of(data)
-    except DataError:
-        return
+    files = files_of(data)
     if files and saved_step(checkpoints) is not None:
         with Checkpoints(checkpoints, create=False) as opened:
             check_same_data(opened.metadata().get("data", {}), {"files": files})

@@ -21,7 +21,7 @@ from opsin.config.tree import override, parse_all, resolve
 from opsin.data.files import read_lines
 from opsin.errors import ConfigError
 from opsin.experiments.classification import digits_lenet
-from opsin.train.checkpoint import Checkpoints
+from opsin.train.checkpoint import Checkpoints, saved_step
 from opsin.train.experiment import Experiment
 from opsin.train.host.processes import Group, ProcessError, joined
 from opsin.train.loop import fit
@@ -313,6 +313,30 @@ def test_four_processes_save_once_on_sigterm_and_two_go_on(
     one = final_state(alone, experiment, {})
     assert_trees_close(found.params, one.params, rtol=1e-4, atol=1e-6)
     assert_same_numbers(company.directory, alone)
+
+
+@pytest.mark.proofs
+def test_the_best_state_of_two_processes_is_that_of_one(tmp_path: Path):
+    """A learning rate that is far too high, so that it is not the last."""
+    choosing = [
+        *("data.source=data.validation:with_validation", "loop.keep_best=val/accuracy"),
+        *("data.eval_splits={'val':'val','test':'test'}", "loop.duration=6 steps"),
+        *("loop.evaluate_every=1 step", "loop.previews=0", "optimizer.warmup=0 steps"),
+        *("optimizer.learning_rate=3.0", "data.batch=16", "data.augment=()"),
+    ]
+    found = []
+    for count in (1, 2):
+        company = Company(tmp_path / str(count), ("digits_lenet", *choosing))
+        for _ in range(2):  # again, as if it had been killed before its summary
+            company.start(count, 4 // count)
+            assert [code for code, *_ in company.end()] == [0] * count
+            (company.directory / "DONE").unlink()
+        summary = json.loads((company.directory / "summary.json").read_text())
+        assert saved_step(company.directory / "best") == summary["best_step"] < 6
+        found.append({name: summary[name] for name in ("best_step", "val/nll", "test/nll")})
+        chosen = [line["step"] for line in numbers(company.directory) if "val/accuracy" in line]
+        assert chosen == [1, 2, 3, 4, 5, 6]
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
 @pytest.mark.proofs

@@ -60,6 +60,14 @@ def test_materialize_refuses_an_empty_split():
         materialize(Examples(Listed([])))
 
 
+def test_numbers_of_python_are_read_as_arrays():
+    records = [{"image": np.zeros((2, 2, 1), np.uint8), "label": n, "at": n / 2} for n in (7, 8)]
+    assert fits_in_memory(Examples(records), 2 * (4 + 4 + 4))
+    rows = stack(records, [1, 0])
+    assert [rows[name].dtype.name for name in ("label", "at")] == ["int32", "float32"]
+    np.testing.assert_array_equal(rows["label"], [8, 7])
+
+
 def test_fits_in_memory_counts_every_array_of_every_example():
     examples = Examples(Listed([3] * 10))  # 9 bytes of image and 4 of label each
     assert fits_in_memory(examples, 130)

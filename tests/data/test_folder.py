@@ -15,6 +15,7 @@ from opsin.data.images import read_image
 from opsin.data.pipeline import train_batches
 from opsin.data.sources import blank, open_source
 from opsin.data.squares import squared
+from opsin.data.validation import with_validation
 
 _CLASSES = ("ant", "bee")
 
@@ -389,6 +390,11 @@ def test_what_identifies_files_is_their_names_sizes_and_classes(tmp_path):
         assert source_fingerprint(same, "train") == before
         assert open_source(same, "train").files == before
     assert source_fingerprint(source, "test") != before
+    for inner in (source, partial(squared, source=source, size=4)):
+        held_out = partial(with_validation, source=inner, share=0.5)
+        for split in ("train", "val", "test"):
+            assert source_fingerprint(held_out, split) == open_source(held_out, split).files
+        assert source_fingerprint(held_out, "val") == before
     for other in ("digits", "synthetic", "tfds:mnist", lambda split: None, partial(blank, 3)):
         assert source_fingerprint(other, "train") is None
     (tmp_path / "moved").mkdir()

@@ -1,5 +1,6 @@
 """Checkpoints move between device counts, and say what is wrong with them."""
 
+import json
 import random
 import shutil
 import threading
@@ -15,14 +16,23 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from opsin.config.tree import override
+from opsin.data.checks import check_examples
+from opsin.data.examples import Arrays, Examples, materialize, stack
 from opsin.train.checkpoint import CheckpointError, Checkpoints, SaveError
 from opsin.train.digests import digests
+from opsin.train.feed import Feed
+from opsin.train.sharding import Parallel, make_mesh
 from opsin.train.state import State
 from tests.train.conftest import assert_trees_equal, make_tiny
 from tests.train.test_step import lay_out
 
 EIGHT = {"parallel.data": 1, "parallel.fsdp": 8, "parallel.min_shard_size": 8}
-RECORD = {"config": {"a": 1, "deep": {"b": [1, 2]}}, "position": {"next_index": 3}}
+RECORD = {
+    "config": {"a": 1, "deep": {"b": [1, 2]}},
+    "position": {"next_index": 3},
+    "window": None,
+    "seconds": 0.5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +182,68 @@ def test_a_bit_that_flips_is_noticed_or_changes_nothing(two: Two, tmp_path: Path
     assert sum(noticed) > flips / 2
     for file in files[:: 2 if flips < 100 else 1]:
         flipped(two, directory, file, drawn)
+
+
+def rewritten(directory: Path, changes: dict[str, Any]) -> None:
+    """Metadata of step 4 as somebody else could have written them: without their sha256."""
+    path = directory / "4" / "metadata" / "metadata"
+    there = json.loads(path.read_text())
+    kept = {name: x for name, x in (there | changes).items() if name != "sha256"}
+    path.write_text(json.dumps({name: x for name, x in kept.items() if x != "left out"}))
+
+
+DESCRIBED = {"arrays": {}, "examples": 3, "class_names": [], "resized": False}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: "left out"} for name in ("config", "position", "window", "seconds")),
+        {"position": {}},
+        {"position": {"next_index": "3"}},
+        {"best": "high"},
+        {"data": DESCRIBED | {"files": ["train"]}},
+        {"data": DESCRIBED | {"arrays": {"image": [[2, 2, 1], "complex64"]}}},
+    ],
+)
+def test_what_a_reader_needs_is_there_or_the_checkpoint_is_damaged(two: Two, tmp_path, changes):
+    directory = two.copied(tmp_path)
+    rewritten(directory, {"data": DESCRIBED | {"files": {"train": "3 of 9 bytes"}}, "best": 1})
+    assert int(two.restored(directory).step) == 4
+    rewritten(directory, changes)
+    assert int(two.restored(directory).step) == 0
+    assert (directory / "4.damaged").exists()
+
+
+def test_every_type_that_a_source_may_give_is_recorded_and_read_again(two: Two, tmp_path: Path):
+    given = [f"{kind}{size}" for kind in ("int", "uint") for size in (8, 16, 32, 64)]
+    given += ["bool", "float16", "float32", "float64", "longdouble", ">i4", ">f8"]
+    arrays = {"image": np.zeros((2, 4, 4, 1), np.uint8)}
+    arrays |= {name: np.array([0, 1], name) for name in given}
+    examples = check_examples(Examples(Arrays(arrays)), "mine")
+    feed = Feed(make_mesh(Parallel(data=1)), examples, 2, 0, 1)
+    data = feed.description() | {"class_names": [], "resized": False}
+    directory = tmp_path / "checkpoints"
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(two.restored(two.directory), RECORD | {"data": data})
+    with Checkpoints(directory) as checkpoints:
+        read = checkpoints.metadata()["data"]["arrays"]
+    recorded = {name: kind for name, (_, kind) in read.items()}
+    assert recorded.keys() == arrays.keys()
+    for found in (stack(examples.records, [0, 1]), materialize(examples)):
+        assert {name: x.dtype.name for name, x in jax.device_put(found).items()} == recorded
+        np.testing.assert_array_equal([found[name] for name in given], [[0, 1]] * len(given))
+
+
+def test_digests_are_those_of_before_for_blocks_of_any_size(monkeypatch: pytest.MonkeyPatch):
+    tree = {
+        "a": jnp.arange(50_000, dtype=jnp.uint16),
+        "b": jnp.ones((3, 7)),
+        "c": jnp.zeros((2, 0)),
+    }
+    for block in (2**14, 3, 10**6):
+        monkeypatch.setattr("opsin.train.digests.BLOCK", block)
+        assert [*digests(tree).values()] == ["d98d66a8285d9c0c", "f6500b591f800000", "0" * 16]
 
 
 def test_digests_know_the_place_of_a_word_and_not_its_device():

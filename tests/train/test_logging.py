@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from opsin.data.files import from_json, read_lines, replace_text, to_json
+from opsin.data.files import from_json, read_lines, read_log, replace_text, to_json
 from opsin.metrics.state import Mean
 from opsin.train.host.accounting import Work
 from opsin.train.logging import (
@@ -242,6 +242,16 @@ def test_reopening_drops_what_came_after_the_checkpoint(tmp_path: Path):
     log.write(3, {"a": 30.0})
     log.close()
     assert read_lines(path) == [{"step": 1, "a": 1}, {"step": 2, "a": 2}, {"step": 3, "a": 30.0}]
+
+
+@pytest.mark.parametrize(("tail", "damaged"), [(b"*", [3]), (b"", []), (b"\n", [])])
+def test_a_last_line_whose_end_is_damaged_is_told(tmp_path: Path, tail: bytes, damaged: list[int]):
+    path, whole = tmp_path / "metrics.jsonl", [b'{"step": %d, "a": 1}' % step for step in (1, 2, 3)]
+    path.write_bytes(b"\n".join(whole) + tail)
+    assert read_log(path)[1] == damaged
+    for length in range(1, len(whole[2])):  # killed while it wrote
+        path.write_bytes(b"\n".join([*whole[:2], whole[2][:length]]))
+        assert read_log(path)[1] == []
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path):

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -33,7 +34,7 @@ from opsin.data.sources import synthetic
 from opsin.metrics.classification import ranking
 from opsin.metrics.state import Collected
 from opsin.train import loop
-from opsin.train.checkpoint import Checkpoints, SaveError
+from opsin.train.checkpoint import Checkpoints, SaveError, saved_step
 from opsin.train.durations import DurationError
 from opsin.train.evaluate import evaluate
 from opsin.train.experiment import Experiment
@@ -338,6 +339,27 @@ def test_a_run_of_no_steps_that_is_killed_before_it_is_saved_has_no_line_twice(
     for _ in range(2):  # the second finds it saved, and keeps the lines
         fit(run, tmp_path, config=resolve(run), progress=False)
         assert lines(tmp_path) == before
+
+
+def test_what_belongs_to_states_that_are_gone_is_kept_and_not_used(
+    experiment, straight, tmp_path: Path, capsys
+):
+    here = tmp_path / "run"
+    shutil.copytree(straight, here)
+    (here / "checkpoints").rename(here / "best")  # as if the newest had been moved away
+    before, run = lines(here), override(experiment, {"loop.duration": "0 steps"})
+    fit(run, here, config=resolve(run), progress=False)
+    assert capsys.readouterr().err == (
+        f"{here} has no checkpoint, so training begins anew: what was there of an earlier start is "
+        "kept as best.earlier and metrics.jsonl.earlier\n"
+    )
+    assert not (here / "best").exists()
+    assert saved_step(here / "best.earlier") == 6
+    assert [line["step"] for line in lines(here)] == [0]
+    (here / "metrics.jsonl.earlier").replace(here / "metrics.jsonl")
+    assert lines(here) == before
+    fit(run, here, config=resolve(run), progress=False)  # of step 0, which is saved
+    assert capsys.readouterr().err == ""
 
 
 def test_the_term_that_broke_is_named_before_the_total(tmp_path: Path):

@@ -1,5 +1,7 @@
 """The sets of a run before it trains: what they have in common, and which images are shown."""
 
+import itertools
+import shutil
 from functools import partial
 from types import SimpleNamespace
 
@@ -9,8 +11,9 @@ import pytest
 from opsin.config.tree import override
 from opsin.data.examples import Arrays, DataError, Examples
 from opsin.train.evaluate import draw
+from opsin.train.experiment import Data
 from opsin.train.loop import fit
-from opsin.train.sets import open_sets
+from opsin.train.sets import files_of, open_sets
 from opsin.train.settings import SettingError
 from opsin.train.sharding import Parallel, make_mesh
 from opsin.train.tasks.classify import Classify
@@ -75,3 +78,14 @@ def test_what_a_task_looks_at_and_what_is_previewed_has_all_classes(tmp_path, mo
     assert set(first["label"][:10]) == {0, 1, 2, 3}  # a task may draw the first of these
     np.testing.assert_array_equal(places, second["image"][:, 0, 0, 0])  # comparable over time
     assert first["valid"].all()
+
+
+def test_a_split_that_is_gone_hides_no_other(tmp_path):
+    for place in itertools.product(("train", "test", "extra"), "ab"):
+        tmp_path.joinpath(*place).mkdir(parents=True)
+        tmp_path.joinpath(*place, "1.png").write_bytes(b"9")
+    data = Data(f"folder:{tmp_path}", eval_splits={"test": "test", "extra": "extra"})
+    before = files_of(data)
+    assert list(before) == ["train", "test", "extra"]
+    shutil.rmtree(tmp_path / "test")
+    assert files_of(data) == {name: before[name] for name in ("train", "extra")}

@@ -95,7 +95,9 @@ class Adversarial(Generative):
     penalty_weight: NonNegative = 0.0
     clip: Positive | None = None
     feature_matching: NonNegative = 0.0
-    observer: Extractor | None = field(default=None, metadata={"identity": False})
+    observer: Extractor | None = field(
+        default=None, metadata={"identity": False, "counts_with": "loop.keep_best"}
+    )
 
     by_class: ClassVar = ("generator", "discriminator")
     curves: ClassVar = (

@@ -40,10 +40,10 @@ class Classify(Task):
     loss_function: Callable[[Array, Array], Float[Array, " batch"]] = cross_entropy_loss
     l2: NonNegative = 0.0
     more_metrics: tuple[Callable[[Array, Array, Array], Metric], ...] = field(
-        default=(), metadata={"identity": False}
+        default=(), metadata={"identity": False, "counts_with": "loop.keep_best"}
     )
     groups: tuple[tuple[str, tuple[CountOrZero, ...]], ...] = field(
-        default=(), metadata={"identity": False}
+        default=(), metadata={"identity": False, "counts_with": "loop.keep_best"}
     )
 
     curves: ClassVar = (Curve(("loss", "nll"), logarithmic=True), Curve(("accuracy",)))

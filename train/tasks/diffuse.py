@@ -89,7 +89,9 @@ class Diffuse(Generative):
     weighting: Weighting | None = None
     learned_variance: bool = False
     label_dropout: Probability = 0.1
-    sampling: Sampling = field(default_factory=Sampling, metadata={"identity": False})
+    sampling: Sampling = field(
+        default_factory=Sampling, metadata={"identity": False, "counts_with": "loop.keep_best"}
+    )
 
     @property
     def num_classes(self) -> int | None:

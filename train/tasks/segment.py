@@ -55,8 +55,10 @@ class Segment(Task):
     auxiliary_weight: NonNegative = 0.4
     margin: CountOrZero = 0
     mirror: CountOrZero = 0
-    boundary_tolerance: NonNegative | None = field(default=None, metadata={"identity": False})
-    rand: bool = field(default=False, metadata={"identity": False})
+    boundary_tolerance: NonNegative | None = field(
+        default=None, metadata={"identity": False, "counts_with": "loop.keep_best"}
+    )
+    rand: bool = field(default=False, metadata={"identity": False, "counts_with": "loop.keep_best"})
 
     curves: ClassVar = (
         Curve(("loss", "nll"), logarithmic=True),
