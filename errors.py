@@ -1,6 +1,7 @@
 """The two bases of all exceptions of the house that are no bugs, and the exit code of each.
 
-``ConfigError`` is raised in too many rooms to live in one of them.
+``ConfigError`` is raised in too many rooms to live in one of them. ``visible`` is here
+because pictures and the terminal both show what a stranger wrote.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -203,10 +204,15 @@ class Console:
             self._bar.set_postfix_str(progress, refresh=False)
             self._speak(step, progress)
         self._bar.update(max(step - self._bar.n, 0))  # the best state is of an earlier step
-        evaluated = [item for item in metrics.items() if not item[0].startswith("train/")][:4]
+        evaluated = [
+            f"{name} {_short(value)}"
+            for name, value in metrics.items()
+            if not name.startswith("train/")
+        ]
         if evaluated:
-            text = "  ".join(f"{name} {_short(value)}" for name, value in evaluated)
-            self.say(f"step {step}: {text}")
+            first = f"step {step}: {evaluated[0]}"
+            lines = itertools.accumulate(evaluated[1:4], "{}  {}".format, initial=first)
+            self.say([first, *(line for line in lines if len(line) < 80)][-1])  # in one line
 
     def _progress(self, metrics: Mapping[str, float]) -> str:
         """What a line of training metrics has for people, at most 55 characters or so."""

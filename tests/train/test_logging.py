@@ -194,7 +194,7 @@ def test_the_bar_shows_loss_accuracy_and_speed_in_80_columns(monkeypatch):
     monkeypatch.setattr("sys.stderr", terminal := os.fdopen(theirs, "w"))
     console = Console(total=1000, step=0, enabled=True)
     console.write(500, {"train/loss": 0.5, "train/accuracy": 0.75, **SPEED})
-    console.write(500, EVALUATED)
+    console.write(500, EVALUATED | {"test/rather_long": 1.0, "test/longer": 123.0})
     console.close()
     terminal.flush()
     lines = re.split(r"[\r\n]+", os.read(ours, 100_000).decode())
@@ -203,7 +203,7 @@ def test_the_bar_shows_loss_accuracy_and_speed_in_80_columns(monkeypatch):
     assert max(map(len, lines)) <= 80
     assert any("500/1000" in x and "loss 0.500 accuracy 0.750 12345 img/s" in x for x in lines)
     assert any("26% of peak FLOP/s" in x for x in lines)
-    assert "step 500: test/accuracy 0.9000  test/nll 0.3000" in lines
+    assert "step 500: test/accuracy 0.9000  test/nll 0.3000  test/rather_long 1.0000" in lines
 
 
 def test_without_a_terminal_there_is_a_line_every_some_seconds_and_no_carriage_return(monkeypatch):

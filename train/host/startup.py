@@ -42,8 +42,9 @@ class StartUp:
         return True
 
     def line(self) -> str:
-        """For the screen: ``ready in 5.1 s: imports 1.2, data 0.3, compilation 3.6``."""
-        parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self.seconds.items())
+        """For the screen, the four longest parts: ``ready in 5.1 s: imports 1.2, data 3.6``."""
+        least = sorted(self.seconds.values())[-4:][0]  # more do not fit into a line
+        parts = ", ".join(f"{part} {x:.1f}" for part, x in self.seconds.items() if x >= least)
         return f"ready in {sum(self.seconds.values()):.1f} s: {parts}"
 
 
