@@ -122,7 +122,8 @@ As typed:
 
       Larger.
 
-      :param by: K\.
+      :param by:
+                 K\.
 
       :returns: A state: the next one.
 
