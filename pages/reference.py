@@ -53,6 +53,7 @@ _TOKENS = re.compile(
     re.MULTILINE,
 )
 _SECTION = re.compile(r"^(?:Args|Attributes|Raises|Returns|Yields):$", re.MULTILINE)
+_ALONE = re.compile(r"^((?: *:\w+[^:\n]*:)? *(?:[A-Za-z]|\d+))\.$", re.MULTILINE)
 _GIVEN = re.compile(r"^((?:Returns|Yields):\n +)", re.MULTILINE)
 
 
@@ -202,7 +203,7 @@ def _docstring(node: Definition | ast.Module) -> str:
     end = first.start() if first else len(text)
     about = re.sub(r"\n\n(?=    \S)", "\n\n::\n\n", text[:end])  # what is indented is code
     text = about + _GIVEN.sub(r"\1: ", text[end:])  # else what is before a colon is a type
-    lines = str(GoogleDocstring(text, _GOOGLE)).strip()
+    lines = _ALONE.sub(r"\1\.", str(GoogleDocstring(text, _GOOGLE)).strip())  # "K." is no list
     return typeset(lines.replace(":ivar ", ":param "))  # fields are what a constructor takes
 
 

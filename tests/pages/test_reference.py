@@ -79,7 +79,7 @@ class Box(Base):
         """Larger.
 
         Args:
-            by: how much.
+            by: K.
 
         Returns:
             A state: the next one.
@@ -122,7 +122,8 @@ As typed:
 
       Larger.
 
-      :param by: how much.
+      :param by:
+                 K\.
 
       :returns: A state: the next one.
 
