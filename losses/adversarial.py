@@ -113,15 +113,9 @@ def least_squares_discriminator_loss(
     Args:
         real: logits of real images.
         fake: logits of generated ones.
-<<<<<<< HEAD
-        real_label: the b above.
-        fake_label: the a above. With −1 here and 0 as the generator's target, what is played for is
-            the Pearson χ² between p + q and 2q. By default labels are 0 and 1, and the target is 1.
-=======
         real_label: b.
         fake_label: a. With −1 here and 0 as the generator's target, what is played for is the
             Pearson χ² between p + q and 2q. By default labels are 0 and 1, and the target is 1.
->>>>>>> look
 
     Raises:
         ValueError: shapes that differ.
