@@ -27,6 +27,7 @@ class Records(Protocol):
     A classification source gives ``image``, uint8 [height, width, channels], and ``label``, an
     int32 scalar. Reading must be safe from several threads. Records that read several at a time
     faster than one by one have ``__getitems__`` too, from a list of indices to a list of examples.
+    Those of training that are cut otherwise for evaluation have ``held_out``: records so cut.
     """
 
     def __len__(self) -> int: ...
@@ -142,9 +143,10 @@ def stack(records: Records, indices: Iterable[int]) -> dict[str, np.ndarray]:
     rows = [int(index) for index in indices]
     several = getattr(records, "__getitems__", None)
     read = several(rows) if several else [records[row] for row in rows]
-    for name in read[0]:
-        _require_one_shape(name, (row[name].shape for row in read))
-    return {name: np.stack([row[name] for row in read]) for name in read[0]}
+    columns = {name: [np.asarray(row[name]) for row in read] for name in read[0]}
+    for name, column in columns.items():
+        _require_one_shape(name, (value.shape for value in column))
+    return {name: np.stack(column) for name, column in columns.items()}
 
 
 def materialize(examples: Examples) -> dict[str, np.ndarray]:
@@ -176,7 +178,7 @@ def fits_in_memory(examples: Examples, limit_bytes: int) -> bool:
     count = len(examples.records)
     if count == 0:
         return True
-    return count * sum(array.nbytes for array in examples.records[0].values()) <= limit_bytes
+    return count * sum(np.asarray(x).nbytes for x in examples.records[0].values()) <= limit_bytes
 
 
 def labels(examples: Examples) -> Int[np.ndarray, " n"]:

@@ -15,7 +15,7 @@ from opsin.data.examples import Arrays, DataError, Examples, fits_in_memory, mat
 from opsin.data.files import readable
 from opsin.data.fingerprint import identified
 from opsin.data.images import MODES, read_image
-from opsin.ranges import Count, Steps
+from opsin.ranges import Bytes, Count
 
 _LEFT_BY_DESKTOPS = {"Thumbs.db", "desktop.ini"}
 
@@ -26,7 +26,7 @@ def folder(
     *,
     size: Count | None = 32,
     channels: Count = 3,
-    limit_bytes: Steps = 256 * 2**20,
+    limit_bytes: Bytes = 256 * 2**20,
 ) -> Examples:
     """Opens a folder of images.
 
@@ -57,8 +57,8 @@ def folder(
             or a file is not an image, is truncated, or has more than 8 bits a channel (in a
             split above ``limit_bytes``, when that image is read).
     """
-    if channels not in MODES or (size is not None and size < 1):
-        raise DataError(f"size {size} with {channels} channels; use 1 or 3 and at least one pixel")
+    if channels not in MODES:
+        raise DataError(f"images of {channels} channels: use 1 or 3")
     names, files = folder_files(path, split)
     paths, label = zip(*files, strict=True)
     classes = np.array(label, np.int32) if names else None
