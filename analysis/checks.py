@@ -1,4 +1,4 @@
-"""What measurements ask of their options and their task, before training."""
+"""What measurements ask of their task, before training."""
 
 from __future__ import annotations
 
@@ -13,13 +13,3 @@ def check_task(measurement: object, task: object, kind: type[Any], needed: str) 
         raise SettingError(
             f"{type(measurement).__name__} needs {needed}, not {type(task).__name__}: leave it out"
         )
-
-
-def check_counts(measurement: object, **least: int) -> None:
-    """Raises SettingError for a field below its least; None, which takes all, is none."""
-    for field, fewest in least.items():
-        count = getattr(measurement, field)
-        if count is not None and count < fewest:
-            raise SettingError(
-                f"{type(measurement).__name__}: {field}={count} is too few: set {fewest} or more"
-            )

@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from opsin.analysis.batches import over_batches
-from opsin.analysis.checks import check_counts, check_task
+from opsin.analysis.checks import check_task
 from opsin.analysis.sets import Choice, some_examples, split_of
 from opsin.data.examples import Examples, labels
 from opsin.losses.variational import bits_per_dim
 from opsin.ops.diffusion.sampling import Sampling
-from opsin.ranges import Count, Depth, Seed, Steps
+from opsin.ranges import Count, Depth, Seed, SetSize, Steps
 from opsin.train.extractor import Extractor
 from opsin.train.measurements import Measurement, Subject, check_measurements
 from opsin.train.settings import SettingError
@@ -43,7 +43,7 @@ class VariationalBound:
     """
 
     steps: Steps | None = None
-    images: Count | None = None
+    images: SetSize | None = None
     choice: Choice = "drawn"
     batch: Count = 64
     split: str = "test"
@@ -51,7 +51,6 @@ class VariationalBound:
     def check(self, task: Diffuse, sets: Mapping[str, Examples]) -> None:
         """Raises SettingError for another task, no such split, or no bound of this process."""
         check_task(self, task, Diffuse, DIFFUSION)
-        check_counts(self, steps=1, images=1, batch=1)
         split_of(sets, self.split)
         task.bound_times(self.steps)
 
@@ -130,7 +129,7 @@ class Inpainting:
 
     extractor: Extractor
     resamplings: Depth = 1
-    images: Count = 512
+    images: SetSize = 512
     choice: Choice = "drawn"
     batch: Count = 128
     split: str = "test"
@@ -146,7 +145,6 @@ class Inpainting:
             DataError: if the images have no classes.
         """
         check_task(self, task, Diffuse, DIFFUSION)
-        check_counts(self, images=1, batch=1)
         task.check_inpainting(self.resamplings)
         *_, image = self.extractor.open()
         examples = split_of(sets, self.split)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Interval
 
-from opsin.analysis.checks import check_counts, check_task
+from opsin.analysis.checks import check_task
 from opsin.analysis.sampling import sample_images
 from opsin.analysis.sets import Choice, some_examples, split_of
 from opsin.data.examples import Examples
 from opsin.data.sources import open_source
 from opsin.metrics.generative import FEWEST, generator_metrics
-from opsin.ranges import Count, Positive, Seed
+from opsin.ranges import Positive, Seed
 from opsin.train.extractor import Extractor
 from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
@@ -43,7 +45,7 @@ class SampleQuality:
     """
 
     extractor: Extractor
-    samples: Count = 10_000
+    samples: Annotated[int, Interval(ge=FEWEST, le=1_000_000)] = 10_000
     choice: Choice = "drawn"
     source: str | Callable[[str], Examples] | None = None
     split: str = "test"
@@ -55,12 +57,11 @@ class SampleQuality:
         """Looks at what will be read.
 
         Raises:
-            SettingError: if the task makes no images, there is no such split, samples or images are
-                too few to have neighbours, or the network is for other images.
+            SettingError: if the task makes no images, there is no such split, images are too few to
+                have neighbours, or the network is for other images.
             WeightsError: if the network cannot be read.
         """
         check_task(self, task, Generative, "a model that makes images")
-        check_counts(self, samples=FEWEST)
         *_, image = self.extractor.open()
         read = [(split, self._open(sets, split)) for split in (self.split, self.floor_split)]
         for split, examples in read:

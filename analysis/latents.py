@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from opsin.analysis.batches import over_batches
-from opsin.analysis.checks import check_counts, check_task
+from opsin.analysis.checks import check_task
 from opsin.analysis.linear_probe import linear_probe
 from opsin.analysis.sets import split_of
 from opsin.data.examples import Examples, labels, materialize
@@ -61,7 +61,6 @@ class LatentClassifier:
             DataError: if a class has fewer images than requested, or there are no classes.
         """
         check_task(self, task, LatentEncoder, "a model with latents, such as an autoencoder")
-        check_counts(self, repeats=1)
         if not self.labels_per_class:
             raise SettingError("LatentClassifier: labels_per_class is empty: set (5, 10), say")
         if getattr(task, "num_classes", None) is not None:

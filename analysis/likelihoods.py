@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from opsin.analysis.batches import over_batches
-from opsin.analysis.checks import check_counts, check_task
+from opsin.analysis.checks import check_task
 from opsin.analysis.sets import Choice, some_examples, split_of
 from opsin.data.examples import Examples
 from opsin.losses.likelihoods import Likelihood
 from opsin.losses.variational import bits_per_dim
-from opsin.ranges import Count
+from opsin.ranges import Count, SetSize
 from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
 from opsin.train.tasks.task import Batch
@@ -62,7 +62,7 @@ class ImportanceNLL:
 
     samples: Count = 5000
     at_once: Count = 250
-    images: Count | None = None
+    images: SetSize | None = None
     choice: Choice = "drawn"
     batch: Count = 32
     split: str = "test"
@@ -70,8 +70,7 @@ class ImportanceNLL:
     def check(self, task: LatentVariableTask, sets: Mapping[str, Examples]) -> None:
         """Raises SettingError for another task, samples that do not divide, or no such split."""
         check_task(self, task, LatentVariableTask, "a model with latent variables, such as a VAE")
-        check_counts(self, images=1, batch=1)
-        if self.at_once < 1 or self.samples < 1 or self.samples % self.at_once:
+        if self.samples % self.at_once:
             raise SettingError(
                 f"ImportanceNLL: samples={self.samples} is no multiple of at_once={self.at_once}"
             )

@@ -9,7 +9,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from opsin.analysis.checks import check_counts
 from opsin.analysis.features import (
     LAYERS,
     Layer,
@@ -23,7 +22,7 @@ from opsin.analysis.sets import split_of
 from opsin.data.examples import Examples, labels, materialize
 from opsin.data.selection import drawn_places, select
 from opsin.metrics.representation import knn_accuracy, spread
-from opsin.ranges import BelowOne, Count, CountOrZero, NonNegative, Seed, StepsOrZero
+from opsin.ranges import CountOrZero, Part, Positive, Seed, SetSize, StepsOrZero
 from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
 
@@ -58,11 +57,11 @@ class Probe:
     """
 
     layers: tuple[Layer, ...] = ("features",)
-    penalties: tuple[NonNegative, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
-    validation: BelowOne = 0.1
-    neighbours: Count = 200
+    penalties: tuple[Positive, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+    validation: Part = 0.1
+    neighbours: CountOrZero = 200
     sgd_epochs: StepsOrZero = 0
-    images: Count | None = None
+    images: SetSize | None = None
     statistics_batches: CountOrZero = 0
     untrained: bool = False
     train_split: str = "train"
@@ -73,16 +72,16 @@ class Probe:
         """Looks at the network and at the labels.
 
         Raises:
-            SettingError: for options out of range, no such split, or a network without features.
+            SettingError: for other layers, no penalties, no such split, or a network without
+                features.
             DataError: if the images have no classes.
         """
         if not self.layers or not set(self.layers) <= set(LAYERS):
             raise SettingError(
                 f"Probe: layers={self.layers} are not among {', '.join(map(repr, LAYERS))}"
             )
-        check_counts(self, images=1, neighbours=0, sgd_epochs=0, statistics_batches=0)
-        if not self.penalties or min(self.penalties) <= 0 or not 0 < self.validation < 1:
-            raise SettingError("Probe: penalties must be above 0, and validation in (0, 1)")
+        if not self.penalties:
+            raise SettingError("Probe: penalties is empty: set (1e-4, 1e-2), say")
         train, test = (split_of(sets, name) for name in (self.train_split, self.split))
         classes = labels(train)[self._drawn(train)]
         labels(test)

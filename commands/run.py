@@ -10,7 +10,7 @@ from tyro.conf import Suppress
 from opsin.commands.endings import after_signal
 from opsin.commands.groups import Output, Runtime, named
 from opsin.commands.runtime import given
-from opsin.commands.values import Address, Index, Name, Overrides, ProcessCount, Steps, number
+from opsin.commands.values import Address, Index, Name, Overrides, ProcessCount, Window, number
 from opsin.config import catalogue
 from opsin.config.tree import override
 from opsin.errors import ConfigError
@@ -42,7 +42,7 @@ def run(
     /,
     *,
     smoke: bool = False,
-    profile: Steps[tuple[int, int] | None] = None,
+    profile: Window[tuple[int, int] | None] = None,
     output: Output,
     processes: Several,
     runtime: Runtime,

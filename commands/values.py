@@ -14,6 +14,8 @@ from typing import Annotated, Any, TypeVar
 from tyro.conf import UseAppendAction, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
+from opsin import ranges
+
 Value = TypeVar("Value")
 
 
@@ -74,7 +76,7 @@ def _digits(text: str) -> bool:
 def _process_count(text: str) -> int | None:
     if text == "auto":
         return None
-    return PROCESSES.instance_from_str([text])
+    return COUNT.instance_from_str([text])
 
 
 def _address(text: str) -> str:
@@ -84,7 +86,7 @@ def _address(text: str) -> str:
     return text
 
 
-def _steps(text: str) -> tuple[int, int]:
+def _window(text: str) -> tuple[int, int]:
     first, colon, last = text.partition(":")
     if not (colon and _digits(first) and _digits(last) and 1 <= int(first) <= int(last)):
         raise ValueError(f"{text!r} is not first:last, two steps counted from 1, as in 10:12")
@@ -134,13 +136,20 @@ def _check_place(folder: Path) -> None:
         raise ValueError(f"cannot write to {folder}: {there} is read-only: choose another place")
 
 
-PROCESSES = whole(1, 100_000)
-Count = Annotated[Value, whole(1, 1_000_000)]
-Index = Annotated[Value, whole(0, 1_000_000)]
-Seed = Annotated[Value, whole(0, 2**32 - 1)]
+def _ranged(kind: Any) -> PrimitiveConstructorSpec[Any]:
+    """A value that is a number of a kind in ``opsin.ranges``."""
+    (interval,) = kind.__metadata__
+    return whole(interval.ge, interval.le)
+
+
+COUNT = _ranged(ranges.Count)
+Count = Annotated[Value, COUNT]
+Index = Annotated[Value, _ranged(ranges.CountOrZero)]
+Seed = Annotated[Value, _ranged(ranges.Seed)]
 ProcessCount = Annotated[Value, _typed(_process_count, "N")]
 Address = Annotated[Value, _typed(_address, "HOST:PORT")]
-Steps = Annotated[Value, _typed(_steps, "A:B")]
+Window = Annotated[Value, _typed(_window, "A:B")]
+"""Of steps, both included."""
 Axes = Annotated[Value, _typed(_axes, "AXIS=N,…")]
 Folder = Annotated[Value, _typed(_folder, "FOLDER")]
 """One to write into, which need not be there. A wrong one is answered before any work is done."""

@@ -34,5 +34,7 @@ def classes_of_data(experiment: Experiment, overrides: Mapping[str, Any]) -> dic
     asked = {path for path, n in outputs.items() if n not in (None, 1)} - overrides.keys()
     if not asked:
         return {}
-    count = len(open_source(changed.data.source, changed.data.train_split).class_names)
+    # As stored: a folder of images is not read for it.
+    examples = open_source(changed.data.source, changed.data.train_split, as_stored=True)
+    count = len(examples.class_names)
     return {path: count for path in sorted(asked) if count and outputs[path] != count}

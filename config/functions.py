@@ -63,7 +63,7 @@ def _reason(signature: inspect.Signature, function: Any, form: inspect.Signature
         bare if isinstance(bare, type) else hints.evaluated(bare, signature.return_annotation)
     )
     given, asked = _kind(returned), _kind(form.return_annotation)
-    if given and asked and not (issubclass(given, asked) or issubclass(asked, given)):
+    if given and asked and not (_is_a(given, asked) or _is_a(asked, given)):
         return f"returns {hints.in_words(returned)}, not {hints.in_words(form.return_annotation)}"
     return None
 
@@ -75,6 +75,13 @@ def _arguments_in_words(form: inspect.Signature) -> str:
         bare = hints.in_words(parameter.annotation) if parameter.name[0] == "_" else parameter.name
         words.append(f"{bare}=…" if parameter.kind is inspect.Parameter.KEYWORD_ONLY else bare)
     return ", ".join(words)
+
+
+def _is_a(kind: type, other: type) -> bool:
+    try:
+        return issubclass(kind, other)
+    except TypeError:  # a protocol that has fields: nobody can tell
+        return True
 
 
 def _kind(hint: Any) -> type | None:

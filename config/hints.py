@@ -12,6 +12,8 @@ from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 from annotated_types import Interval
 
+from opsin.ranges import LARGEST
+
 
 def fitted(value: Any, hint: Any) -> Any:
     """The value with lists as tuples and integers as floats, where the hint asks for them."""
@@ -45,12 +47,12 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def _in_range(value: Any, hint: Any) -> bool:
-    """Whether a number is in the range of its hint, or finite where there is none."""
+    """Whether a number is in the range of its hint, or finite in float32 where there is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True
     ranges = [x for member in members(hint) for x in _metadata(member) if isinstance(x, Interval)]
     if not ranges:
-        return isinstance(value, int) or math.isfinite(value)
+        return isinstance(value, int) or abs(value) <= LARGEST
     return any(_inside(value, each) for each in ranges)
 
 

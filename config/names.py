@@ -134,8 +134,12 @@ def found(text: str, allowed: Collection[str] = ()) -> Any:
     known = named(name)
     if known is name:
         raise ConfigError(f"{text} is not there any more")
-    if not _may_be_named(full_name(known), allowed):
-        raise _untrusted(text, full_name(known))
+    try:
+        full = full_name(known)
+    except ConfigError as error:
+        raise UntrustedError(f"{text} is no function or class that a config holds") from error
+    if not _may_be_named(full, allowed):
+        raise _untrusted(text, full)
     return known
 
 

@@ -71,7 +71,7 @@ def _built(resolved: Any, hint: Any, allowed: Collection[str]) -> Any:
         items = enumerate(resolved)
         return tuple(_built(item, hints.element_hint(hint, i), allowed) for i, item in items)
     if isinstance(resolved, str):
-        if resolved in ("inf", "-inf", "nan"):
+        if resolved in ("inf", "-inf", "nan") and str not in hints.members(hint):
             return float(resolved)
         return found(resolved, allowed) if hints.takes_objects(hint) else resolved
     if not isinstance(resolved, Mapping):
@@ -162,9 +162,14 @@ def hinted(node: Any, hint: Any = Any, prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _check_called(tree: Any, path: str) -> None:
-    """Raises ConfigError if what is on a path or below cannot be called as its field says."""
+    """Raises ConfigError if what is on a path or below cannot be called as its field says.
+
+    What is not there any more, as a later override has replaced it, is nothing to look at.
+    """
     node, hint, names = tree, Any, path.split(".")
     for i, name in enumerate(names):
+        if name not in children(node):
+            return
         node, hint = children(node)[name], _child_hint(node, hint, name)
         _check_misfit(node, hint, ".".join(names[: i + 1]))
     for deeper, value, each in hinted(node, hint, f"{path}."):

@@ -71,10 +71,10 @@ def one_by_one(
     return jax.vmap(one)(keys, batch)
 
 
-def check_probability(name: str, probability: float) -> None:
-    """Raises ValueError, in the name of an augmentation, if ``probability`` is outside [0, 1]."""
-    if not 0 <= probability <= 1:
-        raise ValueError(f"{name}: probability must be in [0, 1], got {probability}")
+def check_range(name: str, option: str, ends: tuple[float, float]) -> None:
+    """Raises ValueError, in the name of an augmentation, for ends in the wrong order."""
+    if ends[0] > ends[1]:
+        raise ValueError(f"{name}: {option} is a range, from least to greatest, not {ends}")
 
 
 def random_apply(
@@ -85,10 +85,9 @@ def random_apply(
     The other examples keep all their entries. It is computed for the whole batch.
 
     Raises:
-        ValueError: the probability is outside [0, 1], or an entry of the batch would change its
-            shape or type (a crop of another size, labels that become soft).
+        ValueError: an entry of the batch would change its shape or type (a crop of another size,
+            labels that become soft).
     """
-    check_probability("random_apply", probability)
     key_choice, key_augmentation = jax.random.split(key)
     augmented = augmentation(key_augmentation, batch)
     before, after = (

@@ -73,13 +73,10 @@ def binarized(
 
     Raises:
         DataError: if the source cannot be opened, ``splits`` is no tuple or names one part of
-            "train+test" but not the other, the seed is negative, or, on reading, images are not
-            uint8.
+            "train+test" but not the other, or, on reading, images are not uint8.
     """
     if isinstance(splits, str):
         raise DataError(f'splits is a tuple of names, such as ("{splits}",), not "{splits}"')
-    if seed < 0:
-        raise DataError(f"seed={seed}; use 0 or more")
     examples = open_source(source, split)
     named = {part.partition("[")[0].strip() in splits for part in split.split("+")}
     if named == {False}:

@@ -41,13 +41,10 @@ def border_weights(
         float32 weights ≥ 0.
 
     Raises:
-        DataError: labels outside 0 to 255, ``sigma`` not above 0, ``w0`` below 0, or a label
-            without a class weight.
+        DataError: labels outside 0 to 255, or a label without a class weight.
     """
     if mask.min() < 0 or mask.max() > 255:
         raise DataError(f"labels from {mask.min()} to {mask.max()}: they must lie in 0 to 255")
-    if not (sigma > 0.0 and w0 >= 0.0):
-        raise DataError(f"sigma={sigma} must be above 0 and w0={w0} at least 0")
     weights = _class_weights(mask, class_weights)
     # Imported where it is used: other data needs no SciPy.
     from scipy import ndimage

@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 from opsin.data.augment import (
     Batch,
     apply,
-    check_probability,
+    check_range,
     float_images,
     map_images,
     random_apply,
@@ -24,7 +24,7 @@ from opsin.imaging.color import (
     grayscale,
 )
 from opsin.imaging.filters import gaussian_filter
-from opsin.ranges import NonNegative, Probability
+from opsin.ranges import NonNegative, Positive, Probability, Share
 
 
 def color_jitter(
@@ -34,23 +34,14 @@ def color_jitter(
     brightness: NonNegative = 0.0,
     contrast: NonNegative = 0.0,
     saturation: NonNegative = 0.0,
-    hue: Probability = 0.0,
+    hue: Annotated[float, Interval(ge=0, le=0.5)] = 0.0,
 ) -> Batch:
     """Changes brightness, contrast, saturation and hue, in a random order for each image.
 
     As torchvision's ColorJitter. A strength s draws a factor uniformly from [max(0, 1 - s), 1 + s]
     (see ``imaging.color``), ``hue`` a turn from [-hue, hue] of a full circle; 0 leaves the step
     out. Saturation and hue leave an image of one channel as it is.
-
-    Raises:
-        ValueError: a strength is negative, or the hue outside [0, 0.5].
     """
-    strengths = (brightness, contrast, saturation, hue)
-    if min(strengths) < 0 or hue > 0.5:
-        raise ValueError(
-            "color_jitter: strengths must not be negative, nor hue above 0.5, got "
-            f"brightness={brightness}, contrast={contrast}, saturation={saturation}, hue={hue}"
-        )
     steps = [
         (adjust_brightness, max(1 - brightness, 0), 1 + brightness),
         (adjust_contrast, max(1 - contrast, 0), 1 + contrast),
@@ -82,9 +73,8 @@ def random_grayscale(key: Key[Array, ""], batch: Batch, *, probability: Probabil
     See ``imaging.color.grayscale``.
 
     Raises:
-        ValueError: the probability is outside [0, 1], or images have neither 1 nor 3 channels.
+        ValueError: images have neither 1 nor 3 channels.
     """
-    check_probability("random_grayscale", probability)
 
     def drain(key: Key[Array, ""], image: Array) -> Array:
         return jnp.where(jax.random.bernoulli(key, probability), grayscale(image), image)
@@ -99,12 +89,7 @@ def color_distortion(
 
     Chen et al., 2020, arXiv:2002.05709, appendix A: brightness, contrast and saturation of 0.8
     ``strength``, hue of 0.2 ``strength``. Strength 0 leaves the grey alone.
-
-    Raises:
-        ValueError: the strength is outside [0, 2.5], where the hue leaves its range.
     """
-    if not 0 <= strength <= 2.5:
-        raise ValueError(f"color_distortion: strength must be in [0, 2.5], got {strength}")
     s = 0.8 * strength
     jitter = partial(color_jitter, brightness=s, contrast=s, saturation=s, hue=0.2 * strength)
     sometimes = partial(random_apply, augmentation=jitter, probability=0.8)
@@ -116,8 +101,8 @@ def gaussian_blur(
     batch: Batch,
     *,
     probability: Probability = 0.5,
-    sigma: tuple[NonNegative, NonNegative] = (0.1, 2.0),
-    kernel_share: Probability = 0.1,
+    sigma: tuple[Positive, Positive] = (0.1, 2.0),
+    kernel_share: Share = 0.1,
 ) -> Batch:
     """Blurs each image with ``probability``; borders are mirrored.
 
@@ -134,13 +119,9 @@ def gaussian_blur(
             an odd number of pixels, at least 3: at 0.1 that is 3 for a side of 32 and 23 for 224.
 
     Raises:
-        ValueError: the probability, sigma or the share is out of range.
+        ValueError: the range of sigma is empty.
     """
-    check_probability("gaussian_blur", probability)
-    if not 0 < sigma[0] <= sigma[1]:
-        raise ValueError(f"gaussian_blur: sigma must be a positive range, got {sigma}")
-    if not 0 < kernel_share <= 1:
-        raise ValueError(f"gaussian_blur: kernel_share must be in (0, 1], got {kernel_share}")
+    check_range("gaussian_blur", "sigma", sigma)
     radius = max(int(kernel_share * min(float_images(batch).shape[1:3]) / 2), 1)
 
     def blur(key: Key[Array, ""], image: Array) -> Array:
@@ -163,10 +144,8 @@ def gaussian_noise(key: Key[Array, ""], batch: Batch, *, std: NonNegative) -> Ba
         std: standard deviation, at least 0.
 
     Raises:
-        ValueError: if ``std`` is negative, or the images are not float.
+        ValueError: if the images are not float.
     """
-    if std < 0:
-        raise ValueError(f"std={std} is negative")
 
     def add(key: Key[Array, ""], image: Array) -> Array:
         return image + std * jax.random.normal(key, image.shape, image.dtype)

@@ -9,12 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from opsin.data.examples import DataError
+from opsin.data.records import LARGEST
 
-LARGEST = {
-    ".jsonl": 2**30,
-    **dict.fromkeys((".json", "metadata", "_METADATA", "_CHECKPOINT_METADATA", "_sharding"), 2**26),
-}
-"""Bytes of a file of a run that is read at once, by its suffix, or its name."""
+_AT_ONCE = (".json", "metadata", "_METADATA", "_CHECKPOINT_METADATA", "_sharding")
+_MOST = {".jsonl": 2**30, **dict.fromkeys(_AT_ONCE, LARGEST)}
+"""Bytes of a file of a run, by its suffix or its name: lines are read one by one."""
 
 
 def check_enclosed(directory: Path) -> None:
@@ -41,7 +40,7 @@ def _check_entry(path: Path, root: str) -> None:
     kinds = (stat.S_ISREG, stat.S_ISDIR, stat.S_ISLNK)
     if not any(is_kind(found.st_mode) for is_kind in kinds):
         raise DataError(f"{path} is neither a file nor a folder: remove it")
-    largest = LARGEST.get(path.suffix or path.name, math.inf)
+    largest = _MOST.get(path.suffix or path.name, math.inf)
     if found.st_size > largest:
         raise DataError(f"{path} has {found.st_size} bytes, and no run writes more than {largest}")
 

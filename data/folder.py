@@ -15,7 +15,7 @@ from opsin.data.examples import Arrays, DataError, Examples, fits_in_memory, mat
 from opsin.data.files import readable
 from opsin.data.fingerprint import identified
 from opsin.data.images import MODES, read_image
-from opsin.ranges import Count, Steps
+from opsin.ranges import Bytes, Count
 
 _LEFT_BY_DESKTOPS = {"Thumbs.db", "desktop.ini"}
 
@@ -26,7 +26,7 @@ def folder(
     *,
     size: Count | None = 32,
     channels: Count = 3,
-    limit_bytes: Steps = 256 * 2**20,
+    limit_bytes: Bytes = 256 * 2**20,
 ) -> Examples:
     """Opens a folder of images.
 
@@ -57,8 +57,8 @@ def folder(
             or a file is not an image, is truncated, or has more than 8 bits a channel (in a
             split above ``limit_bytes``, when that image is read).
     """
-    if channels not in MODES or (size is not None and size < 1):
-        raise DataError(f"size {size} with {channels} channels; use 1 or 3 and at least one pixel")
+    if channels not in MODES:
+        raise DataError(f"images of {channels} channels: use 1 or 3")
     names, files = folder_files(path, split)
     paths, label = zip(*files, strict=True)
     classes = np.array(label, np.int32) if names else None
@@ -155,26 +155,31 @@ def visible_files(directory: Path) -> list[Path]:
     Raises:
         DataError: a folder that cannot be read.
     """
-    return sorted(_walk(directory, ())) if directory.is_dir() else []
+    return list(_walk(directory, ())) if directory.is_dir() else []
 
 
 def _walk(directory: Path, above: tuple[Path, ...]) -> Iterator[Path]:
     here = directory.resolve()
     above = (*above, here, *here.parents)
-    for entry in _visible(directory):
-        if entry.is_dir():
-            if entry.resolve() in above:
-                _leave_out(entry, "links back to a folder above it")
-            else:
-                yield from _walk(entry, above)
-        elif entry.name not in _LEFT_BY_DESKTOPS:
-            yield entry
+    for path, is_folder in _visible(directory):
+        if not is_folder:
+            if path.name not in _LEFT_BY_DESKTOPS:
+                yield path
+        elif path.resolve() in above:
+            _leave_out(path, "links back to a folder above it")
+        else:
+            yield from _walk(path, above)
 
 
-def _visible(directory: Path) -> Iterator[Path]:
-    """Folders and files that are not hidden; a warning of all else."""
+def _visible(directory: Path) -> Iterator[tuple[Path, bool]]:
+    """Folders and files that are not hidden, in order, with whether each is a folder.
+
+    All else is left out with a warning. A listing says what its entries are: links alone are looked
+    up, for there may be a million files.
+    """
     try:
-        entries = list(directory.iterdir())
+        with os.scandir(directory) as listed:
+            entries = sorted(listed, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(
             f"cannot read the folder {directory} ({error.strerror}): allow it, or move it away"
@@ -182,12 +187,14 @@ def _visible(directory: Path) -> Iterator[Path]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir() or entry.is_file():
-            yield entry
-        elif entry.is_symlink():
-            _leave_out(entry, f"is a link to {os.readlink(entry)}, which is not there")
+        path = directory / entry.name
+        known = path if entry.is_symlink() else entry  # a link to itself is an error to the latter
+        if (is_folder := known.is_dir()) or known.is_file():
+            yield path, is_folder
+        elif known is path:
+            _leave_out(path, f"is a link to {os.readlink(path)}, which is not there")
         else:
-            _leave_out(entry, "is neither a file nor a folder")
+            _leave_out(path, "is neither a file nor a folder")
 
 
 def _tell_of_files(directory: Path) -> None:
@@ -206,7 +213,7 @@ def _leave_out(entry: Path, why: str) -> None:
 def _subfolders(directory: Path) -> list[str]:
     if not directory.is_dir():
         return []
-    return sorted(entry.name for entry in _visible(directory) if entry.is_dir())
+    return [path.name for path, is_folder in _visible(directory) if is_folder]
 
 
 def _class_files(directory: Path) -> list[Path]:

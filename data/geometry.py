@@ -9,17 +9,18 @@ borders are mirrored. No batch with boxes.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Interval
 from jaxtyping import Array, Key
 
-from opsin.data.augment import Batch, check_probability, float_images, row_keys
+from opsin.data.augment import Batch, check_range, float_images, row_keys
 from opsin.data.masks import IGNORE
 from opsin.imaging.warp import resized_crop, warp
-from opsin.ranges import Count, CountOrZero, NonNegative, Positive, Probability
+from opsin.ranges import Count, CountOrZero, NonNegative, Positive, Probability, Share
 
 Border = Literal["constant", "reflect"]
 
@@ -89,18 +90,15 @@ def random_crop(
         mode: "constant", see the module, or "reflect" for mirrored borders.
 
     Raises:
-        ValueError: the padding is negative, the mode unknown, or the crop larger than what there
-            is.
+        ValueError: the mode is unknown, or the crop larger than what there is.
     """
     _check_border("random_crop", mode)
-    if padding < 0:
-        raise ValueError(f"random_crop: padding must not be negative, got {padding}")
     if size is None and padding == 0:
         raise ValueError("random_crop: with neither size nor padding it does nothing")
     old = float_images(batch).shape[1:3]
     height, width = (int(n) for n in np.broadcast_to(old if size is None else size, 2))
     room = [side + 2 * padding - new for side, new in zip(old, (height, width), strict=True)]
-    if min(height, width) < 1 or min(room) < 0:
+    if min(room) < 0:
         raise ValueError(
             f"random_crop: size {height}x{width} does not fit images of {old[0]}x{old[1]} pixels "
             f"with padding={padding}"
@@ -119,12 +117,7 @@ def random_crop(
 def random_flip(
     key: Key[Array, ""], batch: Batch, *, probability: Probability = 0.5, vertical: bool = False
 ) -> Batch:
-    """Mirrors each image with ``probability``, left to right or, if ``vertical``, top to bottom.
-
-    Raises:
-        ValueError: the probability is outside [0, 1].
-    """
-    check_probability("random_flip", probability)
+    """Mirrors each image with ``probability``, left to right or, if ``vertical``, top to bottom."""
 
     def flip(key: Key[Array, ""], pixels: Array, layer: Layer) -> Array:
         mirrored = pixels[::-1] if vertical else pixels[:, ::-1]
@@ -155,7 +148,7 @@ def random_resized_crop(
     batch: Batch,
     *,
     size: Count | tuple[Count, Count] | None = None,
-    scale: tuple[Positive, Positive] = (0.08, 1.0),
+    scale: tuple[Share, Share] = (0.08, 1.0),
     ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3),
 ) -> Batch:
     """Crops a random part of the image and resizes it; bilinear and antialiased but for masks.
@@ -173,16 +166,12 @@ def random_resized_crop(
         ratio: least and greatest aspect ratio.
 
     Raises:
-        ValueError: a range is empty or outside its bounds, or the size not positive.
+        ValueError: a range is empty.
     """
-    if not 0 < scale[0] <= scale[1] <= 1:
-        raise ValueError(f"random_resized_crop: scale must be a range in (0, 1], got {scale}")
-    if not 0 < ratio[0] <= ratio[1]:
-        raise ValueError(f"random_resized_crop: ratio must be a positive range, got {ratio}")
+    check_range("random_resized_crop", "scale", scale)
+    check_range("random_resized_crop", "ratio", ratio)
     old_size = np.array(float_images(batch).shape[1:3])
     new_size = np.broadcast_to(old_size if size is None else size, 2)
-    if np.any(new_size <= 0):
-        raise ValueError(f"random_resized_crop: size must be positive, got {size}")
 
     def crop(key: Key[Array, ""], pixels: Array, layer: Layer) -> Array:
         key_area, key_ratio, key_corner = jax.random.split(key, 3)
@@ -206,9 +195,9 @@ def random_affine(
     key: Key[Array, ""],
     batch: Batch,
     *,
-    rotation: float = 0.0,
+    rotation: NonNegative = 0.0,
     scale: tuple[Positive, Positive] = (1.0, 1.0),
-    shear: float = 0.0,
+    shear: Annotated[float, Interval(ge=0, lt=90)] = 0.0,
     translation: NonNegative = 0.0,
     mode: Border = "constant",
 ) -> Batch:
@@ -224,15 +213,10 @@ def random_affine(
         mode: "constant", see the module, or "reflect" for mirrored borders.
 
     Raises:
-        ValueError: a strength is negative, an angle of shear 90 degrees or more, the range of
-            scales empty or not positive, or the mode unknown.
+        ValueError: the range of scales is empty, or the mode unknown.
     """
     _check_border("random_affine", mode)
-    if min(rotation, shear, translation) < 0 or shear >= 90 or not 0 < scale[0] <= scale[1]:
-        raise ValueError(
-            "random_affine: strengths must not be negative, shear below 90, and scale a positive "
-            f"range; got {rotation=}, {scale=}, {shear=}, {translation=}"
-        )
+    check_range("random_affine", "scale", scale)
     height, width = float_images(batch).shape[1:3]
     size = np.array([height, width], np.float32)[:, None, None]
     centre = (size - 1) / 2
@@ -256,7 +240,7 @@ def random_elastic(
     key: Key[Array, ""],
     batch: Batch,
     *,
-    grid: Count = 3,
+    grid: Annotated[int, Interval(ge=2, le=1000)] = 3,
     sigma: NonNegative = 10.0,
     mode: Border = "reflect",
 ) -> Batch:
@@ -273,13 +257,9 @@ def random_elastic(
         mode: "constant", see the module, or "reflect" for mirrored borders.
 
     Raises:
-        ValueError: the grid is below 2, sigma negative, or the mode unknown.
+        ValueError: the mode is unknown.
     """
     _check_border("random_elastic", mode)
-    if grid < 2 or sigma < 0:
-        raise ValueError(
-            f"random_elastic: grid must be at least 2 and sigma not negative, got {grid}, {sigma}"
-        )
     height, width = float_images(batch).shape[1:3]
 
     def move(key: Key[Array, ""], pixels: Array, layer: Layer) -> Array:

@@ -16,7 +16,7 @@ from opsin.data.fingerprint import identified_pairs
 from opsin.data.folder import is_test, visible_files
 from opsin.data.images import MODES, bits_per_channel, opened, read_image, turn_of
 from opsin.data.masks import IGNORE, CheckedMasks
-from opsin.ranges import Count, Steps
+from opsin.ranges import Bytes, Count
 
 
 def mask_folder(
@@ -26,7 +26,7 @@ def mask_folder(
     size: tuple[Count, Count] | None = None,
     mixed: bool = False,
     channels: Count = 3,
-    limit_bytes: Steps = 256 * 2**20,
+    limit_bytes: Bytes = 256 * 2**20,
 ) -> Examples:
     """Opens a folder of images and masks.
 
@@ -66,8 +66,8 @@ def mask_folder(
             counts, or it does not lie on its image pixel by pixel (in a split above
             ``limit_bytes``, when that file is read).
     """
-    if channels not in MODES or (size is not None and min(size) < 1):
-        raise DataError(f"size {size} with {channels} channels; use 1 or 3 and at least one pixel")
+    if channels not in MODES:
+        raise DataError(f"images of {channels} channels: use 1 or 3")
     root = Path(path).expanduser()
     pairs, training = mask_files(path, split)
     class_names = _class_names(root / "classes.txt", [mask for _, mask in training])

@@ -65,11 +65,9 @@ def mixup(
         per_example: one lambda for each image, not one for the batch.
 
     Raises:
-        ValueError: alpha is not positive, or ``num_classes`` is missing or not that of soft labels.
+        ValueError: ``num_classes`` is missing or not that of soft labels.
     """
     images, labels = float_images(batch), _soft_labels(batch, num_classes)
-    if alpha <= 0:
-        raise ValueError(f"mixup: alpha must be positive, got {alpha}")
 
     def draw(key: Key[Array, ""]) -> Array:
         return jax.random.beta(key, alpha, alpha, dtype=images.dtype)
@@ -100,8 +98,6 @@ def cutmix(
     image.
     """
     images, labels = float_images(batch), _soft_labels(batch, num_classes)
-    if alpha <= 0:
-        raise ValueError(f"cutmix: alpha must be positive, got {alpha}")
     height, width = images.shape[1:3]
 
     def draw(key: Key[Array, ""]) -> Array:

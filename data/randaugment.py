@@ -41,15 +41,10 @@ def rand_augment(
         fill: the value of the pixels that a geometric operation uncovers.
 
     Raises:
-        ValueError: ``layers`` is below 1, the magnitude outside [0, 10], or the images have masks,
-            which the geometric operations would not move.
+        ValueError: the images have masks, which the geometric operations would not move.
     """
     if "mask" in batch:
         raise ValueError("rand_augment does not move masks; choose from data.geometry")
-    if layers < 1:
-        raise ValueError(f"rand_augment: layers must be at least 1, got {layers}")
-    if not 0 <= magnitude <= 10:
-        raise ValueError(f"rand_augment: magnitude must be in [0, 10], got {magnitude}")
     operations = [partial(operation, fill=fill) for operation in OPERATIONS.values()]
 
     def augment(key: Key[Array, ""], image: Array) -> Array:

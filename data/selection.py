@@ -42,13 +42,11 @@ def long_tail(
         Sorted indices into ``labels``.
 
     Raises:
-        DataError: if there are fewer than two classes, or ``imbalance`` is below 1.
+        DataError: if there are fewer than two classes.
     """
     classes, available = np.unique(labels, return_counts=True)
     if len(classes) < 2:
         raise DataError(f"a long tail needs two or more classes, not {len(classes)}")
-    if imbalance < 1:
-        raise DataError(f"imbalance={imbalance} is below 1; it is the first class over the last")
     share = float(imbalance) ** (-np.arange(len(classes)) / (len(classes) - 1))
     # The small term makes up for rounding: 98 * 49 ** -1 must not come out as 1.999….
     largest = np.floor(np.min(available / share) + 1e-6)
@@ -72,11 +70,9 @@ def per_class(
         Sorted indices into ``labels``.
 
     Raises:
-        DataError: if ``n`` is below 1, or a class has fewer examples.
+        DataError: if a class has fewer examples.
     """
     classes, available = np.unique(labels, return_counts=True)
-    if n < 1:
-        raise DataError(f"n={n} examples of each class; ask for at least 1")
     if n > (fewest := available.min(initial=n)):
         scarce = classes[available.argmin()]
         raise DataError(

@@ -3,10 +3,10 @@
 import numpy as np
 
 from opsin.data.examples import SPLITS, Arrays, Examples, materialize, require_split
-from opsin.ranges import Count, Seed
+from opsin.ranges import Count, Seed, SetSize
 
 
-def shapes(split: str, *, n: Count = 256, size: Count = 64, seed: Seed = 0) -> Examples:
+def shapes(split: str, *, n: SetSize = 256, size: Count = 64, seed: Seed = 0) -> Examples:
     """Bright shapes on a dark striped background, under noise, with exact masks.
 
     Each image has one to four shapes, later ones on top, turned, placed and coloured at random; its
@@ -62,7 +62,7 @@ def _draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8), mask
 
 
-def cells(split: str, *, n: Count = 256, size: Count = 64, seed: Seed = 0) -> Examples:
+def cells(split: str, *, n: SetSize = 256, size: Count = 64, seed: Seed = 0) -> Examples:
     """``shapes`` in grey with two classes: "membrane" (background) and "cell" (a shape)."""
     arrays = materialize(shapes(split, n=n, size=size, seed=seed))
     grey = np.round(arrays["image"].mean(axis=-1, keepdims=True)).astype(np.uint8)

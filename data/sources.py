@@ -20,7 +20,7 @@ from opsin.data.examples import (
 from opsin.data.shapes import shapes
 from opsin.data.source_names import FORMS
 from opsin.data.tfds_source import tfds
-from opsin.ranges import Count, Seed
+from opsin.ranges import Count, Seed, SetSize
 
 
 def open_source(source: str | Source, split: str, *, as_stored: bool = False) -> Examples:
@@ -32,7 +32,8 @@ def open_source(source: str | Source, split: str, *, as_stored: bool = False) ->
             ``split -> Examples``; ``functools.partial`` sets the options of ``synthetic``,
             ``shapes``, ``tfds``, ``folder`` and ``mask_folder``.
         split: such as "train" or "test"; TFDS's slices, such as "train[:80%]", with "tfds:NAME".
-        as_stored: leave images of "folder:PATH" and "masks:PATH" in their own sizes.
+        as_stored: leave images of "folder:PATH" and "masks:PATH" in their own sizes, also inside a
+            function that takes ``as_stored``.
 
     Raises:
         DataError: if the source or the split is unknown, the data cannot be read, or they are none
@@ -45,13 +46,14 @@ def open_source(source: str | Source, split: str, *, as_stored: bool = False) ->
 def _opened(source: str | Source, split: str, as_stored: bool) -> Examples:
     if callable(source):
         try:
-            inspect.signature(source).bind(split)
+            taken = inspect.signature(source).bind(split).signature.parameters
         except TypeError as error:
             raise DataError(
                 f"a source is called with a split alone, and {source} needs more ({error}): "
                 "bind its options with functools.partial"
             ) from error
-        return source(split)
+        options = {"as_stored": as_stored} if "as_stored" in taken else {}
+        return source(split, **options)
     match source.partition(":"):
         case ("digits", "", ""):
             return digits(split)
@@ -111,7 +113,7 @@ def digits(split: str) -> Examples:
 def synthetic(
     split: str,
     *,
-    n: Count = 1024,
+    n: SetSize = 1024,
     size: Count = 32,
     channels: Count = 3,
     classes: Count = 10,
@@ -151,7 +153,7 @@ def synthetic(
     return Examples(Arrays({"image": image, "label": label}), names)
 
 
-def blank(count: Count, *, image: tuple[Count, Count, Count]) -> Examples:
+def blank(count: SetSize, *, image: tuple[Count, Count, Count]) -> Examples:
     """Examples of zeros that replace a set that is not here, in a plan: its number and shapes.
 
     They take no memory, whatever their number.
@@ -187,7 +189,7 @@ def shrunk(split: str, *, source: str | Source, factor: Count) -> Examples:
     examples = open_source(source, split)
     arrays = materialize(examples)
     count, height, width, channels = arrays["image"].shape
-    if factor < 1 or height % factor or width % factor:
+    if height % factor or width % factor:
         raise DataError(f"factor={factor} does not divide images of {height}x{width} pixels")
     shape = (count, height // factor, factor, width // factor, factor, channels)
     image = np.round(arrays["image"].reshape(shape).mean(axis=(2, 4))).astype(np.uint8)

@@ -30,19 +30,21 @@ def squared(
         held_out: size of the squares of other splits; None crops them as those of training.
 
     Raises:
-        DataError: a size is not positive or ``held_out`` larger than ``size``, the source has
-            resized its images before, or as ``open_source``.
+        DataError: ``held_out`` is larger than ``size``, the source has resized its images before,
+            or as ``open_source``.
     """
-    if not 0 < (size if held_out is None else held_out) <= size:
-        raise DataError(f"size={size} and held_out={held_out}: take 0 < held_out <= size")
-    cropped = size if held_out is None or split.startswith("train") else held_out
+    evaluated = size if held_out is None else held_out
+    if evaluated > size:
+        raise DataError(f"size={size} and held_out={held_out}: take held_out <= size")
+    cropped = size if split.startswith("train") else evaluated
     examples = open_source(source, split, as_stored=True)
     if examples.resized:
         raise DataError(
             "squared resizes images, and its source did so before, which would blur them: give it "
             "folder:PATH or tfds:NAME, or set size=None in the source"
         )
-    return replace(examples, records=_Squares(examples.records, size, cropped), resized=True)
+    records = _Squares(examples.records, size, cropped, evaluated)
+    return replace(examples, records=records, resized=True)
 
 
 def square(
@@ -89,6 +91,11 @@ class _Squares:
     records: Records
     size: int
     cropped: int
+    evaluated: int
+
+    @property
+    def held_out(self) -> Records:
+        return replace(self, cropped=self.evaluated)
 
     def __len__(self) -> int:
         return len(self.records)

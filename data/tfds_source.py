@@ -42,7 +42,8 @@ def tfds(
     Args:
         name: as TFDS has it: "mnist", "mnist:3.0.1" or "set/config".
         split: as TFDS has it: "train", "train[:80%]", "train+test".
-        data_dir: where sets are prepared; by default $TFDS_DATA_DIR, or else ~/tensorflow_datasets.
+        data_dir: where sets are prepared, on this machine; by default $TFDS_DATA_DIR, or else
+            ~/tensorflow_datasets.
         labels: what the labels of the masks mean; None looks the set up in
             ``data.masks.TFDS_LABELS``.
 
@@ -55,9 +56,7 @@ def tfds(
     import tensorflow_datasets
 
     _check_name(name)
-    root = tensorflow_datasets.core.Path(
-        data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    ).expanduser()
+    root = _local(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     build = (
         f"pip install -e '.[prepare]' && tfds build {name} "
         f"--file_format=array_record --data_dir={root}"
@@ -134,9 +133,22 @@ def _check_name(name: str) -> None:
         raise DataError(f'data set "{name}": write set, set/config or set/config:1.0.0')
 
 
+def _local(directory: str | os.PathLike[str]) -> Path:
+    """A directory that TFDS reads where ``_check_features`` does: to it, /gs/x is gs://x."""
+    import tensorflow_datasets
+
+    text = os.path.expanduser(directory)
+    if "://" in text or "://" in os.fspath(tensorflow_datasets.core.Path(text)):
+        raise DataError(f"{text} is not on this machine: copy its sets into a directory here")
+    return Path(text)
+
+
 def _check_features(home: Path) -> None:
     """Raises DataError where a set has features of other code, which TFDS would import."""
-    for file in (*home.glob("*/features.json"), *home.glob("*/*/features.json")):
+    files = [*home.glob("*/features.json"), *home.glob("*/*/features.json")]
+    if not files:
+        raise DataError(f"{home} has no features.json")
+    for file in files:
         for name in _classes(json.loads(file.read_text())):
             if not name.startswith(_OWN):
                 raise DataError(f"{file} names {name}, which is no feature of TFDS")

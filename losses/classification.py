@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Integer, Num
 
 from opsin.ops.labels import one_hot
-from opsin.ranges import BelowOne, CountOrZero, NonNegative
+from opsin.ranges import BelowOne, Label, NonNegative
 
 
 def cross_entropy_loss(
@@ -22,7 +22,7 @@ def cross_entropy_loss(
     *,
     smoothing: BelowOne = 0.0,
     class_weights: Float[Array, "classes"] | Sequence[NonNegative] | None = None,
-    ignore_label: CountOrZero | None = None,
+    ignore_label: Label | None = None,
     where: Bool[Array, "*batch"] | None = None,
 ) -> Float[Array, "*batch"]:
     """Softmax cross-entropy Σ_k w_k t_k (−log p_k) in nats; −log p_y for an integer label y.
@@ -68,7 +68,7 @@ def focal_loss(
     *,
     gamma: NonNegative = 2.0,
     alpha: Float[Array, "classes"] | Sequence[NonNegative] | None = None,
-    ignore_label: CountOrZero | None = None,
+    ignore_label: Label | None = None,
     where: Bool[Array, "*batch"] | None = None,
 ) -> Float[Array, "*batch"]:
     """Softmax focal loss Σ_k α_k t_k (1 − p_k)^γ (−log p_k).

@@ -156,7 +156,7 @@ def clip_loss(
     image: Float[Array, "batch d"],
     text: Float[Array, "batch d"],
     *,
-    scale: float | Float[Array, ""],
+    scale: Positive | Float[Array, ""],
 ) -> Float[Array, "batch"]:
     """½ cross-entropy of an image's text among all texts + ½ of a text's image among all images.
 
@@ -180,7 +180,7 @@ def siglip_loss(
     image: Float[Array, "batch d"],
     text: Float[Array, "batch d"],
     *,
-    scale: float | Float[Array, ""],
+    scale: Positive | Float[Array, ""],
     bias: float | Float[Array, ""],
 ) -> Float[Array, "batch"]:
     """−Σ_j log σ(±(t cosine + b)) for an image and all texts j: + for its own text, − for others.

@@ -177,7 +177,7 @@ def hybrid_loss(
     bound: Float[Array, "batch"],
     *,
     steps: Steps,
-    dimensions: int,
+    dimensions: Count,
     weight: NonNegative = 0.001,
 ) -> Float[Array, "batch"]:
     """L_simple + λ L_vlb, which teaches the variance too.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Num
 
-from opsin.ranges import NonNegative, Positive
+from opsin.ranges import Positive
 
 
 def absolute_error_loss(
@@ -104,7 +104,7 @@ def smooth_l1_loss(
     predictions: Num[Array, "*shape"],
     targets: Num[Array, "*shape"],
     *,
-    beta: NonNegative = 1.0,
+    beta: Positive = 1.0,
     where: Bool[Array, "*shape"] | None = None,
 ) -> Num[Array, "*shape"]:
     """½ e² / β for errors |e| up to β, and |e| − ½ β beyond: a gradient of at most 1.

@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Integer
 from opsin.imaging.distance import distance_transform
 from opsin.losses.reduction import weighted_mean
 from opsin.ops.labels import or_nan
-from opsin.ranges import CountOrZero, NonNegative
+from opsin.ranges import CountOrZero, NonNegative, Positive
 
 _LEAST = 1e-12  # pixels, or a share of them, below which a region counts as empty
 
@@ -135,7 +135,7 @@ def focal_tversky_loss(
     *,
     alpha: NonNegative,
     beta: NonNegative,
-    gamma: NonNegative = 4 / 3,
+    gamma: Positive = 4 / 3,
     smooth: NonNegative = 0.0,
     classes: tuple[CountOrZero, ...] | None = None,
     where: Bool[Array, "batch *pixels"] | None = None,

@@ -70,14 +70,10 @@ def test_importance_samples_give_the_likelihood(images):
         "test/nll_given_class": few["test/nll"], "test/nll_given_class_draws": 4000
     }  # fmt: skip
     measurement.check(told, sets)
-    for at_once in (3, 0):
-        with pytest.raises(SettingError, match=f"no multiple of at_once={at_once}"):
-            replace(measurement, at_once=at_once).check(told, sets)
+    with pytest.raises(SettingError, match="no multiple of at_once=3"):
+        replace(measurement, at_once=3).check(told, sets)
     with pytest.raises(SettingError, match=r"a model with latent variables.*, not object"):
         measurement.check(object(), sets)  # pyright: ignore[reportArgumentType]
-    for changes in ({"images": 0}, {"batch": -1}):
-        with pytest.raises(SettingError, match=r"ImportanceNLL: .* is too few: set 1 or more"):
-            replace(measurement, **changes).check(told, sets)
     with pytest.raises(DataError, match="batch=0; use at least 1"):
         replace(measurement, batch=0)(subject)
     with pytest.raises(SettingError, match="no split 'train' to measure: data have test"):

@@ -2,14 +2,19 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from opsin.config import catalogue
 from opsin.config.classes import classes_of_data
 from opsin.config.identity import identity
 from opsin.config.tree import override, parse_all
+from opsin.data import folder
+from opsin.data.images import read_image
 from opsin.data.sources import synthetic
+from opsin.data.validation import with_validation
 from opsin.errors import ConfigError
 from opsin.losses.likelihoods import Bernoulli
 from opsin.models.classification.lenet import LeNet5
@@ -133,6 +138,20 @@ def test_data_without_classes_ask_for_nothing():
         return replace(FIVE(split), class_names=())
 
     assert classes_of_data(SEVEN, {"data.source": nameless}) == {}
+
+
+def test_a_folder_is_not_read_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """But for the first and the last image, by which its examples are checked."""
+    for index in range(30):
+        path = tmp_path / "train" / f"class {index % 3}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    read = []
+    monkeypatch.setattr(folder, "read_image", lambda *x: read.append(x) or read_image(*x))
+    for source in (f"folder:{tmp_path}", partial(with_validation, source=f"folder:{tmp_path}")):
+        assert classes_of_data(SEVEN, {"data.source": source}) == {"task.model.num_classes": 3}
+        assert len(read) <= 4
+        read.clear()
 
 
 def test_the_command_line_says_what_it_made(opsin: Callable, untrained: list):

@@ -23,6 +23,7 @@ from opsin.errors import ConfigError
 from opsin.experiments.classification import digits_lenet
 from opsin.train.checkpoint import Checkpoints, saved_step
 from opsin.train.experiment import Experiment
+from opsin.train.host import processes
 from opsin.train.host.processes import Group, ProcessError, joined
 from opsin.train.loop import fit
 from opsin.train.state import State
@@ -233,6 +234,34 @@ def test_a_port_that_is_taken_is_one_line():
         with pytest.raises(ProcessError, match=message), joined(Group(address, 2, 0)):
             pass
     assert not jax.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("typed", "bind", "refused"),
+    [
+        ("node0", None, True),
+        ("node0", "node0", True),
+        ("node0", "127.0.0.1", False),
+        ("127.0.0.1", None, False),
+        ("localhost", None, False),
+        ("node1", None, False),
+    ],
+)
+def test_process_0_does_not_listen_at_a_loopback_that_nobody_typed(
+    monkeypatch, typed, bind, refused
+):
+    """Debian's /etc/hosts gives a machine's own name 127.0.1.1."""
+    port, look_up = free_port(), socket.getaddrinfo
+    means = {"node0": "127.0.1.1", "node1": "0.0.0.0"}  # of this machine, and of others
+    monkeypatch.setattr(socket, "getaddrinfo", lambda x, *y, **z: look_up(means.get(x, x), *y, **z))
+    monkeypatch.setattr(processes, "_meet", lambda group: 1 / 0)
+    if bind:
+        monkeypatch.setenv(processes.BIND, f"{bind}:{port}")
+    message = f"listen at 127.0.1.1, which node0 means .* or set {processes.BIND} to that$"
+    kind, said = (ProcessError, message) if refused else (ZeroDivisionError, "by zero")
+    with pytest.raises(kind, match=said) as told, joined(Group(f"{typed}:{port}", 2, 0)):
+        pass
+    assert "\n" not in str(told.value)
 
 
 def test_who_waits_in_vain_says_so_in_one_line(company: Company):

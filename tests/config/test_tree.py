@@ -138,6 +138,16 @@ def test_overrides_are_applied_in_order():
     assert changed.task.model.num_classes == 3
 
 
+def test_a_later_override_may_take_away_what_an_earlier_one_changed():
+    """As those that are typed do with those of an arm."""
+    crop = partial(random_crop, padding=4)
+    tree = Experiment(task=Classify(model=LeNet5()), data=Data(augment=(crop,)))
+    changed = override(tree, {"data.augment.0.padding": 2, "data.augment": ()})
+    assert changed.data.augment == ()
+    changed = override(tree, {"data.augment.0.padding": 2, "data.augment.0": random_flip})
+    assert changed.data.augment == (random_flip,)
+
+
 def test_a_changed_function_still_works_and_keeps_its_other_keywords(experiment):
     changed = override(experiment, {"task.loss_function.ignore_label": 1})
     logits, labels = np.array([[2.0, 0.0], [0.0, 1.0]], np.float32), np.array([0, 1])
@@ -649,6 +659,15 @@ def test_a_rebuilt_function_computes_the_same():
     }
 
 
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf"])
+def test_a_text_stays_one_where_text_is_asked_for(text):
+    data = Data(train_split=text, eval_splits={text: text}, source=text)
+    assert rebuild(json.loads(json.dumps(resolve(data)))) == data
+    leaf = json.loads(json.dumps(resolve(Leaf(text=text, names=(text,)))))
+    assert rebuild(leaf, names_in(leaf)) == Leaf(text=text, names=(text,))
+    assert rebuild([text]) != [text]  # nobody says what it is: a number
+
+
 @pytest.mark.parametrize(
     ("resolved", "message"),
     [
@@ -730,7 +749,8 @@ def evil(tmp_path, monkeypatch):
         ("optimizer.schedule", "data.files:Path", "not there any more"),
         ("optimizer.schedule", "data.pipeline:partial", "not there any more"),
         ("optimizer.schedule", "losses.classification:jnp", "not there any more"),
-        ("optimizer.schedule", "flax.linen.linear:lax", "has no name to find it by"),
+        ("optimizer.schedule", "flax.linen.linear:lax", "no function or class that"),
+        ("optimizer.schedule", "experiments.extractors:LENET", "LENET is no function or class"),
         ("optimizer.schedule", "jax.numpy:load", "say --allow jax.numpy$"),
         ("optimizer.schedule", "jax.numpy:save", "say --allow jax.numpy$"),
         ("optimizer.schedule", "jax.profiler:start_trace", "say --allow jax.profiler$"),

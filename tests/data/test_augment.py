@@ -471,15 +471,7 @@ def test_each_place_in_a_pipeline_has_its_own_stream(batch, key):
 
 
 BAD = [
-    (partial(color.random_grayscale, probability=-0.1), "random_grayscale: .* got -0.1"),
-    (partial(color.gaussian_blur, probability=1.5), "gaussian_blur: probability .* got 1.5"),
-    (partial(color.gaussian_blur, sigma=(0.0, 1.0)), "sigma"),
     (partial(color.gaussian_blur, sigma=(2.0, 1.0)), "sigma"),
-    (partial(color.gaussian_blur, kernel_share=0.0), "kernel_share"),
-    (partial(color.gaussian_blur, kernel_share=1.1), "kernel_share"),
-    (partial(color.color_distortion, strength=-0.1), "strength"),
-    (partial(color.color_distortion, strength=2.6), r"\[0, 2.5\], got 2.6"),
-    (sometimes(geometry.random_flip, 1.1), "random_apply: probability"),
     (
         sometimes(partial(geometry.random_crop, size=8), 0.5),
         r"image would change from float32 \[8, 16, 12, 3\] to float32 \[8, 8, 8, 3\]",
@@ -489,14 +481,9 @@ BAD = [
         r"label would change from int32 \[8\] to float32 \[8, 5\]",
     ),
     (sometimes(lambda key, batch: {"image": batch["image"]}, 0.5), "label would change .* to None"),
-    (partial(color.color_jitter, contrast=-0.1), "contrast=-0.1"),
-    (partial(color.color_jitter, hue=0.6), "hue"),
     (partial(mixing.cutout, size=0), "size"),
-    (partial(color.gaussian_noise, std=-0.1), "negative"),
     (partial(mixing.cutout, size=13), "size"),
-    (partial(mixing.mixup, alpha=0.0, num_classes=5), "alpha"),
     (partial(mixing.mixup, alpha=1.0), "num_classes"),
-    (partial(mixing.cutmix, alpha=-1.0, num_classes=5), "alpha"),
     (partial(mixing.cutmix, alpha=1.0), "num_classes"),
 ]
 

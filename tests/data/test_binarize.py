@@ -201,7 +201,6 @@ def test_mistakes_are_one_line():
     floats = Examples(Arrays({"image": np.zeros((2, 2, 2, 1), np.float32)}))
     for wrong, message in [
         (lambda: fixed("train", splits="train"), r'such as \("train",\)'),
-        (lambda: fixed("train", seed=-1), "seed=-1"),
         (lambda: fixed("validation"), "no split"),
         (lambda: binarized("train+test", source=grey, splits=("test",)), "parts"),
         (lambda: binarized("train", source=lambda _: floats).records[0], "this one is float32"),

@@ -101,8 +101,6 @@ def test_a_large_mask_needs_no_distances_over_the_whole_image(monkeypatch):
 @pytest.mark.parametrize(
     ("mask", "options", "message"),
     [
-        (np.array([[0, 1]]), {"sigma": 0.0}, "sigma=0.0 must be above 0"),
-        (np.array([[0, 1]]), {"w0": -1.0}, "w0=-1.0 at least 0"),
         (np.array([[0, 2]]), {"class_weights": (1.0, 1.0)}, "label 2 has no class weight"),
         (np.array([[0, -1]]), {}, "labels from -1 to 0"),
         (np.array([[0, 256]]), {}, "labels from 0 to 256"),

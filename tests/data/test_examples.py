@@ -4,6 +4,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from opsin.data.checks import check_examples
 from opsin.data.examples import (
     Arrays,
     DataError,
@@ -47,6 +48,17 @@ def test_stack_gives_the_same_rows_from_memory_and_from_records():
         rows = stack(records, indices)
         np.testing.assert_array_equal(rows["label"], indices)
         np.testing.assert_array_equal(rows["image"][:, 0, 0, 0], indices)
+
+
+def test_numbers_of_python_are_read_as_arrays_are():
+    records = [
+        {"image": np.zeros((2, 2, 1), np.uint8), "label": i, "price": i / 2} for i in range(3)
+    ]
+    examples = check_examples(Examples(records, ("a", "b", "c")), "mine")
+    assert fits_in_memory(examples, 1000)
+    for rows in (stack(records, [0, 2]), materialize(examples)):
+        np.testing.assert_array_equal(rows["label"][[0, -1]], [0, 2])
+        np.testing.assert_array_equal(rows["price"][[0, -1]], [0, 1])
 
 
 @pytest.mark.parametrize("sizes", [[2, 3], [2] * 900 + [3] * 900])  # within a chunk and between

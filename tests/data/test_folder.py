@@ -10,7 +10,7 @@ from PIL import Image, TiffImagePlugin
 
 from opsin.data.examples import DataError, labels, materialize
 from opsin.data.fingerprint import source_fingerprint
-from opsin.data.folder import folder
+from opsin.data.folder import folder, folder_files
 from opsin.data.images import read_image
 from opsin.data.pipeline import train_batches
 from opsin.data.sources import blank, open_source
@@ -235,9 +235,8 @@ def test_images_without_folders_are_a_set_without_classes(tmp_path):
 def test_a_missing_folder_and_wrong_options_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"no folder .*nowhere"):
         folder(tmp_path / "nowhere", "train")
-    for options in ({"channels": 2}, {"size": 0}):
-        with pytest.raises(DataError, match="use 1 or 3 and at least one pixel"):
-            folder(tmp_path, "train", **options)
+    with pytest.raises(DataError, match="images of 2 channels: use 1 or 3"):
+        folder(tmp_path, "train", channels=2)
 
 
 def test_links_are_followed_and_what_leads_nowhere_is_told(tmp_path, caplog):
@@ -253,14 +252,16 @@ def test_links_are_followed_and_what_leads_nowhere_is_told(tmp_path, caplog):
     (ant / "round").symlink_to(root / "train")
     (root / "train" / "cat").symlink_to(tmp_path / "no_cat")
     os.mkfifo(ant / "pipe")
+    (ant / "itself.png").symlink_to(ant / "itself.png")
     again = folder(root, "train")
     assert (len(again.records), again.class_names) == (12, _CLASSES)
     told = "\n".join(caplog.messages)
-    assert len(caplog.messages) == 4
+    assert len(caplog.messages) == 5
     for place, why in {
         ant / "gone.png": f"is a link to {tmp_path / 'nowhere.png'}, which is not there",
         ant / "round": "links back to a folder above it",
         root / "train" / "cat": "which is not there",
+        ant / "itself.png": "which is not there",
         ant / "pipe": "neither a file nor a folder",
     }.items():
         assert f"left out {place}: it" in told
@@ -269,17 +270,29 @@ def test_links_are_followed_and_what_leads_nowhere_is_told(tmp_path, caplog):
 
 def test_a_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
     _fill(tmp_path / "train", count=2)
-    shut, real = tmp_path / "train" / "ant" / "shut", Path.iterdir
+    shut, real = tmp_path / "train" / "ant" / "shut", os.scandir
     shut.mkdir()
 
-    def iterdir(path):
+    def scandir(path):
         if path == shut:
             raise PermissionError(13, "Permission denied")
         return real(path)
 
-    monkeypatch.setattr(Path, "iterdir", iterdir)  # root may read everything
+    monkeypatch.setattr(os, "scandir", scandir)  # root may read everything
     with pytest.raises(DataError, match=f"cannot read the folder {shut} .Permission denied.: "):
         folder(tmp_path, "train")
+
+
+def test_files_are_listed_and_not_looked_up_one_by_one(tmp_path, monkeypatch):
+    for name in ("ant", "bee"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for index in range(50):
+            (tmp_path / "train" / name / f"{index}.png").touch()
+    looked, real = [], Path.stat
+    monkeypatch.setattr(Path, "stat", lambda path, **x: looked.append(path) or real(path, **x))
+    _, files = folder_files(tmp_path, "train")
+    assert len(files) == 100
+    assert [path for path in looked if path.suffix == ".png"] == []
 
 
 def test_names_that_are_no_utf8(tmp_path):

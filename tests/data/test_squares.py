@@ -73,10 +73,9 @@ def test_grey_images_keep_their_channel():
     assert (image == 7).all()
 
 
-@pytest.mark.parametrize(("size", "held_out"), [(0, None), (32, 33), (32, 0), (-1, None)])
-def test_sizes_that_cannot_be(size, held_out):
-    with pytest.raises(DataError, match="take 0 < held_out <= size"):
-        squared("train", source=photographs, size=size, held_out=held_out)
+def test_sizes_that_cannot_be():
+    with pytest.raises(DataError, match="take held_out <= size"):
+        squared("train", source=photographs, size=32, held_out=33)
 
 
 def test_blank_examples_have_the_shapes_and_take_no_memory():

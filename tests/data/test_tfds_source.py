@@ -323,6 +323,28 @@ def test_features_of_other_code_are_not_imported(prepared, tmp_path, monkeypatch
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("far", ["gs://", "s3://", "az://", "hf://", "file://", "/gs/", "/gs/../"])
+@pytest.mark.parametrize("given", ["option", "environment"])
+def test_a_directory_elsewhere_is_refused_before_anything_is_read(monkeypatch, far, given):
+    """What reads ``features.json`` there would import what that names."""
+    opened = []
+    reads = tensorflow_datasets.core.Path
+    monkeypatch.setattr(reads, "is_dir", lambda path: opened.append(path) or True)
+    monkeypatch.setattr(tensorflow_datasets, "builder", lambda *x, **y: opened.append(x))
+    if given == "environment":
+        monkeypatch.setenv("TFDS_DATA_DIR", f"{far}bucket/x")
+    with pytest.raises(DataError, match=f"^{far}bucket/x is not on this machine: copy"):
+        tfds("tiny", "train", data_dir=f"{far}bucket/x" if given == "option" else None)
+    assert opened == []
+
+
+def test_a_set_whose_features_are_not_found_is_not_opened(tmp_path, monkeypatch):
+    (tmp_path / "tiny" / "1.0.0").mkdir(parents=True)
+    monkeypatch.setattr(tensorflow_datasets, "builder", lambda *x, **y: pytest.fail("opened"))
+    with pytest.raises(DataError, match=r"tiny has no features.json; prepare it again with"):
+        tfds("tiny", "train", data_dir=tmp_path)
+
+
 @pytest.mark.parametrize(
     "name", ["../tiny", "tiny/../tiny", "/etc", "", "tiny:", "tiny:../1.0.0", "kaggle:tiny", "a\\b"]
 )

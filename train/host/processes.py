@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 
 import jax
@@ -65,7 +66,7 @@ def joined(group: Group) -> Iterator[None]:
         ProcessError: the port is taken, or the others do not come.
     """
     if group.coordinator is not None and group.index == 0:
-        _check_free(group.coordinator)
+        _check_place(os.environ.get(BIND, group.coordinator))
     _meet(group)
     try:
         yield
@@ -129,17 +130,25 @@ def _initialize(group: Group) -> None:
     )
 
 
-def _check_free(coordinator: str) -> None:
-    """jax would share the port with another run, whose processes then join this one.
+def _check_place(listening: str) -> None:
+    """Looks at where process 0 will listen, ``HOST:PORT``.
+
+    jax would share the port with another run, whose processes then join this one. The name of a
+    machine is often that of its loopback to itself (/etc/hosts), where no other reaches it.
 
     Raises:
-        ProcessError: somebody listens there already.
+        ProcessError: somebody listens there already, or nobody else could come.
     """
-    host, _, port = os.environ.get(BIND, coordinator).rpartition(":")
+    host, _, port = listening.rpartition(":")
     try:
         family, *_, address = socket.getaddrinfo(
             host.strip("[]"), int(port), type=socket.SOCK_STREAM
         )[0]
+        if ip_address(address[0]).is_loopback and not _is_loopback(host.strip("[]")):
+            raise ProcessError(
+                f"process 0 would listen at {address[0]}, which {host} means on this machine, and "
+                f"no other reaches it: give --coordinator by its address, or set {BIND} to that"
+            )
         with socket.socket(family) as probe:  # bound for a moment; it never listens
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
@@ -148,6 +157,13 @@ def _check_free(coordinator: str) -> None:
             f"process 0 cannot listen at {host}:{port} ({error.strerror}): choose another "
             f"--coordinator, for all processes, or set {BIND} to an address of this machine"
         ) from error
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a host, as it is written, is this machine alone."""
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return "localhost" in host.lower()
 
 
 def check_same(config: Mapping[str, Any]) -> None:
