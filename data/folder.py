@@ -18,6 +18,8 @@ from opsin.data.images import MODES, read_image
 from opsin.ranges import Bytes, Count
 
 _LEFT_BY_DESKTOPS = {"Thumbs.db", "desktop.ini"}
+_NOTES = {".csv", ".json", ".jsonl", ".md", ".pyc", ".txt", ".xml", ".yaml", ".yml"}
+"""What people and programs keep beside images, by the ends of names."""
 
 
 def folder(
@@ -149,13 +151,18 @@ def is_test(relative: Path) -> bool:
 def visible_files(directory: Path) -> list[Path]:
     """The files in a folder, however deep, in order; not hidden ones, nor what desktops leave.
 
-    Linked files and folders belong to it. What is neither a file nor a folder, such as a link to
-    nowhere, and a link back to a folder above it, are left out with a warning.
+    Linked files and folders belong to it. Notes such as ``labels.csv``, what is neither a file nor
+    a folder, such as a link to nowhere, and a link back to a folder above it, are left out with a
+    warning.
 
     Raises:
         DataError: a folder that cannot be read.
     """
-    return list(_walk(directory, ())) if directory.is_dir() else []
+    files = list(_walk(directory, ())) if directory.is_dir() else []
+    if notes := [path for path in files if path.suffix.lower() in _NOTES]:
+        more = f", as {len(notes) - 1} more are" if len(notes) > 1 else ""
+        _leave_out(notes[0], f"is no image by its name{more}")
+    return [path for path in files if path.suffix.lower() not in _NOTES]
 
 
 def _walk(directory: Path, above: tuple[Path, ...]) -> Iterator[Path]:

@@ -151,7 +151,7 @@ def _deep(file: Path):
 @pytest.mark.parametrize(
     ("name", "write"),
     [
-        ("notes.txt", lambda file: file.write_text("not an image")),
+        ("notes.png", lambda file: file.write_text("not an image")),
         ("empty.png", lambda file: file.write_bytes(b"")),
         ("cut.png", _truncated),
         ("cut.jpg", _truncated),
@@ -168,6 +168,19 @@ def test_a_bad_file_is_named_at_the_start_or_when_read(split_folder, name, write
     np.testing.assert_array_equal(labels(examples), [0, 0, 0, 1, 1, 1, 1])  # reads no image
     with pytest.raises(DataError, match=f"cannot read image {bad}"):
         next(train_batches(examples, batch=7, seed=0))
+
+
+def test_notes_beside_images_are_left_out_with_one_warning(split_folder, caplog):
+    before = folder(split_folder, "train")
+    for name in ("bee/labels.csv", "bee/NOTES.TXT", "bee/more/x.xml"):
+        path = split_folder / "train" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("no image")
+    with caplog.at_level("WARNING"):
+        after = folder(split_folder, "train")
+    np.testing.assert_array_equal(labels(after), labels(before))
+    (line,) = {record.getMessage() for record in caplog.records}
+    assert line.endswith("bee/NOTES.TXT: it is no image by its name, as 2 more are")
 
 
 def test_a_large_folder_reads_the_same(split_folder):
