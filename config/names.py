@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import importlib.util
 import re
 import sys
 import sysconfig
@@ -54,8 +56,21 @@ def named(text: str) -> Any:
     if hasattr(loaded, name):
         return getattr(loaded, name)
     if getattr(loaded, "__file__", None):  # else a mere directory of that name
-        raise ConfigError(f"module {module} has no {name!r}")
+        near = difflib.get_close_matches(name, vars(loaded), n=1, cutoff=0.5)
+        meant = f": did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"module {module} has no {name!r}{meant}")
     return text
+
+
+def unfound(text: str) -> str:
+    """What to do where Python does not find the module that a text names; or nothing."""
+    module = text.partition(":")[0].partition(".")[0]
+    if not module.isidentifier() or _is_room(module) or importlib.util.find_spec(module):
+        return ""
+    return (
+        f"Python finds no module {module}: put its folder on PYTHONPATH, or name its file, "
+        f"./{module}.py"
+    )
 
 
 def is_name(text: str) -> bool:
@@ -96,13 +111,15 @@ def allowed_code(asked: Iterable[str]) -> tuple[str, ...]:
     A file among them is read at once, and so may be named wherever it lay when it was written.
 
     Raises:
-        ConfigError: for what is neither a module's name nor a file, or a file that cannot be read.
+        ConfigError: for what is neither a module that Python finds nor a file that can be read.
     """
     modules = []
     for each in asked:
         if each.endswith(".py"):
             own_files.read(Path(each))
         elif all(part.isidentifier() for part in each.split(".")):
+            if way_out := unfound(each):
+                raise ConfigError(f"--allow {each}: {way_out}")
             modules.append(each)
         else:
             raise ConfigError(f"--allow {each}: name a module or a file, such as ./my_losses.py")

@@ -67,8 +67,12 @@ def _module(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[known_as]
+        beside = (
+            isinstance(error, ModuleNotFoundError) and path.with_name(f"{error.name}.py").exists()
+        )
+        way_out = f": put {path.parent.resolve()} on PYTHONPATH" if beside else ""
         raise ConfigError(
-            f"cannot import {path}: {type(error).__name__}: {' '.join(str(error).split())}"
+            f"cannot import {path}: {type(error).__name__}: {' '.join(str(error).split())}{way_out}"
         ) from error
     return module
 

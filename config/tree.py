@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 
 from opsin.config import functions, hints
 from opsin.config.earlier import modernized
-from opsin.config.names import found, full_name, is_name, named
+from opsin.config.names import found, full_name, is_name, named, unfound
 from opsin.config.nearest import beside, nearest
 from opsin.errors import ConfigError
 
@@ -337,9 +337,14 @@ def _checked(value: Any, hint: Any, path: str, present: Any) -> Any:
         default = "it has no" if present is _REQUIRED else f"it is {_shown(present)} by"
         raise ConfigError(
             f"{path} takes {hints.in_words(hint)}, not {_shown(value)}; {default} default"
-            f"{beside(value, present)}"
+            f"{beside(value, present)}{_not_found(value)}"
         )
     return fitted
+
+
+def _not_found(value: Any) -> str:
+    way_out = unfound(value) if isinstance(value, str) and is_name(value) else ""
+    return f"; {way_out}" if way_out else ""
 
 
 def _makes_object(value: Any) -> bool:

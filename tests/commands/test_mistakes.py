@@ -35,6 +35,15 @@ def folder_of_images(root: Path, classes: int = 2, count: int = 3) -> Path:
         ("run tiny seed", "'seed' is not an override: write path=value, as in seed=1"),
         ("run tiny seed=1 --quiet seed=2", "seed is overridden twice"),
         ("run tiny task.loss_function=losses.classification:fokal", "has no 'fokal'"),
+        (
+            "run tiny task.loss_function=losses.classification:focal_los",
+            "has no 'focal_los': did you mean 'focal_loss'?",
+        ),
+        (
+            "run tiny task.model=not_installed:Small",
+            "Python finds no module not_installed: put its folder on PYTHONPATH, or name its file, "
+            "./not_installed.py",
+        ),
         ("run tiny loop.duration=10", "loop.duration takes str, not 10; it is '3 steps'"),
         ("run tiny loop.duration=ten", "duration 'ten': write '20 epochs' or '500 steps'"),
         ("run tiny loop.log_every=1.5steps", "duration '1.5steps': write"),

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from opsin.config.names import HELD, found
+from opsin.config.names import HELD, allowed_code, found
 from opsin.config.tree import names_in
 from opsin.errors import ConfigError
 
@@ -23,6 +23,14 @@ def test_what_configs_hold_of_a_library_is_found(name):
     assert callable(found(name))
     with pytest.raises(ConfigError, match="say --allow"):
         found(name.replace(":", ".nowhere:"))
+
+
+def test_a_module_that_python_does_not_find_cannot_be_allowed():
+    assert allowed_code(["json", "json.decoder"]) == ("json", "json.decoder")
+    with pytest.raises(
+        ConfigError, match=r"^--allow nets_of_a: Python finds no module nets_of_a: "
+    ):
+        allowed_code(["nets_of_a"])
 
 
 def test_only_names_are_names():
