@@ -58,9 +58,10 @@ class BatchNorm(_Affine, kw_only=True):
     The gradients of scale and shift are then sums over what is in memory anyway, x and the
     gradient; linen's form writes x − mean for them. Statistics are float32 whatever the compute
     dtype, and those of the whole batch, under ``pmap`` too (see ``ops.mapped``). The variance is
-    E[(x − c)²] − E[x − c]², about the mean c of the pixels in the middle of the images: it costs
-    one pass as linen's E[x²] − E[x]² does, of which nothing is left where the mean is a thousand
-    times the deviation.
+    E[(x − c)²] − E[x − c]², about the mean c of the pixels in the middle of the images. It reads x
+    once, as linen's E[x²] − E[x]² does, of which nothing is left where the mean is a thousand times
+    the deviation. On several devices c is an all-reduce of its own, of one number a channel, before
+    that of the moments: compiled for 4, the gradient of a ResNet-50 has 153, and 100 with linen's.
 
     Attributes:
         use_running_average: normalise with the running statistics, and leave them as they are.

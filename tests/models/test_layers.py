@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from opsin.models.layers import Conv, batch_norm, group_norm, max_pool, shared_fields
 from opsin.ops.mapped import REPLICAS
+from opsin.planning.hlo import collectives, parse
 from tests.drawn import normal
 
 
@@ -104,6 +106,25 @@ def test_norms_keep_the_variance_of_numbers_far_from_zero(x):
     mean, var = groups.mean((1, 3), keepdims=True), groups.var((1, 3), keepdims=True)
     expected = ((groups - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
     np.testing.assert_allclose(group, expected, atol=1e-3)
+
+
+def test_batch_norm_of_several_devices_is_two_sums_and_that_of_one(x):
+    """One for the centre, of a number a channel, and one for the moments about it."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    sharded = NamedSharding(mesh, PartitionSpec("data"))
+    far = 3000 + (x - 3)
+    variables = {
+        "params": {"scale": np.ones(6, np.float32), "bias": np.zeros(6, np.float32)},
+        "batch_stats": {"mean": np.zeros(6, np.float32), "var": np.ones(6, np.float32)},
+    }
+    train = partial(batch_norm(train=True).apply, mutable=["batch_stats"])
+    program = jax.jit(train, in_shardings=(None, sharded)).lower(variables, far).compile()
+    sums = [(each.kind, each.bytes) for each in collectives(parse(program.as_text()))]
+    assert sorted(sums) == [("all-reduce", 6 * 4), ("all-reduce", 2 * 6 * 4)]
+    exact = np.asarray(far, np.float64)
+    mean, var = exact.mean((0, 1, 2)), exact.var((0, 1, 2))
+    y, _ = program(variables, jax.device_put(far, sharded))
+    np.testing.assert_allclose(y, (exact - mean) / np.sqrt(var + 1e-5), atol=1e-3)
 
 
 def test_frozen_statistics_train_as_they_evaluate(x):
