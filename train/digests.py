@@ -55,7 +55,7 @@ def _of_slice(values: np.ndarray, places: list[tuple[int, int]]) -> int:
             )
             for at in range(0, max(end - first, 1), BLOCK)
         ]
-        words = np.sum(blocks, axis=0, dtype=np.uint64)
+        words = np.asarray(np.sum(blocks, axis=0, dtype=np.uint64))
     return int(words)
 
 

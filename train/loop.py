@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +261,7 @@ def conclude(
         last, state = state.step, best_state(run.directory, state, run.program.state, run.config)
         shown = run.experiment, run.program, state, run.sets, run.directory, run.console
         best = evaluate_sets(*shown, ended=True) | {"best_step": int(state.step)}
-        state = state.replace(step=last)
+        state = replace(state, step=last)
 
     def record(each: Measured) -> None:
         keep(each, steps)

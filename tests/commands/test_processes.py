@@ -356,7 +356,7 @@ def test_the_best_state_of_two_processes_is_that_of_one(tmp_path: Path):
     found = []
     for count in (1, 2):
         company = Company(tmp_path / str(count), ("digits_lenet", *choosing))
-        for _ in range(2):  # again, as if it had been killed before its summary
+        for _ in range(count):  # two begin their end again, as if they had been killed
             company.start(count, 4 // count)
             assert [code for code, *_ in company.end()] == [0] * count
             (company.directory / "DONE").unlink()
