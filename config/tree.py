@@ -20,6 +20,8 @@ from opsin.errors import ConfigError
 
 Tree = TypeVar("Tree")
 _REQUIRED = inspect.Parameter.empty  # stands where an option has no default
+_UNSAID: Any = object()
+"""Of a field whose default is not asked for."""
 
 
 def parse(text: str) -> tuple[str, Any]:
@@ -148,7 +150,7 @@ def override(tree: Tree, overrides: Mapping[str, Any]) -> Tree:
 def check(tree: Any) -> None:
     """Raises ConfigError for the first value in a tree that its field does not take."""
     for path, value, hint in hinted(tree):
-        _checked(value, hint, path, _REQUIRED)
+        _checked(value, hint, path, _UNSAID)
         _check_misfit(value, hint, path)
 
 
@@ -334,9 +336,11 @@ def _checked(value: Any, hint: Any, path: str, present: Any) -> Any:
     if _makes_object(value) and (stands_for_object or not hints.fits(fitted, hint)):
         fitted = _made(value, path, present)
     if not hints.fits(fitted, hint):
-        default = "it has no" if present is _REQUIRED else f"it is {_shown(present)} by"
+        default = "; it has no default"
+        if present is not _REQUIRED:
+            default = "" if present is _UNSAID else f"; it is {_shown(present)} by default"
         raise ConfigError(
-            f"{path} takes {hints.in_words(hint)}, not {_shown(value)}; {default} default"
+            f"{path} takes {hints.in_words(hint)}, not {_shown(value)}{default}"
             f"{beside(value, present)}{_not_found(value)}"
         )
     return fitted

@@ -227,7 +227,7 @@ def test_a_generator_predicts_nothing(small, monkeypatch):
 def test_what_a_number_may_be_holds_in_python_too(tmp_path):
     base = tiny.config()
     for part, changes, told in (
-        ("optimizer", {"learning_rate": -0.1}, "optimizer.learning_rate takes float of at least 0"),
+        ("optimizer", {"learning_rate": -0.1}, "optimizer.learning_rate takes float from 0 to "),
         ("data", {"batch": 2.5}, "data.batch takes int from 1"),
         ("task", {"loss_function": "focal"}, "task.loss_function takes"),
     ):
