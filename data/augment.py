@@ -71,7 +71,7 @@ def one_by_one(
     return jax.vmap(one)(keys, batch)
 
 
-def check_ends(name: str, option: str, ends: tuple[float, float]) -> None:
+def check_ascending(name: str, option: str, ends: tuple[float, float]) -> None:
     """Raises ValueError, in the name of an augmentation, for ends in the wrong order."""
     if ends[0] > ends[1]:
         raise ValueError(f"{name}: {option} is a range, from least to greatest, not {ends}")

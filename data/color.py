@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 from opsin.data.augment import (
     Batch,
     apply,
-    check_ends,
+    check_ascending,
     float_images,
     map_images,
     random_apply,
@@ -121,7 +121,7 @@ def gaussian_blur(
     Raises:
         ValueError: the range of sigma is empty.
     """
-    check_ends("gaussian_blur", "sigma", sigma)
+    check_ascending("gaussian_blur", "sigma", sigma)
     radius = max(int(kernel_share * min(float_images(batch).shape[1:3]) / 2), 1)
 
     def blur(key: Key[Array, ""], image: Array) -> Array:

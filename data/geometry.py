@@ -17,7 +17,7 @@ import numpy as np
 from annotated_types import Interval
 from jaxtyping import Array, Key
 
-from opsin.data.augment import Batch, check_ends, float_images, row_keys
+from opsin.data.augment import Batch, check_ascending, float_images, row_keys
 from opsin.data.masks import IGNORE
 from opsin.imaging.warp import resized_crop, warp
 from opsin.ranges import Count, CountOrZero, NonNegative, Positive, Probability, Share
@@ -168,8 +168,8 @@ def random_resized_crop(
     Raises:
         ValueError: a range is empty.
     """
-    check_ends("random_resized_crop", "scale", scale)
-    check_ends("random_resized_crop", "ratio", ratio)
+    check_ascending("random_resized_crop", "scale", scale)
+    check_ascending("random_resized_crop", "ratio", ratio)
     old_size = np.array(float_images(batch).shape[1:3])
     new_size = np.broadcast_to(old_size if size is None else size, 2)
 
@@ -216,7 +216,7 @@ def random_affine(
         ValueError: the range of scales is empty, or the mode unknown.
     """
     _check_border("random_affine", mode)
-    check_ends("random_affine", "scale", scale)
+    check_ascending("random_affine", "scale", scale)
     height, width = float_images(batch).shape[1:3]
     size = np.array([height, width], np.float32)[:, None, None]
     centre = (size - 1) / 2
