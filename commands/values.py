@@ -19,11 +19,25 @@ from opsin import ranges
 Value = TypeVar("Value")
 
 
+class RefusedError(Exception):
+    """A value that is none of its kind, and why. tyro would break the sentence into lines."""
+
+    def __init__(self, value: str, why: str):
+        super().__init__(why)
+        self.value = value
+
+
 def _typed(read: Callable[[str], Any], metavar: str) -> PrimitiveConstructorSpec[Any]:
+    def value(words: list[str]) -> Any:
+        try:
+            return read(words[0])
+        except ValueError as error:
+            raise RefusedError(words[0], str(error)) from None
+
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
-        instance_from_str=lambda words: read(words[0]),
+        instance_from_str=value,
         is_instance=lambda value: True,
         str_from_instance=lambda value: [str(value)],
     )

@@ -305,5 +305,5 @@ def test_every_place_of_every_command_is_looked_at_before_any_work(tmp_path: Pat
             for place in (tmp_path / "folder" / "new" / "newer", tmp_path / "new"):
                 parse(BY_NAME[command], [*NEEDED[command].split(), flag, str(place)], "opsin")
     assert [path.name for path in (tmp_path / "folder").iterdir()] == []
-    with pytest.raises(ConfigError, match=r"^FILE: cannot write to /dev/null, which is a device"):
+    with pytest.raises(ConfigError, match=r"^cannot write to /dev/null, which is a device"):
         read("export a /dev/null")

@@ -213,7 +213,7 @@ def test_smoke_runs_to_its_end(name, tmp_path, monkeypatch, capfd):
     (start,) = read("env.json")
     assert start.keys() == {
         "commit", "dirty", "versions", "python", "devices", "processes", "hardware", "command",
-        "step", "resumed",
+        "step", "resumed", "own",
     }  # fmt: skip
     summary = read("summary.json")
     measured = {
