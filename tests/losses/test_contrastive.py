@@ -369,6 +369,7 @@ def test_devices_share_the_work_of_each_chunk(mesh):
     assert most == (2 * chunk) * (2 * batch) / 8
 
 
+@pytest.mark.proofs
 def test_pmap_with_gradients_averaged_is_one_device(layer, one_device):
     """As the training step has it: gradients of each device's own mean, then their mean."""
 
@@ -385,6 +386,7 @@ def test_pmap_with_gradients_averaged_is_one_device(layer, one_device):
         assert_same(jax.tree.map(lambda leaf, d=device: leaf[d], ours), one_device)
 
 
+@pytest.mark.proofs
 def test_shard_map_with_the_loss_averaged_is_one_device(layer, one_device):
     mesh = jax.make_mesh((8,), (REPLICAS,), axis_types=(AxisType.Auto,))
     specs = {"in_specs": (P(), P(None, REPLICAS), P(REPLICAS)), "out_specs": P()}

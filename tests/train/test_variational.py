@@ -241,6 +241,7 @@ def experiment() -> Experiment:
     )
 
 
+@pytest.mark.proofs
 def test_eight_devices_draw_and_learn_the_same(experiment):
     one = run(override(experiment, {"parallel.data": 1, "task.samples": 2}))
     assert_same_run(run(override(experiment, {"parallel.data": 8, "task.samples": 2})), one)
