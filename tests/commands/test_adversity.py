@@ -21,7 +21,13 @@ from tests.commands.remains import left, only
 pytestmark = pytest.mark.proofs
 
 HOUSE = Path(__file__).parents[2]
-TINY = """
+HEARD = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
+"""
+TINY = (
+    HEARD
+    + """
 import importlib
 from opsin.commands.main import main
 from opsin.config import catalogue
@@ -33,6 +39,7 @@ def find(name):  # called when jax may be imported
 catalogue.find = find
 main()
 """
+)
 STEPS = ("loop.duration=60 steps", "loop.checkpoint_every=20 steps")
 SLOW_STEPS = """
 import time
@@ -110,7 +117,7 @@ loop.save = save
     assert left(only(workdir / "tiny")) == left(undisturbed)
 
 
-STARTED = "from opsin.commands.main import main; print(flush=True); main()"
+STARTED = HEARD + "from opsin.commands.main import main; print(flush=True); main()"
 
 
 @pytest.mark.parametrize("wait", [0.0, 0.3, 0.8, 1.3, 1.8, 2.5])
