@@ -113,7 +113,12 @@ loop.save = save
     process.send_signal(signal.SIGINT)
     assert ended(process) == (130, "interrupted\n")
     assert time.monotonic() - asked < 20
-    assert ended(begun(workdir)) == (0, "")
+    code, said = ended(begun(workdir))
+    assert code == 0
+    assert said.endswith(
+        "has no checkpoint, so training begins anew: what was there of an earlier "
+        "start is kept as metrics.jsonl.earlier\n"
+    )
     assert left(only(workdir / "tiny")) == left(undisturbed)
 
 
