@@ -209,7 +209,11 @@ Profiler.before = before
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="counts in /proc")
 def test_memory_and_open_files_do_not_grow_over_3000_steps(place: Path):
-    """In the second half, with 30 evaluations and checkpoints: 1.4 kB a step would show."""
+    """In the second half, with 30 evaluations and checkpoints.
+
+    What the allocator keeps wanders by some megabytes: 11 kB a step would show, or half a megabyte
+    of each evaluation or checkpoint.
+    """
     path = place / "growth.txt"
     cadence = {"log": 10, "evaluate": 50, "checkpoint": 50}
     overrides = [f"loop.{what}_every={steps} steps" for what, steps in cadence.items()]
@@ -219,6 +223,6 @@ def test_memory_and_open_files_do_not_grow_over_3000_steps(place: Path):
     rows = np.loadtxt(path, int)
     assert rows[:, 0].tolist() == [*range(0, 3000, 100)]
     _, resident, files, threads = rows.T
-    assert resident[15:].max() - resident[15] < 2 * 1024**2
+    assert resident[15:].max() - resident[15] < 16 * 1024**2
     assert files.max() < 40  # a save in flight has some of its own
-    assert threads[15:].max() <= threads[:15].max() + 1
+    assert threads[15:].max() <= threads[:15].max() + 4
