@@ -15,6 +15,8 @@ from tyro.conf import UseAppendAction, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from opsin import ranges
+from opsin.data.files import check_new
+from opsin.errors import UserError
 
 Value = TypeVar("Value")
 
@@ -31,7 +33,7 @@ def _typed(read: Callable[[str], Any], metavar: str) -> PrimitiveConstructorSpec
     def value(words: list[str]) -> Any:
         try:
             return read(words[0])
-        except ValueError as error:
+        except (ValueError, UserError) as error:
             raise RefusedError(words[0], str(error)) from None
 
     return PrimitiveConstructorSpec(
@@ -136,8 +138,7 @@ def _file(text: str) -> Path:
 
 def _new_file(text: str) -> Path:
     path = _file(text)
-    if os.path.lexists(path):
-        raise ValueError(f"{text} is there already: move it away, or choose another place")
+    check_new([path], "choose another place")
     return path
 
 
