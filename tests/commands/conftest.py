@@ -19,6 +19,26 @@ from opsin.train.experiment import Experiment
 from tests.commands import tiny
 
 HOUSE = Path(__file__).parents[2]
+HEARD = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
+"""
+TINY = (
+    HEARD
+    + """
+import importlib
+from opsin.commands.main import main
+from opsin.config import catalogue
+
+def find(name):  # called when jax may be imported
+    exec({trouble!r}, {{}})
+    return importlib.import_module("tests.commands.tiny")
+
+catalogue.find = find
+main()
+"""
+)
+"""A command in a process of its own, where ``tiny`` is an experiment; ``trouble`` disturbs it."""
 
 
 class Result(NamedTuple):

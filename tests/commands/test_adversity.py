@@ -16,30 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.commands.conftest import HEARD, HOUSE, TINY
 from tests.commands.remains import left, only
 
 pytestmark = pytest.mark.proofs
 
-HOUSE = Path(__file__).parents[2]
-HEARD = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
-"""
-TINY = (
-    HEARD
-    + """
-import importlib
-from opsin.commands.main import main
-from opsin.config import catalogue
-
-def find(name):  # called when jax may be imported
-    exec({trouble!r}, {{}})
-    return importlib.import_module("tests.commands.tiny")
-
-catalogue.find = find
-main()
-"""
-)
 STEPS = ("loop.duration=60 steps", "loop.checkpoint_every=20 steps")
 SLOW_STEPS = """
 import time

@@ -14,17 +14,7 @@ import pytest
 from opsin.commands import runs
 from opsin.train.conclusion import Result as Ended
 from opsin.train.loop import fit
-from tests.commands.conftest import Result
-
-HOUSE = Path(__file__).parents[2]
-TINY = """
-import importlib
-from opsin.commands.main import main
-from opsin.config import catalogue
-
-catalogue.find = lambda name: importlib.import_module("tests.commands.tiny")
-main()
-"""
+from tests.commands.conftest import HOUSE, TINY, Result
 
 
 def steps_logged(workdir: Path) -> int:
@@ -60,7 +50,7 @@ def test_sigterm_saves_and_exits_0_and_the_same_command_goes_on(
         return saved
 
     process = subprocess.Popen(
-        [sys.executable, "-c", TINY, *command],
+        [sys.executable, "-c", TINY.format(trouble=""), *command],
         cwd=HOUSE,
         env=environment,
         stdout=subprocess.PIPE,
