@@ -21,7 +21,7 @@ from opsin.errors import UserError
 Value = TypeVar("Value")
 
 
-class RefusedError(Exception):
+class RefusedError(UserError):
     """A value that is none of its kind, and why. tyro would break the sentence into lines."""
 
     def __init__(self, value: str, why: str):
