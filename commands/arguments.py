@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import io
-import itertools
 import re
 import shutil
 import textwrap
@@ -17,7 +16,7 @@ from typing import Any
 import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes
 
-from opsin.commands.values import RefusedError
+from opsin.commands.values import refusals
 from opsin.errors import ConfigError
 
 SETTINGS = (
@@ -47,14 +46,10 @@ def parse(command: Callable[..., int], words: Sequence[str], program: str) -> pa
 
     said = io.StringIO()  # no terminal: neither colours nor boxes
     try:
-        with redirect_stdout(said), redirect_stderr(said):
+        with refusals(words, program), redirect_stdout(said), redirect_stderr(said):
             call, rest = tyro.cli(
                 asked, prog=program, args=words, return_unknown_args=True, config=SETTINGS
             )
-    except RefusedError as refused:
-        raise ConfigError(
-            f"{_flag_of(refused.value, words)}{refused}: see {program} --help"
-        ) from None
     except SystemExit as ended:
         if not ended.code:
             print(_plain(said.getvalue()))
@@ -72,17 +67,6 @@ def parse(command: Callable[..., int], words: Sequence[str], program: str) -> pa
     if rest:
         call = partial(command, name, (*overrides, *rest), *more, **call.keywords)
     return call
-
-
-def _flag_of(value: str, words: Sequence[str]) -> str:
-    """``"--seeds: "``, where the value stands behind one."""
-    for before, word in itertools.pairwise(("", *words)):
-        flag, _, given = word.partition("=")
-        if flag.startswith("--") and given == value:
-            return f"{flag}: "
-        if before.startswith("--") and word == value:
-            return f"{before}: "
-    return ""
 
 
 def _plain(text: str) -> str:

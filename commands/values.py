@@ -5,9 +5,11 @@ Each is a type of its own: ``Count[int]`` is always there, ``Count[int | None]``
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -16,17 +18,42 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from opsin import ranges
 from opsin.data.files import check_new
-from opsin.errors import UserError
+from opsin.errors import ConfigError, UserError
 
 Value = TypeVar("Value")
 
 
-class RefusedError(UserError):
-    """A value that is none of its kind, and why. tyro would break the sentence into lines."""
+class _RefusedError(Exception):
+    """A value that is none of its kind, and why. tyro breaks a ValueError's text in lines."""
 
     def __init__(self, value: str, why: str):
         super().__init__(why)
         self.value = value
+
+
+@contextmanager
+def refusals(words: Sequence[str], program: str) -> Iterator[None]:
+    """Words the refusal of a value that is read meanwhile, and names the flag before it.
+
+    Raises:
+        ConfigError: a value is none of its kind.
+    """
+    try:
+        yield
+    except _RefusedError as refused:
+        flag = _flag_of(refused.value, words)
+        raise ConfigError(f"{flag}{refused}: see {program} --help") from None
+
+
+def _flag_of(value: str, words: Sequence[str]) -> str:
+    """``"--seeds: "``, where the value stands behind one."""
+    for before, word in itertools.pairwise(("", *words)):
+        flag, _, given = word.partition("=")
+        if flag.startswith("--") and given == value:
+            return f"{flag}: "
+        if before.startswith("--") and word == value:
+            return f"{before}: "
+    return ""
 
 
 def _typed(read: Callable[[str], Any], metavar: str) -> PrimitiveConstructorSpec[Any]:
@@ -34,7 +61,7 @@ def _typed(read: Callable[[str], Any], metavar: str) -> PrimitiveConstructorSpec
         try:
             return read(words[0])
         except (ValueError, UserError) as error:
-            raise RefusedError(words[0], str(error)) from None
+            raise _RefusedError(words[0], str(error)) from None
 
     return PrimitiveConstructorSpec(
         nargs=1,
