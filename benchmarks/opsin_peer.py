@@ -39,9 +39,9 @@ def variables_of(case: Case) -> tuple[PyTree, dict[str, Any]]:
 
 def compiled(experiment: Experiment) -> tuple[Feed, Program, PyTree, Callable[..., Any]]:
     """What a run's steps are made of: the feed, the program, the store and the compiled step."""
-    data, mesh = experiment.data, make_mesh(experiment.parallel)
+    mesh = make_mesh(experiment.parallel)
     examples = open_training(experiment)
-    feed = Feed(mesh, examples, data.batch, experiment.seed, data.resident_megabytes)
+    feed = Feed(experiment, mesh, examples)
     program = build(experiment, feed.spec)
     return feed, program, feed.store(), program.compile()
 

@@ -33,7 +33,7 @@ def draw_batches(experiment: Experiment, batches: int, path: Path, *, images: in
     data = experiment.data
     examples = open_training(experiment)
     mesh = make_mesh(Parallel(data=1))
-    feed = Feed(mesh, examples, data.batch, experiment.seed, data.resident_megabytes)
+    feed = Feed(experiment, mesh, examples)
     key = jax.random.key(experiment.seed)
     images = (
         images // 6 if "mask" in feed.spec.batch else images

@@ -16,7 +16,13 @@ from opsin.data.examples import Arrays, DataError, Examples, stack
 
 
 def train_indices(
-    n: int, *, batch: int, seed: int, process_index: int = 0, process_count: int = 1
+    n: int,
+    *,
+    batch: int,
+    seed: int,
+    distinct: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> grain.DatasetIterator[np.ndarray]:
     """Endless batches of shuffled indices into a training split.
 
@@ -27,6 +33,8 @@ def train_indices(
         n: number of examples.
         batch: global batch size, over all processes.
         seed: of the order, from 0 to 2**32 - 1.
+        distinct: whether no batch may hold an example twice. Each epoch then leaves out the last
+            ``n % batch`` examples of its order.
         process_index: which slice of each global batch to give.
         process_count: number of slices.
 
@@ -35,16 +43,22 @@ def train_indices(
         hold, the number of batches taken; ``set_state(state)`` continues from there, exactly.
 
     Raises:
-        DataError: if the split is empty, the batch is below 1 or does not divide, or the seed is
-            out of range.
+        DataError: if the split is empty, the batch is below 1 or does not divide, the seed is out
+            of range, or distinct examples are fewer than the batch.
     """
-    order = _order(n, batch, seed, process_index, process_count)
+    order = _order(n, batch, seed, distinct, process_index, process_count)
     # No threads: it is arithmetic, which Python's threads would only slow down.
     return iter(order.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
 
 def train_batches(
-    examples: Examples, *, batch: int, seed: int, process_index: int = 0, process_count: int = 1
+    examples: Examples,
+    *,
+    batch: int,
+    seed: int,
+    distinct: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> grain.DatasetIterator[dict[str, np.ndarray]]:
     """Endless shuffled batches, read ahead by threads, in the order of ``train_indices``.
 
@@ -52,6 +66,7 @@ def train_batches(
         examples: the training split.
         batch: global batch size, over all processes.
         seed: of the order, from 0 to 2**32 - 1.
+        distinct: whether no batch may hold an example twice.
         process_index: which slice of each global batch to give.
         process_count: number of slices.
 
@@ -63,7 +78,7 @@ def train_batches(
         DataError: as ``train_indices``; while iterating, if an example cannot be read or differs in
             shape.
     """
-    order = _order(len(examples.records), batch, seed, process_index, process_count)
+    order = _order(len(examples.records), batch, seed, distinct, process_index, process_count)
     return iter(order.map(partial(stack, examples.records)).to_iter_dataset(_read_ahead()))
 
 
@@ -106,12 +121,18 @@ def eval_batches(
 
 
 def _order(
-    n: int, batch: int, seed: int, process_index: int, process_count: int
+    n: int, batch: int, seed: int, distinct: bool, process_index: int, process_count: int
 ) -> grain.MapDataset[np.ndarray]:
     local = _local_batch(n, batch, process_index, process_count)
     if not 0 <= seed < 2**32:
         raise DataError(f"seed={seed}; use 0 to {2**32 - 1}")
     shuffled = grain.MapDataset.range(n).seed(seed).shuffle().repeat()
+    if distinct and n % batch:
+        if n < batch:
+            raise DataError(f"batch={batch} of {n} examples would hold one twice; use at most {n}")
+        used, epochs = n - n % batch, shuffled
+        places = grain.MapDataset.range(len(epochs) // n * used)
+        shuffled = places.map(lambda place: epochs[place // used * n + place % used])
     # Endless, so it has no remainder to drop; without the flag grain's length overflows at batch 1.
     slices = shuffled.batch(
         local, drop_remainder=True, batch_fn=partial(np.asarray, dtype=np.int32)

@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 from opsin.data import pipeline
 from opsin.data.augment import Batch
 from opsin.data.examples import DataError, Examples, fits_in_memory, materialize, stack
+from opsin.train.experiment import Experiment
 from opsin.train.placement import global_batch, on_all_devices, process_share
 from opsin.train.sharding import batch_sharding, replicated
 
@@ -91,18 +92,22 @@ class Feed:
     reads its ``train.placement.process_share``; of a resident set it has all indices.
     """
 
-    def __init__(
-        self, mesh: Mesh, examples: Examples, batch: int, seed: int, resident_megabytes: int
-    ):
-        self.spec = FeedSpec.of(mesh, examples, batch, resident_megabytes)
+    def __init__(self, experiment: Experiment, mesh: Mesh, examples: Examples):
+        data = experiment.data
+        self.spec = FeedSpec.of(mesh, examples, data.batch, data.resident_megabytes)
+        order: dict[str, Any] = {
+            "batch": data.batch,
+            "seed": experiment.seed,
+            "distinct": experiment.task.distinct_rows,
+        }
         part, parts = process_share(mesh)
         if self.spec.resident:
             self._arrays = materialize(examples)
-            self._items = pipeline.train_indices(self.spec.examples, batch=batch, seed=seed)
+            self._items = pipeline.train_indices(self.spec.examples, **order)
         else:
             self._arrays = {}
             self._items = pipeline.train_batches(
-                examples, batch=batch, seed=seed, process_index=part, process_count=parts
+                examples, **order, process_index=part, process_count=parts
             )
 
     def store(self) -> PyTree:

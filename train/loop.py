@@ -137,7 +137,7 @@ def open_run(
     sets = open_sets(experiment)
     check_measurements(experiment.measurements, task, sets.all)
     mesh = make_mesh(experiment.parallel)
-    feed = Feed(mesh, sets.train, data.batch, experiment.seed, data.resident_megabytes)
+    feed = Feed(experiment, mesh, sets.train)
     clock.lap("data")
     program = build(experiment, feed.spec)
     check_shapes(program, sets, data, feed.spec)

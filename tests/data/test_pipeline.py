@@ -33,6 +33,30 @@ def test_every_epoch_visits_every_example_once(n, batch):
     assert order.dtype == np.int32
 
 
+@pytest.mark.parametrize(("n", "batch"), [(1, 1), (7, 4), (8, 4), (13, 4), (10, 9)])
+def test_distinct_examples_are_those_of_the_order_without_what_is_no_whole_batch(n, batch):
+    used, epochs = n - n % batch, 6
+    order = _take(train_indices(n, batch=n, seed=3), epochs)  # an epoch a row
+    distinct = _take(train_indices(n, batch=batch, seed=3, distinct=True), epochs * used // batch)
+    np.testing.assert_array_equal(distinct.ravel(), order[:, :used].ravel())
+    assert all(len(np.unique(row)) == batch for row in distinct)
+    across = _take(train_indices(n, batch=batch, seed=3), epochs * n // batch)
+    assert any(len(np.unique(row)) < batch for row in across) == (n % batch > 0)
+
+
+def test_distinct_examples_are_read_and_shared_among_processes_in_the_same_order():
+    options = {"batch": 8, "seed": 1, "distinct": True}
+    alone = _take(train_indices(60, **options), 9)
+    parts = [
+        _take(train_indices(60, **options, process_index=i, process_count=2), 9) for i in (0, 1)
+    ]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), alone)
+    batches, images = train_batches(_as_read(_few()), **options), materialize(_few())["image"]
+    for indices in alone:
+        np.testing.assert_array_equal(next(batches)["image"], images[indices])
+    batches.close()
+
+
 def test_epochs_and_seeds_differ_and_do_not_repeat_each_other():
     def epochs(seed):
         return _take(train_indices(20, batch=20, seed=seed), 4)
@@ -79,6 +103,7 @@ def test_batches_are_the_examples_at_the_indices(make):
     "start",
     [
         lambda **options: train_indices(60, **options),
+        lambda **options: train_indices(60, distinct=True, **options),
         lambda **options: train_batches(_as_read(_few()), **options),
     ],
 )
@@ -160,6 +185,11 @@ def test_impossible_batches_are_refused_at_once(options, message):
     ):
         with pytest.raises(DataError, match=message):
             start()
+
+
+def test_more_distinct_examples_than_there_are_are_refused_at_once():
+    with pytest.raises(DataError, match="batch=11 of 10 examples would hold one twice; use at mos"):
+        train_indices(10, batch=11, seed=0, distinct=True)
 
 
 def test_an_empty_split_is_refused_at_once():

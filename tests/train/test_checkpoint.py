@@ -221,7 +221,8 @@ def test_every_type_that_a_source_may_give_is_recorded_and_read_again(two: Two, 
     arrays = {"image": np.zeros((2, 4, 4, 1), np.uint8)}
     arrays |= {name: np.array([0, 1], name) for name in given}
     examples = check_examples(Examples(Arrays(arrays)), "mine")
-    feed = Feed(make_mesh(Parallel(data=1)), examples, 2, 0, 1)
+    experiment = override(make_tiny(), {"data.batch": 2})
+    feed = Feed(experiment, make_mesh(Parallel(data=1)), examples)
     data = feed.description() | {"class_names": [], "resized": False}
     directory = tmp_path / "checkpoints"
     with Checkpoints(directory) as checkpoints:

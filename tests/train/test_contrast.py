@@ -27,7 +27,7 @@ from opsin.train.settings import SettingError
 from opsin.train.tasks.contrast import Contrast
 from tests.train.conftest import TINY_DATA
 from tests.train.drawn import drawn_variables
-from tests.train.test_step import assert_same_run, run
+from tests.train.test_step import assert_same_run, lay_out, run
 
 
 class Backbone(nn.Module):
@@ -121,6 +121,16 @@ def made() -> Experiment:
         optimizer=Optimizer(method=sgd, learning_rate=0.05, schedule=constant),
         loop=Loop(duration="3 steps", ema_decay=0.9, previews=0),
     )
+
+
+@pytest.mark.parametrize("megabytes", [0, 1])
+def test_no_batch_holds_an_image_twice(megabytes):
+    experiment = override(made(), {"parallel.data": 1, "data.resident_megabytes": megabytes})
+    feed, _ = lay_out(experiment)
+    assert (feed.spec.examples, feed.spec.batch_size) == (40, 16)
+    for _ in range(10):
+        images = feed.batch_on_host()["image"]
+        assert len(np.unique(images.reshape(16, -1), axis=0)) == 16
 
 
 @pytest.mark.proofs

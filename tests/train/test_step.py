@@ -28,9 +28,9 @@ from tests.train.conftest import Tiny, assert_trees_close, assert_trees_equal
 
 def lay_out(experiment: Experiment) -> tuple[Feed, Program]:
     """Images and program; nothing is compiled."""
-    data, mesh = experiment.data, make_mesh(experiment.parallel)
+    mesh = make_mesh(experiment.parallel)
     examples = open_training(experiment)
-    feed = Feed(mesh, examples, data.batch, experiment.seed, data.resident_megabytes)
+    feed = Feed(experiment, mesh, examples)
     return feed, build(experiment, feed.spec)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import cast
+from typing import ClassVar, cast
 
 import flax.linen as nn
 import jax
@@ -62,6 +62,8 @@ class Contrast(Task):
         | Callable[[Array, Array], Float[Array, "views batch"]]
     ) = NT_XENT
     labelled: bool = False
+
+    distinct_rows: ClassVar = True
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError for fewer than two views, and for images outside of [0, 1]."""

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 import flax.struct
 from jaxtyping import Array, Float, Int, Key, PyTree
@@ -68,7 +69,13 @@ class Task(Views):
 
     Nobody outside ``train/tasks`` asks which task it has: the defaults here and in ``Views`` say
     what most do.
+
+    Attributes:
+        distinct_rows: whether the loss takes the rows of a batch for different examples, so that
+            none may be there twice.
     """
+
+    distinct_rows: ClassVar[bool] = False
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Compares the task to the data before anything runs.
