@@ -93,13 +93,9 @@ class Feed:
     """
 
     def __init__(self, experiment: Experiment, mesh: Mesh, examples: Examples):
-        data = experiment.data
+        data, task = experiment.data, experiment.task
         self.spec = FeedSpec.of(mesh, examples, data.batch, data.resident_megabytes)
-        order: dict[str, Any] = {
-            "batch": data.batch,
-            "seed": experiment.seed,
-            "distinct": experiment.task.distinct_rows,
-        }
+        order: Any = {"batch": data.batch, "seed": experiment.seed, "distinct": task.distinct_rows}
         part, parts = process_share(mesh)
         if self.spec.resident:
             self._arrays = materialize(examples)
@@ -127,8 +123,7 @@ class Feed:
 
     def description(self) -> dict[str, Any]:
         """The number of examples, and shape and type of each array of one, as JSON."""
-        shapes = self.spec.batch.items()
-        arrays = {name: [list(x.shape[1:]), x.dtype.name] for name, x in shapes}
+        arrays = {name: [list(x.shape[1:]), x.dtype.name] for name, x in self.spec.batch.items()}
         return {"examples": self.spec.examples, "arrays": arrays}
 
     def position(self) -> dict[str, Any]:

@@ -69,13 +69,10 @@ class Task(Views):
 
     Nobody outside ``train/tasks`` asks which task it has: the defaults here and in ``Views`` say
     what most do.
-
-    Attributes:
-        distinct_rows: whether the loss takes the rows of a batch for different examples, so that
-            none may be there twice.
     """
 
     distinct_rows: ClassVar[bool] = False
+    """Whether no batch may hold an example twice."""
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Compares the task to the data before anything runs.
