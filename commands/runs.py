@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 import threading
@@ -318,12 +319,20 @@ def _writers(
 
 @contextmanager
 def _made(directory: Path) -> Iterator[None]:
-    """The directory of a run, made if it is new, and held."""
-    elsewhere = "choose another place with --workdir"
+    """The directory of a run, made if it is new, and held. That of a refused run is not left."""
+    elsewhere, new = "choose another place with --workdir", not directory.exists()
     with writing(directory, elsewhere):
         directory.mkdir(parents=True, exist_ok=True)
     with locked(directory, "wait for it, or change something, e.g. seed=1", elsewhere):
-        yield
+        try:
+            yield
+        except UserError:
+            log = directory / "metrics.jsonl"
+            if new and not (log.exists() and log.stat().st_size):  # nothing was trained
+                shutil.rmtree(directory)
+                with suppress(OSError):  # other runs of the experiment
+                    directory.parent.rmdir()
+            raise
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from opsin.pictures import figures
 from opsin.train.best import choosing_split
 from opsin.train.experiment import Data, Experiment
 from opsin.train.feed import FeedSpec
+from opsin.train.host.capacity import check_batch
 from opsin.train.host.processes import is_first
 from opsin.train.logging import Console, MetricsLog
 from opsin.train.placement import global_batch, on_all_devices, on_own_devices, process_share
@@ -84,13 +85,18 @@ def evaluate(
 
 
 def check_shapes(program: Program, examples: Sets, data: Data, trained: FeedSpec) -> None:
-    """Traces the evaluation of each set that is shaped otherwise than training images are.
+    """Looks at each set before anything is trained; traces one of another shape than training's.
 
     Raises:
-        SettingError: if the network cannot take it, before anything is trained.
+        DeviceError: if a batch of it does not fit into memory.
+        SettingError: if the network cannot take it.
     """
     params, mutable = program.state.params, {**program.state.mutable, **program.fixed()}
     for name in data.eval_splits:
+        check_batch(
+            FeedSpec.of(trained.mesh, examples.all[name], data.eval_batch, 0).batch,
+            "data.eval_batch",
+        )
         found = FeedSpec.of(trained.mesh, examples.all[name], trained.batch_size, 0).batch
         if found == trained.batch:
             continue

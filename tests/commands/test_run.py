@@ -72,6 +72,13 @@ def test_profile_names_the_trace_and_needs_steps_to_take(opsin):
     assert opsin("run", "tiny").code == 0  # what is finished stays so
 
 
+def test_a_refused_run_leaves_nothing(opsin):
+    told = opsin("run", "tiny", "--quiet", "optimizer.warmup=4 steps", "--workdir", "new")
+    assert told.code == 2
+    assert "optimizer.warmup" in told.complaint()
+    assert [*Path("new").iterdir()] == []
+
+
 def test_overrides_may_stand_anywhere(opsin, untrained):
     done = opsin("run", "tiny", "--quiet", "seed=3", "--workdir", "there", "data.batch=16")
     assert done.code == 0
@@ -171,14 +178,19 @@ def test_a_run_that_failed_may_be_repeated(opsin, untrained, monkeypatch):
     assert str(kept.value) == "no more memory"
 
 
-def test_a_mistake_of_the_user_is_no_failed_run(opsin, monkeypatch):
-    def refuse(*arguments, **options):
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_mistake_of_the_user_is_no_failed_run(opsin, monkeypatch, there, trained):
+    def refuse(experiment, directory, **options):
+        (directory / "metrics.jsonl").write_text("{}\n" if trained else "")
         raise DataError("no such set: name another")
 
     monkeypatch.setattr(runs, "fit", refuse)
+    directory = directory_of("tiny", tiny.config(), Path("runs"))
+    if there:
+        directory.mkdir(parents=True)
     assert opsin("run", "tiny", "--quiet").code == 2
-    (directory,) = Path("runs/tiny").iterdir()
-    assert (directory / "config.json").exists()
+    assert (directory / "config.json").exists() == (there or trained)
     assert not (directory / "FAILED").exists()
 
 

@@ -30,21 +30,20 @@ def memory_of(device: Any) -> int | None:
     return min(limits) // jax.local_device_count()
 
 
-def check_state(state: PyTree, batch: Mapping[str, jax.ShapeDtypeStruct]) -> None:
-    """Raises DeviceError if a state or a batch does not fit, before anything is allocated.
-
-    Args:
-        state: its shapes, with shardings.
-        batch: the shapes of a training batch, all of which a host holds.
-    """
+def check_state(state: PyTree) -> None:
+    """Raises DeviceError if a state, of which these are shapes and shardings, does not fit."""
     size = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(state)
     )
     what = "parameters, their moments and averages"
     _check_fits(size, what, "a smaller model, or parallel.fsdp=N to share them")
+
+
+def check_batch(batch: Mapping[str, jax.ShapeDtypeStruct], field: str) -> None:
+    """Raises DeviceError if a batch of these shapes, all of which a host holds, does not fit."""
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in batch.values())
-    _check_fits(size, "one batch of images", "a smaller data.batch")
+    _check_fits(size, "one batch of images", f"a smaller {field}")
 
 
 def check_step(dispatch: Any) -> None:

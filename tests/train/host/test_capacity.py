@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from opsin.config.tree import override
 from opsin.train.host import capacity
+from opsin.train.loop import fit
 from opsin.train.sharding import DeviceError
+from tests.train.conftest import make_tiny
 
 
 @pytest.fixture
@@ -25,18 +28,25 @@ def images(n):
 
 
 def test_a_state_counts_by_what_a_device_holds_of_it(of_a_megabyte):
-    capacity.check_state([laid_out((250_000,), ())], images(1))  # a megabyte to the byte
+    capacity.check_state([laid_out((250_000,), ())])  # a megabyte to the byte
     with pytest.raises(DeviceError, match=r"moments and averages would take 0\.001 GB.*fsdp=N"):
-        capacity.check_state([laid_out((250_004,), ())], images(1))
-    capacity.check_state([laid_out((1_000_000,), ("fsdp",))], images(1))  # a quarter each
+        capacity.check_state([laid_out((250_004,), ())])
+    capacity.check_state([laid_out((1_000_000,), ("fsdp",))])  # a quarter each
     with pytest.raises(DeviceError):
-        capacity.check_state([laid_out((1_000_000,), ("fsdp",)), laid_out((1,), ())], images(1))
+        capacity.check_state([laid_out((1_000_000,), ("fsdp",)), laid_out((1,), ())])
 
 
 def test_a_batch_must_fit_the_host(of_a_megabyte):
-    capacity.check_state([], images(10_000))
+    capacity.check_batch(images(10_000), "data.batch")
     with pytest.raises(DeviceError, match=r"one batch of images.*a smaller data\.batch"):
-        capacity.check_state([], images(10_001))
+        capacity.check_batch(images(10_001), "data.batch")
+
+
+def test_batches_of_training_and_evaluation_are_looked_at_before_the_run(of_a_megabyte, tmp_path):
+    for field in ("data.batch", "data.eval_batch"):
+        experiment = override(make_tiny(), {field: 10**5, "parallel.data": 1})
+        with pytest.raises(DeviceError, match=rf"one batch of images.*a smaller {field}"):
+            fit(experiment, tmp_path / "run", config={}, progress=False)
 
 
 def test_a_step_counts_by_what_it_keeps_in_between(of_a_megabyte):
