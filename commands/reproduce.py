@@ -20,7 +20,7 @@ def reproduce(
     quiet: bool = False,
     runtime: Runtime,
 ) -> int:
-    """Trains rows of a committed table again, and compares each metric with the spread over seeds.
+    """Trains rows of a table again, and compares each metric with the spread over seeds.
 
     What it finds goes into results/reproduced.jsonl and .md, in the place of the same row; it exits
     with 1 if a metric is outside its interval.
@@ -40,7 +40,7 @@ def reproduce(
 
     outside = compared_metrics = 0
     for chosen in drawn(name, results, rows, seed):
-        print(f"{name}, {chosen.row.arm}, seed {chosen.row.seed}", flush=True)
+        print(f"{chosen.name}, {chosen.row.arm}, seed {chosen.row.seed}", flush=True)
         outcome = train(chosen, Options(workdir=workdir, progress=not quiet))
         if outcome.finished:
             found = compared(chosen, outcome.directory)

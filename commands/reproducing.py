@@ -41,23 +41,25 @@ class Drawn:
     table: Table
 
 
-def drawn(name: str, results: Path, count: int, seed: int) -> list[Drawn]:
+def drawn(typed: str, results: Path, count: int, seed: int) -> list[Drawn]:
     """``count`` of the rows of a table that are done, drawn at random.
+
+    The table is that of an experiment of the house, or of the file that is typed.
 
     Raises:
         ConfigError: there are not so many, or one is no run of the sweep as it stands.
         ReportError: the rows cannot be read.
     """
-    module = catalogue.find(name)
-    table = catalogue.report_of(name).table
+    name, module = catalogue.opened(typed)
+    table = catalogue.report_of(typed).table
     done = [row for row in read_rows(results / f"{name}.jsonl") if row.status == "done"]
     if count > len(done):
-        raise ConfigError(f"--rows {count}: {name} has {len(done)} rows that are done")
+        raise ConfigError(f"--rows {count}: {typed} has {len(done)} rows that are done")
     arms = {arm.name: arm for arm in catalogue.arms(module)}
     chosen = []
     for index in random.Random(seed).sample(range(len(done)), count):
         row = done[index]
-        again = f"opsin sweep {name} && opsin report {name} makes the table anew"
+        again = f"opsin sweep {typed} && opsin report {typed} makes the table anew"
         if row.arm not in arms:
             raise ConfigError(f"the sweep of {name} has no arm {row.arm!r} any more: {again}")
         experiment = override(module.config(), arms[row.arm].under(row.seed))

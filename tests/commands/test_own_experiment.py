@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from opsin.commands import inspection
+from opsin.commands import inspection, runs
 from opsin.config import catalogue
 from opsin.train.feed import FeedSpec
+from opsin.train.loop import Result as Ended
 from opsin.train.program import build
 from opsin.train.sets import open_sets
 from opsin.train.sharding import make_mesh
@@ -25,8 +26,8 @@ def forgotten() -> Iterator[None]:
             del sys.modules[name]
 
 
-def test_new_writes_a_file_that_runs_sweeps_and_reports(
-    opsin: Callable, untrained: list, tmp_path: Path
+def test_new_writes_a_file_that_runs_sweeps_reports_and_reproduces(
+    opsin: Callable, untrained: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     made = opsin("new", "labels_of_mine")
     assert (made.code, made.err) == (0, "")
@@ -65,6 +66,12 @@ def test_new_writes_a_file_that_runs_sweeps_and_reports(
     assert "opsin sweep ./labels_of_mine.py --seeds 3" in table
     lines = (tmp_path / "results" / "labels_of_mine.jsonl").read_text().splitlines()
     assert len(lines) == 4  # that of --smoke is no run of the sweep
+
+    monkeypatch.setattr(runs, "fit", lambda *arguments, **options: Ended(True, 3, numbers))
+    again = opsin("reproduce", "./labels_of_mine.py", "--quiet", "--rows", "4")
+    assert (again.code, again.err) == (0, "")
+    assert "labels_of_mine, hard, seed 0" in again.out
+    assert "[labels_of_mine](labels_of_mine.md)" in Path("results/reproduced.md").read_text()
 
 
 def test_it_is_found_from_any_folder_and_knows_its_own_functions(
