@@ -20,6 +20,7 @@ from opsin.errors import ConfigError
 HOUSE = Path(__file__).parent.parent
 OWN = __name__.removesuffix("config.names")
 """The package that all rooms are in, and a dot: names of this house are written without."""
+STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 HELD = (
     *("analysis.", "data.", "experiments.", "imaging.", "losses.", "metrics.", "models.", "ops."),
     *("train.experiment:", "train.extractor:Extractor", "train.methods:", "train.optim:"),
@@ -244,9 +245,10 @@ def is_users(file: Path) -> bool:
 
 
 def _in_room(file: Path) -> bool:
-    if not file.is_relative_to(HOUSE):
+    above = len(HOUSE.parts)
+    inside = file.parts[above:]
+    if file.parts[:above] != HOUSE.parts:
         return False
-    inside = file.relative_to(HOUSE).parts
     return len(inside) > 1 and "site-packages" not in inside  # of an environment in the house
 
 
@@ -257,8 +259,8 @@ def _is_library(module: str) -> bool:
 
 
 def _is_installed(file: Path) -> bool:
-    of_python = file.is_relative_to(sysconfig.get_path("stdlib"))
-    return of_python or bool({"site-packages", "dist-packages"} & set(file.parts))
+    installed = {"site-packages", "dist-packages"} & set(file.parts)
+    return bool(installed) or file.is_relative_to(STANDARD_LIBRARY)
 
 
 def _file(module: str) -> Path | None:

@@ -31,14 +31,14 @@ def check_enclosed(directory: Path) -> None:
 
 def _check_entry(path: Path, root: str) -> None:
     found = path.lstat()
-    target = os.path.realpath(path)  # also of a link to nowhere
-    if not Path(target).is_relative_to(root):
-        raise DataError(
-            f"{path} is a link to {target}, outside the folder of the run: move that here, or link "
-            "to the whole folder instead"
-        )
-    kinds = (stat.S_ISREG, stat.S_ISDIR, stat.S_ISLNK)
-    if not any(is_kind(found.st_mode) for is_kind in kinds):
+    if stat.S_ISLNK(found.st_mode):
+        target = os.path.realpath(path)  # also of a link to nowhere
+        if not Path(target).is_relative_to(root):
+            raise DataError(
+                f"{path} is a link to {target}, outside the folder of the run: move that here, or "
+                "link to the whole folder instead"
+            )
+    elif not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         raise DataError(f"{path} is neither a file nor a folder: remove it")
     largest = _MOST.get(path.suffix or path.name, math.inf)
     if found.st_size > largest:
