@@ -117,7 +117,7 @@ def wrong_files(run: Path, name: str, share: int) -> Iterator[Path]:
 @pytest.mark.parametrize(
     "name", ["summary.json", "env.json", "arm.json", "FAILED", "evaluations/splits.json"]
 )
-@pytest.mark.parametrize("share", [9, pytest.param(1, marks=pytest.mark.proofs)])
+@pytest.mark.parametrize("share", [40, pytest.param(1, marks=pytest.mark.proofs)])
 @pytest.mark.usefixtures("untouched")
 def test_a_damaged_file_of_a_run_is_one_line(a_run: Path, tmp_path: Path, name: str, share: int):
     shutil.copytree(a_run / "runs", tmp_path / "runs")

@@ -214,7 +214,8 @@ def test_a_killed_one_stops_both_and_they_go_on_bit_for_bit(
     assert numbers(company.directory) == numbers(straight.directory)  # no line twice
 
 
-@pytest.mark.parametrize("by_slurm", [False, pytest.param(True, marks=pytest.mark.proofs)])
+@pytest.mark.proofs
+@pytest.mark.parametrize("by_slurm", [False, True])
 def test_processes_that_were_started_differently_name_both(company: Company, by_slurm: bool):
     company.by_slurm = by_slurm
     company.start(2, 1, own=["optimizer.weight_decay=0.1", "optimizer.weight_decay=0.2"])

@@ -233,6 +233,7 @@ def test_eight_devices_are_faked_and_used(first_start):
     assert (directory / "DONE").exists()
 
 
+@pytest.mark.proofs
 def test_a_second_start_compiles_nothing(first_start):
     """Another process, another seed: every program comes from the cache."""
     workdir, directory, first = first_start

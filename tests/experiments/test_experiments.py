@@ -152,9 +152,9 @@ QUICK: dict[str, dict[str, Any]] = {
     "cifar10_simclr_finetune": {},
     "cifar10_simclr_temperature": {},
     "imagenet_vit_s16": {},
-    "mnist_ddpm_schedules": {"task.model.multiples": (1, 1)},
+    "mnist_ddpm_schedules": {"task.model.multiples": (1, 1), "task.model.blocks": 1},
     "mnist_gan_stability": {},
-    "mnist_ncsn": {"task.model.network.multiples": (1, 1)},
+    "mnist_ncsn": {"task.model.network.multiples": (1, 1), "task.model.network.blocks": 1},
     "mnist_vae": {},
     "shapes_unet": {},
 }

@@ -351,6 +351,7 @@ def assert_same(ours, one_device):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6, err_msg=name)
 
 
+@pytest.mark.proofs
 def test_jit_over_a_mesh_is_one_device(layer, mesh, one_device):
     weights, x = layer
     x = jax.device_put(x, NamedSharding(mesh, P(None, "data")))

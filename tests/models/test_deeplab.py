@@ -203,6 +203,7 @@ def test_auxiliary_head_sees_the_level_before_the_last(small, images):
     assert not any(jax.tree.leaves(apart))
 
 
+@pytest.mark.proofs
 def test_axis_name_synchronises_every_statistic(small, images):
     model, variables = small
     model = model.clone(auxiliary=False)
@@ -221,6 +222,7 @@ def test_axis_name_synchronises_every_statistic(small, images):
     )
 
 
+@pytest.mark.proofs
 def test_it_learns_two_images(small, key):
     model, variables = small
     model = model.clone(dropout=0.1, auxiliary=False)

@@ -178,12 +178,13 @@ def game(method: Any) -> Experiment:
     return override(replace(made(), task=task, optimizer=slow), loop)
 
 
+@pytest.mark.proofs
 @pytest.mark.parametrize(
     "layout",
     [
-        pytest.param({"parallel.data": 8}, marks=pytest.mark.proofs),
+        {"parallel.data": 8},
         {"parallel.data": 2, "parallel.fsdp": 4, "parallel.min_shard_size": 8},
-        pytest.param({"parallel.data": 1, "loop.steps_per_dispatch": 2}, marks=pytest.mark.proofs),
+        {"parallel.data": 1, "loop.steps_per_dispatch": 2},
     ],
     ids=["data-8", "data-2-fsdp-4", "two-a-dispatch"],
 )

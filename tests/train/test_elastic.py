@@ -65,6 +65,7 @@ def train(directory: Path, devices: int, kill_after: int) -> int:
     return done.returncode
 
 
+@pytest.mark.proofs
 def test_another_layout_and_other_cadences_go_on_with_the_run(tmp_path: Path):
     """Slices over two devices, then over four: the same numbers up to the order of sums."""
     layout = {"parallel.data": 1, "parallel.fsdp": 2, "parallel.min_shard_size": 8}

@@ -51,10 +51,7 @@ def numbers(task: Any, batch: int, devices: int, state: Any = None) -> tuple[Any
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=pytest.mark.proofs if n in ("variational", "contrast") else ())
-        for n in DRAWS
-    ],
+    [pytest.param(n, marks=() if n == "autoencode" else pytest.mark.proofs) for n in DRAWS],
 )
 def test_neither_batches_nor_devices_show_in_what_is_drawn(name: str):
     task, of_batches = DRAWS[name]

@@ -150,9 +150,10 @@ def on_devices(name: str, devices: int) -> tuple[State, dict[str, float]]:
     return two_steps(override(experiment, {"parallel.data": devices}), order)
 
 
+@pytest.mark.proofs
 @pytest.mark.parametrize(
     ("name", "devices"),
-    [("diffuse", 2), *(pytest.param(name, 4, marks=pytest.mark.proofs) for name in TASKS)],
+    [("diffuse", 2), *((name, 4) for name in TASKS)],
 )
 def test_devices_step_as_microbatches_do(name: str, devices: int):
     found, means_found = on_devices(name, devices)

@@ -295,10 +295,11 @@ def reference():
     return run(experiment(TinySegmenter(auxiliary=True)))
 
 
+@pytest.mark.proofs
 @pytest.mark.parametrize(
     "layout",
     [
-        pytest.param({"parallel.data": 8}, marks=pytest.mark.proofs),
+        {"parallel.data": 8},
         {"parallel.data": 8, "loop.strategy": "pmap", "loop.replicas": 8},
     ],
     ids=["data-8", "pmap-8"],

@@ -171,13 +171,14 @@ def alone(request):
     return request.param, run(small(request.param), steps=1)
 
 
+@pytest.mark.proofs
 @pytest.mark.parametrize(
     "mesh",
     [
         (2, 2, 2),
-        pytest.param((8, 1, 1), marks=pytest.mark.proofs),
-        pytest.param((1, 8, 1), marks=pytest.mark.proofs),
-        pytest.param((1, 1, 8), marks=pytest.mark.proofs),
+        (8, 1, 1),
+        (1, 8, 1),
+        (1, 1, 8),
     ],
     ids=lambda mesh: "x".join(map(str, mesh)),
 )

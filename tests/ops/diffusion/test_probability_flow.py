@@ -146,7 +146,8 @@ def test_what_takes_too_many_steps_is_given_up(run):
     assert np.isnan(found).all()
 
 
-@pytest.mark.parametrize("trace", ["hutchinson", pytest.param("exact", marks=pytest.mark.proofs)])
+@pytest.mark.proofs
+@pytest.mark.parametrize("trace", ["hutchinson", "exact"])
 def test_parameters_and_labels_may_be_traced(trace):
     """As in a program that takes them as arguments: the same as if they were constants of it."""
 
