@@ -1,23 +1,26 @@
 """What identifies the files of a data set, without opening one."""
 
 import hashlib
+import inspect
 import os
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from opsin.data.examples import Source
+from opsin.data.examples import Examples, Source, stack
+from opsin.data.selection import drawn_places
 
-_FOLDERS = ("opsin.data.folder", "opsin.data.mask_folder")
+_READERS = ("opsin.data.folder", "opsin.data.mask_folder", "opsin.data.tfds_source")
 _VALIDATION = "opsin.data.validation"
 
 
 def source_fingerprint(source: str | Source, split: str) -> str | None:
-    """Number, bytes and digest of the files of a split, as text; None without a folder of them.
+    """Number, bytes and digest of the files of a split, as text; None without files.
 
     The digest is that of their names below the folder and of their sizes: a set that was moved
     stays the same, and one in which files were replaced, renamed or moved to another class does
-    not, unless sizes and names stayed.
+    not, unless sizes and names stayed. Of a set of TFDS the files of all splits count.
 
     Args:
         source: as for ``open_source``; one that is made of another (``source=…``) has its files.
@@ -30,8 +33,13 @@ def source_fingerprint(source: str | Source, split: str) -> str | None:
         if split == "val" and source.func.__module__ == _VALIDATION:
             split = "train"  # of which it is a part
         source = source.keywords["source"]
-    kind, path = _folder_of(source)
+    kind, path, options = _files_of(source)
     root = Path(path).expanduser()
+    if kind == "tfds":
+        from opsin.data.tfds_source import root_of, set_files
+
+        files = set_files(path, **options)
+        return identified(files, Path(root_of(**options))) if files else None
     if kind == "folder":
         from opsin.data.folder import folder_files
 
@@ -43,15 +51,16 @@ def source_fingerprint(source: str | Source, split: str) -> str | None:
     return None
 
 
-def _folder_of(source: str | Source) -> tuple[str, str]:
-    """``folder`` or ``mask_folder``, and its path; else two empty strings."""
+def _files_of(source: str | Source) -> tuple[str, str, dict[str, Any]]:
+    """The function that reads files, what it is told first, and ``data_dir``; else empty."""
     if isinstance(source, str):
         kind, _, path = source.partition(":")
-        return {"folder": "folder", "masks": "mask_folder"}.get(kind, ""), path
-    if not isinstance(source, partial) or source.func.__module__ not in _FOLDERS:
-        return "", ""
-    path = source.keywords.get("path", next(iter(source.args), ""))
-    return source.func.__name__, os.fspath(path)
+        return {"masks": "mask_folder"}.get(kind, kind), path, {}
+    if not isinstance(source, partial) or source.func.__module__ not in _READERS:
+        return "", "", {}
+    given = inspect.signature(source.func).bind_partial(*source.args, **source.keywords).arguments
+    options = {"data_dir": given["data_dir"]} if "data_dir" in given else {}
+    return source.func.__name__, os.fspath(given.get("path", given.get("name", ""))), options
 
 
 def identified(files: Iterable[Path], root: Path) -> str:
@@ -69,3 +78,14 @@ def identified_pairs(pairs: Iterable[tuple[Path, Path]], root: Path) -> str:
     files = [file for pair in pairs for file in pair]
     names = root / "classes.txt"
     return identified([*files, names] if names.is_file() else files, root)
+
+
+def drawn_labels(examples: Examples) -> str | None:
+    """Digest of 64 labels that are drawn, where no files identify a set; None without labels."""
+    if examples.files:
+        return None
+    drawn = stack(examples.records, drawn_places(64, len(examples.records)))
+    if "label" not in drawn:
+        return None
+    digest = hashlib.sha256(drawn["label"].tobytes())
+    return f"{len(drawn['label'])} of digest {digest.hexdigest()[:12]}"

@@ -15,6 +15,7 @@ from jaxtyping import Int
 
 from opsin.data.enclosure import component
 from opsin.data.examples import DataError, Examples, Records
+from opsin.data.fingerprint import identified
 from opsin.data.masks import IGNORE, TFDS_LABELS, CheckedMasks, Labels
 
 _OWN = "tensorflow_datasets.core.features."
@@ -56,7 +57,7 @@ def tfds(
     import tensorflow_datasets
 
     _check_name(name)
-    root = _local(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    root = _local(root_of(data_dir))
     build = (
         f"pip install -e '.[prepare]' && tfds build {name} "
         f"--file_format=array_record --data_dir={root}"
@@ -121,7 +122,29 @@ def tfds(
             len(meaning.class_names) if meaning else None,
         )
         class_names = meaning.class_names if meaning else class_names
-    return Examples(records, class_names, read_labels if is_class and not unlabelled else None)
+    labels_of = read_labels if is_class and not unlabelled else None
+    return Examples(records, class_names, labels_of, files=identified(set_files(name, root), root))
+
+
+def set_files(name: str, data_dir: str | os.PathLike[str] | None = None) -> list[Path]:
+    """The files that a prepared set has, of all splits; none if it is not there.
+
+    Args:
+        name: as for ``tfds``. Without a version those of all are taken, the newest of which is
+            read.
+        data_dir: as for ``tfds``.
+    """
+    path, _, version = name.partition(":")
+    home = Path(root_of(data_dir), path)
+    exact = home / version if version and "*" not in version else home
+    return sorted(file for file in exact.rglob("*") if file.is_file())
+
+
+def root_of(data_dir: str | os.PathLike[str] | None = None) -> str:
+    """Where sets are prepared."""
+    return os.path.expanduser(
+        data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    )
 
 
 def _check_name(name: str) -> None:
@@ -133,11 +156,10 @@ def _check_name(name: str) -> None:
         raise DataError(f'data set "{name}": write set, set/config or set/config:1.0.0')
 
 
-def _local(directory: str | os.PathLike[str]) -> Path:
+def _local(text: str) -> Path:
     """A directory that TFDS reads where ``_check_features`` does: to it, /gs/x is gs://x."""
     import tensorflow_datasets
 
-    text = os.path.expanduser(directory)
     if "://" in text or "://" in os.fspath(tensorflow_datasets.core.Path(text)):
         raise DataError(f"{text} is not on this machine: copy its sets into a directory here")
     return Path(text)

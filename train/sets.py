@@ -23,7 +23,7 @@ from opsin.data.examples import (
     materialize,
     stack,
 )
-from opsin.data.fingerprint import source_fingerprint
+from opsin.data.fingerprint import drawn_labels, source_fingerprint
 from opsin.data.selection import drawn_places, select
 from opsin.data.sources import open_source
 from opsin.train.checkpoint import Checkpoints, saved_step
@@ -38,10 +38,12 @@ class Sets:
     Attributes:
         all: the training set as ``"train"``, and the others by their name in the log.
         in_memory: the others, as arrays where they fit in memory.
+        labels: what identifies the labels of those that are read from no files.
     """
 
     all: Mapping[str, Examples]
     in_memory: Mapping[str, Examples | dict[str, np.ndarray]]
+    labels: Mapping[str, str]
 
     @property
     def train(self) -> Examples:
@@ -53,7 +55,8 @@ class Sets:
         train = self.train
         names = list(train.class_names)
         files = {name: examples.files for name, examples in self.all.items() if examples.files}
-        return {"class_names": names, "resized": train.resized, "files": files}
+        recorded = {"class_names": names, "resized": train.resized, "files": files}
+        return recorded | {"labels": dict(self.labels)}
 
 
 def open_sets(experiment: Experiment) -> Sets:
@@ -68,7 +71,8 @@ def open_sets(experiment: Experiment) -> Sets:
     sets |= {name: open_source(data.source, split) for name, split in data.eval_splits.items()}
     check_classes({name: examples.class_names for name, examples in sets.items()})
     experiment.task.check(sets["train"].class_names, partial(_look, sets, data))
-    return Sets(sets, {name: _in_memory(sets[name], data) for name in data.eval_splits})
+    labels = {name: text for name, images in sets.items() if (text := drawn_labels(images))}
+    return Sets(sets, {name: _in_memory(sets[name], data) for name in data.eval_splits}, labels)
 
 
 def files_of(data: Data) -> dict[str, str]:

@@ -421,7 +421,7 @@ def test_what_identifies_files_is_their_names_sizes_and_classes(tmp_path):
         for split in ("train", "val", "test"):
             assert source_fingerprint(held_out, split) == open_source(held_out, split).files
         assert source_fingerprint(held_out, "val") == before
-    for other in ("digits", "synthetic", "tfds:mnist", lambda split: None, partial(blank, 3)):
+    for other in ("digits", "synthetic", "tfds:no_set", lambda split: None, partial(blank, 3)):
         assert source_fingerprint(other, "train") is None
     (tmp_path / "moved").mkdir()
     root = root.rename(tmp_path / "moved" / "set")

@@ -1,9 +1,11 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import tensorflow_datasets
 from PIL import Image
 
 from opsin.data.examples import DataError, labels, materialize
+from opsin.data.fingerprint import source_fingerprint
 from opsin.data.masks import IGNORE, Labels
 from opsin.data.tfds_source import tfds
 
@@ -121,6 +124,20 @@ def test_reads_what_was_written(prepared):
     np.testing.assert_array_equal(arrays["objects/bbox"][23], [[0.0, 0.25, 0.5, 1.0]] * 2)
     assert examples.class_names == ("cat", "dog", "owl")
     assert len(list(examples.records)) == 24  # iterates, and stops
+
+
+def test_a_set_is_identified_by_its_files(prepared, tmp_path, monkeypatch):
+    source = partial(tfds, "tiny", data_dir=prepared)
+    found = source_fingerprint(source, "train")
+    assert found == source("train").files == source("test").files
+    assert re.fullmatch(r"\d+ of [\d,]+ bytes, digest [0-9a-f]{12}", found)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(shutil.copytree(prepared, tmp_path / "moved")))
+    assert source_fingerprint("tfds:tiny:1.0.0", "train") == found
+    assert source_fingerprint("tfds:tiny", "train") == found
+    with next(tmp_path.glob("moved/tiny/1.0.0/*train*")).open("ab") as file:
+        file.write(b"0")
+    assert source_fingerprint("tfds:tiny", "train") != found
+    assert source_fingerprint("tfds:tiny:9.0.0", "train") is None
 
 
 def test_labels_of_minus_one_are_none(prepared):

@@ -28,7 +28,7 @@ from sklearn.metrics import (
 )
 
 from opsin.config.tree import override, resolve
-from opsin.data.examples import DataError
+from opsin.data.examples import Arrays, DataError, Examples
 from opsin.data.files import read_lines
 from opsin.data.sources import synthetic
 from opsin.metrics.classification import ranking
@@ -392,12 +392,19 @@ def test_a_run_does_not_go_on_with_other_data(experiment, tmp_path):
             synthetic(split, n=40, size=8, channels=1, classes=4), class_names=(first, *"bcd")
         )
 
-    def again(first, stop):
-        data = replace(experiment.data, source=partial(fruit, first=first))
+    def swapped(split):
+        records = fruit(split, first="apple").records.arrays
+        labels = {"label": np.array([1, 0, 2, 3], np.int32)[records["label"]]}
+        return Examples(Arrays({**records, **labels}), ("apple", *"bcd"))
+
+    def again(first, stop, source=None):
+        data = replace(experiment.data, source=source or partial(fruit, first=first))
         changed = override(replace(experiment, data=data), {"data.eval_splits": {}})
         return fit(changed, tmp_path, config={}, stop=lambda: stop, progress=False)
 
     assert not again("apple", stop=True).finished
     with pytest.raises(DataError, match="a class called 'apple', and the data have 'red_apple'"):
         again("red_apple", stop=False)
+    with pytest.raises(DataError, match=r"labels of 'train': '40 of digest .*, and the data have"):
+        again("apple", stop=False, source=swapped)
     assert again("apple", stop=True).step == 2
