@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -16,9 +18,61 @@ from opsin.errors import ConfigError, RunFailed, UserError
 if TYPE_CHECKING:
     from opsin.commands.runs import Outcome
 
-
 INTERRUPTED = 128 + signal.SIGINT
 """The exit status that a shell expects after Ctrl-C."""
+
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""After these a run saves and ends. SIGHUP comes where a terminal is closed, but for ``nohup``."""
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that fills when a signal of ``STOPPING`` comes; a second Ctrl-C interrupts at once."""
+    received: list[int] = []
+
+    def receive(number: int, frame: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+        yield received
+        return
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    heard = [number for number in STOPPING if not (ignored and number == signal.SIGHUP)]
+    before = {number: signal.signal(number, receive) for number in heard}
+    try:
+        with _acknowledged():
+            yield received
+    finally:
+        for number, handler in before.items():
+            # None is one that Python did not install: jax has one among several processes.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def _acknowledged() -> Iterator[None]:
+    """A thread that answers Ctrl-C as it comes: in compilation, Python runs no handler for long."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def answer() -> None:
+        while number := os.read(reading, 1):
+            if number[0] == signal.SIGINT:
+                os.write(2, b"\nstopping after this step; Ctrl-C again ends without saving\n")
+                return
+
+    answering = threading.Thread(target=answer, daemon=True)
+    answering.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+        answering.join()
+        os.close(reading)
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:

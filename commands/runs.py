@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -18,6 +16,7 @@ from typing import Any
 import jax
 from filelock import FileLock, Timeout
 
+from opsin.commands.endings import stop_signals
 from opsin.commands.measured import evaluation_of, write_measured, write_splits
 from opsin.commands.provenance import environment, own_code
 from opsin.config.identity import essence, essence_of_resolved, identity
@@ -40,9 +39,6 @@ from opsin.train.loop import fit
 from opsin.train.measurements import Measurement
 from opsin.train.paths import json_leaves
 from opsin.train.sets import check_files
-
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""After these a run saves and ends. SIGHUP comes where a terminal is closed, but for ``nohup``."""
 
 
 class RunError(UserError):
@@ -149,7 +145,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
         if writes and not trained:
             _write_json(directory / "config.json", config)
             _record_start(directory, experiment, say=options.progress)
-        with _recorded(directory) if writes else nullcontext(), _stop_signal() as stopped:
+        with _recorded(directory) if writes else nullcontext(), stop_signals() as stopped:
             result = fit(
                 replace(experiment, measurements=todo),
                 directory,
@@ -362,27 +358,3 @@ def locked(
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def _stop_signal() -> Iterator[list[int]]:
-    """A list that fills when a signal of ``STOPPING`` comes; a second Ctrl-C interrupts at once."""
-    received: list[int] = []
-
-    def receive(number: int, frame: object) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
-        yield received
-        return
-    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    heard = [number for number in STOPPING if not (ignored and number == signal.SIGHUP)]
-    before = {number: signal.signal(number, receive) for number in heard}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            # None is one that Python did not install: jax has one among several processes.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,9 +1,11 @@
 """What a scheduler does to a run: SIGTERM, and the same command again."""
 
+import hashlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from opsin.commands import runs
+from opsin.commands.endings import stop_signals
 from opsin.train.conclusion import Result as Ended
 from opsin.train.loop import fit
 from tests.commands.conftest import HOUSE, TINY, Result
@@ -87,3 +90,27 @@ def test_sigterm_saves_and_exits_0_and_the_same_command_goes_on(
         assert "stopped at step 1" in opsin(*command).out
     finally:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def test_ctrl_c_is_answered_while_no_handler_can_run(capfd: pytest.CaptureFixture[str]):
+    """As in the compilation of a program: one long call, of no Python."""
+    answered: list[bool] = []
+    before = signal.getsignal(signal.SIGINT)
+    with stop_signals() as received:
+
+        def press() -> None:
+            time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            answered.append("stopping after this step" in capfd.readouterr().err and not received)
+
+        person = threading.Thread(target=press)
+        person.start()
+        while not received:
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000)
+        person.join()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert (answered, received) == ([True], [signal.SIGINT])
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capfd.readouterr().err == ""  # once
