@@ -49,7 +49,7 @@ def shown() -> Iterator[None]:
 
 def listed(lines: Mapping[str, str]) -> str:
     """Names, and what is said of each: a line each, which a terminal gets in its own width."""
-    width = max(map(len, lines)) + 2
+    width = max(map(len, lines), default=0) + 2
     if not sys.stdout.isatty():
         return "\n".join(f"{name:<{width}}{says}" for name, says in lines.items())
     across = shutil.get_terminal_size().columns
