@@ -17,7 +17,7 @@ from opsin.pictures import figures
 from opsin.train.best import choosing_split
 from opsin.train.experiment import Data, Experiment
 from opsin.train.feed import FeedSpec
-from opsin.train.host.capacity import check_batch
+from opsin.train.host.capacity import check_images
 from opsin.train.host.processes import is_first
 from opsin.train.logging import Console, MetricsLog
 from opsin.train.placement import global_batch, on_all_devices, on_own_devices, process_share
@@ -93,7 +93,7 @@ def check_shapes(program: Program, examples: Sets, data: Data, trained: FeedSpec
     """
     params, mutable = program.state.params, {**program.state.mutable, **program.fixed()}
     for name in data.eval_splits:
-        check_batch(
+        check_images(
             FeedSpec.of(trained.mesh, examples.all[name], data.eval_batch, 0).batch,
             "data.eval_batch",
         )

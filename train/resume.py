@@ -13,7 +13,7 @@ from opsin.train.best import BEST
 from opsin.train.checkpoint import Checkpoints, saved_step
 from opsin.train.experiment import Experiment
 from opsin.train.feed import Feed
-from opsin.train.host.capacity import check_batch, check_state
+from opsin.train.host.capacity import check_images, check_state
 from opsin.train.host.processes import is_first
 from opsin.train.program import Program
 from opsin.train.sets import Sets
@@ -32,7 +32,7 @@ def first_state(
 ) -> tuple[State, dict[str, Any]]:
     """A new state or the one that is saved, with its metadata; moves the feed to its position."""
     check_state(program.state)
-    check_batch(feed.spec.batch, "data.batch")
+    check_images(feed.spec.batch, "data.batch")
     if checkpoints.latest() is None:
         if is_first():
             _keep_earlier(checkpoints.directory.parent)

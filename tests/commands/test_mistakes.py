@@ -80,10 +80,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(opsin, monkeypatch, tmp_path, arg
 
 
 def test_a_run_that_does_not_fit_into_memory_is_told_before_it_begins(opsin, monkeypatch):
-    monkeypatch.setattr(capacity, "memory_of", lambda device: 1000)
-    result = opsin("run", "tiny", "--quiet")
-    assert result.code == 2
-    assert "that a device has: ask for a smaller model" in result.complaint()
+    for there, remedy in ((5000, "a smaller model"), (1000, "a smaller data.eval_batch")):
+        monkeypatch.setattr(capacity, "memory_of", lambda device, there=there: there)
+        result = opsin("run", "tiny", "--quiet")
+        assert result.code == 2
+        assert f"that a device has: ask for {remedy}" in result.complaint()
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def check_state(state: PyTree) -> None:
     _check_fits(size, what, "a smaller model, or parallel.fsdp=N to share them")
 
 
-def check_batch(batch: Mapping[str, jax.ShapeDtypeStruct], field: str) -> None:
+def check_images(batch: Mapping[str, jax.ShapeDtypeStruct], field: str) -> None:
     """Raises DeviceError if a batch of these shapes, all of which a host holds, does not fit."""
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in batch.values())
     _check_fits(size, "one batch of images", f"a smaller {field}")
