@@ -401,6 +401,7 @@ def test_shard_map_with_the_loss_averaged_is_one_device(layer, one_device):
     assert_same(mapped(*layer, LABELS), one_device)
 
 
+@pytest.mark.proofs
 def test_without_the_axis_a_device_knows_its_own_images_only(layer, one_device):
     """That the tests above would notice."""
     weights, x = layer

@@ -167,7 +167,8 @@ def assert_one_mean(some, others, largest_error):
     assert (np.abs(difference.mean(axis=0)) < 4.5 * error).all()
 
 
-@pytest.mark.parametrize("k", [pytest.param(1, marks=pytest.mark.proofs), 5])
+@pytest.mark.proofs
+@pytest.mark.parametrize("k", [1, 5])
 def test_doubly_reparameterised_gradients_have_the_expectation_of_the_plain_ones(k):
     arguments = (WRONG, np.float32(W))
     plain_phi, plain_theta = gradients(plain_bound, arguments, 40_000, k)

@@ -131,6 +131,7 @@ def gradients_of(model: UNet):
     return jax.jit(jax.grad(loss))
 
 
+@pytest.mark.proofs
 def test_remat_computes_the_same_gradients_again(randomise):
     plain = UNet(width=2, depth=1, padding="same", norm=batch_norm)
     images = normal(2, 8, 8, 1)

@@ -142,6 +142,7 @@ def vit_flops() -> tuple[int, int]:
     return whole, DEPTH * (maps + scores)
 
 
+@pytest.mark.proofs
 def test_operations_of_a_vit_are_the_formula_and_recomputing_is_told_apart(tiny, planned):
     plain = vit_experiment(replace(tiny, parallel=Parallel(data=8)))
     again = vit_experiment(replace(tiny, parallel=Parallel(data=8)), remat=True)

@@ -237,6 +237,7 @@ def step_memory(experiment: Experiment) -> int:
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.proofs
 def test_activations_stay_with_their_images():
     """Many images of few parameters: temporaries are activations, an eighth of them a device.
 

@@ -114,7 +114,8 @@ def solved(denoiser, process, x, keys, **options):
 each_run = pytest.mark.parametrize("run", [solved, pytest.param(likely, marks=pytest.mark.proofs)])
 
 
-@each_run
+@pytest.mark.proofs
+@pytest.mark.parametrize("run", [solved, likely])
 def test_an_image_does_not_depend_on_the_batch_which_the_model_sees_whole(run):
     """Such as a model that is bound to the labels of its batch."""
     process = VariancePreserving()

@@ -21,7 +21,10 @@ pytestmark = pytest.mark.usefixtures("training_alone")
 LATE = {"parallel.data": 1, "data.eval_splits": {}, "loop.checkpoint_every": "6 steps"}
 
 
-@pytest.mark.parametrize(("length", "traced", "count"), [(1, "2 to 3", 2), (3, "1 to 3", 3)])
+@pytest.mark.parametrize(
+    ("length", "traced", "count"),
+    [pytest.param(1, "2 to 3", 2, marks=pytest.mark.proofs), (3, "1 to 3", 3)],
+)
 def test_the_steps_are_traced_in_whole_dispatches(tmp_path: Path, capsys, length, traced, count):
     experiment = override(make_tiny(), {**LATE, "loop.steps_per_dispatch": length})
     fit(experiment, tmp_path, config=resolve(experiment), progress=False, profile=Steps(2, 3))
