@@ -7,7 +7,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -43,7 +43,7 @@ def stop_signals() -> Iterator[list[int]]:
     heard = [number for number in STOPPING if not (ignored and number == signal.SIGHUP)]
     before = {number: signal.signal(number, receive) for number in heard}
     try:
-        with _acknowledged():
+        with _answered(received):
             yield received
     finally:
         for number, handler in before.items():
@@ -52,16 +52,23 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 @contextmanager
-def _acknowledged() -> Iterator[None]:
+def _answered(received: list[int]) -> Iterator[None]:
     """A thread that answers Ctrl-C as it comes: in compilation, Python runs no handler for long."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    if before != -1:  # somebody else listens, such as the loop of a notebook
+        signal.set_wakeup_fd(before)
+        os.close(reading)
+        os.close(writing)
+        yield
+        return
 
     def answer() -> None:
-        while number := os.read(reading, 1):
-            if number[0] == signal.SIGINT:
-                os.write(2, b"\nstopping after this step; Ctrl-C again ends without saving\n")
+        while number := os.read(reading, 1)[0]:
+            if number == signal.SIGINT and not received:
+                with suppress(OSError):  # nobody reads what we say
+                    os.write(2, b"\nstopping as soon as what runs now is done\n")
                 return
 
     answering = threading.Thread(target=answer, daemon=True)
@@ -69,10 +76,13 @@ def _acknowledged() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.set_wakeup_fd(before)
-        os.close(writing)
-        answering.join()
-        os.close(reading)
+        signal.set_wakeup_fd(-1)
+        with suppress(BlockingIOError):
+            os.write(writing, b"\0")  # not by closing: a process that was forked has it open too
+        answering.join(timeout=1)
+        if not answering.is_alive():
+            os.close(reading)
+            os.close(writing)
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:

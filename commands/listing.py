@@ -53,12 +53,14 @@ def listing(
 
 def _runs(workdir: Path) -> dict[str, str]:
     """Directory → arm, seed and state of each run, in a line."""
+    from opsin.data.enclosure import check_enclosed
     from opsin.report.run_files import read_place
 
     found: dict[str, str] = {}
     for file in sorted(workdir.glob("*/*/config.json")):
         run = file.parent
         try:
+            check_enclosed(run)
             place = read_place(run)
             told = f"{place['arm']}, seed {place['seed']}: " if place else ""
             found[str(run)] = told + _became(run)
@@ -69,19 +71,17 @@ def _runs(workdir: Path) -> dict[str, str]:
 
 def _became(run: Path) -> str:
     """What became of a run: its numbers, why it failed, or the step that it resumes from."""
-    from opsin.data.enclosure import check_enclosed
     from opsin.report.run_files import read_summary
     from opsin.train.checkpoint import saved_step
 
-    check_enclosed(run)
     if (run / "DONE").exists():
         numbers = read_summary(run)
         told = [f"{name} {numbers[name]:.4g}" for name in _shown(run.parent.name, numbers)]
         return ", ".join([f"trained for {numbers.get('steps', 0):.0f} steps", *told])
-    if (run / "FAILED").exists():
+    if (run / "FAILED").is_file():
         return "failed: " + (run / "FAILED").read_text(errors="replace").strip().partition("\n")[0]
     step = saved_step(run / "checkpoints")
-    return "not finished, " + (f"saved at step {step}" if step else "nothing saved")
+    return "not finished, " + ("nothing saved" if step is None else f"saved at step {step}")
 
 
 def _shown(name: str, numbers: Mapping[str, float]) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from opsin.commands.provenance import this_code
+from opsin.commands.provenance import own_code, this_code
 from opsin.commands.runs import Options, Outcome, RunError, directory_of, execute
 from opsin.config import catalogue
 from opsin.config.sweep import identities
@@ -76,7 +77,8 @@ def drawn(typed: str, results: Path, count: int, seed: int) -> list[Drawn]:
 def train(chosen: Drawn, options: Options) -> Outcome:
     """Trains and measures a row again. A run whose numbers are not finite is finished too.
 
-    Each commit has directories of its own below the workdir: a finished run there is by this code.
+    Each commit has directories of its own below the workdir, and so has the user's own code of an
+    experiment: a finished run there is by this code.
 
     Raises:
         RunFailed: as ``execute``, for another reason.
@@ -85,6 +87,8 @@ def train(chosen: Drawn, options: Options) -> Outcome:
     code = this_code()
     known = code["commit"] is not None and not code["dirty"]
     place = (code["commit"] or "unknown")[:12] + ("-dirty" if code["dirty"] else "")
+    if own := own_code(chosen.experiment):
+        place += "-" + hashlib.sha256(repr(sorted(own.items())).encode()).hexdigest()[:8]
     options = replace(options, workdir=options.workdir / place)
     directory = directory_of(chosen.name, chosen.experiment, options.workdir)
     if not known and (directory / "DONE").exists():

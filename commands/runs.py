@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -316,19 +315,30 @@ def _writers(
 @contextmanager
 def _made(directory: Path) -> Iterator[None]:
     """The directory of a run, made if it is new, and held. That of a refused run is not left."""
-    elsewhere, new = "choose another place with --workdir", not directory.exists()
+    elsewhere = "choose another place with --workdir"
     with writing(directory, elsewhere):
         directory.mkdir(parents=True, exist_ok=True)
     with locked(directory, "wait for it, or change something, e.g. seed=1", elsewhere):
+        new = {path.name for path in directory.iterdir()} <= {".lock"}
         try:
             yield
         except UserError:
-            log = directory / "metrics.jsonl"
-            if new and not (log.exists() and log.stat().st_size):  # nothing was trained
-                shutil.rmtree(directory)
-                with suppress(OSError):  # other runs of the experiment
-                    directory.parent.rmdir()
+            if new and jax.process_count() == 1:  # others may not have seen it yet
+                _take_away(directory)
             raise
+
+
+def _take_away(directory: Path) -> None:
+    """Removes what a start wrote that trained nothing; a directory that has more stays."""
+    log, checkpoints = directory / "metrics.jsonl", directory / "checkpoints"
+    if (log.exists() and log.stat().st_size) or saved_step(checkpoints) is not None:
+        return
+    with suppress(OSError):
+        if checkpoints.exists():
+            checkpoints.rmdir()
+        for name in ("arm.json", "config.json", "env.json", "metrics.jsonl", ".lock"):
+            (directory / name).unlink(missing_ok=True)
+        directory.rmdir()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from opsin import ranges
 from opsin.data.files import check_new
-from opsin.errors import ConfigError, UserError
+from opsin.errors import ConfigError
 
 Value = TypeVar("Value")
 
@@ -46,22 +46,24 @@ def refusals(words: Sequence[str], program: str) -> Iterator[None]:
 
 
 def _flag_of(value: str, words: Sequence[str]) -> str:
-    """``"--seeds: "``, where the value stands behind one."""
+    """``"--seeds: "``, or all flags that the value stands behind."""
+    found: list[str] = []
     for before, word in itertools.pairwise(("", *words)):
         flag, _, given = word.partition("=")
         if flag.startswith("--") and given == value:
-            return f"{flag}: "
-        if before.startswith("--") and word == value:
-            return f"{before}: "
-    return ""
+            found.append(flag)
+        elif before.startswith("--") and word == value:
+            found.append(before)
+    return f"{' or '.join(found)}: " if found else ""
 
 
 def _typed(read: Callable[[str], Any], metavar: str) -> PrimitiveConstructorSpec[Any]:
     def value(words: list[str]) -> Any:
         try:
             return read(words[0])
-        except (ValueError, UserError) as error:
-            raise _RefusedError(words[0], str(error)) from None
+        except (ValueError, OSError) as error:
+            told = error.strerror if isinstance(error, OSError) else None
+            raise _RefusedError(words[0], told or str(error)) from None
 
     return PrimitiveConstructorSpec(
         nargs=1,

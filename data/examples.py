@@ -83,7 +83,8 @@ def check_same_data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
     Args:
         saved: as JSON: ``class_names``, ``examples`` (how many), ``arrays`` (name → shape and
-            type), ``files`` and ``labels`` (split → what identifies them).
+            type), ``files`` (split → what identifies them) and ``labels`` (what does those of
+            training).
         now: the same of the data as they are; what only one of them has is not compared.
 
     Raises:
@@ -91,8 +92,8 @@ def check_same_data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """
     for name, what in _RECORDED.items():
         there, here = (each.get(name) for each in (saved, now))
-        if name in ("files", "labels"):
-            there, here, what = _first_other(there or {}, here or {}, what)
+        if name == "files":
+            there, here, what = _first_other_files(there or {}, here or {})
         if there == here or None in (there, here):
             continue
         if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
@@ -107,13 +108,13 @@ def check_same_data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 _RECORDED = {"class_names": "classes"} | {x: x for x in ("examples", "arrays", "files", "labels")}
 
 
-def _first_other(
-    there: Mapping[str, str], here: Mapping[str, str], what: str
+def _first_other_files(
+    there: Mapping[str, str], here: Mapping[str, str]
 ) -> tuple[str | None, str | None, str]:
-    """Of the first split that differs."""
+    """Of the first split whose files differ."""
     other = [split for split in there.keys() & here.keys() if there[split] != here[split]]
     split = min(other, default="")
-    return there.get(split), here.get(split), f"{what} of {split!r}:"
+    return there.get(split), here.get(split), f"files of {split!r}:"
 
 
 def _first_difference(there: list[Any], here: list[Any]) -> tuple[Any, Any]:

@@ -38,8 +38,7 @@ def source_fingerprint(source: str | Source, split: str) -> str | None:
     if kind == "tfds":
         from opsin.data.tfds_source import root_of, set_files
 
-        files = set_files(path, **options)
-        return identified(files, Path(root_of(**options))) if files else None
+        return identified(set_files(path, **options), Path(root_of(**options))) or None
     if kind == "folder":
         from opsin.data.folder import folder_files
 
@@ -64,13 +63,13 @@ def _files_of(source: str | Source) -> tuple[str, str, dict[str, Any]]:
 
 
 def identified(files: Iterable[Path], root: Path) -> str:
-    """Number, bytes and digest of files below ``root``, see ``source_fingerprint``."""
+    """Number, bytes and digest of files below ``root``; empty without any."""
     digest, count, total = hashlib.sha256(), 0, 0
     for file in files:
         size = file.stat().st_size
         digest.update(os.fsencode(f"{file.relative_to(root).as_posix()}\0{size}\0"))
         count, total = count + 1, total + size
-    return f"{count} of {total:,} bytes, digest {digest.hexdigest()[:12]}"
+    return f"{count} of {total:,} bytes, digest {digest.hexdigest()[:12]}" if count else ""
 
 
 def identified_pairs(pairs: Iterable[tuple[Path, Path]], root: Path) -> str:
@@ -82,10 +81,8 @@ def identified_pairs(pairs: Iterable[tuple[Path, Path]], root: Path) -> str:
 
 def drawn_labels(examples: Examples) -> str | None:
     """Digest of 64 labels that are drawn, where no files identify a set; None without labels."""
-    if examples.files:
+    records = examples.records
+    if examples.files or not len(records) or "label" not in stack(records, [0]):
         return None
-    drawn = stack(examples.records, drawn_places(64, len(examples.records)))
-    if "label" not in drawn:
-        return None
-    digest = hashlib.sha256(drawn["label"].tobytes())
-    return f"{len(drawn['label'])} of digest {digest.hexdigest()[:12]}"
+    labels = stack(records, drawn_places(64, len(records)))["label"]
+    return f"{len(labels)} of digest {hashlib.sha256(labels.tobytes()).hexdigest()[:12]}"

@@ -129,7 +129,10 @@ def _order(
     shuffled = grain.MapDataset.range(n).seed(seed).shuffle().repeat()
     if distinct and n % batch:
         if n < batch:
-            raise DataError(f"batch={batch} of {n} examples would hold one twice; use at most {n}")
+            raise DataError(
+                f"data.batch={batch} of {n} examples would hold one twice: set data.batch to {n} "
+                "or less"
+            )
         used, epochs = n - n % batch, shuffled
         places = grain.MapDataset.range(len(epochs) // n * used)
         shuffled = places.map(lambda place: epochs[place // used * n + place % used])

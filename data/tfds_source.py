@@ -123,21 +123,23 @@ def tfds(
         )
         class_names = meaning.class_names if meaning else class_names
     labels_of = read_labels if is_class and not unlabelled else None
-    return Examples(records, class_names, labels_of, files=identified(set_files(name, root), root))
+    files = identified(set_files(name, root), root)
+    return Examples(records, class_names, labels_of, files=files)
 
 
 def set_files(name: str, data_dir: str | os.PathLike[str] | None = None) -> list[Path]:
-    """The files that a prepared set has, of all splits; none if it is not there.
+    """The files that hold the examples of a prepared set, of all splits; none if it is not there.
 
     Args:
-        name: as for ``tfds``. Without a version those of all are taken, the newest of which is
-            read.
+        name: as for ``tfds``; without a version that is the newest, as TFDS takes it.
         data_dir: as for ``tfds``.
     """
     path, _, version = name.partition(":")
+    wanted = re.escape(version).replace(r"\*", r"\d+") if version else r"\d+\.\d+\.\d+"
     home = Path(root_of(data_dir), path)
-    exact = home / version if version and "*" not in version else home
-    return sorted(file for file in exact.rglob("*") if file.is_file())
+    there = [each for each in home.glob("*") if re.fullmatch(wanted, each.name)]
+    newest = max(there, key=lambda each: [int(part) for part in each.name.split(".")], default=None)
+    return sorted(newest.glob("[!.]*-of-*")) if newest else []
 
 
 def root_of(data_dir: str | os.PathLike[str] | None = None) -> str:

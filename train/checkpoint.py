@@ -59,6 +59,7 @@ class Description(TypedDict):
     class_names: list[str]
     resized: bool
     files: NotRequired[dict[str, str]]
+    labels: NotRequired[str | None]
 
 
 class Position(TypedDict):

@@ -93,11 +93,12 @@ def check_shapes(program: Program, examples: Sets, data: Data, trained: FeedSpec
     """
     params, mutable = program.state.params, {**program.state.mutable, **program.fixed()}
     for name in data.eval_splits:
-        check_images(
-            FeedSpec.of(trained.mesh, examples.all[name], data.eval_batch, 0).batch,
-            "data.eval_batch",
-        )
         found = FeedSpec.of(trained.mesh, examples.all[name], trained.batch_size, 0).batch
+        images = {
+            key: jax.ShapeDtypeStruct((data.eval_batch, *x.shape[1:]), x.dtype)
+            for key, x in found.items()
+        }
+        check_images(images, batch_shards(trained.mesh), "data.eval_batch")
         if found == trained.batch:
             continue
         valid = jax.ShapeDtypeStruct((trained.batch_size,), np.bool_)

@@ -17,6 +17,7 @@ from opsin.train.host.capacity import check_images, check_state
 from opsin.train.host.processes import is_first
 from opsin.train.program import Program
 from opsin.train.sets import Sets
+from opsin.train.sharding import batch_shards
 from opsin.train.state import State
 from opsin.train.weights import start_from
 
@@ -32,7 +33,7 @@ def first_state(
 ) -> tuple[State, dict[str, Any]]:
     """A new state or the one that is saved, with its metadata; moves the feed to its position."""
     check_state(program.state)
-    check_images(feed.spec.batch, "data.batch")
+    check_images(feed.spec.batch, batch_shards(feed.spec.mesh), "data.batch")
     if checkpoints.latest() is None:
         if is_first():
             _keep_earlier(checkpoints.directory.parent)

@@ -38,12 +38,12 @@ class Sets:
     Attributes:
         all: the training set as ``"train"``, and the others by their name in the log.
         in_memory: the others, as arrays where they fit in memory.
-        labels: what identifies the labels of those that are read from no files.
+        labels: what identifies those of the training set, if it is read from no files.
     """
 
     all: Mapping[str, Examples]
     in_memory: Mapping[str, Examples | dict[str, np.ndarray]]
-    labels: Mapping[str, str]
+    labels: str | None
 
     @property
     def train(self) -> Examples:
@@ -56,7 +56,7 @@ class Sets:
         names = list(train.class_names)
         files = {name: examples.files for name, examples in self.all.items() if examples.files}
         recorded = {"class_names": names, "resized": train.resized, "files": files}
-        return recorded | {"labels": dict(self.labels)}
+        return recorded | {"labels": self.labels}
 
 
 def open_sets(experiment: Experiment) -> Sets:
@@ -71,8 +71,8 @@ def open_sets(experiment: Experiment) -> Sets:
     sets |= {name: open_source(data.source, split) for name, split in data.eval_splits.items()}
     check_classes({name: examples.class_names for name, examples in sets.items()})
     experiment.task.check(sets["train"].class_names, partial(_look, sets, data))
-    labels = {name: text for name, images in sets.items() if (text := drawn_labels(images))}
-    return Sets(sets, {name: _in_memory(sets[name], data) for name in data.eval_splits}, labels)
+    in_memory = {name: _in_memory(sets[name], data) for name in data.eval_splits}
+    return Sets(sets, in_memory, drawn_labels(sets["train"]))
 
 
 def files_of(data: Data) -> dict[str, str]:

@@ -73,7 +73,7 @@ def undisturbed(place: Path) -> Path:
     return only(place / "undisturbed" / "tiny")
 
 
-ANSWER = "\nstopping after this step; Ctrl-C again ends without saving\n"
+ANSWER = "\nstopping as soon as what runs now is done\n"
 
 
 def test_a_second_ctrl_c_ends_a_run_that_saves_and_frees_its_directory(

@@ -45,11 +45,14 @@ def read(text: str) -> partial[int]:
     return parse(BY_NAME[name], words, f"opsin {name}")
 
 
+LISTED = dict.fromkeys((*KINDS, "runs"), False) | {"workdir": Path("runs")}
+
+
 @pytest.mark.parametrize(
     ("text", "arguments", "options"),
     [
-        ("listing", (), dict.fromkeys(KINDS, False)),
-        ("listing --models", (), dict.fromkeys(KINDS, False) | {"models": True}),
+        ("listing", (), LISTED),
+        ("listing --models", (), LISTED | {"models": True}),
         (
             "run tiny a=1 --smoke b=2 --workdir there c=3 --process 0 --processes 2",
             ("tiny", ("a=1", "b=2", "c=3")),
@@ -200,6 +203,8 @@ def test_names_that_stand_for_objects_are_those_that_there_are():
         ("listing tiny", "unrecognized arguments: tiny"),
         ("export a b c", "unrecognized arguments: c"),
         ("sweep tiny --seeds 0", "--seeds: '0' is not a whole number from 1 to 10000"),
+        ("sweep tiny --index 0 --of=0", "--index or --of: '0' is not a whole number from 1 to"),
+        (f"run tiny --workdir {'a' * 300}", "--workdir: File name too long"),
         ("sweep tiny --of many", "--of: 'many' is not a whole number from 1 to 1000000"),
         ("sweep tiny --index one", "--index: 'one' is not a whole number"),
         ("inspect tiny --batches -1", "--batches: '-1' is not a whole number from 1 to 36"),

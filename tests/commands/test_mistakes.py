@@ -80,7 +80,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(opsin, monkeypatch, tmp_path, arg
 
 
 def test_a_run_that_does_not_fit_into_memory_is_told_before_it_begins(opsin, monkeypatch):
-    for there, remedy in ((5000, "a smaller model"), (1000, "a smaller data.eval_batch")):
+    for there, remedy in ((5000, "a smaller model"), (300, "a smaller data.eval_batch")):
         monkeypatch.setattr(capacity, "memory_of", lambda device, there=there: there)
         result = opsin("run", "tiny", "--quiet")
         assert result.code == 2

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from opsin.commands import provenance, runs
+from opsin.commands import provenance, reproducing, runs
 from opsin.config import catalogue
 from opsin.config.sweep import expand, identities
 from opsin.config.table import Table
@@ -107,6 +107,13 @@ def test_the_rows_are_drawn_from_those_that_are_done_by_the_seed(opsin, trains, 
     }
     shown = [x for x in ended.out.splitlines() if x.startswith("tiny, ")]
     assert shown == [f"tiny, {row.arm}, seed {row.seed}" for row in expected]
+
+
+def test_own_code_that_changed_is_another_place(opsin, trains, monkeypatch):
+    for digest in "112":
+        monkeypatch.setattr(reproducing, "own_code", lambda tree, digest=digest: {"f": digest})
+        assert opsin("reproduce", "tiny", "--quiet").code == 0
+    assert len([*Path("runs/reproduced").iterdir()]) == 2
 
 
 def test_each_metric_of_the_table_is_compared(opsin, trains):

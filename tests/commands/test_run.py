@@ -76,7 +76,7 @@ def test_a_refused_run_leaves_nothing(opsin):
     told = opsin("run", "tiny", "--quiet", "optimizer.warmup=4 steps", "--workdir", "new")
     assert told.code == 2
     assert "optimizer.warmup" in told.complaint()
-    assert [*Path("new").iterdir()] == []
+    assert [*Path("new").glob("*/*")] == []
 
 
 def test_overrides_may_stand_anywhere(opsin, untrained):
@@ -178,19 +178,29 @@ def test_a_run_that_failed_may_be_repeated(opsin, untrained, monkeypatch):
     assert str(kept.value) == "no more memory"
 
 
-@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("left", [None, "metrics.jsonl", "checkpoints/2/state", "notes.txt"])
 @pytest.mark.parametrize("there", [True, False])
-def test_a_mistake_of_the_user_is_no_failed_run(opsin, monkeypatch, there, trained):
+def test_a_mistake_of_the_user_is_no_failed_run(opsin, monkeypatch, there, left):
+    """What a start left behind that trained, was there before or is no file of ours, stays."""
+
     def refuse(experiment, directory, **options):
-        (directory / "metrics.jsonl").write_text("{}\n" if trained else "")
+        (directory / "metrics.jsonl").touch()
+        if left:
+            (directory / left).parent.mkdir(parents=True, exist_ok=True)
+            (directory / left).write_text("{}\n")
         raise DataError("no such set: name another")
 
     monkeypatch.setattr(runs, "fit", refuse)
     directory = directory_of("tiny", tiny.config(), Path("runs"))
     if there:
         directory.mkdir(parents=True)
-    assert opsin("run", "tiny", "--quiet").code == 2
-    assert (directory / "config.json").exists() == (there or trained)
+        (directory / "arm.json").write_text("{}")
+    told = opsin("run", "tiny", "--quiet")
+    assert (told.code, told.complaint()) == (2, "opsin: no such set: name another")
+    kept = there or left in ("metrics.jsonl", "checkpoints/2/state")
+    assert (directory / "config.json").exists() == kept
+    assert left is None or (directory / left).read_text() == "{}\n"
+    assert directory.exists() == bool(there or left)
     assert not (directory / "FAILED").exists()
 
 

@@ -102,7 +102,8 @@ def test_ctrl_c_is_answered_while_no_handler_can_run(capfd: pytest.CaptureFixtur
             time.sleep(0.1)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.1)
-            answered.append("stopping after this step" in capfd.readouterr().err and not received)
+            told = "stopping as soon as what runs now is done" in capfd.readouterr().err
+            answered.append(told and not received)
 
         person = threading.Thread(target=press)
         person.start()
@@ -114,3 +115,19 @@ def test_ctrl_c_is_answered_while_no_handler_can_run(capfd: pytest.CaptureFixtur
     assert (answered, received) == ([True], [signal.SIGINT])
     assert signal.getsignal(signal.SIGINT) is before
     assert capfd.readouterr().err == ""  # once
+
+
+def test_a_process_that_was_forked_meanwhile_holds_nobody_up(capfd: pytest.CaptureFixture[str]):
+    """It has the pipe open, as the workers of a source have."""
+    with stop_signals() as received:
+        child = os.fork()
+        if child == 0:
+            time.sleep(30)
+            os._exit(0)
+        signal.raise_signal(signal.SIGTERM)
+        began = time.monotonic()
+    assert time.monotonic() - began < 0.9
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert received == [signal.SIGTERM]
+    assert capfd.readouterr().err == ""  # a scheduler is not answered

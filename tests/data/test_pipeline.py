@@ -105,6 +105,7 @@ def test_batches_are_the_examples_at_the_indices(make):
         lambda **options: train_indices(60, **options),
         lambda **options: train_indices(60, distinct=True, **options),
         lambda **options: train_batches(_as_read(_few()), **options),
+        lambda **options: train_batches(_as_read(_few()), distinct=True, **options),
     ],
 )
 @pytest.mark.parametrize("process_count", [1, 2])
@@ -188,7 +189,7 @@ def test_impossible_batches_are_refused_at_once(options, message):
 
 
 def test_more_distinct_examples_than_there_are_are_refused_at_once():
-    with pytest.raises(DataError, match="batch=11 of 10 examples would hold one twice; use at mos"):
+    with pytest.raises(DataError, match=r"batch=11 of 10 examples .* to 10 or less"):
         train_indices(10, batch=11, seed=0, distinct=True)
 
 

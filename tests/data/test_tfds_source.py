@@ -140,6 +140,24 @@ def test_a_set_is_identified_by_its_files(prepared, tmp_path, monkeypatch):
     assert source_fingerprint("tfds:tiny:9.0.0", "train") is None
 
 
+def test_what_is_not_read_does_not_identify_a_set(prepared, tmp_path, monkeypatch):
+    home = shutil.copytree(prepared, tmp_path / "sets") / "tiny"
+    monkeypatch.setenv("TFDS_DATA_DIR", str(home.parent))
+    found = source_fingerprint("tfds:tiny", "train")
+    shutil.copytree(home / "1.0.0", home / "0.9.9")
+    (home / "0.9.9" / "tiny-train.array_record-00000-of-00001").write_bytes(b"0")
+    (home / "incomplete.1A_2.0.0").mkdir()
+    (home / "1.0.0" / ".DS_Store").write_bytes(b"0")
+    with (home / "1.0.0" / "dataset_info.json").open("a") as file:
+        file.write("\n")
+    (home / "1.0.0").rename(tmp_path / "elsewhere")
+    (home / "1.0.0").symlink_to(tmp_path / "elsewhere")
+    for name in ("tiny", "tiny:1.0.0", "tiny:1.*.*"):
+        assert source_fingerprint(f"tfds:{name}", "train") == found
+        assert tfds(name, "train").files == found
+    assert source_fingerprint("tfds:tiny:0.9.9", "train") != found
+
+
 def test_labels_of_minus_one_are_none(prepared):
     examples = tfds("tiny", "more", data_dir=prepared)
     assert examples.records[1].keys() == {"image", "objects/bbox"}

@@ -203,6 +203,7 @@ DESCRIBED = {"arrays": {}, "examples": 3, "class_names": [], "resized": False}
         {"position": {"next_index": "3"}},
         {"best": "high"},
         {"data": DESCRIBED | {"files": ["train"]}},
+        {"data": DESCRIBED | {"labels": ["64 of digest 0"]}},
         {"data": DESCRIBED | {"arrays": {"image": [[2, 2, 1], "complex64"]}}},
     ],
 )

@@ -405,6 +405,6 @@ def test_a_run_does_not_go_on_with_other_data(experiment, tmp_path):
     assert not again("apple", stop=True).finished
     with pytest.raises(DataError, match="a class called 'apple', and the data have 'red_apple'"):
         again("red_apple", stop=False)
-    with pytest.raises(DataError, match=r"labels of 'train': '40 of digest .*, and the data have"):
+    with pytest.raises(DataError, match=r"labels '40 of digest .*, and the data have"):
         again("apple", stop=False, source=swapped)
     assert again("apple", stop=True).step == 2

@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -10,6 +11,8 @@ import pytest
 
 from opsin.config.tree import override
 from opsin.data.examples import Arrays, DataError, Examples
+from opsin.data.fingerprint import drawn_labels
+from opsin.data.selection import select
 from opsin.train.evaluate import draw
 from opsin.train.experiment import Data
 from opsin.train.loop import fit
@@ -78,6 +81,17 @@ def test_what_a_task_looks_at_and_what_is_previewed_has_all_classes(tmp_path, mo
     assert set(first["label"][:10]) == {0, 1, 2, 3}  # a task may draw the first of these
     np.testing.assert_array_equal(places, second["image"][:, 0, 0, 0])  # comparable over time
     assert first["valid"].all()
+
+
+def test_an_empty_split_and_one_without_labels_have_no_digest_of_them():
+    arrays = {"image": np.zeros((3, 2, 2, 1), np.uint8)}
+    labelled = Examples(Arrays(arrays | {"label": np.array([0, 1, 1], np.int32)}))
+    assert drawn_labels(Examples(Arrays(arrays))) is None
+    assert drawn_labels(Examples([])) is None
+    assert drawn_labels(replace(labelled, files="3 of 9 bytes")) is None
+    found = drawn_labels(labelled)
+    assert found == drawn_labels(Examples([labelled.records[i] for i in range(3)]))
+    assert found != drawn_labels(select(labelled, np.array([1, 0, 2])))
 
 
 def test_a_split_that_is_gone_hides_no_other(tmp_path):

@@ -40,9 +40,8 @@ class Contrast(Task):
     """Learns embeddings in which views of one image are close.
 
     Chen et al., 2020, arXiv:2002.05709. Views are drawn on the device, from images in [0, 1] that
-    are not normalised; all other images of the global batch are negatives. A batch that runs across
-    the end of an epoch may hold a few images twice: k (b − k) / n on average, k of its b images
-    being from the old epoch of n.
+    are not normalised; all other images of the global batch are negatives, and none is there twice:
+    of each epoch of n images, what is no whole batch is left out. Durations in epochs count n.
 
     Attributes:
         model: ``model(images, train=…) -> embeddings [batch, output]``, as ``SimCLR``.
