@@ -66,7 +66,7 @@ def _answered(received: list[int]) -> Iterator[None]:
 
     def answer() -> None:
         while number := os.read(reading, 1)[0]:
-            if number == signal.SIGINT and not received:
+            if number == signal.SIGINT and received in ([], [signal.SIGINT]):  # no other came first
                 with suppress(OSError):  # nobody reads what we say
                     os.write(2, b"\nstopping as soon as what runs now is done\n")
                 return
