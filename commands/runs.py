@@ -24,7 +24,7 @@ from opsin.config.own_files import SameNameError
 from opsin.config.sweep import pinned
 from opsin.config.tree import check, names_in, rebuild, resolve
 from opsin.data.enclosure import check_enclosed, component
-from opsin.data.files import replace_text, to_json, writing
+from opsin.data.files import clear_parts, replace_text, to_json, writing
 from opsin.errors import ConfigError, UserError
 from opsin.report import evaluations
 from opsin.report.run_files import read_config, read_summary
@@ -365,6 +365,8 @@ def locked(
         except Timeout as error:
             raise RunError(f"another run is live in {directory}: {if_live}") from error
     try:
+        with writing(directory, if_unwritable):
+            clear_parts(directory)
         yield
     finally:
         lock.release()

@@ -6,6 +6,7 @@ import errno
 import itertools
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,6 +114,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def clear_parts(directory: Path) -> None:
+    """Removes what ``replacing`` left of processes that were killed; for who holds the folder."""
+    for path in directory.rglob(".*.part"):
+        if re.fullmatch(r"\..+\.\d+\.part", path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -51,6 +51,16 @@ def test_starts_that_cannot_be_read_are_one_line(opsin, trained, content):
     assert opsin("run", "tiny").code == 0
 
 
+def test_what_a_killed_process_was_writing_is_removed_and_nothing_else(opsin, trained):
+    (trained / "previews").mkdir(exist_ok=True)
+    cut = [trained / ".curve.png.123.part", trained / "previews" / ".a_test.png.7.part"]
+    kept = [trained / "notes.part", trained / ".mine.part"]
+    for path in (*cut, *kept):
+        path.write_text("half")
+    assert opsin("run", "tiny", "--quiet").code == 0
+    assert [path.exists() for path in (*cut, *kept)] == [False, False, True, True]
+
+
 def test_a_new_run_says_what_it_found(opsin, untrained):
     done = opsin("run", "tiny", "--quiet")
     directory = directory_of("tiny", tiny.config(), Path("runs"))
