@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 128 + signal.SIGINT
 """The exit status that a shell expects after Ctrl-C."""
-
-
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """After these a run saves and ends. SIGHUP comes where a terminal is closed, but for ``nohup``."""
 

@@ -71,15 +71,17 @@ def _runs(workdir: Path) -> dict[str, str]:
 
 def _became(run: Path) -> str:
     """What became of a run: its numbers, why it failed, or the step that it resumes from."""
+    from opsin.report.rows import error_line, status_of
     from opsin.report.run_files import read_summary
     from opsin.train.checkpoint import saved_step
 
-    if (run / "DONE").exists():
+    status = status_of(run)
+    if status == "done":
         numbers = read_summary(run)
         told = [f"{name} {numbers[name]:.4g}" for name in _shown(run.parent.name, numbers)]
         return ", ".join([f"trained for {numbers.get('steps', 0):.0f} steps", *told])
-    if (run / "FAILED").is_file():
-        return "failed: " + (run / "FAILED").read_text(errors="replace").strip().partition("\n")[0]
+    if status == "failed":
+        return f"failed: {error_line(run / 'FAILED')}"
     step = saved_step(run / "checkpoints")
     return "not finished, " + ("nothing saved" if step is None else f"saved at step {step}")
 

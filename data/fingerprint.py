@@ -36,9 +36,9 @@ def source_fingerprint(source: str | Source, split: str) -> str | None:
     kind, path, options = _files_of(source)
     root = Path(path).expanduser()
     if kind == "tfds":
-        from opsin.data.tfds_source import root_of, set_files
+        from opsin.data.tfds_source import set_fingerprint
 
-        return identified(set_files(path, **options), Path(root_of(**options))) or None
+        return set_fingerprint(path, **options) or None
     if kind == "folder":
         from opsin.data.folder import folder_files
 

@@ -57,7 +57,7 @@ def tfds(
     import tensorflow_datasets
 
     _check_name(name)
-    root = _local(root_of(data_dir))
+    root = _local(_root_of(data_dir))
     build = (
         f"pip install -e '.[prepare]' && tfds build {name} "
         f"--file_format=array_record --data_dir={root}"
@@ -123,12 +123,13 @@ def tfds(
         )
         class_names = meaning.class_names if meaning else class_names
     labels_of = read_labels if is_class and not unlabelled else None
-    files = identified(set_files(name, root), root)
-    return Examples(records, class_names, labels_of, files=files)
+    return Examples(records, class_names, labels_of, files=set_fingerprint(name, root))
 
 
-def set_files(name: str, data_dir: str | os.PathLike[str] | None = None) -> list[Path]:
-    """The files that hold the examples of a prepared set, of all splits; none if it is not there.
+def set_fingerprint(name: str, data_dir: str | os.PathLike[str] | None = None) -> str:
+    """What identifies the files of a prepared set, of all splits; empty if it is not there.
+
+    It is as of ``data.fingerprint.source_fingerprint``, of the files that hold the examples.
 
     Args:
         name: as for ``tfds``; without a version that is the newest, as TFDS takes it.
@@ -136,13 +137,14 @@ def set_files(name: str, data_dir: str | os.PathLike[str] | None = None) -> list
     """
     path, _, version = name.partition(":")
     wanted = re.escape(version).replace(r"\*", r"\d+") if version else r"\d+\.\d+\.\d+"
-    home = Path(root_of(data_dir), path)
+    root = Path(_root_of(data_dir))
+    home = root / path
     there = [each for each in home.glob("*") if re.fullmatch(wanted, each.name)]
     newest = max(there, key=lambda each: [int(part) for part in each.name.split(".")], default=None)
-    return sorted(newest.glob("[!.]*-of-*")) if newest else []
+    return identified(sorted(newest.glob("[!.]*-of-*")) if newest else [], root)
 
 
-def root_of(data_dir: str | os.PathLike[str] | None = None) -> str:
+def _root_of(data_dir: str | os.PathLike[str] | None) -> str:
     """Where sets are prepared."""
     return os.path.expanduser(
         data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"

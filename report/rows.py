@@ -84,7 +84,7 @@ def collect(
         DataError: a folder holds a link that leads out of it.
     """
     folders = sorted(path for path in run_dir.glob("*") if path.is_dir())
-    ended = [path for path in folders if _status(path) is not None]
+    ended = [path for path in folders if status_of(path) is not None]
     rows: list[Row] = []
     strangers: list[str] = []
     for path in ended:
@@ -142,7 +142,8 @@ def _row(line: bytes) -> Row:
     return replace(row, metrics=from_json(record["metrics"]))  # as they stand: a count stays one
 
 
-def _status(folder: Path) -> Literal["done", "failed"] | None:
+def status_of(folder: Path) -> Literal["done", "failed"] | None:
+    """How a run ended; None if it did not."""
     if (folder / "DONE").exists():  # a failed run that was repeated and ended well is done
         return "done"
     return "failed" if (folder / "FAILED").exists() else None
@@ -157,7 +158,7 @@ def read_run(folder: Path, arm: str, seed: int, measurement: str | None) -> Row 
     """
     starts = that_count(read_starts(folder / "env.json", repeated(folder)))
     env, ran_on = starts[-1], commits(starts)
-    failed = _status(folder) == "failed"
+    failed = status_of(folder) == "failed"
     summary = {} if failed else read_summary(folder, "seconds")
     seconds = summary.pop("seconds", None)
     taken = float(summary.get("steps", 0))
@@ -189,12 +190,16 @@ def read_run(folder: Path, arm: str, seed: int, measurement: str | None) -> Row 
         versions={"python": env["python"], **env["versions"]},
         seconds=seconds,
         metrics=metrics,
-        error=_error_line(folder / "FAILED") if failed else None,
+        error=error_line(folder / "FAILED") if failed else None,
     )
 
 
-def _error_line(path: Path) -> str:
-    """The line that says why: the first one, or the last one of a traceback."""
+def error_line(path: Path) -> str:
+    """The line that says why: the first one, or the last one of a traceback.
+
+    Raises:
+        RecordError: the file cannot be read.
+    """
     try:
         with open_regular(path) as file:
             text = file.read(2**20).decode(errors="replace")

@@ -94,11 +94,7 @@ def check_shapes(program: Program, examples: Sets, data: Data, trained: FeedSpec
     params, mutable = program.state.params, {**program.state.mutable, **program.fixed()}
     for name in data.eval_splits:
         found = FeedSpec.of(trained.mesh, examples.all[name], trained.batch_size, 0).batch
-        images = {
-            key: jax.ShapeDtypeStruct((data.eval_batch, *x.shape[1:]), x.dtype)
-            for key, x in found.items()
-        }
-        check_images(images, batch_shards(trained.mesh), "data.eval_batch")
+        check_images(found, data.eval_batch, batch_shards(trained.mesh), "data.eval_batch")
         if found == trained.batch:
             continue
         valid = jax.ShapeDtypeStruct((trained.batch_size,), np.bool_)

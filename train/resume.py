@@ -33,7 +33,8 @@ def first_state(
 ) -> tuple[State, dict[str, Any]]:
     """A new state or the one that is saved, with its metadata; moves the feed to its position."""
     check_state(program.state)
-    check_images(feed.spec.batch, batch_shards(feed.spec.mesh), "data.batch")
+    spec = feed.spec
+    check_images(spec.batch, spec.batch_size, batch_shards(spec.mesh), "data.batch")
     if checkpoints.latest() is None:
         if is_first():
             _keep_earlier(checkpoints.directory.parent)

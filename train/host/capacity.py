@@ -40,9 +40,12 @@ def check_state(state: PyTree) -> None:
     _check_fits(size, what, "a smaller model, or parallel.fsdp=N to share them")
 
 
-def check_images(batch: Mapping[str, jax.ShapeDtypeStruct], shards: int, field: str) -> None:
-    """Raises DeviceError if a device's share of a global batch of these shapes does not fit."""
-    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in batch.values()) // shards
+def check_images(
+    batch: Mapping[str, jax.ShapeDtypeStruct], images: int, shards: int, field: str
+) -> None:
+    """Raises DeviceError if a device's share of so many images, as in a batch, does not fit."""
+    image = sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in batch.values())
+    size = image * images // shards
     _check_fits(size, "one batch of images", f"a smaller {field}")
 
 

@@ -36,10 +36,10 @@ def test_a_state_counts_by_what_a_device_holds_of_it(of_a_megabyte):
         capacity.check_state([laid_out((1_000_000,), ("fsdp",)), laid_out((1,), ())])
 
 
-def test_a_batch_must_fit_the_host(of_a_megabyte):
-    capacity.check_images(images(20_000), 2, "data.batch")
+def test_the_share_of_a_batch_must_fit_a_device(of_a_megabyte):
+    capacity.check_images(images(3), 20_000, 2, "data.batch")
     with pytest.raises(DeviceError, match=r"one batch of images.*a smaller data\.batch"):
-        capacity.check_images(images(20_002), 2, "data.batch")
+        capacity.check_images(images(3), 20_002, 2, "data.batch")
 
 
 def test_batches_of_training_and_evaluation_are_looked_at_before_the_run(of_a_megabyte, tmp_path):
