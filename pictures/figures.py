@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from matplotlib import artist, rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -21,6 +20,7 @@ from matplotlib.text import Text
 from opsin.data.files import read_lines, replacing
 from opsin.data.masks import IGNORE
 from opsin.pictures import palette
+from opsin.pictures.fonts import print_png
 from opsin.pictures.kinds import (
     Chart,
     Confusion,
@@ -40,7 +40,7 @@ def save(figure: Figure, path: Path) -> None:
     # A matplotlibrc that lies about could start LaTeX.
     with rc_context({"text.usetex": False}), replacing(path) as file:
         artist.setp(figure.findobj(Text), usetex=False)  # pyright: ignore[reportArgumentType]
-        FigureCanvasAgg(figure).print_png(file)
+        print_png(figure, file)
 
 
 def training_curve(metrics: Path, curves: Sequence[Curve]) -> Figure:
