@@ -30,9 +30,9 @@ from opsin.train.host import accounting
 from tests.commands.remains import left, only
 
 PHASES = ("starting", "training", "saving", "evaluating", "drawing", "measuring")
-CADENCE = ("loop.log_every=1 step", "loop.evaluate_every=3 steps", "loop.checkpoint_every=2 steps")
+CADENCE = ("loop.log_every=1 step", "loop.evaluate_every=4 steps", "loop.checkpoint_every=2 steps")
 TRAINED = {
-    "digits_lenet": ("loop.duration=8 steps", "loop.previews=4", *CADENCE),
+    "digits_lenet": ("loop.duration=6 steps", "loop.previews=4", *CADENCE),
     "mnist_dcgan_losses": ("loop.duration=5 steps", "task.generator.width=8", *CADENCE),
 }
 Command = tuple[str, ...]
