@@ -21,6 +21,7 @@ from opsin.ops.convolution.geometry import (
     padded,
     turned,
 )
+from opsin.ops.convolution.grouped import by_groups, depthwise
 from opsin.ops.convolution.winograd import saved, winograd
 
 # Measured on a Zen 5 (2 cores, float32). Winograd: between fewer channels the transforms of image
@@ -83,8 +84,10 @@ def form(wanted: Part, geometry: Geometry) -> Callable[..., Array]:
     _, height, _, channels = geometry.image
     batch, rows, columns, features = geometry.result
     empty = 0 in (*geometry.image, *geometry.kernel, *geometry.result)
-    if geometry.groups > 1 or empty:
+    if empty:
         return native
+    if geometry.groups > 1:
+        return depthwise if geometry.kernel[2] == 1 else _by_groups
     if all(_disjoint(geometry, axis) for axis in (0, 1)):
         return _tiles
     unpadded = geometry.padding == ((0, 0), (0, 0))
@@ -155,6 +158,11 @@ def _turned_before(first: Array, second: Array, *, wanted: Part, geometry: Geome
     assert geometry.mirror is not None
     kernel = lax.optimization_barrier(turned(second))
     return native(first, kernel, wanted="result", geometry=geometry.mirror)
+
+
+def _by_groups(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:
+    """Dense convolutions of the groups, each by the form that is fastest for it."""
+    return by_groups(first, second, wanted=wanted, geometry=geometry, form=form)
 
 
 def _winograd(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:

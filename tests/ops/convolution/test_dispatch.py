@@ -147,6 +147,33 @@ def test_each_form_is_chosen_for_its_shapes_and_equals_laxs(image, kernel, strid
     assert_equals_lax(image, kernel, window_strides=strides, padding=padding)
 
 
+@pytest.mark.parametrize(
+    ("image", "kernel", "strides", "dilation", "named"),
+    [
+        ((3, 9, 8, 40), (3, 3, 1, 40), (1, 1), (1, 1), "depthwise"),
+        ((34, 7, 6, 4), (5, 3, 1, 4), (2, 3), (1, 1), "depthwise"),  # in blocks of images
+        ((2, 8, 8, 3), (3, 3, 1, 6), (2, 1), (1, 2), "depthwise"),  # two features a channel
+        ((2, 7, 7, 5), (1, 1, 1, 5), (3, 3), (1, 1), "depthwise"),  # not every pixel is touched
+        ((2, 8, 8, 64), (3, 3, 4, 64), (1, 1), (1, 1), "by_groups"),  # eight of them together
+        ((2, 8, 8, 12), (3, 3, 4, 6), (2, 2), (1, 1), "by_groups"),  # all of them together
+        ((2, 9, 9, 80), (3, 3, 40, 64), (1, 1), (1, 1), "by_groups"),  # each alone
+    ],
+)
+def test_each_form_of_groups_equals_laxs(image, kernel, strides, dilation, named):
+    groups = image[3] // kernel[2]
+    pads = lax.padtype_to_pads(image[1:3], kernel[:2], strides, "SAME")
+    geometry = Geometry(image, kernel, strides, tuple(pads), dilation, groups, None)
+    for part in ("result", "image", "kernel"):
+        assert form(part, geometry).__name__.strip("_") == named
+    assert_equals_lax(
+        *(image, kernel),
+        window_strides=strides,
+        padding=pads,
+        rhs_dilation=dilation,
+        feature_group_count=groups,
+    )
+
+
 def test_minimal_filtering_is_exact_but_for_rounding():
     matrices = minimal_filtering()
     image, kernel = np.random.default_rng(0).standard_normal((2, 6))
