@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from opsin.commands.groups import Runtime
-from opsin.commands.values import Allow, NewFile, Run
+from opsin.commands.groups import DIALECTS, Runtime
+from opsin.commands.values import Allow, NewFile, Run, one_of
 
 
 def export(
@@ -13,6 +14,7 @@ def export(
     output: NewFile[Path],
     /,
     *,
+    names: Annotated[str | None, one_of(*DIALECTS)] = None,
     allow: Allow = (),
     runtime: Runtime,
 ) -> int:
@@ -20,10 +22,11 @@ def export(
 
     Args:
         output: such as lenet.safetensors
+        names: those of another library's state_dict, which can load the file then; default: ours
     """
     runtime.set_up()
     from opsin.commands import exporting
 
-    print(f"sha256 {exporting.export(run, output, allow=allow)}")
+    print(f"sha256 {exporting.export(run, output, names=names, allow=allow)}")
     print(output)
     return 0

@@ -6,19 +6,24 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import flax.linen as nn
+import jax
+
 from opsin.commands.runs import RunError
 from opsin.commands.trained import open_run
 from opsin.data.files import check_new, to_json
+from opsin.interchange import conversion
 from opsin.report.run_files import read_summary
 from opsin.train.weights import save_weights
 
 
-def export(run: Path, path: Path, *, allow: Sequence[str] = ()) -> str:
+def export(run: Path, path: Path, *, names: str | None = None, allow: Sequence[str] = ()) -> str:
     """Writes the network of a finished run, its moving average if it has one.
 
     Args:
         run: its directory.
         path: of the file.
+        names: of another library, to write the arrays by: see ``interchange.conversion``.
         allow: see ``reopen``.
 
     Returns:
@@ -26,6 +31,7 @@ def export(run: Path, path: Path, *, allow: Sequence[str] = ()) -> str:
 
     Raises:
         RunError: if this is no finished run.
+        WeightsError: if its model has no such names.
         WriteError: if the file cannot be written, or is there already.
     """
     check_new([path], "give another name")
@@ -40,4 +46,10 @@ def export(run: Path, path: Path, *, allow: Sequence[str] = ()) -> str:
         "classes": len(trained.class_names),
         "origin": {"run": run.name, "step": trained.step} | accuracies,
     }
-    return save_weights(path, {"params": trained.params, **trained.mutable}, described)
+    variables = {"params": trained.params, **trained.mutable}
+    if names is not None:
+        model = getattr(trained.experiment.task, "model", None)
+        if not isinstance(model, nn.Module):
+            raise RunError(f"{run} is not of one network that others know: leave --names out")
+        variables = conversion.to_theirs(jax.device_get(variables), model, names)
+    return save_weights(path, variables, described)

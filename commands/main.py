@@ -38,6 +38,7 @@ COMMANDS = {
     "evaluate": "evaluate",
     "embed": "embed",
     "export": "export",
+    "import": "import_weights",
 }
 """The file beside this one that holds a command: a function of the file's name."""
 

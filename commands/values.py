@@ -138,6 +138,13 @@ def _window(text: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
+def _numbers(text: str) -> tuple[float, ...]:
+    parts = text.split(",")
+    if not all(_NUMBER.fullmatch(part) for part in parts):
+        raise ValueError(f"{text!r} is not numbers, as in 0.485,0.456,0.406")
+    return tuple(map(float, parts))
+
+
 def _axes(text: str) -> dict[str, int]:
     axes: dict[str, int] = {}
     for part in text.split(","):
@@ -195,6 +202,8 @@ Address = Annotated[Value, _typed(_address, "HOST:PORT")]
 Window = Annotated[Value, _typed(_window, "A:B")]
 """Of steps, both included."""
 Axes = Annotated[Value, _typed(_axes, "AXIS=N,…")]
+Numbers = Annotated[tuple[float, ...], _typed(_numbers, "X,…")]
+"""One a channel."""
 Folder = Annotated[Value, _typed(_folder, "FOLDER")]
 """One to write into, which need not be there. A wrong one is answered before any work is done."""
 File = Annotated[Value, _typed(_file, "FILE")]

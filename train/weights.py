@@ -196,7 +196,10 @@ class Weights:
             with safe_open(path, framework="numpy") as file:
                 described = _header(file)
                 if not described:
-                    raise WeightsError(f"{path} does not say what network it holds: {again}")
+                    raise WeightsError(
+                        f"{path} does not say what network it holds: {again}, or bring another "
+                        "library's weights in with `opsin import`"
+                    )
                 yield file, described
         except OSError as error:
             raise WeightsError(f"cannot read {path}: {error.strerror}") from error

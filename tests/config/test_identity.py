@@ -136,6 +136,7 @@ def test_no_default_changes_unseen(here):
 FRAMEWORK = (
     "commands",
     "config",
+    "interchange",
     "pages",
     "planning",
     "report",

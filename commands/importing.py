@@ -1,0 +1,87 @@
+"""How weights of another library become a file that runs here begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+
+from opsin.config.names import named
+from opsin.data.files import check_new
+from opsin.errors import ConfigError
+from opsin.interchange import conversion, files
+from opsin.train.preprocessing import Preprocessing
+from opsin.train.weights import save_weights
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The images that a network was trained to see.
+
+    Attributes:
+        size: of their sides.
+        mean: by which they were scaled, of each channel.
+        std: likewise.
+        resize: to what the shorter side was brought before the crop; None if that is not known.
+        interpolation: in that.
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: int | None
+    interpolation: str
+
+
+def import_file(file: Path, output: Path, typed: str, seen: Seen, licence: str) -> Iterator[str]:
+    """Writes the weights of a file by our names; says in lines what it did.
+
+    Args:
+        file: of another library.
+        output: a new file.
+        typed: the name of a model of ours.
+        seen: goes into the file, and is compared to that of the runs that begin with it.
+        licence: goes into the file.
+
+    Raises:
+        ConfigError: there is no such model.
+        WeightsError: the file cannot be read, or is not of this model.
+        WriteError: ``output`` cannot be written, or is there already.
+    """
+    check_new([output], "give another name")
+    model = _made(typed)
+    arrays, digest = files.read(file)
+    image = (seen.size, seen.size, len(seen.mean))
+    converted = conversion.to_ours(arrays, model, image)
+    classes = getattr(converted.model, "num_classes", None)
+    described = {
+        "network": typed.rpartition(":")[2],
+        **asdict(Preprocessing(seen.mean, seen.std, image)),
+        "resize": seen.resize,
+        "interpolation": seen.interpolation,
+        "classes": classes,
+        "licence": licence,
+        "origin": {"file": file.name, "sha256": digest, "names": converted.dialect},
+    }
+    ours = save_weights(output, converted.variables, described)
+    count = sum(x.size for x in jax.tree.leaves(converted.variables["params"]))
+    yield (
+        f"{len(arrays)} arrays by {converted.dialect}'s names: {count:,} parameters, {classes} "
+        f"classes; {len(converted.unused)} say nothing here (num_batches_tracked)"
+    )
+    yield f"sha256 {ours}"
+
+
+def _made(typed: str) -> nn.Module:
+    """The model of a name, with its defaults."""
+    maker = named(typed)
+    try:
+        model = None if maker is typed else maker()
+    except TypeError as error:
+        raise ConfigError(f"{typed} needs options ({error}): name a variant of it") from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"there is no model {typed!r}: see opsin list --models")
+    return model
