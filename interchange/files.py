@@ -7,6 +7,7 @@ Nothing that a file holds is run: a ``.pth`` is a pickle, which ``torch.load`` r
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,8 +58,7 @@ def _pickled(path: Path) -> dict[str, np.ndarray]:
             f"{path} is a pickle, which only PyTorch reads without running what is in it: "
             "pip install 'opsin[torch]', or save it as safetensors"
         )
-    import torch
-
+    torch: Any = importlib.import_module("torch")
     try:
         held: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds; the first line says what it is

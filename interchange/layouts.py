@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,7 +47,7 @@ class Key:
     adapted: Callable[[np.ndarray, tuple[int, ...]], np.ndarray] | None = None
 
 
-Rules = Mapping[str, str | Key | Callable[[re.Match[str]], str | Key]]
+Rules = dict[str, str | Key | Callable[[re.Match[str]], str | Key]]
 """Regular expressions for the path of a module or an array of ours → what it is there.
 
 A text may refer to groups of the expression, as ``\\1``.

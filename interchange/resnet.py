@@ -11,7 +11,7 @@ from opsin.models.classification.resnet import ResNet
 def torchvision(model: ResNet) -> Rules:
     """Of ``resnet18`` to ``resnet152``, with their bottlenecks and projections."""
     del model
-    return {"head": "fc"} | backbone("backbone/", "")
+    return backbone("backbone/", "") | {"head": "fc"}
 
 
 def timm(model: ResNet) -> Rules:

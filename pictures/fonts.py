@@ -59,8 +59,9 @@ def covering(characters: set[str]) -> tuple[list[str], set[str]]:
 
 def _unlike_text(font: font_manager.FontEntry) -> tuple[bool, int]:
     """Orders fonts: upright before slanted ones, then those of about a regular weight."""
-    weight = font_manager.weight_dict.get(font.weight, font.weight)
-    return font.style != "normal", abs(int(weight) - 400)
+    weight = font.weight
+    known = font_manager.weight_dict[weight] if isinstance(weight, str) else weight
+    return font.style != "normal", abs(known - 400)
 
 
 def _printed(figure: Figure, file: IO[bytes]) -> set[str]:

@@ -66,7 +66,7 @@ def _phases(image: Array, geometry: Geometry) -> dict[tuple[int, int], Array]:
 
 
 def _taps(geometry: Geometry) -> Iterator[tuple[int, int]]:
-    return itertools.product(*map(range, geometry.kernel[:2]))
+    return itertools.product(range(geometry.kernel[0]), range(geometry.kernel[1]))
 
 
 def _places(geometry: Geometry, tap: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
