@@ -7,6 +7,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -194,18 +196,51 @@ def group_norm(
     return GroupNorm(groups=groups, epsilon=epsilon, **options)
 
 
+class SqueezeExcite(nn.Module):
+    """Channels weighted by what the whole image holds (Hu et al., 2017, arXiv:1709.01507).
+
+    y = x · gate(W₂ activation(W₁ mean(x) + b₁) + b₂): the mean over the pixels of each channel
+    (eq. 2), two fully connected layers (eq. 3) and one gate a channel (eq. 4). For C channels it
+    has 2 C · ``reduced`` + ``reduced`` + C parameters; the paper's ``reduced`` is C / 16.
+
+    Attributes:
+        reduced: width between the two layers.
+        activation: between them.
+        gate: of the second, to 0 … 1.
+    """
+
+    reduced: Count
+    activation: Callable[[Array], Array] = nn.relu
+    gate: Callable[[Array], Array] = nn.sigmoid
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch height width channels"]:
+        """Each channel times its gate."""
+        conv = partial(Conv, kernel_size=(1, 1), dtype=self.dtype, param_dtype=self.param_dtype)
+        y = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32)
+        y = self.activation(conv(self.reduced, name="reduce")(y))
+        return x * self.gate(conv(x.shape[-1], name="expand")(y))
+
+
 def max_pool(
     x: Float[Array, "batch height width channels"],
     window_shape: tuple[int, int],
     strides: tuple[int, int] | None = None,
     padding: Any = "VALID",
 ) -> Float[Array, "batch rows columns channels"]:
-    """The largest value in each window, as ``nn.max_pool``.
+    """The largest value in each window, as ``nn.max_pool``; "CEIL" pads by ``ceil_margins``.
 
     Of several largest pixels of a window, as the zeros of a ReLU are, the first takes the whole
     gradient, row by row, as in XLA and PyTorch. Windows that lie side by side have a form of their
     own for it: XLA's, of a general pooling, scatters, which is slow on a CPU.
     """
+    if padding == "CEIL":  # copies come after what they copy: they change no maximum or gradient
+        margins = ceil_margins(x.shape[1:3], window_shape, strides or (1, 1))
+        x, padding = jnp.pad(x, ((0, 0), *margins, (0, 0)), mode="edge"), "VALID"
     sides = x.shape[1:3]
     tiled = (
         padding == "VALID"
@@ -247,12 +282,66 @@ def _pixels(x: Array, rows: int, columns: int) -> list[Array]:
     return [x[:, i::rows, j::columns] for i in range(rows) for j in range(columns)]
 
 
+def ceil_margins(
+    sides: tuple[int, ...], window_shape: tuple[int, int], strides: tuple[int, int]
+) -> tuple[tuple[int, int], ...]:
+    """Padding below and to the right with which windows of a pooling reach the last pixel.
+
+    Rounds the number of windows up, as Caffe and PyTorch's ``ceil_mode`` do: ceil((H - K) / S) + 1
+    of H, at least 1. They begin inside the image as long as the stride is not above the window.
+    """
+    steps = [max(0, -((k - n) // s)) for n, k, s in zip(sides, window_shape, strides, strict=True)]
+    return tuple(
+        (0, max(0, n * s + k - side))
+        for side, k, s, n in zip(sides, window_shape, strides, steps, strict=True)
+    )
+
+
+def adaptive_average_pool(
+    x: Float[Array, "batch height width channels"], size: tuple[int, int]
+) -> Float[Array, "batch {size[0]} {size[1]} channels"]:
+    """Averages over windows that cover the image evenly (PyTorch's ``adaptive_avg_pool2d``).
+
+    Row i of n is the mean of the rows from floor(i H / n) to ceil((i + 1) H / n) of H. Windows
+    overlap where n does not divide H, and repeat rows where n is larger.
+    """
+    for axis, count in enumerate(size, start=1):
+        side = x.shape[axis]
+        if side == count:
+            continue
+        index, row = np.arange(count)[:, None], np.arange(side)
+        inside = (row >= index * side // count) & (row < -((index + 1) * side // -count))
+        weights = jnp.asarray(inside / inside.sum(1, keepdims=True), x.dtype)
+        mean = lax.dot_general(x, weights, (((axis,), (1,)), ((), ())), precision="highest")
+        x = jnp.moveaxis(mean, -1, axis)
+    return x
+
+
 def pooled_logits(
-    x: Float[Array, "batch height width channels"], num_classes: int, param_dtype: DTypeLike
+    x: Float[Array, "batch height width channels"],
+    num_classes: int,
+    param_dtype: DTypeLike,
+    *,
+    dropout: BelowOne = 0.0,
+    train: bool = False,
 ) -> Float[Array, "batch classes"]:
-    """Global average pooling and a linear layer called "head", float32; within ``nn.compact``."""
+    """Global average pooling and a linear layer called "head", float32; within ``nn.compact``.
+
+    ``dropout`` is between the two, in training only.
+    """
     x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+    if dropout:
+        x = nn.Dropout(dropout, deterministic=not train)(x)
     return nn.Dense(num_classes, dtype=jnp.float32, param_dtype=param_dtype, name="head")(x)
+
+
+def sow_auxiliary(module: nn.Module, logits: Array) -> None:
+    """Gives the logits of an auxiliary head to whoever asks for the collection "auxiliary".
+
+    They are its "logits", of several heads one after the other. ``module`` is the whole network.
+    """
+    if not module.is_initializing():  # else they would be among the initial variables
+        module.sow("auxiliary", "logits", logits)
 
 
 def shared_fields(module: nn.Module, part: type[nn.Module]) -> dict[str, Any]:

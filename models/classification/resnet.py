@@ -16,7 +16,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from opsin.models.deformable import DeformableConv
-from opsin.models.layers import Conv, Norm, batch_norm, pooled_logits, shared_fields
+from opsin.models.layers import (
+    Conv,
+    Norm,
+    SqueezeExcite,
+    batch_norm,
+    pooled_logits,
+    shared_fields,
+)
 from opsin.ops.convolution.materialized import materialized
 from opsin.ranges import Count, CountOrZero, Depth
 
@@ -29,6 +36,7 @@ class Block(nn.Module):
     Attributes:
         conv: makes the 1×1 convolutions.
         spatial_conv: makes the 3×3 ones, which may be deformable.
+        gate: makes what weights the channels of the branch before the addition; None is nothing.
         dilation: of the convolution that has the stride, and of those after it. They differ in the
             first block of a dilated stage: what comes before the stride that is left out keeps its
             own.
@@ -43,6 +51,7 @@ class Block(nn.Module):
     residual: bool = True
     shortcut: Shortcut = "projection"
     zero_init_last_norm: bool = False
+    gate: Callable[..., Callable[[Array], Array]] | None = None
 
     expansion: ClassVar[int]
 
@@ -66,7 +75,12 @@ class Block(nn.Module):
 
     @nn.nowrap
     def join(self, x: Array, branch: Array, *, train: bool) -> Array:
-        """relu(shortcut(x) + branch), eq. 1 and 2, or relu(branch) in a plain network."""
+        """relu(shortcut(x) + branch), eq. 1 and 2, or relu(branch) in a plain network.
+
+        The branch is gated first, if the block has a gate.
+        """
+        if self.gate is not None:
+            branch = self.gate(branch.shape[-1], name="se")(branch)
         if not self.residual:
             return nn.relu(branch)
         channels = branch.shape[-1]
@@ -137,6 +151,9 @@ class ResNetOptions(nn.Module):
         residual: False builds the plain twin, without any shortcut.
         zero_init_last_norm: start every block as the identity (Goyal et al., 2017,
             arXiv:1706.02677, section 5.1).
+        se_reduction: every block weights the channels of its branch by ``SqueezeExcite``, whose
+            inner width is their number over this (Hu et al., 2017, arXiv:1709.01507, Fig. 3; 16 in
+            the paper). None: no such layers.
         norm: ``batch_norm``, ``group_norm`` or a ``partial`` of them.
     """
 
@@ -150,6 +167,7 @@ class ResNetOptions(nn.Module):
     modulated: bool = True
     residual: bool = True
     zero_init_last_norm: bool = False
+    se_reduction: Count | None = None
     norm: Norm = batch_norm
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
@@ -193,6 +211,9 @@ class ResNetBackbone(ResNetOptions):
         deformable = partial(DeformableConv, modulated=self.modulated, **options)
         norm = partial(self.norm, **types)
 
+        def gate(channels: int, *, name: str) -> SqueezeExcite:
+            return SqueezeExcite(max(1, channels // (self.se_reduction or 1)), **types, name=name)
+
         if self.stem == "imagenet":
             x = conv(self.width, (7, 7), strides=2, padding=3, name="stem_conv")(x)
             x = nn.relu(norm(train=train, name="stem_norm")(x))
@@ -217,6 +238,7 @@ class ResNetBackbone(ResNetOptions):
                     residual=self.residual,
                     shortcut=self.shortcut,
                     zero_init_last_norm=self.zero_init_last_norm,
+                    gate=gate if self.se_reduction else None,
                     name=f"stage{stage + 1}_block{index + 1}",
                 )
                 x = block(x, train=train)
@@ -253,9 +275,16 @@ ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BottleneckBlock)
 ResNet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3), block=BottleneckBlock)
 ResNet152 = partial(ResNet, stage_sizes=(3, 8, 36, 3), block=BottleneckBlock)
 
+# With Squeeze-and-Excitation (Hu et al., 2017, arXiv:1709.01507): parameters 11,778,592;
+# 28,088,024; 49,326,872.
+SEResNet18 = partial(ResNet18, se_reduction=16)
+SEResNet50 = partial(ResNet50, se_reduction=16)
+SEResNet101 = partial(ResNet101, se_reduction=16)
+
 # The ImageNet networks on 32×32 images, as later papers use them (SimCLR, for one; Chen et al.,
-# 2020, arXiv:2002.05709, appendix B.9): parameters 11,173,962; 23,520,842.
+# 2020, arXiv:2002.05709, appendix B.9): parameters 11,173,962; 11,263,042; 23,520,842.
 ResNet18Cifar = partial(ResNet18, stem="cifar", num_classes=10)
+SEResNet18Cifar = partial(SEResNet18, stem="cifar", num_classes=10)
 ResNet50Cifar = partial(ResNet50, stem="cifar", num_classes=10)
 
 

@@ -11,12 +11,17 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from opsin.models.layers import Conv, Norm, batch_norm, max_pool, shared_fields
+from opsin.models.layers import (
+    Conv,
+    Norm,
+    adaptive_average_pool,
+    batch_norm,
+    max_pool,
+    shared_fields,
+)
 from opsin.ranges import BelowOne, Count, CountOrZero, Depth
 
 
@@ -66,9 +71,7 @@ class VGGBackbone(VGGOptions):
                     norm = partial(self.norm, **types)
                     x = norm(train=train, name=f"norm{stage}_{layer}")(x)
                 x = nn.relu(x)
-            # A copy of an odd last row or column changes no maximum.
-            margins = [(0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)]
-            x = max_pool(jnp.pad(x, margins, mode="edge"), (2, 2), strides=(2, 2))
+            x = max_pool(x, (2, 2), strides=(2, 2), padding="CEIL")
             features[2**stage] = x
         return features
 
@@ -84,12 +87,14 @@ class FullyConnected(nn.Module):
         kernel_size: side of fc6's kernel.
         padding: rows and columns of zeros on each side of the image for fc6.
         dropout: probability, in training only.
+        dropout_first: whether it acts before each layer, as in torchvision's AlexNet, or after it.
     """
 
     hidden: Count = 4096
     kernel_size: Count = 7
     padding: CountOrZero = 0
     dropout: BelowOne = 0.5
+    dropout_first: bool = False
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -100,11 +105,30 @@ class FullyConnected(nn.Module):
         """Features; ``kernel_size - 1 - 2 * padding`` rows and columns less."""
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = partial(Conv, self.hidden, kernel_init=nn.initializers.he_normal(), **types)
+        drop = partial(nn.Dropout, self.dropout, deterministic=not train)
         side = self.kernel_size
+        if self.dropout_first:
+            x = drop()(x)
         x = nn.relu(conv((side, side), padding=self.padding, name="fc6")(x))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = drop()(x)
         x = nn.relu(conv((1, 1), name="fc7")(x))
-        return nn.Dropout(self.dropout, deterministic=not train)(x)
+        return x if self.dropout_first else drop()(x)
+
+
+def fully_connected_logits(
+    x: Float[Array, "batch height width channels"],
+    fc: FullyConnected,
+    num_classes: int,
+    *,
+    train: bool,
+) -> Float[Array, "batch classes"]:
+    """Adaptive pooling to fc6's kernel, ``fc``, and a linear layer called "head"; float32.
+
+    Within ``nn.compact``.
+    """
+    x = adaptive_average_pool(x, (fc.kernel_size, fc.kernel_size))
+    x = fc(x, train=train)[:, 0, 0]
+    return nn.Dense(num_classes, dtype=jnp.float32, param_dtype=fc.param_dtype, name="head")(x)
 
 
 class VGG(VGGOptions):
@@ -135,31 +159,7 @@ class VGG(VGGOptions):
         """Logits, float32. Any image size; raises ValueError as the backbone does."""
         *_, x = self.without_head(name="backbone")(x, train=train).values()
         fc = FullyConnected(**shared_fields(self, FullyConnected), name="fc")
-        x = fc(adaptive_average_pool(x, (fc.kernel_size, fc.kernel_size)), train=train)[:, 0, 0]
-        head = nn.Dense(
-            self.num_classes, dtype=jnp.float32, param_dtype=self.param_dtype, name="head"
-        )
-        return head(x)
-
-
-def adaptive_average_pool(
-    x: Float[Array, "batch height width channels"], size: tuple[int, int]
-) -> Float[Array, "batch {size[0]} {size[1]} channels"]:
-    """Averages over windows that cover the image evenly (PyTorch's ``adaptive_avg_pool2d``).
-
-    Row i of n is the mean of the rows from floor(i H / n) to ceil((i + 1) H / n) of H. Windows
-    overlap where n does not divide H, and repeat rows where n is larger.
-    """
-    for axis, count in enumerate(size, start=1):
-        side = x.shape[axis]
-        if side == count:
-            continue
-        index, row = np.arange(count)[:, None], np.arange(side)
-        inside = (row >= index * side // count) & (row < -((index + 1) * side // -count))
-        weights = jnp.asarray(inside / inside.sum(1, keepdims=True), x.dtype)
-        mean = lax.dot_general(x, weights, (((axis,), (1,)), ((), ())), precision="highest")
-        x = jnp.moveaxis(mean, -1, axis)
-    return x
+        return fully_connected_logits(x, fc, self.num_classes, train=train)
 
 
 # Table 1 of the paper, columns A, B, D and E: parameters 132,863,336; 133,047,848; 138,357,544;

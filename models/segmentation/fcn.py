@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from opsin.models.classification.resnet import ResNet50
 from opsin.models.classification.vgg import VGG16, FullyConnected
-from opsin.models.layers import Conv, Norm, batch_norm, shared_fields
+from opsin.models.layers import Conv, Norm, batch_norm, shared_fields, sow_auxiliary
 from opsin.models.upsampling import ConvTranspose
 from opsin.ops.upsampling import bilinear_kernel, upsample_bilinear
 from opsin.ranges import BelowOne, Count, CountOrZero
@@ -37,9 +37,8 @@ class Segmenter(nn.Module):
 
     @nn.nowrap
     def sow_auxiliary(self, logits: Array, size: tuple[int, int]) -> None:
-        """Gives the logits of an auxiliary head, enlarged, to whoever asks for "auxiliary"."""
-        if not self.is_initializing():  # else they would be among the initial variables
-            self.sow("auxiliary", "logits", upsample_bilinear(logits, size))
+        """Sows the logits of an auxiliary head, enlarged."""
+        sow_auxiliary(self, upsample_bilinear(logits, size))
 
 
 class SkipFCN(Segmenter):

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from opsin.models.layers import Conv, batch_norm, group_norm, max_pool, shared_fields
+from opsin.models.layers import (
+    Conv,
+    SqueezeExcite,
+    adaptive_average_pool,
+    batch_norm,
+    ceil_margins,
+    group_norm,
+    max_pool,
+    pooled_logits,
+    shared_fields,
+)
 from opsin.ops.mapped import REPLICAS
 from opsin.planning.hlo import collectives, parse
 from tests.drawn import normal
@@ -272,3 +282,120 @@ def test_max_pool_has_a_gradient_of_one_among_many_ties_in_half_precision():
     zeros = np.zeros((1, 1, 512, 1), jnp.bfloat16)  # which cannot count above 256
     gradient = jax.jit(jax.grad(lambda x: max_pool(x, (1, 512), (1, 512)).sum()))(zeros)
     assert np.asarray(gradient, np.float32).sum() == 1
+
+
+@pytest.mark.parametrize("size", [(7, 7), (14, 21), (10, 15), (3, 1), (8, 7)])
+def test_adaptive_pooling_equals_numpy(size):
+    x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+    edges = [
+        [(int(np.floor(i * n / 7)), int(np.ceil((i + 1) * n / 7))) for i in range(7)] for n in size
+    ]
+    expected = [[x[:, a:b, c:d].mean((1, 2)) for c, d in edges[1]] for a, b in edges[0]]
+    ours = jax.jit(partial(adaptive_average_pool, size=(7, 7)))(x)
+    np.testing.assert_allclose(ours, np.stack([np.stack(row, 1) for row in expected], 1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sides", "window", "stride", "counts"),
+    [
+        ((112, 56), 3, 2, (56, 28)),  # the poolings of GoogLeNet, as printed in its Table 1
+        ((28, 14), 3, 2, (14, 7)),
+        ((9, 7), 2, 2, (5, 4)),
+        ((9, 7), 3, 2, (4, 3)),
+        ((10, 8), 4, 3, (3, 3)),
+        ((2, 1), 3, 2, (1, 1)),
+    ],
+)
+def test_the_last_windows_of_a_pooling_may_reach_beyond_the_image(sides, window, stride, counts):
+    """PyTorch's ``ceil_mode``: such a window is as large as its part of the image."""
+    x = normal(1, *sides, 3)
+    shape, strides = (window, window), (stride, stride)
+
+    @jax.jit
+    def derived(x):
+        pool = partial(max_pool, window_shape=shape, strides=strides, padding="CEIL")
+        value, pullback = jax.vjp(pool, x)
+        return value, *pullback(jnp.ones_like(value))
+
+    value, slope = map(np.asarray, derived(x))
+    parts = [
+        [
+            x[:, i * stride :, j * stride :][:, :window, :window].max((1, 2))
+            for j in range(counts[1])
+        ]
+        for i in range(counts[0])
+    ]
+    assert value.shape[1:3] == counts
+    np.testing.assert_array_equal(value, np.stack([np.stack(row, 1) for row in parts], 1))
+    assert slope.sum() == value.size  # no window's gradient is lost in what was added
+    margins = ceil_margins(sides, shape, strides)
+    covered = [(n - 1) * stride + window for n in counts]
+    assert [side + after for side, (_, after) in zip(sides, margins, strict=True)] == [
+        max(pair) for pair in zip(sides, covered, strict=True)
+    ]
+
+
+# Squeeze and excitation.
+
+
+@pytest.mark.parametrize(
+    ("activation", "gate"), [(nn.relu, nn.sigmoid), (nn.silu, nn.hard_sigmoid)]
+)
+def test_squeeze_excite_gates_channels_as_numpy_does(x, randomise, activation, gate):
+    model = SqueezeExcite(4, activation=activation, gate=gate)
+    variables = randomise(model, x)
+    reduce, expand = (variables["params"][name] for name in ("reduce", "expand"))
+    y = x.mean((1, 2)) @ reduce["kernel"][0, 0] + reduce["bias"]
+    y = np.maximum(y, 0) if activation is nn.relu else y / (1 + np.exp(-y))
+    y = y @ expand["kernel"][0, 0] + expand["bias"]
+    gates = 1 / (1 + np.exp(-y)) if gate is nn.sigmoid else np.clip(y / 6 + 0.5, 0, 1)
+    expected = x * gates[:, None, None]
+    found = jax.jit(model.apply)(variables, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    half = jax.eval_shape(SqueezeExcite(4, dtype=jnp.bfloat16).apply, variables, jnp.bfloat16(x))
+    assert half.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("channels", [64, 256])
+def test_squeeze_excite_has_two_layers_with_biases(channels):
+    images = jax.ShapeDtypeStruct((1, 7, 7, channels), jnp.float32)
+    shapes = jax.eval_shape(SqueezeExcite(channels // 16).init, jax.random.key(0), images)
+    total = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert total == 2 * channels**2 // 16 + channels + channels // 16
+
+
+def test_squeeze_excite_begins_at_half_where_its_second_layer_is_zero(x, randomise):
+    model = SqueezeExcite(2)
+    params = randomise(model, x)["params"]
+    zero = params | {"expand": jax.tree.map(np.zeros_like, params["expand"])}
+    np.testing.assert_array_equal(jax.jit(model.apply)({"params": zero}, x), x / 2)
+
+
+class Pooled(nn.Module):
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return pooled_logits(x, 3, jnp.float32, dropout=self.dropout, train=train)
+
+
+def test_dropout_is_between_pooling_and_head_in_training_only(x, randomise):
+    model = Pooled(0.5)
+    variables = randomise(model, x)
+    head = variables["params"]["head"]
+    assert variables["params"].keys() == {"head"}
+    both = jax.jit(
+        lambda v, x, key: (
+            model.apply(v, x),
+            model.apply(v, x, train=True, rngs={"dropout": key}),
+        )
+    )
+    evaluated, trained = both(variables, x, jax.random.key(2))
+    means = x.mean((1, 2))
+    np.testing.assert_allclose(evaluated, means @ head["kernel"] + head["bias"], atol=1e-5)
+    # What reaches the head is 0 or twice the mean: one of 2⁶ choices for each image.
+    choices = np.array(list(np.ndindex(*(2,) * 6))) * 2
+    for logits, mean in zip(np.asarray(trained), means, strict=True):
+        errors = np.abs((choices * mean) @ head["kernel"] + head["bias"] - logits).max(1)
+        assert errors.min() < 1e-4
+    assert not np.allclose(evaluated, trained)

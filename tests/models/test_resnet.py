@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.signal import correlate
 
 from opsin.models.classification import resnet
 from opsin.models.classification.resnet import (
@@ -17,7 +16,9 @@ from opsin.models.classification.resnet import (
 )
 from opsin.models.layers import Conv, batch_norm, group_norm
 from opsin.ops.mapped import REPLICAS
+from opsin.train.paths import flatten
 from tests.drawn import normal
+from tests.models import plain
 
 
 def abstract_params(model, size):
@@ -62,6 +63,10 @@ def test_cifar_parameter_counts(depth, total):
     [
         (resnet.ResNet20(shortcut="projection"), 272_474),
         (resnet.ResNet18Cifar(), 11_173_962),
+        (resnet.SEResNet18(), 11_778_592),
+        (resnet.SEResNet50(), 28_088_024),
+        (resnet.SEResNet18Cifar(), 11_263_042),
+        pytest.param(resnet.SEResNet101(), 49_326_872, marks=pytest.mark.proofs),
         pytest.param(resnet.ResNet50Cifar(), 23_520_842, marks=pytest.mark.proofs),
     ],
 )
@@ -168,12 +173,6 @@ def block(kind, **fields):
     return kind(**({"channels": 4, "stride": 1} | layers | fields))
 
 
-def conv_numpy(x, kernel, stride, padding):
-    x = np.pad(x, ((padding, padding), (padding, padding), (0, 0)))
-    maps = [correlate(x, kernel[..., o], "valid")[..., 0] for o in range(kernel.shape[-1])]
-    return np.stack(maps, -1)[::stride, ::stride]
-
-
 @pytest.mark.parametrize(
     ("kind", "paddings", "strides"),
     [(BasicBlock, (1, 1), (2, 1)), (BottleneckBlock, (0, 1, 0), (1, 2, 1))],
@@ -185,9 +184,8 @@ def test_strided_projection_block_equals_numpy(kind, paddings, strides, randomis
     params, statistics = variables["params"], variables["batch_stats"]
 
     def layer(y, conv, norm, stride, padding):
-        y = conv_numpy(y, params[conv]["kernel"], stride, padding)
-        y = (y - statistics[norm]["mean"]) / np.sqrt(statistics[norm]["var"] + 1e-5)
-        return y * params[norm]["scale"] + params[norm]["bias"]
+        y = plain.conv(y, params[conv], stride, padding)
+        return plain.batch_norm(y, params[norm], statistics[norm])
 
     y = x[0]
     for index, (padding, stride) in enumerate(zip(paddings, strides, strict=True), start=1):
@@ -214,6 +212,35 @@ def test_zero_block_is_the_identity_and_its_plain_twin_is_zero(kind, key):
     assert sums == [1, 0]
 
 
+def test_squeeze_and_excitation_gates_the_branch_before_the_addition(randomise):
+    x = normal(1, 8, 8, 3)
+    images = {"width": 4, "stage_sizes": (1,), "stem": "cifar", "shortcut": "projection"}
+    plain_one = ResNet18(**images).without_head()
+    model = ResNet18(**images, se_reduction=2).without_head()
+    variables = randomise(model, x)
+    block = variables["params"]["stage1_block1"]
+    assert {path: leaf.shape for path, leaf in flatten(block["se"]).items()} == {
+        "reduce/kernel": (1, 1, 4, 2),
+        "reduce/bias": (2,),
+        "expand/kernel": (1, 1, 2, 4),
+        "expand/bias": (4,),
+    }
+    # Gates of sigmoid(-log 3) = 1/4 are a last norm of a quarter.
+    quarter = {
+        "reduce": block["se"]["reduce"],
+        "expand": {"kernel": np.zeros((1, 1, 2, 4)), "bias": np.full(4, -np.log(3))},
+    }
+    norm = {name: leaf / 4 for name, leaf in block["norm2"].items()}
+    without = {name: part for name, part in block.items() if name != "se"}
+
+    def with_block(block):
+        return variables | {"params": variables["params"] | {"stage1_block1": block}}
+
+    found = jax.jit(model.apply)(with_block(block | {"se": quarter}), x)
+    expected = jax.jit(plain_one.apply)(with_block(without | {"norm2": norm}), x)
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
+
+
 def test_option_a_takes_every_second_pixel_and_adds_zero_channels(key):
     x = np.abs(normal(2, 5, 6, 3))
     model = block(BasicBlock, stride=2, shortcut="identity-pad", zero_init_last_norm=True)
@@ -228,14 +255,11 @@ def test_imagenet_stem_equals_numpy(randomise):
     stem = ResNetBackbone(stage_sizes=(0,), block=BasicBlock, width=2)
     variables = randomise(stem, x)
     features = jax.jit(stem.apply)(variables, x)
-    y = conv_numpy(x[0], variables["params"]["stem_conv"]["kernel"], 2, 3)
-    statistics, norm = variables["batch_stats"]["stem_norm"], variables["params"]["stem_norm"]
-    y = (y - statistics["mean"]) / np.sqrt(statistics["var"] + 1e-5)
-    y = y * norm["scale"] + norm["bias"]
-    y = np.maximum(y, 0)
+    y = plain.conv(x[0], variables["params"]["stem_conv"], 2, 3)
+    params, statistics = (variables[kind]["stem_norm"] for kind in ("params", "batch_stats"))
+    y = np.maximum(plain.batch_norm(y, params, statistics), 0)
     y = np.pad(y, ((1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
-    windows = np.lib.stride_tricks.sliding_window_view(y, (3, 3), axis=(0, 1))[::2, ::2]
-    np.testing.assert_allclose(features[4][0], windows.max((-2, -1)), atol=1e-5)
+    np.testing.assert_allclose(features[4][0], plain.pool(y, 3, 2), atol=1e-5)
 
 
 # One small network, compiled once for each mode.

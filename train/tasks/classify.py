@@ -18,6 +18,7 @@ from opsin.metrics import classification
 from opsin.metrics.state import Mean, Metric
 from opsin.pictures.kinds import Confusion, Curve, Labels, Preview
 from opsin.ranges import CountOrZero, NonNegative
+from opsin.train.tasks.auxiliary import initial_variables, training_logits, with_auxiliary
 from opsin.train.tasks.checks import check_outputs, require_entry
 from opsin.train.tasks.task import Aux, Batch, Look, Task
 
@@ -30,6 +31,7 @@ class Classify(Task):
         model: ``model(images, train=…) -> logits [batch, classes]``.
         loss_function: ``(logits, labels) -> [batch]``; labels are integers, or soft after mixup.
         l2: weight of ½‖kernels‖² in the loss (decay by the optimiser is the usual way).
+        auxiliary_weight: of the losses of auxiliary heads, which the model may have in training.
         more_metrics: what else is evaluated: functions ``(logits, labels, valid) -> state``, such
             as ``metrics.classification.ranking`` for AUROC and average precision.
         groups: ``(name, classes)`` pairs; ``accuracy_<name>`` is that over the images of these
@@ -39,6 +41,7 @@ class Classify(Task):
     model: nn.Module
     loss_function: Callable[[Array, Array], Float[Array, " batch"]] = cross_entropy_loss
     l2: NonNegative = 0.0
+    auxiliary_weight: NonNegative = 0.3
     more_metrics: tuple[Callable[[Array, Array, Array], Metric], ...] = field(
         default=(), metadata={"identity": False, "counts_with": "loop.keep_best"}
     )
@@ -60,7 +63,7 @@ class Classify(Task):
             SettingError: if the data have no labels.
         """
         require_entry(batch, "label", 'such as "digits" or "folder:PATH"')
-        return self.model.init(key, batch["image"], train=False)
+        return initial_variables(self.model, key, batch["image"])
 
     def loss(
         self,
@@ -70,14 +73,8 @@ class Classify(Task):
         key: Key[Array, ""],
         step: Int[Array, ""] | int,
     ) -> tuple[Float[Array, ""], Aux]:
-        """Mean loss over the batch, plus the L2 term if there is one."""
-        logits, mutable = self.model.apply(
-            {"params": params, **mutable},
-            batch["image"],
-            train=True,
-            rngs={"dropout": key},
-            mutable=list(mutable),
-        )
+        """Mean loss over the batch, plus those of auxiliary heads and the L2 term, if any."""
+        logits, heads, mutable = training_logits(self.model, params, mutable, batch["image"], key)
         labels = batch["label"]
         unreduced = self.loss_function(logits, labels)
         if unreduced.shape != labels.shape[:1]:
@@ -85,8 +82,10 @@ class Classify(Task):
                 f"task.loss_function gives {list(unreduced.shape)} for {len(labels)} images: it "
                 "gives one loss an image, without their mean"
             )
-        total = jnp.mean(unreduced)
+        losses = (jnp.mean(self.loss_function(head, labels)) for head in heads)
+        total, terms = with_auxiliary(jnp.mean(unreduced), losses, self.auxiliary_weight)
         metrics: dict[str, Metric] = {"accuracy": classification.accuracy(logits, labels)}
+        metrics |= {name: Mean.from_values(term[None]) for name, term in terms.items()}
         if self.l2:
             penalty = l2_loss(params)
             metrics["data_loss"] = Mean.from_values(unreduced)

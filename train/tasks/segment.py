@@ -23,11 +23,9 @@ from opsin.metrics.state import Mean, Metric
 from opsin.pictures.kinds import Confusion, Curve, MaskPreview, Masks
 from opsin.ranges import CountOrZero, NonNegative
 from opsin.train.settings import SettingError
+from opsin.train.tasks.auxiliary import initial_variables, training_logits, with_auxiliary
 from opsin.train.tasks.checks import check_outputs, require_entry
 from opsin.train.tasks.task import Aux, Batch, Look, Task
-
-AUXILIARY = "auxiliary"
-"""The collection that a model sows the logits of an auxiliary head into, in training."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Segment(Task):
             that of class 1 against class 0, for losses that take it (``check`` tries).
         loss_function: ``(logits, labels, where=…)`` gives ``[batch, height, width]``, averaged over
             the pixels that count, or ``[batch]``, averaged over the images with any.
-        auxiliary_weight: of the loss of an auxiliary head, if the model has one and switches it on.
+        auxiliary_weight: of the losses of auxiliary heads, which the model may have in training.
         margin: pixels that the model loses at each side, where its convolutions are not padded.
         mirror: pixels of mirrored border that each image gets first: the overlap-tile strategy of
             Ronneberger et al., 2015, arXiv:1505.04597, Fig. 2. What is lost beyond them is lost to
@@ -98,8 +96,7 @@ class Segment(Task):
             SettingError: if the data have no masks.
         """
         require_entry(batch, "mask", 'such as "shapes", "masks:PATH" or "tfds:camvid"')
-        variables = self.model.init(key, self._framed(batch["image"]), train=False)
-        return {name: value for name, value in variables.items() if name != AUXILIARY}
+        return initial_variables(self.model, key, self._framed(batch["image"]))
 
     def loss(
         self,
@@ -109,31 +106,22 @@ class Segment(Task):
         key: Key[Array, ""],
         step: Int[Array, ""] | int,
     ) -> tuple[Float[Array, ""], Aux]:
-        """The mean over what counts, plus that of an auxiliary head; ``weight`` multiplies pixels.
+        """The mean over what counts, plus that of auxiliary heads; ``weight`` multiplies pixels.
 
         Raises:
             ValueError: the batch has pixel weights, and the loss is not one of pixels.
         """
-        logits, updated = self.model.apply(
-            {"params": params, **mutable},
-            self._framed(batch["image"]),
-            train=True,
-            rngs={"dropout": key},
-            mutable=[*mutable, AUXILIARY],
-        )
+        images = self._framed(batch["image"])
+        logits, heads, mutable = training_logits(self.model, params, mutable, images, key)
         labels, counted = self._labels(batch, logits)
-        total, weight = self._mean(logits, labels, counted, batch)
+        main, weight = self._mean(logits, labels, counted, batch)
+        losses = (self._mean(head, labels, counted, batch)[0] for head in heads)
+        total, terms = with_auxiliary(main, losses, self.auxiliary_weight)
         metrics: dict[str, Metric] = {"accuracy": accuracy(_of_classes(logits), labels, counted)}
-        updated = dict(updated)
-        heads = updated.pop(AUXILIARY, {}).get("logits", ())
-        if heads:
-            metrics["main_loss"] = _weighted(total, weight)
-        for head in heads:
-            auxiliary, _ = self._mean(head, labels, counted, batch)
-            metrics["auxiliary_loss"] = _weighted(auxiliary, weight)
-            total += self.auxiliary_weight * auxiliary
-        metrics["loss"] = _weighted(total, weight)
-        return total, Aux(updated, metrics, weight)
+        metrics |= {
+            name: _weighted(term, weight) for name, term in {**terms, "loss": total}.items()
+        }
+        return total, Aux(mutable, metrics, weight)
 
     def evaluate(
         self, params: PyTree, mutable: PyTree, batch: Batch, keys: Key[Array, " batch"]
