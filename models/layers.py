@@ -348,3 +348,25 @@ def shared_fields(module: nn.Module, part: type[nn.Module]) -> dict[str, Any]:
     """The fields that ``module`` and the class ``part`` share, to build a ``part`` with."""
     names = part.__dataclass_fields__.keys() & module.__dataclass_fields__.keys()
     return {name: getattr(module, name) for name in names - {"parent", "name"}}
+
+
+class StochasticDepth(nn.Module):
+    """A branch beside a shortcut, left out for some of the images (torchvision's mode "row").
+
+    Huang et al., 2016, arXiv:1603.09382, eq. 2: y = b x with b of 0 or 1, drawn for each row of the
+    batch. Divided by the chance that b is 1, as in dropout: evaluation has nothing to scale. Drawn
+    by the key "dropout".
+
+    Attributes:
+        rate: probability that the branch is left out, in training only.
+    """
+
+    rate: BelowOne = 0.0
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch *places"], *, train: bool = False
+    ) -> Float[Array, "batch *places"]:
+        """The branch, or zeros."""
+        places = tuple(range(1, x.ndim))
+        return nn.Dropout(self.rate, broadcast_dims=places, deterministic=not train)(x)
