@@ -1,4 +1,4 @@
-"""Names of ResNet's arrays; torchvision and timm agree."""
+"""Names of ResNet's arrays; torchvision and timm agree, and SE-ResNet's are timm's."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ def torchvision(model: ResNet) -> Rules:
 
 
 def timm(model: ResNet) -> Rules:
-    """Of ``resnet18`` to ``resnet152``; not of the ``d`` variants, which have another stem."""
-    return torchvision(model)
+    """Of ``resnet18`` to ``resnet152`` and ``seresnet50``; not of others, with another stem."""
+
+    def gate(found: re.Match[str]) -> str:
+        stage, number, what = found.groups()
+        layer = 1 + ("reduce", "expand").index(what)
+        return f"layer{stage}.{int(number) - 1}.se.fc{layer}"
+
+    return torchvision(model) | {r"backbone/stage(\d+)_block(\d+)/se/(reduce|expand)": gate}
 
 
 def backbone(ours: str, theirs: str) -> Rules:

@@ -221,7 +221,8 @@ class SqueezeExcite(nn.Module):
     ) -> Float[Array, "batch height width channels"]:
         """Each channel times its gate."""
         conv = partial(Conv, kernel_size=(1, 1), dtype=self.dtype, param_dtype=self.param_dtype)
-        y = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        y = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=wide)
         y = self.activation(conv(self.reduced, name="reduce")(y))
         return x * self.gate(conv(x.shape[-1], name="expand")(y))
 

@@ -22,7 +22,8 @@ opsin.benchmarks.convolutions`` measures it):
 - *taps*, for the gradient of a 3×3 kernel between fewer channels of a large image: one product, in
   which the image is shifted by the kernel's columns and the result by its rows.
 - *shifts*, where each channel has a kernel of its own: one loop that multiplies and adds shifted
-  images. Other groups become dense convolutions side by side, small ones several together.
+  images. Other groups become dense convolutions side by side, small ones several together. Both
+  are taken in double precision too, where the others are not.
 - XLA's convolution otherwise, laid out as it likes best, on operands that were written to memory
   first: of the kernel's gradient batch and channels are exchanged, of the image's with many
   channels the kernel is turned before. Without that barrier XLA fuses normalisation and activation

@@ -75,7 +75,8 @@ def native(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> 
 def fast_on_cpu(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:
     """The same contraction by the form that is fastest on a CPU."""
     operands = lax.optimization_barrier((first, second))
-    compute = form(wanted, geometry) if first.dtype == jnp.float32 else native
+    grouped = geometry.groups > 1 and first.dtype == jnp.float64
+    compute = form(wanted, geometry) if first.dtype == jnp.float32 or grouped else native
     return lax.optimization_barrier(compute(*operands, wanted=wanted, geometry=geometry))
 
 
@@ -162,7 +163,9 @@ def _turned_before(first: Array, second: Array, *, wanted: Part, geometry: Geome
 
 def _by_groups(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:
     """Dense convolutions of the groups, each by the form that is fastest for it."""
-    return by_groups(first, second, wanted=wanted, geometry=geometry, form=form)
+    single = first.dtype == jnp.float32
+    choose = form if single else lambda wanted, geometry: native
+    return by_groups(first, second, wanted=wanted, geometry=geometry, form=choose)
 
 
 def _winograd(first: Array, second: Array, *, wanted: Part, geometry: Geometry) -> Array:

@@ -9,7 +9,12 @@ from safetensors.numpy import save_file
 
 from opsin.interchange import files
 from opsin.interchange.conversion import rules_of, to_ours, to_theirs
+from opsin.models.classification.alexnet import AlexNetOneWeirdTrick
+from opsin.models.classification.convnext import ConvNeXt
+from opsin.models.classification.efficientnet import EfficientNet, EfficientNetLite0
+from opsin.models.classification.googlenet import GoogLeNetBatchNorm
 from opsin.models.classification.lenet import LeNet5
+from opsin.models.classification.mobilenet import MobileNetV2
 from opsin.models.classification.resnet import BottleneckBlock, ResNet, ResNet18
 from opsin.models.classification.vgg import VGG
 from opsin.models.classification.vit import ViT
@@ -20,10 +25,20 @@ from opsin.train.weights import WeightsError
 from tests import drawn
 
 SMALL = partial(ResNet, stage_sizes=(1, 2), block=BottleneckBlock, width=4)
-TINY_VIT = partial(ViT, depth=2, width=12, mlp_width=8, heads=3, patch=4)
+TINY_VIT = partial(ViT, depth=2, width=12, mlp_width=8, heads=3, patch=16)
 BACKBONE = SMALL().without_head()
+STAGES = ((1, 3, 1, 8, 1), (2, 3, 2, 8, 2))
+MODULE = (1, 1, 1, 1, 1, 1)
 MODELS = {
     "bottlenecks": SMALL(num_classes=3),
+    "alexnet": AlexNetOneWeirdTrick(num_classes=3, widths=(2,) * 5, hidden=3),
+    "googlenet": GoogLeNetBatchNorm(
+        num_classes=3, stem=(2, 2, 2), stages=((MODULE,),) * 3, auxiliary=("4a",)
+    ),
+    "mobilenet": MobileNetV2(num_classes=3, width=0.25, stages=STAGES),
+    "efficientnet": EfficientNet(num_classes=3, width=0.25, stages=STAGES),
+    "efficientnet without gates": EfficientNetLite0(num_classes=3, stages=STAGES),
+    "convnext": ConvNeXt((1, 1), width=4, num_classes=3),
     "vgg": VGG((1, 2), width=2, num_classes=3, hidden=5),
     "vgg with norms": VGG((1, 2), width=2, num_classes=3, hidden=5, norm=batch_norm),
     "vit": TINY_VIT(num_classes=3),
@@ -34,7 +49,7 @@ MODELS = {
     ),
     "fcn": FCN(num_classes=3, backbone=BACKBONE, auxiliary=True),
 }
-IMAGE = (16, 16, 3)
+IMAGE = (64, 64, 3)
 IMAGES = np.zeros((1, *IMAGE), np.float32)
 
 
@@ -120,7 +135,7 @@ def test_learned_positions_are_resized_to_other_images():
     rows, columns = np.mgrid[:4, :4].reshape(2, 16, 1)
     plane = 1 + rows * 0.5 + columns * np.arange(12) * 0.1
     arrays["pos_embed"] = np.concatenate([np.full((1, 12), 9.0), plane])[None].astype(np.float32)
-    converted = to_ours(arrays, TINY_VIT(), (32, 32, 3))
+    converted = to_ours(arrays, TINY_VIT(), (128, 128, 3))
     found = converted.variables["params"]["backbone"]["positions"]
     np.testing.assert_array_equal(found[0], 9.0)
     rows, columns = (np.mgrid[:8, :8] + 0.5) / 2 - 0.5
@@ -131,7 +146,7 @@ def test_learned_positions_are_resized_to_other_images():
     )
     arrays["pos_embed"] = np.zeros((1, 15, 12), np.float32)
     with pytest.raises(WeightsError, match="15 positions cannot be resized to 65: no squares"):
-        to_ours(arrays, TINY_VIT(), (32, 32, 3))
+        to_ours(arrays, TINY_VIT(), (128, 128, 3))
 
 
 def test_half_precision_is_read_as_it_is(tmp_path):

@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 
 from opsin.interchange.conversion import to_ours, to_theirs
-from opsin.models.classification import resnet, vgg, vit
-from opsin.models.segmentation import deeplab, fcn
+from opsin.models.classification.alexnet import AlexNetOneWeirdTrick
+from opsin.models.classification.convnext import ConvNeXtTiny
+from opsin.models.classification.efficientnet import EfficientNetB0, EfficientNetLite0
+from opsin.models.classification.googlenet import GoogLeNetBatchNorm
+from opsin.models.classification.mobilenet import MobileNetV2
+from opsin.models.classification.resnet import ResNet18, ResNet50, SEResNet50
+from opsin.models.classification.vgg import VGG11BatchNorm
+from opsin.models.classification.vit import ViT, ViTTi
+from opsin.models.segmentation.deeplab import DeepLabv3ResNet50
+from opsin.models.segmentation.fcn import FCNResNet50
 
 pytestmark = pytest.mark.proofs
 
@@ -50,40 +58,52 @@ def randomised(network):
     return network.eval()
 
 
+def vision(name, **options):
+    return lambda peers: getattr(peers["torchvision"].models, name)(**options)
+
+
+def timm(name, **options):
+    return lambda peers: peers["timm"].create_model(name, **options)
+
+
+def segmenting(name):
+    options = {"weights": None, "weights_backbone": None, "num_classes": 7, "aux_loss": True}
+    return lambda peers: getattr(peers["torchvision"].models.segmentation, name)(**options)
+
+
 TINY = {"image_size": 32, "patch_size": 16, "num_layers": 2, "num_heads": 3}
-SEGMENTERS = {"weights": None, "weights_backbone": None, "num_classes": 7, "aux_loss": True}
+TINY |= {"hidden_dim": 48, "mlp_dim": 64}
+AUXILIARY = {"aux_logits": True, "init_weights": False}
 CASES = {
-    "resnet18": (lambda p: p["torchvision"].models.resnet18(), resnet.ResNet18(), (65, 96)),
-    "resnet50": (lambda p: p["torchvision"].models.resnet50(), resnet.ResNet50(), (65, 96)),
-    "timm resnet50": (lambda p: p["timm"].create_model("resnet50"), resnet.ResNet50(), (64, 64)),
-    "vgg11": (lambda p: p["torchvision"].models.vgg11(), vgg.VGG11(), (64, 64)),
-    "vgg11_bn": (lambda p: p["torchvision"].models.vgg11_bn(), vgg.VGG11BatchNorm(), (64, 64)),
-    "vit": (
-        lambda p: p["torchvision"].models.VisionTransformer(**TINY, hidden_dim=48, mlp_dim=64),
-        vit.ViT(depth=2, width=48, mlp_width=64, heads=3),
-        (32, 32),
-    ),
+    "alexnet": (vision("alexnet"), AlexNetOneWeirdTrick(), 64),
+    "vgg11_bn": (vision("vgg11_bn"), VGG11BatchNorm(), 32),
+    "googlenet": (vision("googlenet", **AUXILIARY), GoogLeNetBatchNorm(), 65),
+    "resnet18": (vision("resnet18"), ResNet18(), 65),
+    "resnet50": (vision("resnet50"), ResNet50(), 65),
+    "timm resnet50": (timm("resnet50"), ResNet50(), 64),
+    "timm seresnet50": (timm("seresnet50"), SEResNet50(), 64),
+    "mobilenet_v2": (vision("mobilenet_v2"), MobileNetV2(), 65),
+    "timm mobilenetv2": (timm("mobilenetv2_100"), MobileNetV2(), 64),
+    "efficientnet_b0": (vision("efficientnet_b0"), EfficientNetB0(), 65),
+    "timm efficientnet_b0": (timm("efficientnet_b0"), EfficientNetB0(), 64),
+    "timm lite0": (timm("tf_efficientnet_lite0"), EfficientNetLite0(), 65),
+    "convnext_tiny": (vision("convnext_tiny"), ConvNeXtTiny(), 65),
+    "timm convnext": (timm("convnext_tiny"), ConvNeXtTiny(), 64),
+    "vit": (vision("VisionTransformer", **TINY), ViT(2, 48, 64, 3), 32),
     "timm deit": (
-        lambda p: p["timm"].create_model("deit_tiny_patch16_224", img_size=32, depth=2),
-        vit.ViTTi(depth=2, scan=False),
-        (32, 32),
+        timm("deit_tiny_patch16_224", img_size=32, depth=2),
+        ViTTi(depth=2, scan=False),
+        32,
     ),
-    "deeplabv3": (
-        lambda p: p["torchvision"].models.segmentation.deeplabv3_resnet50(**SEGMENTERS),
-        deeplab.DeepLabv3ResNet50(num_classes=7),
-        (65, 65),
-    ),
-    "fcn": (
-        lambda p: p["torchvision"].models.segmentation.fcn_resnet50(**SEGMENTERS),
-        fcn.FCNResNet50(num_classes=7),
-        (65, 65),
-    ),
+    "deeplabv3": (segmenting("deeplabv3_resnet50"), DeepLabv3ResNet50(num_classes=7), 33),
+    "fcn": (segmenting("fcn_resnet50"), FCNResNet50(num_classes=7), 33),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_input_gradients_are_theirs(peers, case):
-    made, model, size = CASES[case]
+    made, model, side = CASES[case]
+    size = (side, side + 32) if model.__class__.__name__ != "ViT" else (side, side)
     with torch.no_grad():
         theirs = randomised(made(peers))
     arrays = {name: x.numpy() for name, x in theirs.state_dict().items()}
@@ -98,18 +118,24 @@ def test_logits_and_input_gradients_are_theirs(peers, case):
     last = (0, *range(2, logits.ndim), 1)
     expected = logits.detach().numpy().transpose(last)
 
+    wide = converted.model.clone(dtype=jnp.float64)
+    if hasattr(wide, "backbone"):
+        wide = wide.clone(backbone=wide.backbone.clone(dtype=jnp.float64))
+
+    def both(variables, images, directions):
+        narrow = converted.model.apply(variables, images.astype(jnp.float32))
+        double = jax.tree.map(lambda x: x.astype(jnp.float64), variables)
+        logits, pullback = jax.vjp(partial(wide.apply, double), images)
+        return narrow, logits, pullback(directions.astype(logits.dtype))[0]
+
     # In float64 no ReLU decides otherwise by rounding, as some in a deep network do.
     with jax.enable_x64(True):
-        wide = converted.model.clone(dtype=jnp.float64)
-        if hasattr(wide, "backbone"):
-            wide = wide.clone(backbone=wide.backbone.clone(dtype=jnp.float64))
-        apply = partial(wide.apply, converted.variables)
-        ours, pullback = jax.vjp(jax.jit(apply), images.astype(np.float64))
-        (gradient,) = pullback(jnp.asarray(directions.numpy().transpose(last), ours.dtype))
+        narrow, ours, gradient = jax.jit(both)(
+            converted.variables, images.astype(np.float64), directions.numpy().transpose(last)
+        )
+    assert_close(narrow, expected)
     assert_close(ours, expected)
     assert_close(gradient, seen.grad.numpy().transpose(0, 2, 3, 1))
-    narrow = jax.jit(converted.model.apply)(converted.variables, images)
-    assert_close(narrow, expected)
 
     back = to_theirs(converted.variables, converted.model, converted.dialect)
     assert back.keys() == {name for name in arrays if "num_batches_tracked" not in name}
@@ -126,7 +152,7 @@ def test_positions_are_resized_as_timm_resizes_them(peers):
     with torch.no_grad():
         theirs = randomised(peers["timm"].create_model("deit_tiny_patch16_224", depth=1))
     arrays = {name: x.numpy() for name, x in theirs.state_dict().items()}
-    converted = to_ours(arrays, vit.ViTTi(depth=1), (160, 160, 3))
+    converted = to_ours(arrays, ViTTi(depth=1), (160, 160, 3))
     expected = layers.resample_abs_pos_embed(theirs.pos_embed, [10, 10], num_prefix_tokens=1)
     found = converted.variables["params"]["backbone"]["positions"]
     np.testing.assert_allclose(found, expected.detach().numpy()[0], rtol=0, atol=1e-6)
