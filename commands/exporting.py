@@ -52,4 +52,5 @@ def export(run: Path, path: Path, *, names: str | None = None, allow: Sequence[s
         if not isinstance(model, nn.Module):
             raise RunError(f"{run} is not of one network that others know: leave --names out")
         variables = conversion.to_theirs(jax.device_get(variables), model, names)
+        return save_weights(path, variables, described, header="opsin")
     return save_weights(path, variables, described)

@@ -10,9 +10,6 @@ from tyro.conf import arg
 from opsin.commands.groups import Runtime
 from opsin.commands.values import Count, NewFile, Numbers, one_of
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 def import_weights(
     file: Annotated[Path, arg(metavar="FILE")],
@@ -21,8 +18,8 @@ def import_weights(
     *,
     model: Annotated[str, arg(metavar="MODEL")],
     size: Count[int] = 224,
-    mean: Numbers = IMAGENET_MEAN,
-    std: Numbers = IMAGENET_STD,
+    mean: Numbers[tuple[float, ...] | None] = None,
+    std: Numbers[tuple[float, ...] | None] = None,
     resize: Count[int | None] = None,
     interpolation: Annotated[str, one_of("bilinear", "bicubic")] = "bilinear",
     licence: Annotated[str, arg(metavar="TEXT")] = "not given",
@@ -37,7 +34,7 @@ def import_weights(
         output: such as resnet50.safetensors
         model: its name here, as in opsin list --models
         size: of the images that it sees
-        mean: of each channel, by which images were scaled in its training; default: ImageNet's
+        mean: of each channel, by which images were scaled; default: as of the published weights
         std: likewise
         resize: to how many pixels the shorter side is brought before the crop, for the record
         interpolation: in that, for the record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,15 +24,15 @@ class Seen:
 
     Attributes:
         size: of their sides.
-        mean: by which they were scaled, of each channel.
+        mean: by which they were scaled, of each channel; None is that of the published weights.
         std: likewise.
         resize: to what the shorter side was brought before the crop; None if that is not known.
         interpolation: in that.
     """
 
     size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
     resize: int | None
     interpolation: str
 
@@ -54,12 +55,13 @@ def import_file(file: Path, output: Path, typed: str, seen: Seen, licence: str) 
     check_new([output], "give another name")
     model = _made(typed)
     arrays, digest = files.read(file)
-    image = (seen.size, seen.size, len(seen.mean))
+    mean, std = _scale(model, seen)
+    image = (seen.size, seen.size, len(mean))
     converted = conversion.to_ours(arrays, model, image)
     classes = getattr(converted.model, "num_classes", None)
     described = {
         "network": typed.rpartition(":")[2],
-        **asdict(Preprocessing(seen.mean, seen.std, image)),
+        **asdict(Preprocessing(mean, std, image)),
         "resize": seen.resize,
         "interpolation": seen.interpolation,
         "classes": classes,
@@ -72,7 +74,19 @@ def import_file(file: Path, output: Path, typed: str, seen: Seen, licence: str) 
         f"{len(arrays)} arrays by {converted.dialect}'s names: {count:,} parameters, {classes} "
         f"classes; {len(converted.unused)} say nothing here (num_batches_tracked)"
     )
+    yield f"of images with mean {mean} and std {std}; --mean and --std, if it saw others"
     yield f"sha256 {ours}"
+
+
+def _scale(model: nn.Module, seen: Seen) -> conversion.Scale:
+    conversion.rules_of(model)
+    known = conversion.scale_of(model)
+    mean, std = seen.mean or known[0], seen.std or known[1]
+    if len(mean) != len(std):
+        raise ConfigError(f"--mean has {len(mean)} numbers and --std {len(std)}: one a channel")
+    if not all(math.isfinite(x) for x in (*mean, *std)) or min(std) <= 0:
+        raise ConfigError(f"--mean and --std are finite, --std above 0; got {mean} and {std}")
+    return mean, std
 
 
 def _made(typed: str) -> nn.Module:

@@ -202,7 +202,7 @@ Address = Annotated[Value, _typed(_address, "HOST:PORT")]
 Window = Annotated[Value, _typed(_window, "A:B")]
 """Of steps, both included."""
 Axes = Annotated[Value, _typed(_axes, "AXIS=N,…")]
-Numbers = Annotated[tuple[float, ...], _typed(_numbers, "X,…")]
+Numbers = Annotated[Value, _typed(_numbers, "X,…")]
 """One a channel."""
 Folder = Annotated[Value, _typed(_folder, "FOLDER")]
 """One to write into, which need not be there. A wrong one is answered before any work is done."""

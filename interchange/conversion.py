@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -19,6 +20,9 @@ from opsin.interchange.layouts import Place, Rules, place
 from opsin.train.paths import flatten, unflatten
 from opsin.train.weights import WeightsError
 
+Scale = tuple[tuple[float, ...], tuple[float, ...]]
+IMAGENET: Scale = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and std of the channels, by which most published networks scale their images."""
 DIALECTS = ("torchvision", "timm")
 """Libraries by whose names files may go: functions of the files in this room."""
 COLLECTIONS = ("params", "batch_stats")
@@ -85,17 +89,22 @@ def to_theirs(
         known = " and ".join(tables)
         raise WeightsError(f"names of {type(model).__name__} are known of {known} alone")
     parts: defaultdict[str, dict[int, np.ndarray]] = defaultdict(dict)
-    leaves = flatten({name: variables[name] for name in COLLECTIONS if name in variables})
+    if more := sorted(variables.keys() - set(COLLECTIONS)):
+        raise WeightsError(f"{dialect} has no name for the variables {more} of the model")
+    leaves = flatten(dict(variables))
     for path, leaf in leaves.items():
         where = place(path, leaf.shape, tables[dialect])
         if where is None:
             raise WeightsError(f"{dialect} has no name for {path} of {type(model).__name__}")
         for name, array in zip(where.names, where.to_theirs(np.asarray(leaf)), strict=True):
             parts[name][where.key.part[0]] = array
-    return {
+    arrays = {
         name: np.ascontiguousarray(np.concatenate([found[i] for i in sorted(found)]))
         for name, found in parts.items()
     }
+    counted = [name for name in arrays if name.endswith(".running_var")]
+    counters = [name.replace("running_var", "num_batches_tracked") for name in counted]
+    return arrays | {name: np.array(0) for name in counters}
 
 
 def rules_of(model: nn.Module) -> dict[str, Rules]:
@@ -106,15 +115,33 @@ def rules_of(model: nn.Module) -> dict[str, Rules]:
     Raises:
         WeightsError: there is none.
     """
-    module = type(model).__module__
-    name = f"{__package__}.{module.rpartition('.')[2]}"
+    module, name = type(model).__module__, _file_of(model)
+    unknown = (
+        f"how other libraries call the arrays of {type(model).__name__} is not known: "
+        "interchange/ has a file for each model of which it is"
+    )
     if not module.startswith("opsin.models.") or find_spec(name) is None:
-        raise WeightsError(
-            f"how other libraries call the arrays of {type(model).__name__} is not known: "
-            "interchange/ has a file for each model of which it is"
-        )
-    tables = importlib.import_module(name)
-    return {name: getattr(tables, name)(model) for name in DIALECTS if hasattr(tables, name)}
+        raise WeightsError(unknown)
+    tables = [getattr(importlib.import_module(name), dialect, None) for dialect in DIALECTS]
+    made = type(model).__name__
+    known = {
+        dialect: table(model)
+        for dialect, table in zip(DIALECTS, tables, strict=True)
+        if table is not None and inspect.signature(table).parameters["model"].annotation == made
+    }
+    if not known:
+        raise WeightsError(unknown)
+    return known
+
+
+def scale_of(model: nn.Module) -> Scale:
+    """Mean and std of the published weights of an architecture: ImageNet's if its file has none."""
+    tables = importlib.import_module(_file_of(model))
+    return tables.scale(model) if hasattr(tables, "scale") else IMAGENET
+
+
+def _file_of(model: nn.Module) -> str:
+    return f"{__package__}.{type(model).__module__.rpartition('.')[2]}"
 
 
 @dataclass(frozen=True)
@@ -155,7 +182,11 @@ def _fitted(
 
 def _shapes(model: nn.Module, image: tuple[int, int, int]) -> dict[str, jax.ShapeDtypeStruct]:
     images = jax.ShapeDtypeStruct((1, *image), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    try:
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    except ValueError as error:
+        told = str(error).partition("\n")[0]
+        raise WeightsError(f"images of {list(image)} do not fit the model: {told}") from error
     return flatten({name: variables[name] for name in COLLECTIONS if name in variables})
 
 
@@ -181,7 +212,10 @@ def _told(attempt: _Attempt, what: str) -> str:
 
 
 def _array(arrays: Mapping[str, np.ndarray], path: str, where: Place) -> np.ndarray:
-    found = [arrays[name].astype(np.float32) for name in where.names]
+    with np.errstate(over="ignore"):
+        found = [arrays[name].astype(np.float32) for name in where.names]
+    if not all(np.isfinite(x).all() for x in found):
+        raise WeightsError(f"{where.names[0]} holds numbers that are not finite in float32")
     try:
         return np.ascontiguousarray(where.to_ours(found))
     except ValueError as error:

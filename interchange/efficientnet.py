@@ -1,10 +1,11 @@
-"""Names of EfficientNet's arrays in torchvision, in timm and in efficientnet-pytorch."""
+"""Names of EfficientNet's arrays in torchvision and in timm."""
 
 from __future__ import annotations
 
 import re
 
 from opsin.interchange import inverted
+from opsin.interchange.conversion import IMAGENET
 from opsin.interchange.layouts import Rules
 from opsin.models.classification.efficientnet import EfficientNet
 
@@ -25,10 +26,18 @@ def torchvision(model: EfficientNet) -> Rules:
         front = f"features.{stage}.{int(block) - 1}.block.{place(int(stage), 'gate')}"
         return f"{front}.fc{layer}"
 
-    rules = inverted.torchvision(len(model.stages) + 1, inside)
+    rules = inverted.torchvision_rules(len(model.stages) + 1, inside)
     return rules | {inverted.BLOCK + "squeeze_excite/(reduce|expand)": gate}
 
 
 def timm(model: EfficientNet) -> Rules:
-    """Of ``efficientnet_b0`` and on, and ``tf_efficientnet_lite0`` to ``2``."""
-    return inverted.timm([expansion for expansion, *_ in model.stages])
+    """Of ``efficientnet_b0`` to ``b4``, and ``tf_efficientnet_lite0`` to ``2``.
+
+    Its ``tf_efficientnet_b0`` has the same names and another padding: another network.
+    """
+    return inverted.timm_rules([expansion for expansion, *_ in model.stages])
+
+
+def scale(model: EfficientNet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """ImageNet's, but for the published weights of Lite."""
+    return IMAGENET if model.squeeze else ((0.5,) * 3, (0.5,) * 3)

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -44,7 +43,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], str]:
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: _wide(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, TypeError) as error:
         raise WeightsError(
             f"{path} is damaged, or no safetensors file ({error}): fetch it again; a PyTorch file "
@@ -70,10 +69,8 @@ def _pickled(path: Path) -> dict[str, np.ndarray]:
     if not isinstance(held, Mapping):
         raise WeightsError(f"{path} holds no state_dict, which is a mapping from names to tensors")
     tensors = {str(name): x for name, x in held.items() if isinstance(x, torch.Tensor)}
-    return {name: x.float().numpy() for name, x in tensors.items()}
-
-
-def _wide(array: np.ndarray) -> np.ndarray:
-    """Half precision as float32, which holds each of its numbers."""
-    narrow = array.dtype in (np.float16, ml_dtypes.bfloat16)
-    return array.astype(np.float32) if narrow else array
+    try:
+        return {name: x.detach().float().numpy() for name, x in tensors.items()}
+    except (RuntimeError, TypeError) as error:  # sparse or quantised ones
+        why = str(error).partition("\n")[0]
+        raise WeightsError(f"{path} holds tensors that are no plain arrays: {why}") from error

@@ -9,10 +9,7 @@ from opsin.models.classification.googlenet import GoogLeNet
 
 
 def torchvision(model: GoogLeNet) -> Rules:
-    """Of ``googlenet``, whose layers are those of ``GoogLeNetBatchNorm``.
-
-    Its published weights were trained on images on another scale: mean and std 0.5.
-    """
+    """Of ``googlenet``, whose layers are those of ``GoogLeNetBatchNorm``."""
 
     def unit(found: re.Match[str]) -> str:
         module, branch, reduction, kind = found.groups()
@@ -33,6 +30,12 @@ def torchvision(model: GoogLeNet) -> Rules:
             f"{ours}/fc2": f"{theirs}.fc2",
         }
     return rules
+
+
+def scale(model: GoogLeNet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of the published weights, which torchvision brings ImageNet's scale to itself."""
+    del model
+    return (0.5,) * 3, (0.5,) * 3
 
 
 def _layer(kind: str) -> str:

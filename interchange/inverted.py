@@ -16,7 +16,7 @@ def before(blocks: Sequence[int], stage: int) -> int:
     return sum(blocks[: stage - 1])
 
 
-def timm(expansions: Sequence[int]) -> Rules:
+def timm_rules(expansions: Sequence[int]) -> Rules:
     """timm's names of MobileNetV2 and EfficientNet.
 
     Args:
@@ -49,7 +49,7 @@ def timm(expansions: Sequence[int]) -> Rules:
     }
 
 
-def torchvision(last: int, inside: Callable[..., str]) -> Rules:
+def torchvision_rules(last: int, inside: Callable[..., str]) -> Rules:
     """torchvision's names, but for those in a block.
 
     Args:

@@ -82,9 +82,11 @@ class Place:
         if self.key.adapted is not None:
             arrays = [self.key.adapted(x, self.shape) for x in arrays]
         index, count = self.key.part
-        if any(len(x) % count for x in arrays):
-            raise ValueError(f"{list(arrays[0].shape)} is not of {count} equal parts")
         shape = self.shape[1:] if self.stacked else self.shape
+        theirs = _to_theirs(np.empty(shape, np.bool_), self.key).shape
+        if wrong := [list(x.shape) for x in arrays if _part(x.shape, count) != theirs]:
+            fits = [theirs[0] * count, *theirs[1:]]
+            raise ValueError(f"it is {wrong[0]} there, and {fits} would fit")
         parts = [_to_ours(np.split(x, count)[index], shape) for x in arrays]
         return np.stack(parts) if self.stacked else parts[0]
 
@@ -117,9 +119,12 @@ def _look_up(path: str, rules: Rules) -> Key | None:
     return None
 
 
+def _part(shape: tuple[int, ...], count: int) -> tuple[float, ...]:
+    """The shape of one of the equal parts of the first axis."""
+    return (shape[0] / count, *shape[1:]) if shape else ()
+
+
 def _to_ours(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if array.size != math.prod(shape):
-        raise ValueError(f"{list(array.shape)} has not the numbers of {list(shape)}")
     if array.ndim == 2 and len(shape) == 4:
         height, width, channels, features = shape
         array = array.reshape(features, channels, height, width)
@@ -127,8 +132,6 @@ def _to_ours(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         array = array.transpose(2, 3, 1, 0)
     elif array.ndim == 2 and len(shape) > 1:
         array = array.T
-    if array.ndim == len(shape) and array.shape != shape:
-        raise ValueError(f"{list(array.shape)} is not {list(shape)}")
     return array.reshape(shape)
 
 

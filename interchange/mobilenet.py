@@ -19,9 +19,9 @@ def torchvision(model: MobileNetV2) -> Rules:
         place = f"{layer + norm}" if name == "project" else f"{layer}.{int(norm)}"
         return f"features.{inverted.before(blocks, stage) + block}.conv.{place}"
 
-    return inverted.torchvision(sum(blocks) + 1, inside)
+    return inverted.torchvision_rules(sum(blocks) + 1, inside)
 
 
 def timm(model: MobileNetV2) -> Rules:
     """Of ``mobilenetv2_100``."""
-    return inverted.timm([expansion for expansion, *_ in model.stages])
+    return inverted.timm_rules([expansion for expansion, *_ in model.stages])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -48,9 +49,11 @@ def covering(characters: set[str]) -> tuple[list[str], set[str]]:
     families: list[str] = []
     left = set(characters)
     for font in sorted(font_manager.fontManager.ttflist, key=_unlike_text):
+        has: set[str] = set()
         if not left or font.name.startswith(BOXES) or not Path(font.fname).exists():
             continue
-        has = {c for c in left if ord(c) in font_manager.get_font(font.fname).get_charmap()}
+        with suppress(OSError, RuntimeError):  # a font that cannot be read
+            has = {c for c in left if ord(c) in font_manager.get_font(font.fname).get_charmap()}
         if has:
             families.append(font.name)
             left -= has

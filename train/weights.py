@@ -37,13 +37,16 @@ class WeightsError(UserError):
     """Weights that cannot be written, read or used."""
 
 
-def save_weights(path: str | Path, variables: PyTree, described: Mapping[str, Any]) -> str:
+def save_weights(
+    path: str | Path, variables: PyTree, described: Mapping[str, Any], header: str = HEADER
+) -> str:
     """Writes variables, whole or not at all; the same ones always as the same bytes.
 
     Args:
         path: of the file; its directory is made.
         variables: ``{"params": …}``, with other collections if there are.
         described: what they are, for people and for ``read``: JSON.
+        header: where that stands; elsewhere ``read`` refuses the file, as that of others.
 
     Returns:
         The sha256 of the file, 64 hexadecimal digits.
@@ -53,7 +56,7 @@ def save_weights(path: str | Path, variables: PyTree, described: Mapping[str, An
     """
     path = Path(path)
     # In one entry: safetensors writes several in any order.
-    metadata = {HEADER: json.dumps(dict(described), sort_keys=True)}
+    metadata = {header: json.dumps(dict(described), sort_keys=True)}
     content = save(_arrays(variables), metadata=metadata)
     with writing(path, "give another place"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +244,7 @@ class Weights:
         )
 
     def _refuse_part(self, where: str, part: str, names: Iterable[str], option: str) -> None:
-        parts = ", ".join(sorted({name.split("/")[1] for name in names}))
+        parts = ", ".join(sorted({(name.split("/") * 2)[1] for name in names}))
         raise WeightsError(
             f"{self.path}: {where} has no part called {part!r}: set {option} to one of {parts}, "
             "or to a part of those"

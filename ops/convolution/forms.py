@@ -21,7 +21,7 @@ from opsin.ops.convolution.geometry import (
     padded,
     turned,
 )
-from opsin.ops.convolution.grouped import by_groups, depthwise
+from opsin.ops.convolution.grouped import by_groups, depthwise, unrolls
 from opsin.ops.convolution.winograd import saved, winograd
 
 # Measured on a Zen 5 (2 cores, float32). Winograd: between fewer channels the transforms of image
@@ -86,6 +86,8 @@ def form(wanted: Part, geometry: Geometry) -> Callable[..., Array]:
     batch, rows, columns, features = geometry.result
     empty = 0 in (*geometry.image, *geometry.kernel, *geometry.result)
     if empty:
+        return native
+    if geometry.groups > 1 and not unrolls(geometry):
         return native
     if geometry.groups > 1:
         return depthwise if geometry.kernel[2] == 1 else _by_groups

@@ -89,6 +89,7 @@ def over_blocks(
     *,
     least: float,
     fewest: int = 1,
+    unroll: int = 4,
 ) -> Array:
     """The sum of a kernel's gradients, of that ``shape``, over blocks of images of equal size.
 
@@ -101,6 +102,7 @@ def over_blocks(
         shape: of the gradient.
         least: how many blocks there should be.
         fewest: images of a block, which goes before ``least``.
+        unroll: how many blocks lie one after the other in the program.
     """
     batch = len(images)
     counts = [n for n in range(1, batch // fewest + 1) if batch % n == 0] or [1]
@@ -117,7 +119,7 @@ def over_blocks(
         return total + gradient(image, result), None
 
     total = varying_alike(jnp.zeros(shape, images.dtype), images, results)[0]
-    return lax.scan(add, total, jnp.arange(blocks), unroll=min(4, blocks))[0]
+    return lax.scan(add, total, jnp.arange(blocks), unroll=min(unroll, blocks))[0]
 
 
 def turned(kernel: Array) -> Array:

@@ -21,8 +21,11 @@ from opsin.ops.convolution.geometry import Geometry, Part, over_blocks, padded
 
 # Measured on an EPYC (2 cores, float32). The terms of a sum that one loop adds up: with fewer, sums
 # go through memory more often. Bytes of images, or of gradients, whose products are taken at once.
-TERMS = 16
+TERMS = 8
 BLOCK = 1_600_000
+# Programs grow with the taps of a channel's kernel, and with dense convolutions side by side.
+MOST_TAPS = 121
+MOST_BLOCKS = 64
 # Groups of fewer channels or features are taken together as one dense convolution of so many.
 DENSE = 32
 
@@ -133,9 +136,21 @@ def _kernel(image: Array, result: Array, geometry: Geometry) -> Array:
     size = max(image.size, result.size) * image.dtype.itemsize
     least = max(size / BLOCK, len(image) / TERMS)
     total = over_blocks(
-        gradient, image, result, (math.prod(geometry.kernel[:2]), features), least=least
+        gradient,
+        image,
+        result,
+        (math.prod(geometry.kernel[:2]), features),
+        least=least,
+        unroll=1,
     )
     return total.reshape(geometry.kernel)
+
+
+def unrolls(geometry: Geometry) -> bool:
+    """Whether a program of these forms is not too long."""
+    if geometry.kernel[2] == 1:
+        return math.prod(geometry.kernel[:2]) <= MOST_TAPS
+    return geometry.groups // together(geometry) <= MOST_BLOCKS
 
 
 def together(geometry: Geometry) -> int:
@@ -177,8 +192,8 @@ def by_groups(
     def spread(kernel: Array) -> Array:
         """[height, width, many · channels, many · features], with zeros off the diagonal."""
         kernel = kernel.reshape(height, width, 1, channels, many, features)
-        diagonal = jnp.eye(many, dtype=kernel.dtype)[:, None, :, None]
-        return (kernel * diagonal).reshape(part.kernel)
+        diagonal = jnp.eye(many, dtype=bool)[:, None, :, None]
+        return jnp.where(diagonal, kernel, 0).reshape(part.kernel)
 
     def gathered(kernel: Array) -> Array:
         kernel = kernel.reshape(height, width, many, channels, many, features)

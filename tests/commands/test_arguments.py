@@ -165,12 +165,12 @@ LISTED = dict.fromkeys((*KINDS, "runs"), False) | {"workdir": Path("runs")}
         (  # a directory may be called so
             "export a/run None --cache None",
             (Path("a/run"), Path("None")),
-            {"allow": (), "runtime": Runtime(cache=Path("None"))},
+            {"allow": (), "names": None, "runtime": Runtime(cache=Path("None"))},
         ),
         (
             "export a/run x.safetensors --allow my_module --allow ./f.py",
             (Path("a/run"), Path("x.safetensors")),
-            {"allow": ("my_module", "./f.py"), "runtime": HERE},
+            {"allow": ("my_module", "./f.py"), "names": None, "runtime": HERE},
         ),
     ],
 )  # fmt: skip

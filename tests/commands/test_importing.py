@@ -31,9 +31,10 @@ def test_a_file_of_torchvisions_names_becomes_one_of_ours(opsin, file, variables
     options = ["--model", NAME, "--size", "32", "--mean", "0.5,0.4,0.3", "--licence", "MIT"]
     done = opsin("import", str(file), "ours.safetensors", *options)
     assert done.code == 0, done.err
-    first, digest, path = done.out.splitlines()
+    first, scale, digest, path = done.out.splitlines()
+    assert scale.startswith("of images with mean (0.5, 0.4, 0.3) and std (0.229, 0.224, 0.225);")
     assert first == (
-        "97 arrays by torchvision's names: 269,332 parameters, 4 classes; 0 say nothing here "
+        "116 arrays by torchvision's names: 269,332 parameters, 4 classes; 19 say nothing here "
         "(num_batches_tracked)"
     )
     assert path == "ours.safetensors"
@@ -66,6 +67,12 @@ def test_a_file_of_torchvisions_names_becomes_one_of_ours(opsin, file, variables
         (["--model", "losses.classification:focal_loss"], "needs options"),
         (["--model", NAME, "--mean", "0.5;0.4"], "is not numbers"),
         (["--model", NAME, "--size", "0"], "--size"),
+        (["--model", NAME, "--std", "0.2,0.2"], "--mean has 3 numbers and --std 2"),
+        (["--model", NAME, "--std", "0.2,0,0.2"], "--std above 0"),
+        (["--model", NAME, "--mean", "0,0,1e999"], "are finite"),
+        (["--model", "models.classification.vit:ViTS", "--size", "225"], "do not fit the model"),
+        (["--model", "models.classification.resnet:ResNetBackbone"], "needs options"),
+        (["--model", "models.classification.googlenet:GoogLeNetBackbone"], "is not known"),
         ([], "--model"),
     ],
 )
@@ -91,7 +98,11 @@ def test_a_run_goes_out_by_names_that_torchvision_reads(opsin):
     done = opsin("export", run, "theirs.safetensors", "--names", "torchvision")
     assert done.code == 0, done.err
     ours, theirs = (load_file(f"{name}.safetensors") for name in ("ours", "theirs"))
-    assert len(ours) == len(theirs) == 17
+    assert len(ours) == 17
+    assert len(theirs) == 17 + 3  # counters of the norms' steps
+    done = opsin("run", "tiny", "weights.path=theirs.safetensors", "weights.part=backbone")
+    assert done.code == 2
+    assert "opsin import" in done.complaint()
     kernel = ours["params/backbone/stage1_block1/conv2/kernel"]
     np.testing.assert_array_equal(theirs["layer1.0.conv2.weight"], kernel.transpose(3, 2, 0, 1))
     done = opsin("export", run, "others.safetensors", "--names", "torch")
