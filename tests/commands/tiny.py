@@ -6,6 +6,7 @@ import flax.linen as nn
 
 from opsin.config.table import Arm
 from opsin.data.sources import synthetic
+from opsin.ranges import Count
 from opsin.train.experiment import Data, Experiment, Loop
 from opsin.train.methods import sgd
 from opsin.train.optim import Optimizer
@@ -18,7 +19,7 @@ SMOKE = {"loop.duration": "2 steps"}
 class Small(nn.Module):
     """Two layers, so that numbers can overflow."""
 
-    num_classes: int = 4
+    num_classes: Count = 4
 
     @nn.compact
     def __call__(self, x, *, train: bool = False):
