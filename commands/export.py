@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from opsin.commands.groups import DIALECTS, Runtime
+from opsin.commands.groups import Runtime
 from opsin.commands.values import Allow, NewFile, Run, one_of
+from opsin.interchange import DIALECTS
 
 
 def export(

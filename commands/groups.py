@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from opsin.train.experiment import Experiment
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-DIALECTS = ("torchvision", "timm")
 SAMPLERS = ("ancestral", "ddim", "dpm++2m", "heun", "langevin", "predictor-corrector")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from opsin.config.names import named
 from opsin.data.files import check_new
 from opsin.errors import ConfigError
 from opsin.interchange import conversion, files
+from opsin.interchange.scales import Scale
 from opsin.train.preprocessing import Preprocessing
 from opsin.train.weights import save_weights
 
@@ -37,7 +37,7 @@ class Seen:
     interpolation: str
 
 
-def import_file(file: Path, output: Path, typed: str, seen: Seen, licence: str) -> Iterator[str]:
+def import_file(file: Path, output: Path, typed: str, seen: Seen, licence: str) -> list[str]:
     """Writes the weights of a file by our names; says in lines what it did.
 
     Args:
@@ -70,16 +70,15 @@ def import_file(file: Path, output: Path, typed: str, seen: Seen, licence: str) 
     }
     ours = save_weights(output, converted.variables, described)
     count = sum(x.size for x in jax.tree.leaves(converted.variables["params"]))
-    yield (
+    return [
         f"{len(arrays)} arrays by {converted.dialect}'s names: {count:,} parameters, {classes} "
-        f"classes; {len(converted.unused)} say nothing here (num_batches_tracked)"
-    )
-    yield f"of images with mean {mean} and std {std}; --mean and --std, if it saw others"
-    yield f"sha256 {ours}"
+        f"classes; {len(converted.unused)} say nothing here (num_batches_tracked)",
+        f"of images with mean {mean} and std {std}; --mean and --std, if it saw others",
+        f"sha256 {ours}",
+    ]
 
 
-def _scale(model: nn.Module, seen: Seen) -> conversion.Scale:
-    conversion.rules_of(model)
+def _scale(model: nn.Module, seen: Seen) -> Scale:
     known = conversion.scale_of(model)
     mean, std = seen.mean or known[0], seen.std or known[1]
     if len(mean) != len(std):

@@ -54,8 +54,6 @@ def _main(arguments: Sequence[str] | None) -> None:
     began = time.monotonic() - (time.process_time() if arguments is None else 0.0)
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax and TFDS: we report their errors
-    # Of a font that is there in another weight.
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
     try:

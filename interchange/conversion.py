@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import flax.linen as nn
@@ -16,15 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from opsin.interchange import DIALECTS
 from opsin.interchange.layouts import Place, Rules, place
+from opsin.interchange.scales import IMAGENET, Scale
 from opsin.train.paths import flatten, unflatten
 from opsin.train.weights import WeightsError
 
-Scale = tuple[tuple[float, ...], tuple[float, ...]]
-IMAGENET: Scale = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and std of the channels, by which most published networks scale their images."""
-DIALECTS = ("torchvision", "timm")
-"""Libraries by whose names files may go: functions of the files in this room."""
 COLLECTIONS = ("params", "batch_stats")
 NEEDLESS = re.compile(r"(.*\.)?num_batches_tracked")
 """What a file may hold besides: PyTorch counts steps in its norms."""
@@ -62,7 +60,10 @@ def to_ours(
             missing, left over or of another shape.
     """
     tables = rules_of(model)
-    attempts = {name: _fitted(arrays, model, rules, image) for name, rules in tables.items()}
+    expected = _shapes(model, image)
+    attempts = {
+        name: _fitted(arrays, model, rules, image, expected) for name, rules in tables.items()
+    }
     dialect = min(attempts, key=lambda name: attempts[name].faults)
     attempt = attempts[dialect]
     if attempt.faults:
@@ -115,33 +116,41 @@ def rules_of(model: nn.Module) -> dict[str, Rules]:
     Raises:
         WeightsError: there is none.
     """
-    module, name = type(model).__module__, _file_of(model)
-    unknown = (
-        f"how other libraries call the arrays of {type(model).__name__} is not known: "
-        "interchange/ has a file for each model of which it is"
-    )
-    if not module.startswith("opsin.models.") or find_spec(name) is None:
-        raise WeightsError(unknown)
-    tables = [getattr(importlib.import_module(name), dialect, None) for dialect in DIALECTS]
-    made = type(model).__name__
+    file, made = _file_of(model), type(model).__name__
+    tables = {dialect: getattr(file, dialect, None) for dialect in DIALECTS}
     known = {
         dialect: table(model)
-        for dialect, table in zip(DIALECTS, tables, strict=True)
+        for dialect, table in tables.items()
         if table is not None and inspect.signature(table).parameters["model"].annotation == made
     }
     if not known:
-        raise WeightsError(unknown)
+        raise _unknown(model)
     return known
 
 
 def scale_of(model: nn.Module) -> Scale:
-    """Mean and std of the published weights of an architecture: ImageNet's if its file has none."""
-    tables = importlib.import_module(_file_of(model))
-    return tables.scale(model) if hasattr(tables, "scale") else IMAGENET
+    """Mean and std of the published weights of an architecture: ImageNet's if its file has none.
+
+    Raises:
+        WeightsError: there is no file for it.
+    """
+    file = _file_of(model)
+    return file.scale(model) if hasattr(file, "scale") else IMAGENET
 
 
-def _file_of(model: nn.Module) -> str:
-    return f"{__package__}.{type(model).__module__.rpartition('.')[2]}"
+def _file_of(model: nn.Module) -> ModuleType:
+    module = type(model).__module__
+    name = f"{__package__}.{module.rpartition('.')[2]}"
+    if not module.startswith("opsin.models.") or find_spec(name) is None:
+        raise _unknown(model)
+    return importlib.import_module(name)
+
+
+def _unknown(model: nn.Module) -> WeightsError:
+    return WeightsError(
+        f"how other libraries call the arrays of {type(model).__name__} is not known: "
+        "interchange/ has a file for each model of which it is"
+    )
 
 
 @dataclass(frozen=True)
@@ -164,10 +173,11 @@ def _fitted(
     model: nn.Module,
     rules: Rules,
     image: tuple[int, int, int],
+    expected: Mapping[str, jax.ShapeDtypeStruct],
 ) -> _Attempt:
-    expected = _shapes(model, image)
+    """How well a file goes by one library's names; ``expected`` are the model's arrays as it is."""
     classes = _classes(arrays, expected, rules)
-    if classes:
+    if classes and classes != getattr(model, "num_classes", None):
         model = model.clone(num_classes=classes)
         expected = _shapes(model, image)
     found = {path: place(path, leaf.shape, rules) for path, leaf in expected.items()}

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 
-from opsin.interchange.layouts import Key, Rules
+from opsin.interchange.layouts import BLOCK, Key, Rules
 from opsin.models.classification.convnext import ConvNeXt
-
-BLOCK = r"backbone/stage(\d+)_block(\d+)/"
 
 
 def torchvision(model: ConvNeXt) -> Rules:

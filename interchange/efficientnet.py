@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from opsin.interchange import inverted
-from opsin.interchange.conversion import IMAGENET
-from opsin.interchange.layouts import Rules
+from opsin.interchange.layouts import BLOCK, Rules
+from opsin.interchange.scales import HALF, IMAGENET, Scale
 from opsin.models.classification.efficientnet import EfficientNet
 
 
@@ -27,7 +27,7 @@ def torchvision(model: EfficientNet) -> Rules:
         return f"{front}.fc{layer}"
 
     rules = inverted.torchvision_rules(len(model.stages) + 1, inside)
-    return rules | {inverted.BLOCK + "squeeze_excite/(reduce|expand)": gate}
+    return rules | {BLOCK + "squeeze_excite/(reduce|expand)": gate}
 
 
 def timm(model: EfficientNet) -> Rules:
@@ -38,6 +38,6 @@ def timm(model: EfficientNet) -> Rules:
     return inverted.timm_rules([expansion for expansion, *_ in model.stages])
 
 
-def scale(model: EfficientNet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def scale(model: EfficientNet) -> Scale:
     """ImageNet's, but for the published weights of Lite."""
-    return IMAGENET if model.squeeze else ((0.5,) * 3, (0.5,) * 3)
+    return IMAGENET if model.squeeze else HALF

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from opsin.interchange.layouts import Key, Rules
+from opsin.interchange.scales import HALF, Scale
 from opsin.models.classification.googlenet import GoogLeNet
 
 
@@ -32,10 +33,10 @@ def torchvision(model: GoogLeNet) -> Rules:
     return rules
 
 
-def scale(model: GoogLeNet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def scale(model: GoogLeNet) -> Scale:
     """Of the published weights, which torchvision brings ImageNet's scale to itself."""
     del model
-    return (0.5,) * 3, (0.5,) * 3
+    return HALF
 
 
 def _layer(kind: str) -> str:

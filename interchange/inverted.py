@@ -5,15 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from opsin.interchange.layouts import Rules
+from opsin.interchange.layouts import BLOCK, Rules
 
-BLOCK = r"backbone/stage(\d+)_block(\d+)/"
 LAYER = r"(expand|depthwise|project)_(conv|norm)"
-
-
-def before(blocks: Sequence[int], stage: int) -> int:
-    """How many blocks come before a stage, which is counted from 1."""
-    return sum(blocks[: stage - 1])
 
 
 def timm_rules(expansions: Sequence[int]) -> Rules:

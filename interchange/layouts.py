@@ -25,6 +25,10 @@ LEAVES = {
 """Our names of arrays, and those of PyTorch's modules."""
 
 
+BLOCK = r"backbone/stage(\d+)_block(\d+)/"
+"""What the names of arrays in a block of a stage begin with here; both are counted from 1."""
+
+
 @dataclass(frozen=True)
 class Key:
     """How a module, or an array by itself, is called in a foreign file, and lies in it.

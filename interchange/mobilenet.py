@@ -17,7 +17,7 @@ def torchvision(model: MobileNetV2) -> Rules:
         norm = kind == "norm"
         # The last layer has no activation, and so no list of its own.
         place = f"{layer + norm}" if name == "project" else f"{layer}.{int(norm)}"
-        return f"features.{inverted.before(blocks, stage) + block}.conv.{place}"
+        return f"features.{sum(blocks[: stage - 1]) + block}.conv.{place}"
 
     return inverted.torchvision_rules(sum(blocks) + 1, inside)
 

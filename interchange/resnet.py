@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from opsin.interchange.layouts import Rules
+from opsin.interchange.layouts import BLOCK, Rules
 from opsin.models.classification.resnet import ResNet
 
 
@@ -22,7 +22,7 @@ def timm(model: ResNet) -> Rules:
         layer = 1 + ("reduce", "expand").index(what)
         return f"layer{stage}.{int(number) - 1}.se.fc{layer}"
 
-    return torchvision(model) | {r"backbone/stage(\d+)_block(\d+)/se/(reduce|expand)": gate}
+    return torchvision(model) | {BLOCK + "se/(reduce|expand)": gate}
 
 
 def backbone(ours: str, theirs: str) -> Rules:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -35,7 +36,8 @@ def print_png(figure: Figure, file: IO[bytes]) -> None:
         artist.setp(figure.findobj(Text), family=chosen)  # pyright: ignore[reportArgumentType]
         file.seek(0)
         file.truncate()
-        left = _printed(figure, file)
+        with _unasked_weights():
+            left = _printed(figure, file)
     if left:
         logging.getLogger(__name__).warning(
             "pictures show boxes for %s: no installed font has them; install one that has, such as "
@@ -65,6 +67,18 @@ def _unlike_text(font: font_manager.FontEntry) -> tuple[bool, int]:
     weight = font.weight
     known = font_manager.weight_dict[weight] if isinstance(weight, str) else weight
     return font.style != "normal", abs(known - 400)
+
+
+@contextmanager
+def _unasked_weights() -> Iterator[None]:
+    """Without Matplotlib's word on each text in a font that is not there in a regular weight."""
+    log = logging.getLogger("matplotlib.font_manager")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _printed(figure: Figure, file: IO[bytes]) -> set[str]:

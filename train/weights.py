@@ -244,7 +244,9 @@ class Weights:
         )
 
     def _refuse_part(self, where: str, part: str, names: Iterable[str], option: str) -> None:
-        parts = ", ".join(sorted({(name.split("/") * 2)[1] for name in names}))
+        parts = ", ".join(
+            sorted({name.partition("/")[2].partition("/")[0] or name for name in names})
+        )
         raise WeightsError(
             f"{self.path}: {where} has no part called {part!r}: set {option} to one of {parts}, "
             "or to a part of those"

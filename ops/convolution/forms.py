@@ -85,9 +85,7 @@ def form(wanted: Part, geometry: Geometry) -> Callable[..., Array]:
     _, height, _, channels = geometry.image
     batch, rows, columns, features = geometry.result
     empty = 0 in (*geometry.image, *geometry.kernel, *geometry.result)
-    if empty:
-        return native
-    if geometry.groups > 1 and not unrolls(geometry):
+    if empty or (geometry.groups > 1 and not unrolls(geometry)):
         return native
     if geometry.groups > 1:
         return depthwise if geometry.kernel[2] == 1 else _by_groups

@@ -1,8 +1,10 @@
-"""Inverted residual blocks, and networks of them, written out in NumPy for one image."""
+"""Inverted residual blocks and networks of them in NumPy for one image, and their training."""
 
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.ndimage import correlate
 from scipy.special import expit
@@ -89,3 +91,24 @@ class Written:
             level *= stride
             found[level] = x
         return found | {level: self.activation(self.layer(x, "top"))}
+
+
+def train_twice(model, variables, images):
+    """Logits of training under two keys; statistics after, and gradients, under the first."""
+
+    def loss(params, key):
+        logits, after = model.apply(
+            {**variables, "params": params},
+            images,
+            train=True,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
+        return jnp.sum(jnp.cos(logits)), (logits, after["batch_stats"])
+
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    keys = jax.random.key(0), jax.random.key(1)
+    ((_, (one, after)), gradients), ((_, (other, _)), _) = (
+        jax.tree.map(np.asarray, run(variables["params"], key)) for key in keys
+    )
+    return one, other, after, gradients

@@ -17,7 +17,7 @@ from opsin.models.classification.efficientnet import (
 from opsin.models.inverted import InvertedResidual
 from tests.drawn import normal
 from tests.models import plain
-from tests.models.plain_inverted import Written, relu6, silu
+from tests.models.plain_inverted import Written, relu6, silu, train_twice
 
 
 def abstract(model, height=64, width=64):
@@ -163,22 +163,7 @@ def test_in_training_blocks_are_dropped_and_statistics_move_slowly(randomise):
     model = EfficientNetB5(**fields, depth=1.0, stochastic_depth=0.6, dropout=0.0)
     images = normal(8, 4, 4, 3)
     variables = randomise(model, images)
-
-    def loss(params, key):
-        logits, after = model.apply(
-            {**variables, "params": params},
-            images,
-            train=True,
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
-        )
-        return jnp.sum(jnp.cos(logits)), (logits, after["batch_stats"])
-
-    run = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    keys = jax.random.key(0), jax.random.key(1)
-    ((_, (one, after)), gradients), ((_, (other, _)), _) = (
-        jax.tree.map(np.asarray, run(variables["params"], key)) for key in keys
-    )
+    one, other, after, gradients = train_twice(model, variables, images)
     assert not np.allclose(one, other)
     finite = jax.tree.map(lambda g: np.isfinite(g).all() and np.any(g != 0), gradients)
     assert all(jax.tree.leaves(finite))

@@ -11,7 +11,7 @@ from opsin.models.inverted import InvertedResidual
 from opsin.models.layers import group_norm
 from tests.drawn import normal
 from tests.models import plain
-from tests.models.plain_inverted import Written, relu6
+from tests.models.plain_inverted import Written, relu6, train_twice
 
 
 def abstract(model, height=64, width=64):
@@ -119,22 +119,7 @@ def test_it_equals_numpy(small, evaluated, images):
 
 def test_in_training_dropout_and_statistics_act_and_gradients_are_finite(small, evaluated, images):
     model, variables = small
-
-    def loss(params, key):
-        logits, after = model.apply(
-            {**variables, "params": params},
-            images,
-            train=True,
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
-        )
-        return jnp.sum(jnp.cos(logits)), (logits, after["batch_stats"])
-
-    run = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    keys = jax.random.key(0), jax.random.key(1)
-    ((_, (one, after)), gradients), ((_, (other, _)), _) = (
-        jax.tree.map(np.asarray, run(variables["params"], key)) for key in keys
-    )
+    one, other, after, gradients = train_twice(model, variables, images)
     assert not np.allclose(one, other)
     assert not np.allclose(one, evaluated[1])
     finite = jax.tree.map(lambda g: np.isfinite(g).all() and np.any(g != 0), gradients)
