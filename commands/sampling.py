@@ -29,6 +29,10 @@ from opsin.train.compiler import jit_here
 from opsin.train.settings import SettingError
 from opsin.train.tasks.generative import Generative
 
+NO_IMAGES = (
+    "there are no images to make with {}: give a run of a generator, such as mnist_ddpm, "
+    "or predict labels and masks with opsin predict"
+)
 ELSEWHERE = "choose another directory with --output"
 FRAMES, SECONDS = 50, 4.0
 """Of an animation, at most."""
@@ -212,7 +216,8 @@ def _check_opaque(file: Path) -> None:
 def _open(run: Path, asked: Images, allow: Sequence[str]) -> tuple[Trained, Generative]:
     trained = open_run(run, asked.weights, allow=allow)
     with _about(run):
-        task = trained.experiment.task.as_generative()
+        task = trained.experiment.task
+        generator = task.as_kind(Generative, NO_IMAGES.format(type(task).__name__))
     changes: dict[str, Any] = {
         name: value
         for name, value in (("steps", asked.steps), ("guidance", asked.guidance))
@@ -220,7 +225,7 @@ def _open(run: Path, asked: Images, allow: Sequence[str]) -> tuple[Trained, Gene
     }
     if asked.sampler is not None:
         changes["sampler"] = SAMPLERS[asked.sampler]
-    return trained, task.with_sampling(**changes)
+    return trained, generator.with_sampling(**changes)
 
 
 def _labels(task: Generative, count: int, asked: Images) -> np.ndarray | None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from opsin.metrics.generative import FEWEST, neighbour_metrics
 from opsin.train.extractor import Extractor
 from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
+from opsin.train.tasks.classify import Classify
 from opsin.train.tasks.generative import Generative
 
 
@@ -122,7 +124,7 @@ def test_reference_images_are_drawn_from_all_of_a_set_in_the_order_of_its_classe
 def test_models_that_make_no_images_are_told():
     sets = {"train": noise(40, 0), "test": noise(40, 1)}
     with pytest.raises(SettingError, match="SampleQuality needs a model that makes images, not"):
-        SampleQuality(extractor=EXTRACTOR).check(object(), sets)  # pyright: ignore
+        SampleQuality(extractor=EXTRACTOR).check(Classify(nn.Dense(3)), sets)  # pyright: ignore
 
 
 def test_too_few_samples_and_images_are_told_before_training():

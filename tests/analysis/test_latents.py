@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,8 @@ from opsin.data.augment import scale
 from opsin.data.examples import Arrays, DataError, Examples
 from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
+from opsin.train.tasks.classify import Classify
+from opsin.train.tasks.views import Views
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Knowing:
     """Its latents say the class, which is hidden in one pixel among noise."""
 
     num_classes: int | None = None
+    as_kind = Views.as_kind
 
     def latents(self, params: Any, mutable: Any, batch: Any) -> Any:
         return jax.nn.one_hot(jnp.round(batch["image"][:, 0, 0, 0] * 255).astype(int), 3)
@@ -52,5 +56,5 @@ def test_few_labels_teach_a_classifier_of_good_latents():
         replace(measurement, split="x").check(Knowing(), sets)
     with pytest.raises(SettingError, match="its latents need not hold it"):
         measurement.check(Knowing(num_classes=3), sets)
-    with pytest.raises(SettingError, match=r"needs a model with latents.*, not object"):
-        measurement.check(object(), sets)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(SettingError, match=r"needs a model with latents.*, not Classify"):
+        measurement.check(Classify(nn.Dense(3)), sets)  # pyright: ignore[reportArgumentType]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,8 @@ from opsin.data.examples import Arrays, DataError, Examples
 from opsin.losses.likelihoods import Bernoulli, Gaussian
 from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
+from opsin.train.tasks.classify import Classify
+from opsin.train.tasks.views import Views
 
 PIXELS = 6
 
@@ -24,6 +27,7 @@ class LinearGaussian:
     """z ~ N(0, 1), x = z w + N(0, 1), and a posterior that is too wide: log p(x) is known."""
 
     num_classes: int | None = None
+    as_kind = Views.as_kind
     likelihood: Any = field(default_factory=Bernoulli)
 
     def log_weights(self, params: Any, mutable: Any, batch: Any, key: Any, samples: int) -> Any:
@@ -72,8 +76,8 @@ def test_importance_samples_give_the_likelihood(images):
     measurement.check(told, sets)
     with pytest.raises(SettingError, match="no multiple of at_once=3"):
         replace(measurement, at_once=3).check(told, sets)
-    with pytest.raises(SettingError, match=r"a model with latent variables.*, not object"):
-        measurement.check(object(), sets)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(SettingError, match=r"a model with latent variables.*, not Classify"):
+        measurement.check(Classify(nn.Dense(3)), sets)  # pyright: ignore[reportArgumentType]
     with pytest.raises(DataError, match="batch=0; use at least 1"):
         replace(measurement, batch=0)(subject)
     with pytest.raises(SettingError, match="no split 'train' to measure: data have test"):

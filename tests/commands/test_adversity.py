@@ -5,6 +5,7 @@ trouble leaves. That memory and open files stay as they are is shown over 3,000 
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -125,7 +126,8 @@ def test_ctrl_c_during_the_imports_is_one_line(place: Path, wait: float):
     process.send_signal(signal.SIGINT)
     code, complaint = ended(process)
     assert code == 130
-    assert complaint in ("interrupted\n", "", ANSWER)
+    # A quick machine trains by then, and says when its first step was done.
+    assert re.fullmatch(f"(interrupted\n)?|{ANSWER}(ready in .*\n)?", complaint)
 
 
 def test_a_directory_that_turns_read_only_is_one_line_and_the_run_resumes(
@@ -176,6 +178,7 @@ time.time = lambda: 2 * began - real()
 
 GROWTH = """
 import os
+import re
 from pathlib import Path
 from opsin.train.host.profiling import Profiler
 

@@ -35,10 +35,6 @@ class Generative(Task):
     ) -> Float[Array, "n height width channels"]:
         """Images in [0, 1], each from its own key alone; ``labels`` if ``num_classes`` is set."""
 
-    def as_generative(self) -> Any:  # itself; checkers know this file by two names
-        """The task itself."""
-        return self
-
     def with_sampling(self, **changes: Any) -> Self:
         """The task with other fields of its ``sampling``.
 

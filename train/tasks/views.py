@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from jaxtyping import Array, Float, Key, PyTree
 
@@ -12,8 +12,7 @@ from opsin.data.augment import Batch
 from opsin.pictures.kinds import Chart, Curve, Picture, Prediction
 from opsin.train.settings import SettingError
 
-if TYPE_CHECKING:
-    from opsin.train.tasks.generative import Generative
+Kind = TypeVar("Kind")
 
 
 class Views(ABC):
@@ -73,13 +72,12 @@ class Views(ABC):
             "images are made by opsin sample"
         )
 
-    def as_generative(self) -> Generative:
-        """The task itself, if its model makes images.
+    def as_kind(self, kind: type[Kind], otherwise: str) -> Kind:
+        """The task itself, if it is one of a kind.
 
         Raises:
-            SettingError: if it does not.
+            SettingError: if it is not; ``otherwise`` is the message.
         """
-        raise SettingError(
-            f"there are no images to make with {type(self).__name__}: give a run of a generator, "
-            "such as mnist_ddpm, or predict labels and masks with opsin predict"
-        )
+        if not isinstance(self, kind):
+            raise SettingError(otherwise)
+        return self
