@@ -24,8 +24,7 @@ opsin.benchmarks.convolutions`` measures it):
 - *shifts*, where each channel has a kernel of its own: one loop that multiplies and adds shifted
   images. Other groups become dense convolutions side by side, small ones several together. Both
   are taken in double precision too, where the others are not. What is not finite reaches the
-  groups of one dense convolution. Where several devices share a batch under ``jit``, the kernel's
-  gradient of *shifts* moves images between them.
+  groups of one dense convolution.
 - XLA's convolution otherwise, laid out as it likes best, on operands that were written to memory
   first: of the kernel's gradient batch and channels are exchanged, of the image's with many
   channels the kernel is turned before. Without that barrier XLA fuses normalisation and activation

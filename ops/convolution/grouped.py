@@ -60,23 +60,31 @@ def _sum(terms: Iterable[Array]) -> Array:
     return functools.reduce(operator.add, terms)
 
 
-def _phases(image: Array, geometry: Geometry) -> dict[tuple[int, int], Array]:
-    """The padded image's pixels by their place in a stride, so that taps lie side by side."""
+def _phases(image: Array, geometry: Geometry) -> Array:
+    """The padded image's pixels by their place in a stride, so that taps lie side by side.
+
+    Returns:
+        [place, image, row, column, channel].
+    """
     down, across = geometry.strides
-    image = padded(image, geometry.padding)
-    phases = {(y, x): image[:, y::down, x::across] for y in range(down) for x in range(across)}
-    return lax.optimization_barrier(phases)
+    low = [sum(axis) for axis in geometry.padding]
+    height, width = geometry.image[1] + low[0], geometry.image[2] + low[1]
+    (top, bottom), (left, right) = geometry.padding
+    image = padded(image, ((top, bottom + -height % down), (left, right + -width % across)))
+    shape = (len(image), -(-height // down), down, -(-width // across), across, image.shape[3])
+    phases = image.reshape(shape).transpose(2, 4, 0, 1, 3, 5)
+    return lax.optimization_barrier(phases.reshape(-1, *phases.shape[2:]))
 
 
 def _taps(geometry: Geometry) -> Iterator[tuple[int, int]]:
     return itertools.product(range(geometry.kernel[0]), range(geometry.kernel[1]))
 
 
-def _places(geometry: Geometry, tap: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Of the pixels that a tap touches: the phase, and the first of each axis in it."""
+def _first(geometry: Geometry, tap: tuple[int, ...]) -> tuple[int, int, int]:
+    """Of the pixels that a tap touches: the phase, and the first row and column in it."""
     offsets = [t * d for t, d in zip(tap, geometry.dilation, strict=True)]
-    pairs = [divmod(o, s) for o, s in zip(offsets, geometry.strides, strict=True)]
-    return (pairs[0][1], pairs[1][1]), (pairs[0][0], pairs[1][0])
+    (top, y), (left, x) = (divmod(o, s) for o, s in zip(offsets, geometry.strides, strict=True))
+    return y * geometry.strides[1] + x, top, left
 
 
 def _result(image: Array, kernel: Array, geometry: Geometry) -> Array:
@@ -84,8 +92,8 @@ def _result(image: Array, kernel: Array, geometry: Geometry) -> Array:
     _, rows, columns, _ = geometry.result
 
     def touched(tap: tuple[int, int]) -> Array:
-        phase, (top, left) = _places(geometry, tap)
-        return phases[phase][:, top : top + rows, left : left + columns]
+        phase, top, left = _first(geometry, tap)
+        return phases[phase, :, top : top + rows, left : left + columns]
 
     return _sum(touched(tap) * kernel[*tap, 0] for tap in _taps(geometry))
 
@@ -97,13 +105,13 @@ def _image(result: Array, kernel: Array, geometry: Geometry) -> Array:
     (top, bottom), (left, right) = geometry.padding
     height, width = geometry.image[1] + top + bottom, geometry.image[2] + left + right
     tall, wide = -(-height // down), -(-width // across)
-    touching: dict[tuple[int, int], list[Array]] = {}
+    touching: dict[int, list[Array]] = {}
     for tap in _taps(geometry):
-        phase, (y, x) = _places(geometry, tap)
+        phase, y, x = _first(geometry, tap)
         moved = padded(result, ((y, tall - y - rows), (x, wide - x - columns)))
         touching.setdefault(phase, []).append(moved * kernel[*tap, 0])
     nothing = jnp.zeros((len(result), tall, wide, result.shape[3]), result.dtype)
-    phases = [_sum(touching.get((y, x), [nothing])) for y in range(down) for x in range(across)]
+    phases = [_sum(touching.get(phase, [nothing])) for phase in range(down * across)]
     together = jnp.stack(lax.optimization_barrier(phases), axis=3)
     together = together.reshape(*nothing.shape[:3], down, across, -1).swapaxes(2, 3)
     image = together.reshape(len(result), tall * down, wide * across, -1)
@@ -111,36 +119,40 @@ def _image(result: Array, kernel: Array, geometry: Geometry) -> Array:
 
 
 def _kernel(image: Array, result: Array, geometry: Geometry) -> Array:
-    """Sums over a few images and rows in one loop, those over all places as a product with ones."""
+    """Sums over a few rows in one loop, those over all places as a product with ones.
+
+    Taps come one after the other in one loop: a program with a part for each of 49 is ten times
+    slower to compile, and is two to four times slower.
+    """
     _, rows, columns, features = geometry.result
+    taps = jnp.array([_first(geometry, tap) for tap in _taps(geometry)], jnp.int32)
 
     def gradient(images: Array, results: Array) -> Array:
         phases = _phases(images, geometry)
-        split = max(
-            n for n in range(1, rows + 1) if (rows % n == 0 and n * len(images) <= TERMS) or n == 1
-        )
+        height = next(n for n in range(1, rows + 1) if rows % n == 0 and rows <= n * TERMS)
+        ones = jnp.ones((len(images) * height * columns,), result.dtype)
 
-        def summed(tap: tuple[int, int]) -> Array:
-            phase, (top, left) = _places(geometry, tap)
-            touched = phases[phase][:, top : top + rows, left : left + columns]
-            return _sum(
-                touched[n, y::split] * results[n, y::split]
-                for n in range(len(images))
-                for y in range(split)
+        def of_tap(first: Array) -> Array:
+            phase, top, left = first
+
+            def touched(row: int) -> Array:
+                starts, sizes = (phase, 0, top + row, left, 0), (1, len(images), height, columns)
+                return lax.dynamic_slice(phases, starts, (*sizes, features))[0]
+
+            places = _sum(
+                touched(row) * results[:, row : row + height] for row in range(0, rows, height)
             )
+            return ones @ lax.optimization_barrier(places).reshape(-1, features)
 
-        sums = lax.optimization_barrier([summed(tap) for tap in _taps(geometry)])
-        ones = jnp.ones((1, sums[0].size // features), result.dtype)
-        return jnp.concatenate([ones @ x.reshape(-1, features) for x in sums])
+        return lax.map(of_tap, taps)
 
     size = max(image.size, result.size) * image.dtype.itemsize
-    least = max(size / BLOCK, len(image) / TERMS)
     total = over_blocks(
         gradient,
         image,
         result,
         (math.prod(geometry.kernel[:2]), features),
-        least=least,
+        least=size / BLOCK,
         unroll=1,
     )
     return total.reshape(geometry.kernel)

@@ -118,16 +118,17 @@ def test_in_training_branches_are_dropped_and_gradients_are_finite(small, evalua
         return jnp.sum(jnp.cos(logits)), logits
 
     @jax.jit
-    def run(params, one, other):
+    def run(params, key):
         derived = jax.value_and_grad(loss, has_aux=True)
-        return derived(params, one, 0.3), loss(params, other, 0.3), loss(params, other, 0.0)
+        return derived(params, key, 0.3), loss(params, key, 0.0)
 
-    ((_, one), gradients), (_, other), (_, whole) = jax.tree.map(
-        np.asarray, run(variables["params"], jax.random.key(0), jax.random.key(1))
-    )
+    ((_, one), gradients), (_, whole) = run(variables["params"], jax.random.key(0))
+    other = run(variables["params"], jax.random.key(1))[0][0][1]
     assert not np.allclose(one, other)
     np.testing.assert_allclose(whole, evaluated[1], atol=1e-5)
-    assert all(np.isfinite(g).all() and np.any(g != 0) for g in jax.tree.leaves(gradients))
+    assert all(
+        np.isfinite(g).all() and np.any(g != 0) for g in map(np.asarray, jax.tree.leaves(gradients))
+    )
 
 
 def test_a_new_block_is_nearly_the_identity_and_its_kernels_are_small(key):

@@ -549,9 +549,11 @@ def test_without_jit_and_over_a_shard_map(shapes):
         assert_close(ours, theirs, factor=2)
 
 
-def test_devices_that_share_a_batch_exchange_the_kernels_gradient_alone():
+@pytest.mark.parametrize(("size", "channels", "groups"), [(32, 64, 1), (16, 1, 64)])
+def test_devices_that_share_a_batch_exchange_the_kernels_gradient_alone(size, channels, groups):
     sides = ((1, 1), (1, 1))
-    geometry = Geometry((64, 32, 32, 64), (3, 3, 64, 64), (1, 1), sides, (1, 1), 1, None)
+    kernel = (3, 3, channels, 64)
+    geometry = Geometry((64, size, size, 64), kernel, (1, 1), sides, (1, 1), groups, None)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     shared = jax.sharding.NamedSharding(mesh, P("data"))
     operands = (jax.ShapeDtypeStruct(geometry.image, jnp.float32, sharding=shared),) * 2
@@ -560,7 +562,7 @@ def test_devices_that_share_a_batch_exchange_the_kernels_gradient_alone():
     assert " while(" in text  # in blocks
     collectives = re.findall(r" (all-[a-z]+|collective-[a-z]+)(?:-start)?\(", text)
     assert set(collectives) == {"all-reduce"}
-    assert not re.search(r"f32\[[\d,]*32,32,64[\d,]*\]\S* all-reduce", text)
+    assert not re.search(rf"f32\[[\d,]*{size},{size},64[\d,]*\]\S* all-reduce", text)
 
 
 def test_the_precision_of_the_scope_is_kept():
