@@ -13,7 +13,9 @@ import numpy as np
 from opsin.data.examples import Examples
 from opsin.data.shapes import shapes
 from opsin.data.sources import synthetic
+from opsin.models.classification.efficientnet import EfficientNetB0, EfficientNetLite0
 from opsin.models.classification.lenet import LeNet5
+from opsin.models.classification.mobilenet import MobileNetV2
 from opsin.models.classification.resnet import ResNet18Cifar, ResNet20
 from opsin.models.classification.vit import ViTCifar
 from opsin.models.generative.diffusion_unet import DiffusionUNet
@@ -104,6 +106,8 @@ class Case:
 
 MOMENTUM = Optimizer(method=sgd, learning_rate=1e-3, schedule=constant, weight_decay=5e-4)
 ADAMW = Optimizer(method=adamw, learning_rate=1e-4, schedule=constant, weight_decay=0.05)
+# What the peers have too: no dropout, and one form of the norm.
+ALIKE: dict[str, Any] = {"num_classes": 10, "dropout": 0.0, "norm": batch_norm}
 
 CASES = {
     "lenet5": Case("LeNet-5", LeNet5(), 128, 28, 1, MOMENTUM, {"pytorch": 1.3}),
@@ -136,5 +140,26 @@ CASES = {
         {"pytorch": 0.8},
         task=partial(Diffuse, image=(32, 32, 1)),
         denoises=True,
+    ),
+    "mobilenet_v2": Case(
+        "MobileNetV2, 224x224", MobileNetV2(**ALIKE), 8, 224, 3, MOMENTUM, {"pytorch": 0.8}
+    ),
+    "efficientnet_b0": Case(
+        "EfficientNet-B0, 224x224",
+        EfficientNetB0(**ALIKE | {"stochastic_depth": 0.0}),
+        8,
+        224,
+        3,
+        MOMENTUM,
+        {"pytorch": 0.8},
+    ),
+    "efficientnet_lite0": Case(
+        "EfficientNet-Lite0, 224x224",
+        EfficientNetLite0(**ALIKE | {"stochastic_depth": 0.0}),
+        8,
+        224,
+        3,
+        MOMENTUM,
+        {"flax": 5.0, "pytorch": 0.8},
     ),
 }

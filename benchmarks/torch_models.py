@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from opsin.benchmarks.torch_inverted import INVERTED
+
 
 class LeNet5(nn.Module):
     """``models.classification.lenet.LeNet5`` for grey images of 28×28."""
@@ -301,5 +303,6 @@ NETWORKS = {
     "vit": partial(ViT, depth=7, width=384, mlp_width=384, heads=12, patch=4),
     "unet": partial(UNet, classes=4, width=16),
     "ddpm": partial(DiffusionUNet, width=32, multiples=(1, 2, 2)),
+    **INVERTED,
 }
 """The twin of each case of ``benchmarks.cases.CASES``."""
