@@ -27,7 +27,9 @@ class Records(Protocol):
     A classification source gives ``image``, uint8 [height, width, channels], and ``label``, an
     int32 scalar. Reading must be safe from several threads. Records that read several at a time
     faster than one by one have ``__getitems__`` too, from a list of indices to a list of examples.
-    Those of training that are cut otherwise for evaluation have ``held_out``: records so cut.
+    Those of training that are cut otherwise for evaluation have ``held_out``: records so cut. Those
+    of several passes over the same images have ``passes``, their number: an epoch visits all of one
+    before the next.
     """
 
     def __len__(self) -> int: ...

@@ -21,6 +21,7 @@ def train_indices(
     batch: int,
     seed: int,
     distinct: bool = False,
+    passes: int = 1,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator[np.ndarray]:
@@ -35,6 +36,8 @@ def train_indices(
         seed: of the order, from 0 to 2**32 - 1.
         distinct: whether no batch may hold an example twice. Each epoch then leaves out the last
             ``n % batch`` examples of its order.
+        passes: parts of the split, which an epoch visits one after the other: all of the first
+            ``n / passes`` examples before any other.
         process_index: which slice of each global batch to give.
         process_count: number of slices.
 
@@ -46,7 +49,7 @@ def train_indices(
         DataError: if the split is empty, the batch is below 1 or does not divide, the seed is out
             of range, or distinct examples are fewer than the batch.
     """
-    order = _order(n, batch, seed, distinct, process_index, process_count)
+    order = _order(n, batch, seed, distinct, passes, process_index, process_count)
     # No threads: it is arithmetic, which Python's threads would only slow down.
     return iter(order.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
@@ -57,6 +60,7 @@ def train_batches(
     batch: int,
     seed: int,
     distinct: bool = False,
+    passes: int = 1,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator[dict[str, np.ndarray]]:
@@ -67,6 +71,7 @@ def train_batches(
         batch: global batch size, over all processes.
         seed: of the order, from 0 to 2**32 - 1.
         distinct: whether no batch may hold an example twice.
+        passes: parts of the split, which an epoch visits one after the other.
         process_index: which slice of each global batch to give.
         process_count: number of slices.
 
@@ -78,7 +83,8 @@ def train_batches(
         DataError: as ``train_indices``; while iterating, if an example cannot be read or differs in
             shape.
     """
-    order = _order(len(examples.records), batch, seed, distinct, process_index, process_count)
+    count = len(examples.records)
+    order = _order(count, batch, seed, distinct, passes, process_index, process_count)
     return iter(order.map(partial(stack, examples.records)).to_iter_dataset(_read_ahead()))
 
 
@@ -121,21 +127,32 @@ def eval_batches(
 
 
 def _order(
-    n: int, batch: int, seed: int, distinct: bool, process_index: int, process_count: int
+    n: int,
+    batch: int,
+    seed: int,
+    distinct: bool,
+    passes: int,
+    process_index: int,
+    process_count: int,
 ) -> grain.MapDataset[np.ndarray]:
     local = _local_batch(n, batch, process_index, process_count)
     if not 0 <= seed < 2**32:
         raise DataError(f"seed={seed}; use 0 to {2**32 - 1}")
-    shuffled = grain.MapDataset.range(n).seed(seed).shuffle().repeat()
-    if distinct and n % batch:
-        if n < batch:
+    part = n // passes
+    shuffled = grain.MapDataset.range(part).seed(seed).shuffle().repeat()
+    if passes > 1:
+        parts = shuffled
+        places = grain.MapDataset.range(len(parts))
+        shuffled = places.map(lambda place: parts[place] + place // part % passes * part)
+    if distinct and part % batch:
+        if part < batch:
             raise DataError(
-                f"data.batch={batch} of {n} examples would hold one twice: set data.batch to {n} "
-                "or less"
+                f"data.batch={batch} of {part} examples would hold one twice: set data.batch to "
+                f"{part} or less"
             )
-        used, epochs = n - n % batch, shuffled
-        places = grain.MapDataset.range(len(epochs) // n * used)
-        shuffled = places.map(lambda place: epochs[place // used * n + place % used])
+        used, epochs = part - part % batch, shuffled
+        places = grain.MapDataset.range(len(epochs) // part * used)
+        shuffled = places.map(lambda place: epochs[place // used * part + place % used])
     # Endless, so it has no remainder to drop; without the flag grain's length overflows at batch 1.
     slices = shuffled.batch(
         local, drop_remainder=True, batch_fn=partial(np.asarray, dtype=np.int32)

@@ -29,3 +29,11 @@ CIFAR10_SIMCLR = Weights(
 )
 """The backbone of ``cifar10_simclr``, seed 0: a linear classifier of its features [n, 128] reaches
 54.77 %."""
+
+# Made by `python -m opsin.experiments.whitening`.
+CIFAR10_WHITENING = Weights(
+    path="results/extractors/cifar10_whitening.safetensors",
+    sha256="b6f83712924b7f8f440841db7dff91e7f6b2f0b9f0ed0127a6536cecf72ce91c",
+    part="backbone/whiten/kernel",
+)
+"""Filters that whiten patches of 2x2 pixels of CIFAR-10's first 5,000 training images."""

@@ -96,6 +96,7 @@ class Feed:
         data, task = experiment.data, experiment.task
         self.spec = FeedSpec.of(mesh, examples, data.batch, data.resident_megabytes)
         order: Any = {"batch": data.batch, "seed": experiment.seed, "distinct": task.distinct_rows}
+        order["passes"] = getattr(examples.records, "passes", 1)
         part, parts = process_share(mesh)
         if self.spec.resident:
             self._arrays = materialize(examples)

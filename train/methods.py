@@ -6,13 +6,18 @@ Each is ``(learning_rate, weight_decay, mask, *, …) -> optax.GradientTransform
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
-from opsin.ranges import BelowOne, Positive
+from opsin.ranges import BelowOne, Count, NonNegative, Positive
+from opsin.train.paths import flatten, unflatten
 from opsin.train.schedules import Schedule
 
 Mask = Callable[[PyTree], PyTree]
@@ -112,3 +117,83 @@ def lars(
         trust_ratio_mask=mask,
         momentum=momentum,
     )
+
+
+def scale_by_path(
+    scales: tuple[tuple[str, float | tuple[float, ...]], ...],
+) -> optax.GradientTransformation:
+    """Multiplies each update by the factor of the first pattern found in its path, or by 1."""
+
+    def factor(path: str, update: jax.Array) -> jax.Array | float:
+        for pattern, scale in scales:
+            if re.search(pattern, path):
+                if isinstance(scale, tuple):
+                    return jnp.asarray(scale, update.dtype).reshape(-1, *[1] * (update.ndim - 1))
+                return scale
+        return 1.0
+
+    def update(updates: PyTree, state: optax.OptState, params: PyTree = None) -> tuple[PyTree, Any]:
+        scaled = {path: leaf * factor(path, leaf) for path, leaf in flatten(updates).items()}
+        return unflatten(scaled), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+class LookaheadState(NamedTuple):
+    """Steps taken, the slow weights, and the state of what finds the fast ones."""
+
+    count: Array
+    slow: PyTree
+    fast: optax.OptState
+
+
+@dataclass(frozen=True)
+class Lookahead:
+    """Slow weights, an average of the fast ones, from which these go on every few steps.
+
+    Zhang et al., 2019, arXiv:1907.08610, algorithm 1, with the growing decay of Jordan, 2024,
+    arXiv:2404.00498, section 3.4: every k-th of n steps, step t, slow ← d slow + (1 − d) fast with
+    d = ``decay`` (t / n)^``power``, and fast ← slow. The run ends with the slow weights. What is no
+    parameter, as the statistics of norms, stays that of the fast ones.
+
+    Attributes:
+        every: k, steps.
+        decay: of the slow weights at the end; 1 − α of the first paper.
+        power: of its growth; 0 keeps it constant.
+    """
+
+    every: Count = 5
+    decay: BelowOne = 0.95**5
+    power: NonNegative = 3.0
+
+    def around(
+        self, transform: optax.GradientTransformation, steps: int
+    ) -> optax.GradientTransformation:
+        """The transformation whose updates lead to the slow weights, in a run of ``steps``."""
+
+        def init(params: PyTree) -> LookaheadState:
+            slow = jax.tree.map(jnp.zeros_like, params)
+            return LookaheadState(jnp.zeros((), jnp.int32), slow, transform.init(params))
+
+        def update(
+            updates: PyTree, state: optax.OptState, params: PyTree = None
+        ) -> tuple[PyTree, Any]:
+            assert isinstance(state, LookaheadState)
+            updates, fast = transform.update(updates, state.fast, params)
+            count = state.count + 1
+            meets, last = count % self.every == 0, count == steps
+            grown = 1 - self.decay * (count / max(steps, 1)) ** self.power
+            share = jnp.where(meets, grown, 0.0)
+
+            def averaged(slow: Array, param: Array, change: Array) -> Array:
+                # Weights that a run begins with take the place of random ones after ``init``.
+                slow = jnp.where(state.count == 0, param, slow)
+                return slow + share.astype(slow.dtype) * (param + change - slow)
+
+            def led(slow: Array, param: Array, change: Array) -> Array:
+                return jnp.where(meets | last, slow - param, change)
+
+            slow = jax.tree.map(averaged, state.slow, params, updates)
+            return jax.tree.map(led, slow, params, updates), LookaheadState(count, slow, fast)
+
+        return optax.GradientTransformation(init, update)

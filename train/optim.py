@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
 from opsin.ranges import Count, NonNegative, Positive
 from opsin.train.durations import check_ends, in_steps
-from opsin.train.methods import Method, adamw
+from opsin.train.methods import Lookahead, Method, adamw, scale_by_path
 from opsin.train.paths import flatten, unflatten
 from opsin.train.schedules import MakesSchedule, Schedule, cosine
 
@@ -37,6 +34,7 @@ class Optimizer:
         freeze: paths that are not trained: no gradient is computed for them.
         lr_scale: ``(pattern, factor)`` pairs; the first pattern found in a path scales its updates.
             A tuple of factors scales along the leading axis, for layers stacked by ``nn.scan``.
+        lookahead: slow weights that every few steps take the place of the fast ones, or None.
     """
 
     method: Method = adamw
@@ -49,6 +47,7 @@ class Optimizer:
     clip_norm: Positive | None = None
     freeze: tuple[str, ...] = ()
     lr_scale: tuple[tuple[str, NonNegative | tuple[NonNegative, ...]], ...] = ()
+    lookahead: Lookahead | None = None
 
     def build(
         self, steps: int, steps_per_epoch: Fraction, batch: int
@@ -66,7 +65,8 @@ class Optimizer:
         parts.append(self.method(schedule, self.weight_decay, self.decay_mask))
         if self.lr_scale:
             parts.append(scale_by_path(self.lr_scale))
-        return optax.chain(*parts), schedule
+        transform = optax.chain(*parts)
+        return self.lookahead.around(transform, steps) if self.lookahead else transform, schedule
 
     def decay_mask(self, params: PyTree) -> PyTree:
         """True where weight decay acts: by name, for a scan gives biases two axes."""
@@ -75,23 +75,3 @@ class Optimizer:
             for path in flatten(params)
         }
         return unflatten(mask)
-
-
-def scale_by_path(
-    scales: tuple[tuple[str, float | tuple[float, ...]], ...],
-) -> optax.GradientTransformation:
-    """Multiplies each update by the factor of the first pattern found in its path, or by 1."""
-
-    def factor(path: str, update: jax.Array) -> jax.Array | float:
-        for pattern, scale in scales:
-            if re.search(pattern, path):
-                if isinstance(scale, tuple):
-                    return jnp.asarray(scale, update.dtype).reshape(-1, *[1] * (update.ndim - 1))
-                return scale
-        return 1.0
-
-    def update(updates: PyTree, state: optax.OptState, params: PyTree = None) -> tuple[PyTree, Any]:
-        scaled = {path: leaf * factor(path, leaf) for path, leaf in flatten(updates).items()}
-        return unflatten(scaled), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -25,6 +25,14 @@ def constant(peak: float, steps: int, warmup: int) -> Schedule:
     return _after_warmup(peak, warmup, optax.constant_schedule(peak))
 
 
+def linear(
+    peak: float, steps: int, warmup: int, *, start: Probability = 0.0, end: Probability = 0.0
+) -> Schedule:
+    """Linear warm-up from ``start · peak``, then linearly down to ``end · peak``."""
+    down = optax.linear_schedule(peak, end * peak, max(steps - warmup, 1))
+    return _after_warmup(peak, warmup, down, start)
+
+
 def cosine(peak: float, steps: int, warmup: int, *, end: Probability = 0.0) -> Schedule:
     """Linear warm-up, then half a cosine down to ``end · peak`` (Loshchilov & Hutter, 2017)."""
     return _after_warmup(
@@ -45,7 +53,8 @@ def staircase(
     return _after_warmup(peak, warmup, optax.piecewise_constant_schedule(peak, after))
 
 
-def _after_warmup(peak: float, warmup: int, schedule: Schedule) -> Schedule:
+def _after_warmup(peak: float, warmup: int, schedule: Schedule, start: float = 0.0) -> Schedule:
     if warmup <= 0:
         return schedule
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), schedule], [warmup])
+    up = optax.linear_schedule(start * peak, peak, warmup)
+    return optax.join_schedules([up, schedule], [warmup])

@@ -39,7 +39,7 @@ from opsin.models.classification.resnet import (
 from opsin.models.layers import batch_norm
 from opsin.ops.diffusion.samplers import Ancestral, DpmSolver2M
 from opsin.train.experiment import Data, Experiment
-from opsin.train.methods import adamw, sgd
+from opsin.train.methods import Lookahead, adamw, sgd
 from opsin.train.optim import Optimizer
 from opsin.train.tasks.classify import Classify
 from opsin.train.weights import Weights
@@ -530,7 +530,7 @@ def different(value: Any) -> list[Any]:
             others = [b if value == a else a for a, b in pairs if value in (a, b)]
             return others or [value + "x"]
         case None:
-            return [True, 0.5, 3, "x", "time", (0.5,), (1,), another, Weights("x")]
+            return [True, 0.5, 3, "x", "time", (0.5,), (1,), another, Weights("x"), Lookahead()]
         case dict() if not value:
             return [{"test": "test"}]
         case tuple() if not value:

@@ -13,10 +13,10 @@ import pytest
 
 from opsin.models.classification.vit import ViT
 from opsin.train.durations import DurationError, in_steps
-from opsin.train.methods import adamw, lamb, lars, lion, sgd
+from opsin.train.methods import Lookahead, adamw, lamb, lars, lion, sgd
 from opsin.train.optim import Optimizer
 from opsin.train.paths import flatten
-from opsin.train.schedules import Schedule, constant, cosine, staircase
+from opsin.train.schedules import Schedule, constant, cosine, linear, staircase
 from opsin.train.state import ema_update
 
 PARAMS = {
@@ -70,6 +70,13 @@ def test_cosine_starts_at_the_peak_after_the_warmup_and_ends_at_its_end():
     schedule = cosine(2.0, 110, 10, end=0.1)
     # Half way, the mean of 1 and 0.1.
     assert rates(schedule, 10, 60, 110) == pytest.approx([2.0, 2.0 * 0.55, 0.2])
+
+
+def test_linear_rises_from_its_start_and_falls_to_its_end():
+    schedule = linear(2.0, 110, 10, start=0.2, end=0.1)
+    found = [float(schedule(step)) for step in (0, 5, 10, 60, 110)]
+    np.testing.assert_allclose(found, [0.4, 1.2, 2.0, 1.1, 0.2], rtol=1e-6)
+    assert float(linear(2.0, 10, 0)(0)) == 2.0
 
 
 def test_staircase_drops_at_its_boundaries_counted_from_the_first_step():
@@ -189,6 +196,33 @@ def test_learning_rates_scale_by_path_and_along_stacked_layers():
     np.testing.assert_allclose(updates["layer"]["bias"], -0.19, rtol=1e-6)
     np.testing.assert_allclose(updates["norm"]["scale"], -1.9, rtol=1e-6)
     assert (updates["head"]["kernel"] == 0).all()
+
+
+def test_lookahead_goes_on_from_slow_weights_and_ends_with_them():
+    """Against the algorithm, step by step, with gradients that depend on the weights."""
+    steps, rate = 7, 0.3
+    optimizer = Optimizer(
+        method=partial(sgd, momentum=0.0),
+        learning_rate=rate,
+        schedule=constant,
+        lookahead=Lookahead(every=3, decay=0.8, power=2.0),
+    )
+    transform, _ = optimizer.build(steps, Fraction(1), 8)
+    params = {"kernel": jnp.array([1.0, -2.0])}
+    # Weights of a file take the place of those that the state was made of.
+    state = transform.init({"kernel": jnp.array([9.0, 9.0])})
+    update = jax.jit(transform.update)
+    fast = slow = np.array([1.0, -2.0])
+    for step in range(1, steps + 1):
+        updates, state = update(jax.tree.map(jnp.sin, params), state, params)
+        params = optax.apply_updates(params, updates)
+        fast = fast - rate * np.sin(fast)
+        if step % 3 == 0:
+            decay = 0.8 * (step / steps) ** 2
+            fast = slow = decay * slow + (1 - decay) * fast
+        if step == steps:
+            fast = slow
+        np.testing.assert_allclose(params["kernel"], fast, rtol=1e-5)
 
 
 def test_the_learning_rate_grows_with_the_batch_that_it_is_not_for():

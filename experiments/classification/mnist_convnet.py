@@ -1,0 +1,83 @@
+"""A convolutional network of 0.3 million parameters and MNIST's original pixels.
+
+Numbers of the field: LeNet-5 99.05 % (LeCun et al., 1998, without distortions), one convolutional
+network with elastic distortions 99.60 % (Simard et al., 2003), a committee of 35 networks 99.77 %
+(Ciresan et al., 2012, arXiv:1202.2745). This is one network, the small sister of
+``cifar10_speedrun``'s, trained on digits that are turned, scaled, leant, moved and bent a little,
+and its moving average.
+
+    opsin sweep mnist_convnet
+    opsin report mnist_convnet
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+from opsin.config.table import Arm, Table
+from opsin.data.geometry import random_affine, random_elastic
+from opsin.data.sources import synthetic
+from opsin.losses.classification import cross_entropy_loss
+from opsin.models.classification.airbench import Airbench
+from opsin.models.classification.linear import Linear
+from opsin.train.experiment import Data, Experiment, Loop
+from opsin.train.methods import adamw
+from opsin.train.optim import Optimizer
+from opsin.train.schedules import cosine
+from opsin.train.tasks.classify import Classify
+
+SMOKE = {
+    "data.source": partial(synthetic, n=64, size=28, channels=1),
+    "data.batch": 16,
+    "data.eval_batch": 32,
+    "loop.duration": "2 steps",
+    "optimizer.warmup": "0 steps",
+}
+
+TABLE = Table(
+    title="A convolutional network on MNIST",
+    metrics={"test_ema/accuracy": ".2%", "test/accuracy": ".2%", "test_ema/nll": ".4f"},
+    lower_is_better=("test_ema/nll",),
+    paper={("convnet", "test_ema/accuracy"): "99.60 (Simard et al., 2003)"},
+    baseline="pixels",
+    seeds=3,
+)
+
+AFFINE = partial(random_affine, rotation=12.0, scale=(0.85, 1.15), shear=8.0, translation=0.08)
+
+
+def config() -> Experiment:
+    """30 epochs of AdamW with a cosine schedule."""
+    return Experiment(
+        task=Classify(
+            model=Airbench(widths=(32, 64, 128), num_classes=10),
+            loss_function=partial(cross_entropy_loss, smoothing=0.1),
+        ),
+        data=Data(
+            source="tfds:mnist",
+            batch=256,
+            augment=(
+                partial(
+                    random_affine, rotation=12.0, scale=(0.85, 1.15), shear=8.0, translation=0.08
+                ),
+                partial(random_elastic, grid=5, sigma=1.0, mode="constant"),
+            ),
+            mean=(0.1307,),
+            std=(0.3081,),
+        ),
+        optimizer=Optimizer(
+            method=adamw, learning_rate=3e-3, schedule=cosine, warmup="1 epoch", weight_decay=0.05
+        ),
+        loop=Loop(
+            duration="30 epochs",
+            log_every="50 steps",
+            evaluate_every="5 epochs",
+            checkpoint_every="2 epochs",
+            ema_decay=0.998,
+        ),
+    )
+
+
+def sweep() -> Iterator[Arm]:
+    """The network, and logistic regression on pixels."""
+    yield Arm("convnet")
+    yield Arm("pixels", {"task.model": Linear(num_classes=10), "data.augment": ()})
