@@ -80,7 +80,14 @@ def run(name: str) -> tuple[dict[str, Any], str]:
 def test_every_script_has_a_page_and_is_run(script):
     assert f"{{literalinclude}} {script.name}\n" in script.with_suffix(".md").read_text()
     assert f"({script.name})" in (PAGES / "index.md").read_text()
-    assert script.stem in {"own_loop", "metric", "sample", "train", "predict"}  # each is run below
+    assert script.stem in {
+        "own_loop",
+        "metric",
+        "sample",
+        "train",
+        "predict",
+        "nnx",
+    }  # each is run below
 
 
 def test_metrics_of_padded_batches_are_those_of_the_set():
@@ -94,6 +101,19 @@ def test_metrics_of_padded_batches_are_those_of_the_set():
     f1 = 2 * np.diag(counts) / (counts.sum(0) + counts.sum(1))
     assert found["numbers"]["f1_macro"] == pytest.approx(f1.mean(), abs=1e-12)
     assert f"f1_macro {f1.mean():.4f}" in said
+
+
+@pytest.mark.proofs
+def test_a_model_in_nnx_is_the_same_function_and_its_weights_come_back():
+    found, _ = run("nnx")
+    apply = jax.jit(found["model"].apply)
+    np.testing.assert_allclose(
+        found["same"], apply(found["variables"], found["images"]), rtol=1e-6, atol=1e-7
+    )
+    assert found["losses"][-1] < 0.8 * found["losses"][0]
+    moved = apply(found["trained"], found["images"])
+    np.testing.assert_allclose(moved, found["bridged"](found["images"]), rtol=1e-5, atol=1e-6)
+    assert np.abs(np.asarray(moved) - np.asarray(found["same"])).max() > 0.1
 
 
 @pytest.mark.proofs
