@@ -108,6 +108,7 @@ MOMENTUM = Optimizer(method=sgd, learning_rate=1e-3, schedule=constant, weight_d
 ADAMW = Optimizer(method=adamw, learning_rate=1e-4, schedule=constant, weight_decay=0.05)
 # What the peers have too: no dropout, and one form of the norm.
 ALIKE: dict[str, Any] = {"num_classes": 10, "dropout": 0.0, "norm": batch_norm}
+NO_DROPS: dict[str, Any] = {**ALIKE, "stochastic_depth": 0.0}
 
 CASES = {
     "lenet5": Case("LeNet-5", LeNet5(), 128, 28, 1, MOMENTUM, {"pytorch": 1.3}),
@@ -146,7 +147,7 @@ CASES = {
     ),
     "efficientnet_b0": Case(
         "EfficientNet-B0, 224x224",
-        EfficientNetB0(**ALIKE | {"stochastic_depth": 0.0}),
+        EfficientNetB0(**NO_DROPS),
         8,
         224,
         3,
@@ -155,7 +156,7 @@ CASES = {
     ),
     "efficientnet_lite0": Case(
         "EfficientNet-Lite0, 224x224",
-        EfficientNetLite0(**ALIKE | {"stochastic_depth": 0.0}),
+        EfficientNetLite0(**NO_DROPS),
         8,
         224,
         3,

@@ -8,6 +8,7 @@ number of processes: each process gets its slice of the same global batches.
 import os
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import grain
 import numpy as np
@@ -141,7 +142,7 @@ def _order(
     part = n // passes
     shuffled = grain.MapDataset.range(part).seed(seed).shuffle().repeat()
     if passes > 1:
-        parts = shuffled
+        parts: Any = shuffled
         places = grain.MapDataset.range(len(parts))
         shuffled = places.map(lambda place: parts[place] + place // part % passes * part)
     if distinct and part % batch:

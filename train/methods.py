@@ -142,7 +142,7 @@ def scale_by_path(
 class LookaheadState(NamedTuple):
     """Steps taken, the slow weights, and the state of what finds the fast ones."""
 
-    count: Array
+    taken: Array
     slow: PyTree
     fast: optax.OptState
 
@@ -180,14 +180,14 @@ class Lookahead:
         ) -> tuple[PyTree, Any]:
             assert isinstance(state, LookaheadState)
             updates, fast = transform.update(updates, state.fast, params)
-            count = state.count + 1
+            count = state.taken + 1
             meets, last = count % self.every == 0, count == steps
             grown = 1 - self.decay * (count / max(steps, 1)) ** self.power
             share = jnp.where(meets, grown, 0.0)
 
             def averaged(slow: Array, param: Array, change: Array) -> Array:
                 # Weights that a run begins with take the place of random ones after ``init``.
-                slow = jnp.where(state.count == 0, param, slow)
+                slow = jnp.where(state.taken == 0, param, slow)
                 return slow + share.astype(slow.dtype) * (param + change - slow)
 
             def led(slow: Array, param: Array, change: Array) -> Array:
