@@ -16,6 +16,7 @@ from typing import Any
 from opsin import analysis
 from opsin.analysis.diffusion import SampledBy
 from opsin.commands.measured import write_measured, write_splits
+from opsin.commands.provenance import this_code
 from opsin.commands.runs import locked
 from opsin.commands.trained import Reopened, reopen
 from opsin.config import catalogue
@@ -87,12 +88,12 @@ def _evaluated(
     check_same_data(reopened.described, {"class_names": list(names["train"])})
     check_classes(names)
     check_measurements(chosen_ones, experiment.task, sets)
-    step = int(reopened.state.step)
+    now: Any = {"step": int(reopened.state.step), "commit": this_code()["commit"]}
     if not asked and experiment.data.eval_splits:
         since = time.monotonic()
         metrics = _of_splits(reopened, sets)
         with writing(run):
-            path = write_splits(run, experiment, metrics, step, time.monotonic() - since)
+            path = write_splits(run, experiment, metrics, **now, seconds=time.monotonic() - since)
         yield Evaluated(evaluations.SPLITS, metrics, path)
     average, variables = final_variables(reopened.state)
     variables = on_own_devices(variables, reopened.program.mesh)
@@ -100,7 +101,7 @@ def _evaluated(
     subject = Subject(experiment.task, variables, sets, prepare, track)
     for each in measure(chosen_ones, subject, average=average):
         with writing(run):
-            path = write_measured(run, each, step)
+            path = write_measured(run, experiment, each, **now)
         yield Evaluated(type(each.measurement).__name__, each.metrics, path)
 
 

@@ -16,9 +16,9 @@ import jax
 from filelock import FileLock, Timeout
 
 from opsin.commands.endings import stop_signals
-from opsin.commands.measured import evaluation_of, write_measured, write_splits
+from opsin.commands.measured import write_measured, write_splits
 from opsin.commands.provenance import environment, own_code
-from opsin.config.identity import essence, essence_of_resolved, identity
+from opsin.config.identity import essence, essence_of_resolved, evaluation_id, identity
 from opsin.config.names import UntrustedError
 from opsin.config.own_files import SameNameError
 from opsin.config.sweep import pinned
@@ -130,10 +130,11 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                 "made: choose a --workdir on a disk that all processes share"
             )
         todo, again, since = experiment.measurements, False, time.monotonic()
+        of = evaluation_id(experiment)
         if trained:
             _check_trained(directory, experiment, options, say=options.progress and writes)
             steps = _steps(directory)
-            todo = tuple(x for x in todo if not of_first(_is_measured(directory, x, steps)))
+            todo = tuple(x for x in todo if not of_first(_is_measured(directory, x, steps, of)))
             again = not of_first(_is_evaluated(directory, experiment, steps))
             if not (todo or again):
                 return replace(_finished(directory, experiment), trained_before=True)
@@ -144,6 +145,9 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
         if writes and not trained:
             _write_json(directory / "config.json", config)
             _record_start(directory, experiment, say=options.progress)
+        # Of the code that runs, whatever its folder holds at the end.
+        commit = environment()["commit"]
+        keep = partial(write_measured, directory, experiment, commit=commit)
         with _recorded(directory) if writes else nullcontext(), stop_signals() as stopped:
             result = fit(
                 replace(experiment, measurements=todo),
@@ -155,8 +159,10 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                 progress=options.progress,
                 began=options.began,
                 profile=options.profile if writes else None,
-                kept=lambda measurement, step: of_first(_is_measured(directory, measurement, step)),
-                keep=partial(write_measured, directory) if writes else lambda found, step: None,
+                kept=lambda measurement, step: of_first(
+                    _is_measured(directory, measurement, step, of)
+                ),
+                keep=keep if writes else lambda found, step: None,
                 again=again,
             )
         came = stopped[0] if stopped else None
@@ -165,10 +171,13 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
         # The log has what was measured too, maybe before the last start.
         measured = evaluations.names(directory)
         own = {name: x for name, x in result.metrics.items() if name not in measured}
-        if again:
+        if again or not trained:
             found = {name: x for name, x in own.items() if "/" in name}
-            write_splits(directory, experiment, found, result.step, time.monotonic() - since)
-        if not trained:
+            now: Any = {"step": result.step, "seconds": time.monotonic() - since, "commit": commit}
+            write_splits(directory, experiment, found, **now)
+        if trained:
+            _write_json(directory / "config.json", config)  # as it is measured now
+        else:
             write_summary(directory / "summary.json", own)
             replace_text(directory / "DONE", "")
         done = _finished(directory, experiment)
@@ -194,7 +203,8 @@ def state_of(directory: Path, experiment: Experiment) -> str:
     if not (directory / "DONE").exists():
         return "FAILED" if (directory / "FAILED").exists() else "to do"
     steps = _steps(directory)
-    measured = all(_is_measured(directory, x, steps) for x in experiment.measurements)
+    of = evaluation_id(experiment)
+    measured = all(_is_measured(directory, x, steps, of) for x in experiment.measurements)
     measured = measured and _is_evaluated(directory, experiment, steps)
     return "DONE" if measured else "to measure"
 
@@ -204,20 +214,19 @@ def _steps(directory: Path) -> int:
     return int(read_summary(directory, "steps")["steps"])
 
 
-def _is_measured(directory: Path, measurement: Measurement, steps: int) -> bool:
-    """Whether a run has the numbers of a measurement, of its last step."""
-    return evaluations.read(directory, identity(measurement), steps) is not None
+def _is_measured(directory: Path, measurement: Measurement, steps: int, of: str) -> bool:
+    """Whether a run has the numbers of a measurement, of its last step, by its present task."""
+    return evaluations.read(directory, identity(measurement), steps, of) is not None
 
 
 def _is_evaluated(directory: Path, experiment: Experiment, steps: int) -> bool:
     """Whether the splits of a finished run were evaluated as its experiment says now."""
-    now = resolve(experiment)
-    again = evaluations.read(directory, evaluations.SPLITS, steps)
-    there = again["measurement"] if again else None
-    if there is None:
-        saved = read_config(directory)
-        there = evaluation_of(resolve(rebuild(saved, names_in(now))))
-    return there == evaluation_of(now)
+    of = evaluation_id(experiment)
+    if evaluations.path_of(directory, evaluations.SPLITS).exists():
+        return evaluations.read(directory, evaluations.SPLITS, steps, of) is not None
+    # A run of earlier code, or of no splits.
+    saved = rebuild(read_config(directory), names_in(resolve(experiment)))
+    return evaluation_id(saved) == of
 
 
 def _finished(directory: Path, experiment: Experiment) -> Outcome:

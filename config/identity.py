@@ -17,11 +17,24 @@ from opsin.errors import ConfigError
 
 def identity(tree: Any) -> str:
     """Twelve hexadecimal digits that name what the tree is made of."""
-    text = json.dumps(essence(tree), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return _hash(essence(tree))
 
 
-def essence(node: Any, root: Any = None) -> Any:
+def evaluation_id(experiment: Any) -> str:
+    """The id of how an experiment evaluates its splits and is measured, as ``identity`` that of it.
+
+    It is made of its whole task, with what changes no trained number, such as the sampler, and of
+    the splits.
+    """
+    task = essence(experiment.task, experiment, whole=True)
+    return _hash({"task": task, "splits": dict(experiment.data.eval_splits)})
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def essence(node: Any, root: Any = None, *, whole: bool = False) -> Any:
     """The tree as JSON, without anything that changes no trained number.
 
     An object is named without its module, so that files may move. An option at its default is left
@@ -35,22 +48,25 @@ def essence(node: Any, root: Any = None) -> Any:
     Args:
         node: what is a tree, or lies in one.
         root: the tree that it lies in.
+        whole: with the fields that change no trained number.
 
     Raises:
         ConfigError: for an object that cannot be found by a name, such as a lambda.
     """
     root = node if root is None else root
+    within = partial(essence, root=root, whole=whole)
     if isinstance(node, Mapping):
-        return {str(key): essence(value, root) for key, value in node.items()}
+        return {str(key): within(value) for key, value in node.items()}
     if isinstance(node, tuple | list):
-        return [essence(value, root) for value in node]
+        return [within(value) for value in node]
     if node is None or isinstance(node, bool | int | float | str):
         return resolve(node)
     if isinstance(node, partial):
-        positional = {"args": essence(node.args, root)} if node.args else {}
-        return {"call": lasting_name(node.func)} | positional | _set(node.func, node.keywords, root)
+        positional = {"args": within(node.args)} if node.args else {}
+        options = _set(node.func, node.keywords, root, whole)
+        return {"call": lasting_name(node.func)} | positional | options
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
-        return {"type": lasting_name(type(node))} | _set(type(node), children(node), root)
+        return {"type": lasting_name(type(node))} | _set(type(node), children(node), root, whole)
     return {"call": lasting_name(node)}  # with a key, so that no text is taken for a function
 
 
@@ -88,17 +104,18 @@ def defaults(owner: Any) -> dict[str, Any]:
     }
 
 
-def _set(owner: Any, values: Mapping[str, Any], root: Any) -> dict[str, Any]:
+def _set(owner: Any, values: Mapping[str, Any], root: Any, whole: bool) -> dict[str, Any]:
     """The essence of the options that differ from their defaults and count."""
     given = defaults(owner)
     fields = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
     conditions = {f.name: f.metadata["counts_with"] for f in fields if "counts_with" in f.metadata}
     choosing = {name: _chosen_by(root, path) for name, path in conditions.items()}
     values = {name: _choosing(value, choosing.get(name)) for name, value in values.items()}
-    apart = {f.name for f in fields if not f.metadata.get("identity", True)}
+    apart = {f.name for f in fields if not (whole or f.metadata.get("identity", True))}
     apart -= {name for name, metric in choosing.items() if metric}
     apart |= {f.name for f in fields if values.get(f.metadata.get("known_by", "")) is not None}
-    counted = {name: essence(value, root) for name, value in values.items() if name not in apart}
+    within = partial(essence, root=root, whole=whole)
+    counted = {name: within(value) for name, value in values.items() if name not in apart}
     return {
         name: value
         for name, value in counted.items()

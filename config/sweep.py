@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from opsin.config.identity import identity
-from opsin.config.table import Arm
+from opsin.config.identity import evaluation_id, identity
+from opsin.config.table import Arm, Key
 from opsin.config.tree import override
 from opsin.errors import ConfigError
 from opsin.train.experiment import Experiment
@@ -44,12 +44,12 @@ def expand(
     names = [arm.name for arm in arms]
     if double := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two arms of this sweep are called {double[0]!r}: rename one")
-    planned: dict[tuple[str, str | None], Planned] = {}
+    planned: dict[Key, Planned] = {}
     for seed, arm in itertools.product(range(seeds), arms):
         changed = override(experiment, arm.under(seed) | dict(overrides or {}))
         key = identities(changed)
-        run = Planned(arm.name, seed, changed, key[0])
-        twin = planned.setdefault(key, run)
+        run = Planned(arm.name, seed, changed, key.run)
+        twin = planned.setdefault(key._replace(evaluation=None), run)
         if twin is not run:
             raise ConfigError(
                 f"{run.arm} with seed {run.seed} and {twin.arm} with seed {twin.seed} are one and "
@@ -70,15 +70,14 @@ def pinned(experiment: Experiment) -> Experiment:
     return replace(experiment, weights=weights and weights.known())
 
 
-def identities(experiment: Experiment) -> tuple[str, str | None]:
-    """The id of a run and that of its measurements, or None: together the key of a row."""
-    return identity(pinned(experiment)), "+".join(map(identity, experiment.measurements)) or None
+def identities(experiment: Experiment) -> Key:
+    """The key of the row of an experiment."""
+    measured = "+".join(map(identity, experiment.measurements)) or None
+    return Key(identity(pinned(experiment)), measured, evaluation_id(experiment))
 
 
-def identity_of(
-    experiment: Experiment, arms: Sequence[Arm]
-) -> Callable[[str, int], tuple[str, str | None]]:
-    """``(arm, seed) -> (id, measurement)`` of the runs of a sweep without overrides."""
+def identity_of(experiment: Experiment, arms: Sequence[Arm]) -> Callable[[str, int], Key]:
+    """``(arm, seed) -> key`` of the runs of a sweep without overrides."""
     by_name = {arm.name: arm for arm in arms}
     return lambda arm, seed: identities(override(experiment, by_name[arm].under(seed)))
 

@@ -2,13 +2,27 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from opsin.errors import UserError
 
 
 class ReportError(UserError):
     """A report that cannot be written as requested: one line, the cause and the way out."""
+
+
+class Key(NamedTuple):
+    """What tells a row of a table from all others.
+
+    Attributes:
+        run: its id, the name of its directory.
+        measurement: the ids of what is measured of it, joined by "+"; None for nothing.
+        evaluation: the id of how, see ``identity.evaluation_id``; None if that is not known.
+    """
+
+    run: str
+    measurement: str | None = None
+    evaluation: str | None = None
 
 
 @dataclass(frozen=True)

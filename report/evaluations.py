@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from opsin.data.enclosure import component
 from opsin.data.files import from_json, replace_text, to_json
@@ -27,6 +27,7 @@ def write(
     run: Path,
     name: str,
     *,
+    of: str,
     measurement: Any,
     step: int,
     metrics: Mapping[str, float],
@@ -38,7 +39,8 @@ def write(
     Args:
         run: directory of the run.
         name: id of the measurement, or ``SPLITS``.
-        measurement: resolved.
+        of: the id of the task and the splits that were measured.
+        measurement: resolved; None for ``SPLITS``.
         step: of the weights.
         metrics: ``split/metric`` numbers.
         seconds: that it took.
@@ -48,6 +50,7 @@ def write(
         The file.
     """
     content = {
+        "of": of,
         "measurement": measurement,
         "step": step,
         "metrics": to_json(metrics),
@@ -61,8 +64,9 @@ def write(
 
 
 class Evaluation(TypedDict):
-    """A file of ``evaluations``, see ``write``."""
+    """A file of ``evaluations``, see ``write``. Those of earlier code lack ``of``."""
 
+    of: NotRequired[str]
     measurement: Any
     step: int
     metrics: dict[str, float | None]
@@ -80,14 +84,22 @@ def names(run: Path) -> set[str]:
     return set().union(*(_read(path)["metrics"] for path in paths))
 
 
-def read(run: Path, name: str, step: int) -> dict[str, Any] | None:
-    """A measurement of the weights of a step; None if there is none, or only of another step.
+def read(run: Path, name: str, step: int, of: str | None = None) -> dict[str, Any] | None:
+    """A measurement of the weights of a step; None if there is none, or only another.
+
+    Args:
+        run: directory of the run.
+        name: id of the measurement, or ``SPLITS``.
+        step: of the weights.
+        of: the id of the task and the splits that it has to be of; None takes any.
 
     Raises:
         RecordError: the file is damaged.
     """
     path = path_of(run, name)
     if not path.exists() or (found := _read(path))["step"] != step:
+        return None
+    if of not in (None, found.get("of", of)):
         return None
     numbers = {name: float(x) for name, x in from_json(found["metrics"]).items()}
     return {**found, "metrics": numbers}

@@ -157,7 +157,10 @@ def tables(results: Path) -> list[str]:
 
 
 def add(results: Path, line: Reproduced) -> None:
-    """Puts a line in place of an earlier one of the same row, and writes the table anew.
+    """Adds a line, and writes the table anew.
+
+    It takes the place of one of the same row by the same commit, which is the same run; those of
+    other commits stay, so that no row is repeated until it is within.
 
     Raises:
         RecordError: the file that is there is damaged.
@@ -165,8 +168,9 @@ def add(results: Path, line: Reproduced) -> None:
     path = results / f"{NAME}.jsonl"
     with FileLock(results / f"{NAME}.lock"):  # another command may add a line meanwhile
         before = _read(path) if path.exists() else []
-        lines = {(x.experiment, x.arm, x.seed): x for x in [*before, line]}
-        text = "".join(json.dumps(asdict(lines[key])) + "\n" for key in sorted(lines))
+        lines = {(x.experiment, x.arm, x.seed, x.commit): x for x in [*before, line]}
+        kept = sorted(lines.values(), key=lambda x: (x.experiment, x.arm, x.seed, x.date))
+        text = "".join(json.dumps(asdict(each)) + "\n" for each in kept)
         replace_text(path, text)
         derive(results)
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from opsin.config.table import ReportError
+from opsin.config.table import Key, ReportError
 from opsin.data.enclosure import check_enclosed
 from opsin.data.files import from_json, replace_text, to_json
 from opsin.data.records import RecordError, cause, conform, open_regular, parse, read_records
@@ -62,7 +62,7 @@ class Row:
 def collect(
     run_dir: Path,
     arms: Sequence[str],
-    identity_of: Callable[[str, int], tuple[str, str | None]],
+    identity_of: Callable[[str, int], Key],
     typed: str | None = None,
 ) -> list[Row]:
     """Reads the runs below ``run_dir`` that ended, sorted by arm and seed.
@@ -75,7 +75,7 @@ def collect(
     Args:
         run_dir: ``runs/<experiment>``, with a folder for each run.
         arms: the arms of the sweep, in order.
-        identity_of: (arm, seed) -> the id of that run of the sweep, and that of its measurements.
+        identity_of: (arm, seed) -> the key of that row of the sweep.
         typed: the name or file of the experiment, if it is not that of the folder.
 
     Raises:
@@ -90,10 +90,10 @@ def collect(
     for path in ended:
         check_enclosed(path)
         seed = read_config(path)["seed"]
-        measured_in = {arm: identity_of(arm, seed) for arm in arms}
-        own = {arm: what for arm, (run, what) in measured_in.items() if run == path.name}
+        keys = {arm: identity_of(arm, seed) for arm in arms}
+        own = {arm: key for arm, key in keys.items() if key.run == path.name}
         strangers += [] if own else [path.name]
-        rows += [row for arm, what in own.items() if (row := read_run(path, arm, seed, what))]
+        rows += [row for arm, key in own.items() if (row := read_run(path, arm, seed, key))]
     if strangers:
         logging.getLogger(__name__).warning(
             "left out the runs in %s that are not of the sweep as it stands: %s",
@@ -149,8 +149,8 @@ def status_of(folder: Path) -> Literal["done", "failed"] | None:
     return "failed" if (folder / "FAILED").exists() else None
 
 
-def read_run(folder: Path, arm: str, seed: int, measurement: str | None) -> Row | None:
-    """The row of a run that ended; None if it lacks what is to be measured of it.
+def read_run(folder: Path, arm: str, seed: int, key: Key) -> Row | None:
+    """The row of a run that ended; None if it lacks what is to be measured of it, in this way.
 
     Raises:
         RecordError: a file is missing or damaged.
@@ -165,11 +165,13 @@ def read_run(folder: Path, arm: str, seed: int, measurement: str | None) -> Row 
     if not taken.is_integer():
         raise RecordError(f"{folder / 'summary.json'} has no whole steps: {repeated(folder)}")
     steps = int(taken)
-    again = evaluations.read(folder, evaluations.SPLITS, steps)
+    again = evaluations.read(folder, evaluations.SPLITS, steps, key.evaluation)
+    if again is None and not failed and evaluations.path_of(folder, evaluations.SPLITS).exists():
+        return None
     metrics = summary | (again["metrics"] if again else {})
     by = [again["commit"]] if again else []
-    for name in measurement.split("+") if measurement and not failed else ():
-        found = evaluations.read(folder, name, steps)
+    for name in key.measurement.split("+") if key.measurement and not failed else ():
+        found = evaluations.read(folder, name, steps, key.evaluation)
         if found is None:
             return None
         metrics |= found["metrics"]
@@ -180,7 +182,7 @@ def read_run(folder: Path, arm: str, seed: int, measurement: str | None) -> Row 
         arm=arm,
         seed=seed,
         id=folder.name,
-        measurement=measurement,
+        measurement=key.measurement,
         status="failed" if failed else "done",
         commit=env["commit"] or "unknown",
         commits=every_commit if len(every_commit) > 1 else None,

@@ -14,6 +14,7 @@ from opsin.commands.exporting import export
 from opsin.commands.runs import Options
 from opsin.commands.trained import open_run
 from opsin.config import catalogue
+from opsin.config.identity import evaluation_id
 from opsin.config.sweep import identity_of
 from opsin.data.files import read_lines
 from opsin.errors import UserError
@@ -123,7 +124,8 @@ def test_a_damaged_file_of_a_run_is_one_line(a_run: Path, tmp_path: Path, name: 
     shutil.copytree(a_run / "runs", tmp_path / "runs")
     (run,) = (tmp_path / "runs" / "tiny").iterdir()
     nothing = {"measurement": {}, "step": 3, "metrics": {"a": 1.0, "b": None}, "seconds": 1.0}
-    evaluations.write(run, evaluations.SPLITS, **nothing, commit=None)
+    of = evaluation_id(tiny.config())
+    evaluations.write(run, evaluations.SPLITS, **nothing, of=of, commit=None)
     if name == "FAILED":
         (run / "DONE").unlink()
         (run / "FAILED").write_text("NonFiniteError: x")

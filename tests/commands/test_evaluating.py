@@ -25,9 +25,9 @@ from opsin.commands.evaluating import Evaluated, evaluate_run, known_measurement
 from opsin.commands.main import main
 from opsin.commands.runs import Options, Outcome, RunError, execute, state_of
 from opsin.config import catalogue
-from opsin.config.identity import identity
-from opsin.config.sweep import identity_of
-from opsin.config.table import Arm
+from opsin.config.identity import evaluation_id, identity
+from opsin.config.sweep import identities, identity_of
+from opsin.config.table import Arm, Key, ReportError
 from opsin.config.tree import override, resolve
 from opsin.data.files import WriteError, read_lines
 from opsin.errors import ConfigError
@@ -35,6 +35,7 @@ from opsin.experiments.extractors import LENET
 from opsin.metrics.state import Mean
 from opsin.report import evaluations
 from opsin.report.rows import collect
+from opsin.report.run_files import read_config
 from opsin.train import loop
 from opsin.train.experiment import Experiment
 from opsin.train.measurements import Subject
@@ -128,7 +129,7 @@ def test_a_run_is_measured_again_as_it_was_at_its_end(trained, untrainable):
     assert (trained.directory / "summary.json").read_text() == before
     record = json.loads(norm.path.read_text())
     assert norm.path == trained.directory / "evaluations" / f"{identity(Norm())}.json"
-    assert record.keys() == {"measurement", "step", "metrics", "seconds", "commit"}
+    assert record.keys() == {"of", "measurement", "step", "metrics", "seconds", "commit"}
     assert record["measurement"] == resolve(Norm())
     assert (record["step"], record["metrics"]) == (6, norm.metrics)
 
@@ -231,13 +232,36 @@ def test_a_finished_run_is_evaluated_as_its_experiment_says_now(trained, tmp_pat
     assert outcome.metrics.items() >= trained.metrics.items()
     assert (run / "summary.json").read_bytes() == summary
     assert state_of(run, more) == "DONE"
-    (row,) = collect(run.parent, ["a"], lambda arm, seed: (run.name, None))
+    (row,) = collect(run.parent, ["a"], lambda arm, seed: Key(run.name))
     assert row.metrics["fit/counted"] == 7.0
     assert "test_ema/norm" not in row.metrics  # of no measurement that is asked for
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("opsin.commands.runs.fit", None)  # calling it would raise
         assert ended(more, tmp_path).metrics == outcome.metrics
         assert ended(replace(more, loop=replace(more.loop, previews=3)), tmp_path).trained_before
+
+
+def test_what_is_measured_by_another_task_is_measured_again(trained, tmp_path, untrainable):
+    """The id of a measurement does not say which sampler it used, or which splits it read."""
+    run = tmp_path / "tiny" / trained.directory.name
+    shutil.copytree(trained.directory, run)
+    more = tiny(**{"data.eval_splits": {"test": "train"}})
+    before = evaluations.read(run, identity(Norm()), 6)
+    outcome = ended(more, tmp_path)
+    assert outcome.measured
+    again = evaluations.read(run, identity(Norm()), 6, evaluation_id(more))
+    assert again is not None
+    assert before is not None
+    assert again["of"] != before["of"] == evaluation_id(tiny())
+    assert read_config(run)["data"]["eval_splits"] == {"test": "train"}
+    assert state_of(run, more) == "DONE"
+    assert state_of(run, tiny()) == "to measure"
+    for experiment, rows in ((more, 1), (tiny(), 0)):
+        try:
+            found = collect(run.parent, ["a"], lambda arm, seed, e=experiment: identities(e))
+        except ReportError:
+            found = []
+        assert len(found) == rows
 
 
 def test_numbers_of_an_earlier_step_are_not_those_of_the_end(trained):
@@ -301,7 +325,9 @@ def test_arms_that_only_measure_share_a_run_and_are_reported(opsin, untrainable,
     assert [(row.arm, row.seed) for row in rows] == [
         (f"p{n}", s) for n in (1, 2, 3) for s in (0, 1)
     ]
-    assert [(row.id, row.measurement) for row in rows] == [of(row.arm, row.seed) for row in rows]
+    assert [(row.id, row.measurement) for row in rows] == [
+        of(row.arm, row.seed)[:2] for row in rows
+    ]
     assert len({row.id for row in rows}) == 2
     assert rows[2].measurement == identity(Norm(power=2, seed=0))
     norms = np.reshape([row.metrics["test_ema/norm"] for row in rows], (3, 2))
@@ -355,8 +381,8 @@ def test_by_default_the_splits_are_evaluated_as_its_recipe_says_now(opsin, untra
 
 def test_what_can_be_measured_is_found_by_name():
     assert known_measurements().keys() == {
-        "ImportanceNLL", "Inpainting", "LatentClassifier", "Probe", "SampleQuality", "SampledBy",
-        "VariationalBound",
+        "AveragedViews", "ImportanceNLL", "Inpainting", "LatentClassifier", "Probe", "Recoded",
+        "SampleQuality", "SampledBy", "VariationalBound",
     }  # fmt: skip
 
 
@@ -386,12 +412,13 @@ def test_mistakes_are_told_in_a_line_before_anything_is_measured(trained, asked,
 
 
 def test_no_measurement_takes_a_task_that_it_does_not_fit():
+    task: Any = tiny().task
     for measurement in (SampleQuality(LENET), Inpainting(LENET), VariationalBound()):
-        with pytest.raises(SettingError, match="object"):
-            measurement.check(object(), {"train": None, "test": None})  # pyright: ignore
+        with pytest.raises(SettingError, match="not Classify"):
+            measurement.check(task, {"train": None, "test": None})  # pyright: ignore
     for measurement in (ImportanceNLL(), LatentClassifier()):
-        with pytest.raises(SettingError, match="not object"):
-            measurement.check(object(), {})  # pyright: ignore
+        with pytest.raises(SettingError, match="not Classify"):
+            measurement.check(task, {})  # pyright: ignore
 
 
 def test_a_directory_that_cannot_be_written_is_told(trained, tmp_path, monkeypatch):

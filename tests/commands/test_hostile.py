@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from opsin.commands.runs import state_of
+from opsin.config.table import Key
 from opsin.data.enclosure import component
 from opsin.data.examples import DataError
 from opsin.report import evaluations
@@ -222,7 +223,7 @@ def test_a_report_follows_no_link_that_leads_out(trained: Path, tmp_path: Path, 
     (trained / "summary.json").unlink()
     (trained / "summary.json").symlink_to(tmp_path / "victim")
     with pytest.raises(DataError, match=r"summary\.json is a link to .*/victim, outside the"):
-        collect(trained.parent, ["slow"], lambda arm, seed: (trained.name, None))
+        collect(trained.parent, ["slow"], lambda arm, seed: Key(trained.name))
     with pytest.raises(DataError, match="outside the folder"):
         state_of(trained, tiny.config())
 

@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 
 from opsin.analysis.probes import Probe
 from opsin.config import catalogue
-from opsin.config.identity import identity
+from opsin.config.identity import evaluation_id, identity
 from opsin.config.sweep import Planned, arm_of, expand, identities, identity_of, share
 from opsin.config.table import Arm
 from opsin.config.tree import override
 from opsin.errors import ConfigError
+from opsin.metrics.classification import ranking
 from opsin.models.classification.lenet import LeNet5
 from opsin.train.experiment import Experiment
 from opsin.train.tasks.classify import Classify
@@ -51,7 +52,17 @@ def test_arms_that_differ_in_what_is_measured_are_one_run():
     assert [arm_of(run.experiment, base, arms) for run in planned] == ["all", "few"] * 2
     two = override(base, {"measurements": (Probe(), Probe(seed=1))})
     assert identities(two)[1] == f"{identity(Probe())}+{identity(Probe(seed=1))}"
-    assert identities(BASE) == (identity(BASE), None)
+    assert identities(BASE) == (identity(BASE), None, evaluation_id(BASE))
+
+
+def test_how_is_measured_is_told_apart_and_moves_with_no_module_and_no_default():
+    splits = override(BASE, {"data.eval_splits": {"test": "train"}})
+    metrics = override(BASE, {"task.more_metrics": (ranking,)})
+    batch = override(BASE, {"data.eval_batch": 7, "loop.previews": 3})
+    assert identities(splits)[:2] == identities(metrics)[:2] == identities(BASE)[:2]
+    assert len({evaluation_id(x) for x in (BASE, splits, metrics)}) == 3
+    assert evaluation_id(batch) == evaluation_id(BASE)
+    assert arm_of(splits, BASE, [Arm("default")]) == "custom"
 
 
 def test_overrides_are_for_every_arm_and_win_over_its_own():

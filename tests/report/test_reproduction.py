@@ -129,11 +129,16 @@ def test_the_table_is_derived_from_the_lines(tmp_path):
     assert (tmp_path / "reproduced.md").read_text().splitlines() == text
 
 
-def test_a_row_that_is_trained_again_takes_its_place(tmp_path):
-    for each in (line(), line(seed=1), line(commit="f" * 40)):
+def test_a_row_stays_beside_that_of_other_code_and_takes_the_place_of_its_own(tmp_path):
+    """Whoever repeats a row until it is within leaves a trace."""
+    for each in (line(), line(seed=1), line(commit="f" * 40), line(seconds=7.0)):
         add(tmp_path, each)
     records = map(json.loads, (tmp_path / "reproduced.jsonl").read_text().splitlines())
-    assert [(x["seed"], x["commit"][:4]) for x in records] == [(1, "0123"), (2, "ffff")]
+    assert [(x["seed"], x["commit"][:4], x["seconds"]) for x in records] == [
+        (1, "0123", line().seconds),
+        (2, "0123", 7.0),
+        (2, "ffff", line().seconds),
+    ]
 
 
 def test_rows_that_are_added_at_once_are_all_kept(tmp_path):

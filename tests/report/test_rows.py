@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from opsin.commands.runs import write_summary
-from opsin.config.table import ReportError
+from opsin.config.table import Key, ReportError
 from opsin.data.records import RecordError
 from opsin.report import evaluations
 from opsin.report.rows import collect, read_rows, write_rows
@@ -32,8 +32,8 @@ def write_run(folder, arm="focal-1", seed=0, end="DONE", summary=None, error="")
 
 
 def is_aa(arm, seed):
-    """The id of every run of an arm, where a test has one."""
-    return ("aa" if arm in ("focal-1", "default") else "of another arm"), None
+    """The key of every run of an arm, where a test has one."""
+    return Key("aa" if arm in ("focal-1", "default") else "of another arm")
 
 
 def test_collect_reads_each_run_that_ended(tmp_path):
@@ -44,7 +44,7 @@ def test_collect_reads_each_run_that_ended(tmp_path):
     write_run(runs / "dd", arm="focal-1", seed=2, end=None)
     (runs / "notes.txt").write_text("not a run")
     ids = {("focal-2", 0): "aa", ("focal-1", 1): "bb", ("focal-1", 0): "cc"}
-    other, first, second = collect(runs, ARMS, lambda arm, seed: (ids.get((arm, seed), ""), None))
+    other, first, second = collect(runs, ARMS, lambda arm, seed: Key(ids.get((arm, seed), "")))
     assert [(r.arm, r.seed, r.id) for r in (other, first, second)] == [
         ("focal-2", 0, "aa"),
         ("focal-1", 0, "cc"),
@@ -173,7 +173,7 @@ def test_arms_that_only_measure_have_a_row_each_of_one_run(tmp_path):
     folder = tmp_path / "focal" / "aa"
     summary = {"steps": 7, "seconds": 3.5, "test/nll": 0.1, "test/top5": 0.5}
     write_run(folder, seed=2, summary=summary)
-    options = {"measurement": None, "commit": "abc1234"}
+    options = {"of": "e", "measurement": None, "commit": "abc1234"}
     for name, step, metrics in (
         ("m1", 7, {"test/fd": 1.0}),
         ("m2", 7, {"test/fd": 2.0}),
@@ -183,7 +183,7 @@ def test_arms_that_only_measure_have_a_row_each_of_one_run(tmp_path):
     ):
         evaluations.write(folder, name, step=step, metrics=metrics, seconds=0.25, **options)
     measured = {"one": "m1", "both": "m2+m3", "early": "m4", "missing": "m5", "none": None}
-    rows = collect(tmp_path / "focal", list(measured), lambda arm, seed: ("aa", measured[arm]))
+    rows = collect(tmp_path / "focal", list(measured), lambda arm, seed: Key("aa", measured[arm]))
     assert [(row.arm, row.seed, row.id, row.measurement) for row in rows] == [
         ("one", 2, "aa", "m1"), ("both", 2, "aa", "m2+m3"), ("none", 2, "aa", None),
     ]  # fmt: skip
@@ -203,17 +203,41 @@ def test_a_row_that_was_measured_by_other_code_names_both_commits(tmp_path):
     for name, step, commit in (("m1", 7, "def5678"), ("m2", 7, None), ("m3", 6, "of no matter")):
         metrics = {"test/fd": 1.0}
         evaluations.write(
-            folder, name, measurement=None, step=step, metrics=metrics, seconds=1.0, commit=commit
+            folder,
+            name,
+            of="e",
+            measurement=None,
+            step=step,
+            metrics=metrics,
+            seconds=1.0,
+            commit=commit,
         )
 
     def of(measured):
-        (row,) = collect(tmp_path / "focal", ["focal-1"], lambda arm, seed: ("aa", measured))
+        (row,) = collect(tmp_path / "focal", ["focal-1"], lambda arm, seed: Key("aa", measured))
         return row.commit, row.commits
 
     assert of("m1") == ("abc1234", ["abc1234", "def5678"])
     assert of("m2+m1") == ("abc1234", ["abc1234", "unknown", "def5678"])
     assert of(None) == ("abc1234", None)
-    evaluations.write(
-        folder, evaluations.SPLITS, measurement=None, step=7, metrics={}, seconds=1.0, commit="0ff"
-    )
+    options = {"of": "e", "measurement": None, "step": 7, "seconds": 1.0, "commit": "0ff"}
+    evaluations.write(folder, evaluations.SPLITS, metrics={}, **options)
     assert of(None) == ("abc1234", ["abc1234", "0ff"])
+
+
+@pytest.mark.parametrize("other", ["m1", evaluations.SPLITS])
+def test_what_was_measured_in_another_way_makes_no_row(tmp_path, other):
+    """By another sampler, say, or of other splits."""
+    folder = tmp_path / "focal" / "aa"
+    write_run(folder, summary={"steps": 7, "seconds": 3.5})
+    for name in ("m1", evaluations.SPLITS):
+        of = "another" if name == other else "e"
+        options = {"measurement": None, "commit": None, "seconds": 1.0, "step": 7}
+        evaluations.write(folder, name, of=of, metrics={f"test/{name}": 1.0}, **options)
+
+    def rows(key):
+        return collect(tmp_path / "focal", ["focal-1"], lambda arm, seed: key)
+
+    assert rows(Key("aa", "m1"))[0].metrics.keys() >= {"test/m1", "test/splits"}
+    with pytest.raises(ReportError, match="no run of the sweep has ended"):
+        rows(Key("aa", "m1", "e"))

@@ -9,6 +9,7 @@ import pytest
 from opsin.commands import runs
 from opsin.commands.provenance import environment
 from opsin.commands.runs import Options, RunError, execute
+from opsin.config.table import Key
 from opsin.config.tree import override, resolve
 from opsin.models.classification.lenet import LeNet5
 from opsin.report.rows import collect
@@ -103,7 +104,7 @@ def test_all_starts_are_kept_and_a_row_names_their_commits(begin, tmp_path: Path
     assert [(x["commit"], x["step"]) for x in starts] == [(A, 0), (A, 3), (B, 4)]
     (note,) = (json.loads(x) for x in (directory / "metrics.jsonl").read_text().splitlines())
     assert note == {"step": 4, "note": said.strip() + " with uncommitted changes"}
-    (row,) = collect(tmp_path / "some", ["default"], lambda arm, seed: (directory.name, None))
+    (row,) = collect(tmp_path / "some", ["default"], lambda arm, seed: Key(directory.name))
     assert (row.commit, row.commits, row.dirty) == (B, [A, B], True)
 
     again = "trained at commit bbbbbbbbbb with uncommitted changes; this is commit aaaaaaaaaa\n"
