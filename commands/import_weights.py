@@ -42,8 +42,9 @@ def import_weights(
     """
     runtime.set_up()
     from opsin.commands import importing
+    from opsin.interchange.taking import Seen
 
-    seen = importing.Seen(size, mean, std, resize, interpolation)
+    seen = Seen(size, mean, std, resize, interpolation)
     for line in importing.import_file(file, output, model, seen, licence):
         print(line)
     print(output)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import flax.linen as nn
@@ -12,29 +10,7 @@ import jax
 from opsin.config.names import named
 from opsin.data.files import check_new
 from opsin.errors import ConfigError
-from opsin.interchange import conversion, files
-from opsin.interchange.scales import Scale
-from opsin.train.preprocessing import Preprocessing
-from opsin.train.weights import save_weights
-
-
-@dataclass(frozen=True)
-class Seen:
-    """The images that a network was trained to see.
-
-    Attributes:
-        size: of their sides.
-        mean: by which they were scaled, of each channel; None is that of the published weights.
-        std: likewise.
-        resize: to what the shorter side was brought before the crop; None if that is not known.
-        interpolation: in that.
-    """
-
-    size: int
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    resize: int | None
-    interpolation: str
+from opsin.interchange.taking import Seen, take
 
 
 def import_file(file: Path, output: Path, typed: str, seen: Seen, licence: str) -> list[str]:
@@ -53,39 +29,17 @@ def import_file(file: Path, output: Path, typed: str, seen: Seen, licence: str) 
         WriteError: ``output`` cannot be written, or is there already.
     """
     check_new([output], "give another name")
-    model = _made(typed)
-    arrays, digest = files.read(file)
-    mean, std = _scale(model, seen)
-    image = (seen.size, seen.size, len(mean))
-    converted = conversion.to_ours(arrays, model, image)
-    classes = getattr(converted.model, "num_classes", None)
-    described = {
-        "network": typed.rpartition(":")[2],
-        **asdict(Preprocessing(mean, std, image)),
-        "resize": seen.resize,
-        "interpolation": seen.interpolation,
-        "classes": classes,
-        "licence": licence,
-        "origin": {"file": file.name, "sha256": digest, "names": converted.dialect},
-    }
-    ours = save_weights(output, converted.variables, described)
+    network = typed.rpartition(":")[2]
+    taken = take(file, output, _made(typed), network=network, seen=seen, licence=licence)
+    converted, (mean, std) = taken.converted, taken.scale
     count = sum(x.size for x in jax.tree.leaves(converted.variables["params"]))
+    classes = getattr(converted.model, "num_classes", None)
     return [
-        f"{len(arrays)} arrays by {converted.dialect}'s names: {count:,} parameters, {classes} "
+        f"{taken.arrays} arrays by {converted.dialect}'s names: {count:,} parameters, {classes} "
         f"classes; {len(converted.unused)} say nothing here (num_batches_tracked)",
         f"of images with mean {mean} and std {std}; --mean and --std, if it saw others",
-        f"sha256 {ours}",
+        f"sha256 {taken.sha256}",
     ]
-
-
-def _scale(model: nn.Module, seen: Seen) -> Scale:
-    known = conversion.scale_of(model)
-    mean, std = seen.mean or known[0], seen.std or known[1]
-    if len(mean) != len(std):
-        raise ConfigError(f"--mean has {len(mean)} numbers and --std {len(std)}: one a channel")
-    if not all(math.isfinite(x) for x in (*mean, *std)) or min(std) <= 0:
-        raise ConfigError(f"--mean and --std are finite, --std above 0; got {mean} and {std}")
-    return mean, std
 
 
 def _made(typed: str) -> nn.Module:

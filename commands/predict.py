@@ -8,12 +8,15 @@ from typing import Annotated
 from tyro.conf import arg
 
 from opsin.commands.groups import Runtime
-from opsin.commands.values import Allow, Folder, Run
+from opsin.commands.values import Allow, Folder
 from opsin.errors import ConfigError
 
 
 def predict(
-    run: Run,
+    run: Annotated[
+        Path,
+        arg(metavar="RUN", help="its directory, runs/NAME/ID; or the name of a published network"),
+    ],
     images: Annotated[tuple[Path, ...], arg(metavar="IMAGE …")],
     /,
     *,

@@ -21,11 +21,14 @@ from opsin.data.examples import DataError
 from opsin.data.files import check_new, readable, replace_text, replacing, writing
 from opsin.data.folder import visible_files
 from opsin.data.images import MODES, read_image
+from opsin.data.squares import square
 from opsin.imaging.tiles import over_tiles
+from opsin.interchange.pretrained import NETWORKS, Pretrained
 from opsin.pictures import figures
 from opsin.pictures.kinds import Labels, Masks, Prediction
 from opsin.pictures.text import class_caption
 from opsin.train.compiler import jit_here
+from opsin.train.experiment import Data
 from opsin.train.preparation import prepared
 from opsin.train.settings import SettingError
 
@@ -46,6 +49,9 @@ class Predictor:
         tile: height and width of what ``probabilities`` takes.
         result: shape of what it gives for one tile.
         resized: whether the training images were resized, from any size.
+        shown: an image of any size as a classifier takes it, where that is not its centre in the
+            size of the training images.
+        told: how many of the likeliest classes are said of an image.
         probabilities: from images uint8 [batch, *tile, channels] to probabilities
             [batch, *result], with the moving average of the parameters if there is one.
     """
@@ -57,19 +63,24 @@ class Predictor:
     result: tuple[int, ...]
     resized: bool
     probabilities: Callable[[np.ndarray], np.ndarray]
+    shown: Callable[[Image.Image], np.ndarray] | None = None
+    told: int = 1
 
 
 def load(run: Path, *, allow: Sequence[str] = ()) -> Predictor:
     """Opens the newest checkpoint of a run's directory; its data set is not needed.
 
     Args:
-        run: the directory.
+        run: the directory; or the name of a published network, where nothing is called so.
         allow: see ``reopen``.
 
     Raises:
         RunError: if this is no run, it has another kind of task, or this code would not make it.
         CheckpointError: if it has no checkpoint that can be read.
+        WeightsError: if the weights of the published network are not installed.
     """
+    if str(run) in NETWORKS and not run.exists():
+        return published(Pretrained(str(run), part=""))
     try:
         return predictor_of(open_run(run, allow=allow))
     except SettingError as error:
@@ -101,6 +112,39 @@ def predictor_of(trained: Trained) -> Predictor:
         result=answer.probabilities.shape[1:],
         resized=trained.resized,
         probabilities=lambda images: np.asarray(ask(*variables, images).probabilities),
+    )
+
+
+def published(weights: Pretrained) -> Predictor:
+    """What predicts with a published network, which sees images as it did when it was trained.
+
+    Raises:
+        WeightsError: if its weights are not installed.
+    """
+    network, model = weights.network, weights.network.model()
+    size, resize = network.seen.size, network.seen.resize or network.seen.size
+    mean, std = network.seen.scale(model)
+    data = Data(mean=mean, std=std)
+    image = (size, size, len(mean))
+    shape = jax.ShapeDtypeStruct((1, *image), np.float32)
+    variables = weights.load(model.init, jax.random.key(0), shape)
+    interpolation = Image.Resampling[network.seen.interpolation.upper()]
+
+    @jit_here
+    def ask(variables: Any, images: jax.Array) -> jax.Array:
+        logits: Any = model.apply(variables, prepared({"image": images}, data=data)["image"])
+        return jax.nn.softmax(logits)
+
+    return Predictor(
+        kind=Labels,
+        class_names=network.class_names(),
+        image=image,
+        tile=(size, size),
+        result=(len(network.class_names()),),
+        resized=True,
+        probabilities=lambda images: np.asarray(ask(variables, images)),
+        shown=lambda image: square(_pixels(image), resize, size, interpolation=interpolation),
+        told=5,
     )
 
 
@@ -164,7 +208,12 @@ def _classify(
                 title=f"{shares[label]:.1%}",
             )
             figures.save(figure, output / f"{name}_label.png")
-            yield f"{readable(path)}  {caption}  {shares[label]:.1%}"
+            likeliest = np.argsort(-shares, kind="stable")[: predictor.told]
+            told = [
+                f"{class_caption(each, predictor.class_names)}  {shares[each]:.1%}"
+                for each in likeliest
+            ]
+            yield f"{readable(path)}  {', '.join(told)}"
     finally:  # of an interrupted command there is a table too
         replace_text(output / LABELS, table.getvalue())
 
@@ -205,6 +254,8 @@ WRITTEN = {Labels: ("label",), Masks: ("mask", "blended", "legend")}
 
 def fitted(predictor: Predictor, image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
     """An image of any size as a classifier takes it: its centre, in the size of training images."""
+    if predictor.shown is not None:
+        return predictor.shown(image)
     height, width, _ = predictor.image
     return _pixels(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR))
 

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from opsin.data.files import users_cache
 from opsin.errors import ConfigError
 from opsin.train.host.memory import is_untuned, keep_freed_memory
 
@@ -67,7 +68,7 @@ def set_up(runtime: Runtime) -> None:
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "GRPC_VERBOSITY": "ERROR",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        "JAX_COMPILATION_CACHE_DIR": str(_default_cache()),
+        "JAX_COMPILATION_CACHE_DIR": str(users_cache("compiled")),
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(2 * 1024**3),
         # All programs, the small ones too: a second start compiles nothing.
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -150,8 +151,3 @@ def _has_accelerator() -> bool:
     """Whether this machine has a TPU (as Google's VMs show them) or an NVIDIA GPU."""
     names = ("accel[0-9]*", "vfio/[0-9]*", "nvidia[0-9]*")
     return any(True for name in names for _ in DEVICES.glob(name))
-
-
-def _default_cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "opsin" / "compiled"

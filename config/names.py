@@ -18,6 +18,8 @@ from opsin.data.source_names import WITH_A_NAME
 from opsin.errors import ConfigError
 
 HOUSE = Path(__file__).parent.parent
+SHORT = {"pretrained": "interchange.pretrained"}
+"""Modules that are typed by one word: ``weights=pretrained:efficientnet_lite0``."""
 OWN = __name__.removesuffix("config.names")
 """The package that all rooms are in, and a dot: names of this house are written without."""
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
@@ -25,12 +27,14 @@ HELD = (
     *("analysis.", "data.", "experiments.", "imaging.", "losses.", "metrics.", "models.", "ops."),
     *("train.experiment:", "train.extractor:Extractor", "train.methods:", "train.optim:"),
     *("train.schedules:", "train.sharding:Parallel", "train.tasks.", "train.weights:Weights"),
+    "interchange.pretrained:Pretrained",
     *("jax.nn:", "jax.nn.initializers:", "jax.numpy:bfloat16", "jax.numpy:float", "jax.numpy:tanh"),
     *("flax.linen.activation:", "flax.linen.linear:", "flax.linen.normalization:"),
     *("flax.linen.pooling:", "optax:", "optax.losses:"),
 )
 """How the names of all begin that a file may hold whose author is not known. Whatever it is called
-with, nothing in them runs a text, imports a module or writes a file; a test reads their code."""
+with, nothing in them runs a text, imports a module or writes a file, but for the cache of published
+networks; a test reads their code."""
 OPENS_FILES = ("data.files:", "data.records:")
 """What of these no file may hold either."""
 
@@ -53,6 +57,7 @@ def named(text: str) -> Any:
     if not is_name(text):
         return text
     module, _, name = text.partition(":")
+    module = SHORT.get(module, module)
     loaded = _imported(_places(module))
     if hasattr(loaded, name):
         return getattr(loaded, name)

@@ -136,6 +136,12 @@ def writing(place: Path, way_out: str = "make room, or make it writable") -> Ite
         raise WriteError(f"cannot write to {place} ({cause(error)}): {way_out}") from error
 
 
+def users_cache(name: str) -> Path:
+    """The user's folder of what can be made again, ``~/.cache/opsin/NAME``; it may be missing."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "opsin" / name
+
+
 def check_new(paths: Iterable[Path], way_out: str = "choose another place with --output") -> None:
     """Refuses to write over what is there, whoever made it.
 

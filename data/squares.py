@@ -48,13 +48,17 @@ def squared(
 
 
 def square(
-    image: UInt8[np.ndarray, "height width channels"], size: Count, cropped: Count
+    image: UInt8[np.ndarray, "height width channels"],
+    size: Count,
+    cropped: Count,
+    *,
+    interpolation: Image.Resampling = Image.Resampling.BILINEAR,
 ) -> UInt8[np.ndarray, "cropped cropped channels"]:
     """The central ``cropped`` pixels of an image whose shorter side is brought to ``size``."""
     height, width, channels = image.shape
     box = _central(height, width, size, cropped)
     pixels = Image.fromarray(image[..., 0] if channels == 1 else image)
-    resized = pixels.resize((cropped, cropped), Image.Resampling.BILINEAR, box=box)
+    resized = pixels.resize((cropped, cropped), interpolation, box=box)
     return np.asarray(resized).reshape(cropped, cropped, channels)
 
 

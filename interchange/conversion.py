@@ -118,11 +118,12 @@ def rules_of(model: nn.Module) -> dict[str, Rules]:
     """
     file, made = _file_of(model), type(model).__name__
     tables = {dialect: getattr(file, dialect, None) for dialect in DIALECTS}
-    known = {
+    named = {
         dialect: table(model)
         for dialect, table in tables.items()
         if table is not None and inspect.signature(table).parameters["model"].annotation == made
     }
+    known = {dialect: rules for dialect, rules in named.items() if rules}
     if not known:
         raise _unknown(model)
     return known

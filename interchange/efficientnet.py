@@ -1,4 +1,4 @@
-"""Names of EfficientNet's arrays in torchvision and in timm."""
+"""Names of EfficientNet's arrays in torchvision, in timm and in efficientnet_pytorch."""
 
 from __future__ import annotations
 
@@ -36,6 +36,38 @@ def timm(model: EfficientNet) -> Rules:
     Its ``tf_efficientnet_b0`` has the same names and another padding: another network.
     """
     return inverted.timm_rules([expansion for expansion, *_ in model.stages])
+
+
+def efficientnet_pytorch(model: EfficientNet) -> Rules:
+    """Of the ports of TensorFlow's code, efficientnet_pytorch and efficientnet_lite_pytorch.
+
+    They pad as TensorFlow: a network with another padding is none of theirs, and has no names.
+    Blocks are counted through from 0. One that expands nothing lacks the first convolution and its
+    norm, ``_bn0``; the others keep their numbers.
+    """
+    if model.padding != "same":
+        return {}
+    blocks = [blocks for *_, blocks in model.scaled_stages()]
+    norms = {"expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
+
+    def front(stage: str, block: str) -> str:
+        return f"_blocks.{sum(blocks[: int(stage) - 1]) + int(block) - 1}"
+
+    def layer(found: re.Match[str]) -> str:
+        stage, block, name, kind = found.groups()
+        return f"{front(stage, block)}.{norms[name] if kind == 'norm' else f'_{name}_conv'}"
+
+    return {
+        "backbone/stem_conv": "_conv_stem",
+        "backbone/stem_norm": "_bn0",
+        "backbone/top_conv": "_conv_head",
+        "backbone/top_norm": "_bn1",
+        "head": "_fc",
+        BLOCK + inverted.LAYER: layer,
+        BLOCK + "squeeze_excite/(reduce|expand)": lambda found: (
+            f"{front(found[1], found[2])}._se_{found[3]}"
+        ),
+    }
 
 
 def scale(model: EfficientNet) -> Scale:

@@ -1,12 +1,11 @@
-"""Weights that others saved: safetensors, and PyTorch's own files by PyTorch's own careful reader.
+"""Weights that others saved: safetensors, and PyTorch's own files.
 
-Nothing that a file holds is run: a ``.pth`` is a pickle, which ``torch.load`` reads with
-``weights_only=True``, and nobody else does.
+Nothing that a file holds is run. A ``.pth`` is a pickle: where PyTorch is installed, ``torch.load``
+reads it with ``weights_only=True``; elsewhere ``tensor_pickle`` reads those of the old format.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 from collections.abc import Mapping
@@ -16,7 +15,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from opsin.train.weights import WeightsError
+from opsin.interchange import tensor_pickle
+from opsin.train.weights import WeightsError, digest_of
 
 PICKLES = (".pth", ".pt", ".bin", ".tar")
 WRAPPED = ("state_dict", "model")
@@ -29,11 +29,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], str]:
     Raises:
         WeightsError: it is missing, damaged, of another kind, or needs PyTorch, which is not there.
     """
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror}") from error
+    digest = digest_of(path)
     arrays = _pickled(path) if path.suffix in PICKLES else _safetensors(path)
     if not arrays:
         raise WeightsError(f"{path} holds no arrays")
@@ -52,25 +48,28 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _pickled(path: Path) -> dict[str, np.ndarray]:
-    if importlib.util.find_spec("torch") is None:
-        raise WeightsError(
-            f"{path} is a pickle, which only PyTorch reads without running what is in it: "
-            "pip install 'opsin[torch]', or save it as safetensors"
-        )
-    torch: Any = importlib.import_module("torch")
-    try:
-        held: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds; the first line says what it is
-        why = str(error).partition("\n")[0]
-        raise WeightsError(f"PyTorch does not read {path} as weights alone: {why}") from error
+    by_torch = importlib.util.find_spec("torch") is not None
+    held, kind = _by_torch(path) if by_torch else (tensor_pickle.read(path), tensor_pickle.Tensor)
     for name in WRAPPED:
         if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):
             held = held[name]
     if not isinstance(held, Mapping):
         raise WeightsError(f"{path} holds no state_dict, which is a mapping from names to tensors")
-    tensors = {str(name): x for name, x in held.items() if isinstance(x, torch.Tensor)}
+    tensors = {str(name): x for name, x in held.items() if isinstance(x, kind)}
+    if not by_torch:
+        return {name: x.array() for name, x in tensors.items()}
     try:
         return {name: x.detach().float().numpy() for name, x in tensors.items()}
     except (RuntimeError, TypeError) as error:  # sparse or quantised ones
         why = str(error).partition("\n")[0]
         raise WeightsError(f"{path} holds tensors that are no plain arrays: {why}") from error
+
+
+def _by_torch(path: Path) -> tuple[Any, Any]:
+    """What PyTorch reads without running anything, and the type of its tensors."""
+    torch: Any = importlib.import_module("torch")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True), torch.Tensor
+    except Exception as error:  # of many kinds; the first line says what it is
+        why = str(error).partition("\n")[0]
+        raise WeightsError(f"PyTorch does not read {path} as weights alone: {why}") from error

@@ -90,6 +90,7 @@ MAY = {
                   "planning/planner.py", "planning/chips.py",
                   "interchange/conversion.py",  # a file of its room, called as a model's of ours
                   "interchange/files.py",  # torch, by that name
+                  "interchange/pretrained.py",  # asks where a package of its table lies
                   "commands/new.py",  # asks whether a module has the name that a user typed
                   "commands/runtime.py"},  # asks whether libtpu is there, by that name
     "subprocess": {"commands/provenance.py"},

@@ -98,6 +98,7 @@ def test_it_holds_the_packages_and_what_they_read_and_no_more(wheel: Path):
     code = {path for room in rooms for path in room.rglob("*.py")} | set(HOUSE.glob("*.py"))
     weights = set(HOUSE.glob("results/extractors/*.safetensors"))
     rows = {*HOUSE.glob("results/*.jsonl"), HOUSE / "py.typed"}
+    rows.add(HOUSE / "data" / "imagenet_classes.txt")
     assert held == {f"opsin/{path.relative_to(HOUSE)}" for path in code | weights | rows}
 
 

@@ -103,7 +103,7 @@ class Weights:
         Raises:
             WeightsError: if the file is missing or cannot be read.
         """
-        return self if self.sha256 else replace(self, sha256=_digest(self._file()))
+        return self if self.sha256 else replace(self, sha256=digest_of(self.file()))
 
     def load(self, init: Callable[..., PyTree], *arguments: Any) -> PyTree:
         """All variables of the file, if they have the names, shapes and types of ``init``'s.
@@ -191,7 +191,7 @@ class Weights:
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, dict[str, Any]]]:
         """The open file, once it is known to be the right one, and its header."""
-        path = self._file()
+        path = self.file()
         again = f"{AGAIN} {path}`"
         if self.sha256 is not None:
             self._check_digest(path)
@@ -211,7 +211,7 @@ class Weights:
                 f"{path} is damaged, or no safetensors file ({error}): {again}"
             ) from error
 
-    def _file(self) -> Path:
+    def file(self) -> Path:
         """Where the file is: seen from the working directory, or else from the root of opsin."""
         here = Path(self.path).absolute()
         for path in (here, ROOT / self.path):
@@ -220,7 +220,7 @@ class Weights:
         raise WeightsError(f"there is no {here}: {AGAIN} {here}`")
 
     def _check_digest(self, path: Path) -> None:
-        found = _digest(path)
+        found = digest_of(path)
         if found != self.sha256:
             raise WeightsError(
                 f"{path} has sha256 {found}, not {self.sha256}: these are other weights, and "
@@ -317,7 +317,8 @@ def start_from(
     return state
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """The sha256 of a file. Raises WeightsError if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

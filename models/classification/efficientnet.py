@@ -60,6 +60,15 @@ class EfficientNetOptions(InvertedOptions, kw_only=True):
     fixed_ends: bool = False
     stages: Sequence[Stage] = EFFICIENTNET
 
+    @nn.nowrap
+    def scaled_stages(self) -> list[Stage]:
+        """Rows of the table, with the factors."""
+        ends = (0, len(self.stages) - 1) if self.fixed_ends else ()
+        return [
+            scaled_stage(stage, width=self.width, depth=1 if index in ends else self.depth)
+            for index, stage in enumerate(self.stages)
+        ]
+
 
 class EfficientNetBackbone(EfficientNetOptions):
     """Stem, blocks and the last 1×1 convolution. For the fields see ``EfficientNetOptions``."""
@@ -76,14 +85,9 @@ class EfficientNetBackbone(EfficientNetOptions):
         Raises:
             ValueError: if ``x`` is not a batch of images, or ``padding`` is unknown.
         """
-        ends = (0, len(self.stages) - 1) if self.fixed_ends else ()
-        stages = [
-            scaled_stage(stage, width=self.width, depth=1 if index in ends else self.depth)
-            for index, stage in enumerate(self.stages)
-        ]
         width = 1 if self.fixed_ends else self.width
         stem, top = round_channels(32 * width), round_channels(1280 * width)
-        return self.by_stride(x, stages, stem=stem, top=top, train=train)
+        return self.by_stride(x, self.scaled_stages(), stem=stem, top=top, train=train)
 
 
 class EfficientNet(EfficientNetOptions):

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,20 @@ def test_predict_takes_every_file_that_is_an_image(wild, tmp_path, undrawn, kind
     assert [row["class"] for row in rows] == ["_b"] * len(good)
     assert rows[good.index("caf\udce9.png")]["file"] == f"{wild}/caf\\xe9.png"
     "\n".join(lines).encode()  # can be printed
+
+
+def test_predict_asks_as_it_is_told_and_says_so_many_classes(tmp_path, undrawn):
+    asked = []
+    corner = replace(
+        predictor(Labels, asked),
+        told=2,
+        shown=lambda image: np.asarray(image)[:4, :6],
+        resized=True,
+    )
+    path = saved(tmp_path / "a.png")
+    (line,) = predict(corner, [path], tmp_path / "out")
+    assert line == f"{path}  _b  75.0%, a_$1$  25.0%"
+    np.testing.assert_array_equal(asked[0][0], np.asarray(read_image(path, 3))[:4, :6])
 
 
 @pytest.mark.parametrize("name", [n for n, (_, right) in WILD.items() if isinstance(right, str)])

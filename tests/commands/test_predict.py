@@ -2,11 +2,19 @@
 
 import json
 import re
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
+from skimage.data import coffee
+
+from opsin.interchange.pretrained import NETWORKS, efficientnet_lite0
+
+NAME = "efficientnet_lite0"
 
 
 def test_it_writes_what_a_run_says_of_an_image(opsin, trained, tmp_path):
@@ -50,3 +58,61 @@ def test_a_run_of_a_stranger_executes_nothing(opsin, trained, changes, complaint
     assert told.code == 2
     assert complaint in told.complaint()
     assert not (here / "executed").exists()
+
+
+def test_a_published_network_is_asked_by_its_name(opsin, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(NETWORKS, NAME, replace(NETWORKS[NAME], package="no_package"))
+    Image.fromarray(np.zeros((9, 5, 3), np.uint8)).save("night.png")
+    said = opsin("predict", NAME, "night.png")
+    told = "opsin: no_package is not installed: pip install 'opsin[pretrained]'"
+    assert (said.code, said.complaint()) == (2, told)
+    Path(NAME).mkdir()  # a run of that name comes first
+    assert "is no directory of a run" in opsin("predict", NAME, "night.png").complaint()
+
+
+@pytest.mark.proofs
+def test_a_published_network_says_what_is_on_a_photograph(opsin, monkeypatch, tmp_path):
+    if find_spec(NETWORKS[NAME].package) is None:
+        pytest.skip("needs the extra pretrained")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Image.fromarray(coffee()).save("coffee.png")
+    said = opsin("predict", NAME, "coffee.png")
+    assert (said.code, said.err) == (0, "")
+    line, directory = said.out.splitlines()
+    assert re.fullmatch(r"coffee\.png  espresso  9\d\.\d%(, [a-z ]+  \d\.\d%){4}", line)
+    assert sorted(path.name for path in Path(directory).iterdir()) == [
+        "coffee_label.png", "labels.csv",
+    ]  # fmt: skip
+    assert (
+        (Path(directory) / "labels.csv")
+        .read_text()
+        .splitlines()[1]
+        .startswith("coffee.png,967,espresso,0.9")
+    )
+
+
+@pytest.mark.proofs
+def test_a_run_begins_with_a_published_backbone(opsin, monkeypatch, tmp_path):
+    """Of other classes; and it opens again, from its config alone."""
+    if find_spec(NETWORKS[NAME].package) is None:
+        pytest.skip("needs the extra pretrained")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    words = ["tiny", "task.model=models.classification.efficientnet:EfficientNetLite0"]
+    words += [f"weights=pretrained:{NAME}", "loop.duration=0 steps"]
+    told = opsin("run", *words, "--quiet").err.strip()
+    mean, std = re.search(r"set (data\.mean=\S+) (data\.std=\S+)$", told).groups()
+    done = opsin("run", *words, mean, std)
+    assert done.code == 0, done.err
+    run = done.out.splitlines()[-1]
+    assert re.search(r"weights: \d+ arrays of 'backbone' from efficientnet_lite0 ", done.err)
+    assert opsin("export", run, "ours.safetensors").code == 0
+    ours = load_file("ours.safetensors")
+    theirs, _ = efficientnet_lite0.read()
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+        if "/head/" not in name:
+            np.testing.assert_array_equal(array, theirs[name])
+    assert ours["params/head/bias"].shape != theirs["params/head/bias"].shape
+    Image.fromarray(np.zeros((9, 5, 3), np.uint8)).save("night.png")
+    assert opsin("predict", run, "night.png").code == 0

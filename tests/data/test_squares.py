@@ -107,15 +107,17 @@ def test_masks_and_weights_move_with_their_image(shape, sizes):
 
 @pytest.mark.parametrize("shape", [(64, 64), (300, 451), (451, 300), (427, 640), (97, 1001)])
 @pytest.mark.parametrize("sizes", [(64, 56), (64, 64), (60, 53)])
-def test_it_is_resize_and_crop_at_whole_pixels(shape, sizes):
+@pytest.mark.parametrize("interpolation", ["BILINEAR", "BICUBIC"])
+def test_it_is_resize_and_crop_at_whole_pixels(shape, sizes, interpolation):
     """As torchvision does it: ``Resize`` to int(size · long / short), ``CenterCrop`` by round."""
     size, cropped = sizes
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     height, width = (int(size * side / min(shape)) for side in shape)
     top, left = (round((side - cropped) / 2.0) for side in (height, width))
-    whole = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    chosen = Image.Resampling[interpolation]
+    whole = Image.fromarray(image).resize((width, height), chosen)
     expected = np.asarray(whole)[top : top + cropped, left : left + cropped]
-    off = np.abs(square(image, size, cropped).astype(int) - expected)
+    off = np.abs(square(image, size, cropped, interpolation=chosen).astype(int) - expected)
     assert off.max() <= 2  # Pillow sees the box in float32, which decides ties, in both directions
     assert off.mean() <= 0.06
 

@@ -38,6 +38,9 @@ MODELS = {
     "mobilenet": MobileNetV2(num_classes=3, width=0.25, stages=STAGES),
     "efficientnet": EfficientNet(num_classes=3, width=0.25, stages=STAGES),
     "efficientnet without gates": EfficientNetLite0(num_classes=3, stages=STAGES),
+    "efficientnet as TensorFlow pads": EfficientNet(
+        num_classes=3, width=0.25, depth=1.5, padding="same", stages=STAGES
+    ),
     "convnext": ConvNeXt((1, 1), width=4, num_classes=3),
     "vgg": VGG((1, 2), width=2, num_classes=3, hidden=5),
     "vgg with norms": VGG((1, 2), width=2, num_classes=3, hidden=5, norm=batch_norm),
