@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree, UInt8
-from PIL import Image
+from jaxtyping import Array, Float, PyTree
 
 from opsin.analysis.batches import over_batches
 from opsin.analysis.checks import check_task
 from opsin.analysis.sets import split_of
 from opsin.data.augment import Batch
 from opsin.data.examples import Examples, labels, materialize
+from opsin.data.images import recoded
 from opsin.metrics import classification
 from opsin.ranges import Count
 from opsin.train.measurements import Subject
@@ -190,16 +189,6 @@ class Recoded:
             name = f"{self.split}/accuracy_jpeg{quality}"
             found[name] = _numbers(logits, arrays["label"])["accuracy"]
         return found
-
-
-def recoded(
-    image: UInt8[np.ndarray, "height width channels"], *, quality: int
-) -> UInt8[np.ndarray, "height width channels"]:
-    """An image after it was coded as JPEG, with chroma of half the size, and decoded."""
-    coded = io.BytesIO()
-    pixels = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    pixels.save(coded, "JPEG", quality=quality, subsampling="4:2:0")
-    return np.asarray(Image.open(coded)).reshape(image.shape)
 
 
 def _numbers(logits: np.ndarray, truth: np.ndarray) -> dict[str, float]:

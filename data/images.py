@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin
 
 from opsin.data.examples import DataError
+from opsin.ranges import Count
 
 MODES = {1: "L", 3: "RGB"}
 """Pillow's mode for a number of channels."""
@@ -139,3 +142,13 @@ def _to_the_picture(image: ImageFile.ImageFile) -> None:
 def _is_auxiliary(image: TiffImagePlugin.TiffImageFile, page: int) -> bool:
     image.seek(page)
     return bool(image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & (_REDUCED | _MASK))
+
+
+def recoded(
+    image: UInt8[np.ndarray, "height width channels"], *, quality: Count
+) -> UInt8[np.ndarray, "height width channels"]:
+    """An image after it was coded as JPEG, with chroma of half the size, and decoded."""
+    coded = io.BytesIO()
+    pixels = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    pixels.save(coded, "JPEG", quality=quality, subsampling="4:2:0")
+    return np.asarray(Image.open(coded)).reshape(image.shape)

@@ -16,12 +16,12 @@ from opsin.analysis.views import (
     Recoded,
     mean_probabilities,
     mirror_views,
-    recoded,
     shift_views,
     ten_crops,
 )
 from opsin.data.augment import scale
 from opsin.data.examples import Arrays, DataError, Examples
+from opsin.data.images import recoded
 from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
 from opsin.train.tasks.classify import Classify
