@@ -33,8 +33,9 @@ CALLS = {
     *("symlink_to", "hardlink_to", "chmod", "rename", "tofile", "savez", "savez_compressed"),
     *("replace_text", "replace_bytes", "save", "savetxt", "dump", "pure_callback", "io_callback"),
 }
-# ``Image.open`` reads; ``Extractor.open``, ``_open`` and so on are our own, and read.
-READS = {"Image.open", "self.extractor.open", "self.observer.open", "self.open"}
+# ``Image.open`` reads; ``Extractor.open``, ``_open`` and so on are our own, and read. The last one
+# codes an image into memory.
+READS = {"Image.open", "self.extractor.open", "self.observer.open", "self.open", "pixels.save"}
 
 
 def held_files() -> list[Path]:
