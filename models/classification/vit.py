@@ -4,6 +4,7 @@ Dosovitskiy et al., 2020, "An image is worth 16x16 words", arXiv:2010.11929; the
 mean pooling and fixed positions is Beyer, Zhai and Kolesnikov, 2022, arXiv:2205.01580.
 """
 
+from dataclasses import field
 from functools import partial
 from typing import Any, Literal
 
@@ -110,7 +111,7 @@ class Encoder(nn.Module):
     mlp_width: Count
     dropout: BelowOne = 0.0
     scan: bool = True
-    remat: bool = False
+    remat: bool = field(default=False, metadata={"identity": False})
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -166,7 +167,7 @@ class ViTOptions(nn.Module):
     positions: Literal["learned", "sincos", "beyer"] = "learned"
     dropout: BelowOne = 0.0
     scan: bool = True
-    remat: bool = False
+    remat: bool = field(default=False, metadata={"identity": False})
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 

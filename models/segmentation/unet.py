@@ -5,6 +5,7 @@ segmentation", arXiv:1505.04597, Fig. 1.
 """
 
 from collections.abc import Callable
+from dataclasses import field
 from functools import partial
 from typing import Any, Literal
 
@@ -69,7 +70,7 @@ class UNet(nn.Module):
     skips: bool = True
     norm: Norm | None = None
     dropout: BelowOne = 0.0
-    remat: bool = False
+    remat: bool = field(default=False, metadata={"identity": False})
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
