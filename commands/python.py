@@ -200,9 +200,11 @@ def _image(array: Any, channels: int) -> Image.Image:
     pixels = np.asarray(array)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in MODES:
+        wrong = pixels.dtype != np.uint8
+        remedy = "its values are from 0 to 255" if wrong else "of a grey batch, give x[..., None]"
         raise DataError(
             "an image is uint8 [height, width], or with 1 or 3 channels last, and not "
-            f"{pixels.dtype} {list(pixels.shape)}: its values are from 0 to 255"
+            f"{pixels.dtype} {list(np.shape(array))}: {remedy}"
         )
     if 0 in pixels.shape:
         raise DataError(f"an image of {pixels.shape[0]}x{pixels.shape[1]} pixels has none")

@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 
 from opsin.data.augment import Batch
 from opsin.data.examples import Examples
+from opsin.train.settings import SettingError
 
 Item = TypeVar("Item")
 TaskT = TypeVar("TaskT")
@@ -94,7 +95,31 @@ def measure(
     """
     for measurement in measurements:
         since = time.monotonic()
-        found = measurement(subject)
+        found = _numbers(measurement, measurement(subject))
         split_and_name = ((name.partition("/"), value) for name, value in found.items())
         metrics = {f"{s}{average}/{metric}": value for (s, _, metric), value in split_and_name}
         yield Measured(measurement, metrics, time.monotonic() - since)
+
+
+def _numbers(measurement: Measurement, found: Any) -> dict[str, float]:
+    """What a measurement gave, as numbers of Python.
+
+    Raises:
+        SettingError: it is no mapping from ``split/metric`` to single numbers.
+    """
+    name = type(measurement).__name__
+    if not isinstance(found, Mapping):
+        raise SettingError(
+            f'{name} gives {type(found).__name__}: a measurement gives {{"test/score": number}}'
+        )
+    numbers = {}
+    for metric, value in found.items():
+        if not isinstance(metric, str) or "/" not in metric:
+            raise SettingError(f"{name} calls a number {metric!r}: call it split/metric")
+        shape = getattr(value, "shape", ())
+        try:
+            numbers[metric] = float(value if shape == () else "an array")
+        except (TypeError, ValueError) as error:
+            told = f"an array {list(shape)}" if shape else type(value).__name__
+            raise SettingError(f"{name} gives {told} as {metric}: give one number") from error
+    return numbers

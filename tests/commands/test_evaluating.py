@@ -38,7 +38,7 @@ from opsin.report.rows import collect
 from opsin.report.run_files import read_config
 from opsin.train import loop
 from opsin.train.experiment import Experiment
-from opsin.train.measurements import Subject
+from opsin.train.measurements import Subject, measure
 from opsin.train.program import build
 from opsin.train.settings import SettingError
 from tests.commands.tiny import Small
@@ -262,6 +262,45 @@ def test_what_is_measured_by_another_task_is_measured_again(trained, tmp_path, u
         except ReportError:
             found = []
         assert len(found) == rows
+
+
+def test_a_measurement_of_ones_own_as_its_page_writes_it(trained):
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "my_measure.py"
+    found = [
+        evaluated(trained.directory, f"{page}:Confused", "true=0", f"other={n}") for n in range(4)
+    ]
+    shares = [each.metrics[f"test_ema/confused_0_{n}"] for n, (each,) in enumerate(found)]
+    assert sum(shares) == pytest.approx(1.0)
+    assert all(0 <= share <= 1 for share in shares)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (3.0, "Gives gives float: a measurement gives"),
+        ({"half": 0.5}, "calls a number 'half': call it split/metric"),
+        ({"test/a": "b"}, "gives str as test/a: give one number"),
+        ({"test/a": np.ones(1)}, r"gives an array \[1\] as test/a: give one number"),
+        ({"test/a": None}, "gives NoneType as test/a"),
+    ],
+)
+def test_what_is_no_number_is_told_in_a_line(given, message):
+    with pytest.raises(SettingError, match=message):
+        list(measure([Gives(given)], None))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("half", [0.5, np.float32(0.5), jnp.array(0.5), np.array(0.5)])
+def test_scalars_of_any_library_are_numbers(half):
+    (found,) = measure([Gives({"test/a": half})], None, average="_ema")  # pyright: ignore
+    assert json.dumps(found.metrics) == '{"test_ema/a": 0.5}'
+
+
+@dataclass(frozen=True)
+class Gives:
+    given: Any
+
+    def __call__(self, subject: Any) -> Any:
+        return self.given
 
 
 def test_numbers_of_an_earlier_step_are_not_those_of_the_end(trained):

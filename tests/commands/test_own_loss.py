@@ -58,7 +58,7 @@ def test_a_run_by_an_own_loss_goes_on_and_is_asked_from_elsewhere(
     forget()
     refused = opsin("predict", str(run), "image.png")
     assert refused.code == 2
-    assert f"{file}:doubled is no code of opsin" in refused.complaint()
+    assert f"{file}:doubled: it is no code of opsin" in refused.complaint()
     assert refused.complaint().endswith(f"say --allow {file}")
     asked = opsin("predict", str(run), "image.png", "--allow", str(file))
     assert (asked.code, asked.err) == (0, "")

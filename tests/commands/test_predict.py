@@ -44,7 +44,7 @@ def test_it_takes_a_run_and_an_image(opsin):
     ("changes", "complaint"),
     [
         ({"seed": "{here}/evil.py:f"}, "Expected `int`, got `str` - at `$.seed`"),
-        ({"measurements": ["{here}/evil.py:f"]}, "evil.py:f is no code of opsin"),
+        ({"measurements": ["{here}/evil.py:f"]}, "evil.py:f: it is no code of opsin"),
         (None, "config.json cannot be read (Expected `object`, got `array`)"),
     ],
 )
