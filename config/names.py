@@ -182,8 +182,8 @@ def _untrusted(text: str, name: str) -> UntrustedError:
     if _is_of_the_house(name):
         return UntrustedError(f"{is_called} is nothing that a config holds")
     return UntrustedError(
-        f"{is_called}: it is no code of opsin, and is executed only if you allow it, by --allow "
-        f"{name.rpartition(':')[0]}, or allow=[…] in Python"
+        f"{is_called}: it is no code of opsin, and is executed only if you allow it, in "
+        f"Python by allow=[…], or else by --allow {name.rpartition(':')[0]}"
     )
 
 

@@ -201,7 +201,7 @@ def test_a_command_asks_what_python_asks(small, tmp_path):
         (np.zeros((6, 6, 3)), r"with 1 or 3 channels last, and not float64 \[6, 6, 3\]"),
         (np.zeros((6, 6, 4), np.uint8), r"not uint8 \[6, 6, 4\]"),
         ([np.zeros((6, 6, 1, 1), np.uint8)], r"not uint8 \[6, 6, 1, 1\]"),
-        (Image.new("I;16", (6, 6)), r"not uint16 \[6, 6, 1\]"),
+        (Image.new("I;16", (6, 6)), r"not uint16 \[6, 6\]"),
         (Path("a.png"), "takes images as arrays, not PosixPath: a file is read by PIL.Image.open"),
         ("a.png", "takes images as arrays, not str"),
         (None, "takes images as arrays, not NoneType"),

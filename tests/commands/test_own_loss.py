@@ -59,7 +59,7 @@ def test_a_run_by_an_own_loss_goes_on_and_is_asked_from_elsewhere(
     refused = opsin("predict", str(run), "image.png")
     assert refused.code == 2
     assert f"{file}:doubled: it is no code of opsin" in refused.complaint()
-    assert refused.complaint().endswith(f"say --allow {file}")
+    assert refused.complaint().endswith(f"by --allow {file}")
     asked = opsin("predict", str(run), "image.png", "--allow", str(file))
     assert (asked.code, asked.err) == (0, "")
     assert asked.out.strip().startswith("image.png")

@@ -681,7 +681,7 @@ def test_a_text_stays_one_where_text_is_asked_for(text):
         ({"call": 3}, "^3 is no function of this code"),
         (
             "nowhere.module:f",
-            "^nowhere.module:f: it is no code of opsin, .* --allow nowhere.module, or allow=",
+            "^nowhere.module:f: it is no code of opsin, .* by --allow nowhere.module$",
         ),
         ("losses.classification:no_loss", "no_loss is not there any more"),
         ({"type": "train.optim:Optimizer", "schedule": "digits"}, "schedule takes a function"),
