@@ -13,14 +13,14 @@ import optax
 from jaxtyping import Array, Bool, Float, Integer, Num
 
 from opsin.ops.labels import one_hot
-from opsin.ranges import BelowOne, Label, NonNegative
+from opsin.ranges import Label, NonNegative, Probability
 
 
 def cross_entropy_loss(
     logits: Float[Array, "*batch classes"],
     labels: Integer[Array, "*batch"] | Float[Array, "*batch classes"],
     *,
-    smoothing: BelowOne = 0.0,
+    smoothing: Probability = 0.0,
     class_weights: Float[Array, "classes"] | Sequence[NonNegative] | None = None,
     ignore_label: Label | None = None,
     where: Bool[Array, "*batch"] | None = None,
