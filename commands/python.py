@@ -58,7 +58,8 @@ class Loaded:
             SettingError: if the task has several, such as ``experiment.task.generator``.
         """
         task = self.experiment.task
-        if model := getattr(task, "model", None):
+        model = task.feature_model()
+        if model is not None:
             return model
         raise SettingError(f"{type(task).__name__} has no model: take a network of experiment.task")
 
