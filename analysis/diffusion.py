@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from opsin.analysis.batches import over_batches
 from opsin.analysis.checks import check_task
@@ -17,14 +17,60 @@ from opsin.analysis.sets import Choice, some_examples, split_of
 from opsin.data.examples import Examples, labels
 from opsin.losses.variational import bits_per_dim
 from opsin.ops.diffusion.sampling import Sampling
+from opsin.ops.keys import keys_at
 from opsin.ranges import Count, Depth, Seed, SetSize, Steps
 from opsin.train.extractor import Extractor
 from opsin.train.measurements import Measurement, Subject, check_measurements
 from opsin.train.settings import SettingError
-from opsin.train.tasks.diffuse import Diffuse
 from opsin.train.tasks.task import Batch
 
 DIFFUSION = "a diffusion model"
+
+
+@runtime_checkable
+class DiffusionTask(Protocol):
+    """A task whose model takes noise away step by step; ``train.tasks.diffuse`` says more."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes of a conditional model; None if it is unconditional."""
+        ...
+
+    def with_sampling(self, **changes: Any) -> DiffusionTask:
+        """The task with other fields of its ``Sampling``, if it may sample so."""
+        ...
+
+    def bound_times(self, steps: int | None) -> np.ndarray:
+        """The times of a variational bound, if there is one."""
+        ...
+
+    def bound(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        batch: Batch,
+        keys: Key[Array, " batch"],
+        steps: int | None,
+    ) -> Float[Array, " batch"]:
+        """The variational bound of −log p(x) in nats."""
+        ...
+
+    def check_inpainting(self, resamplings: int) -> None:
+        """Raises SettingError if it cannot fill in parts of images."""
+        ...
+
+    def inpaint(
+        self,
+        params: PyTree,
+        mutable: PyTree,
+        keys: Key[Array, " n"],
+        labels: Int[Array, " n"] | None,
+        known: Float[Array, "n ..."],
+        mask: Bool[Array, ...],
+        resamplings: int,
+    ) -> Float[Array, "n ..."]:
+        """Images that are ``known`` where the mask is true; without labels, of any class."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -45,22 +91,22 @@ class VariationalBound:
     steps: Steps | None = None
     images: SetSize | None = None
     choice: Choice = "drawn"
-    batch: Count = 64
+    batch: Count = field(default=64, metadata={"identity": False})
     split: str = "test"
 
-    def check(self, task: Diffuse, sets: Mapping[str, Examples]) -> None:
+    def check(self, task: DiffusionTask, sets: Mapping[str, Examples]) -> None:
         """Raises SettingError for another task, no such split, or no bound of this process."""
-        check_task(self, task, Diffuse, DIFFUSION)
+        check_task(self, task, DiffusionTask, DIFFUSION)
         split_of(sets, self.split)
         task.bound_times(self.steps)
 
-    def __call__(self, subject: Subject[Diffuse]) -> dict[str, float]:
+    def __call__(self, subject: Subject[DiffusionTask]) -> dict[str, float]:
         """The bound, a mean over the images."""
         task = subject.task
         arrays = some_examples(split_of(subject.sets, self.split), self.images, self.choice)
 
         def bounds(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), indices)
+            keys = keys_at(jax.random.key(0), indices)
             return task.bound(params, mutable, subject.prepare(batch), keys, self.steps)
 
         found = over_batches(
@@ -93,20 +139,22 @@ class SampledBy:
     measurement: Measurement
     name: str = ""
 
-    def check(self, task: Diffuse, sets: Mapping[str, Examples]) -> None:
+    def check(self, task: DiffusionTask, sets: Mapping[str, Examples]) -> None:
         """Raises SettingError for a way that the model does not allow, and as the measurement."""
-        check_task(self, task, Diffuse, DIFFUSION)
-        other = replace(task, sampling=self.sampling)
-        other.check_sampling()
-        check_measurements([self.measurement], other, sets)
+        check_task(self, task, DiffusionTask, DIFFUSION)
+        check_measurements([self.measurement], self._other(task), sets)
 
-    def __call__(self, subject: Subject[Diffuse]) -> dict[str, float]:
+    def __call__(self, subject: Subject[DiffusionTask]) -> dict[str, float]:
         """The numbers by their new names."""
-        other = replace(subject.task, sampling=self.sampling)
-        found = self.measurement(replace(subject, task=other))
+        found = self.measurement(replace(subject, task=self._other(subject.task)))
         front = f"{self.name}_" if self.name else ""
         split_and_name = ((key.partition("/"), value) for key, value in found.items())
         return {f"{split}/{front}{name}": value for (split, _, name), value in split_and_name}
+
+    def _other(self, task: DiffusionTask) -> DiffusionTask:
+        return task.with_sampling(
+            **{x.name: getattr(self.sampling, x.name) for x in fields(Sampling)}
+        )
 
 
 @dataclass(frozen=True)
@@ -131,11 +179,11 @@ class Inpainting:
     resamplings: Depth = 1
     images: SetSize = 512
     choice: Choice = "drawn"
-    batch: Count = 128
+    batch: Count = field(default=128, metadata={"identity": False})
     split: str = "test"
     seed: Seed = 0
 
-    def check(self, task: Diffuse, sets: Mapping[str, Examples]) -> None:
+    def check(self, task: DiffusionTask, sets: Mapping[str, Examples]) -> None:
         """Compares the task and its images to the classifier.
 
         Raises:
@@ -144,7 +192,7 @@ class Inpainting:
             WeightsError: if the classifier cannot be read.
             DataError: if the images have no classes.
         """
-        check_task(self, task, Diffuse, DIFFUSION)
+        check_task(self, task, DiffusionTask, DIFFUSION)
         task.check_inpainting(self.resamplings)
         *_, image = self.extractor.open()
         examples = split_of(sets, self.split)
@@ -156,7 +204,7 @@ class Inpainting:
                 f"and those of {self.split!r} are {list(found)}"
             )
 
-    def __call__(self, subject: Subject[Diffuse]) -> dict[str, float]:
+    def __call__(self, subject: Subject[DiffusionTask]) -> dict[str, float]:
         """The measures, means over the images."""
         task = subject.task
         extract = self.extractor.load()
@@ -165,8 +213,7 @@ class Inpainting:
         mask = jnp.arange(height)[:, None, None] < height // 2
 
         def fill(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:
-            key = jax.random.key(self.seed)
-            keys = jax.vmap(partial(jax.random.fold_in, key))(indices)
+            keys = keys_at(jax.random.key(self.seed), indices)
             classes = task.num_classes
             none = None if classes is None else jnp.full(len(indices), classes)
             known = subject.prepare(batch)["image"]

@@ -173,8 +173,8 @@ def with_statistics(
 
 
 def _model(task: Any) -> nn.Module:
-    model = getattr(task, "model", None)
-    if not isinstance(model, nn.Module):
+    model = task.feature_model()
+    if model is None:
         raise SettingError(
             f"{type(task).__name__} has no task.model to take features from: give a run of a "
             "classifier or of SimCLR"

@@ -20,10 +20,17 @@ from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
 from opsin.train.tasks.task import Batch
 
+LATENTS = "a model with latents (and num_classes, or None), such as an autoencoder"
+
 
 @runtime_checkable
 class LatentEncoder(Protocol):
     """A task that gives each image a vector."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes of a model that receives the class; None of any other."""
+        ...
 
     def latents(
         self, params: PyTree, mutable: PyTree, batch: Batch
@@ -60,10 +67,10 @@ class LatentClassifier:
                 is conditional on the class.
             DataError: if a class has fewer images than requested, or there are no classes.
         """
-        check_task(self, task, LatentEncoder, "a model with latents, such as an autoencoder")
+        check_task(self, task, LatentEncoder, LATENTS)
         if not self.labels_per_class:
             raise SettingError("LatentClassifier: labels_per_class is empty: set (5, 10), say")
-        if getattr(task, "num_classes", None) is not None:
+        if task.num_classes is not None:
             raise SettingError(
                 "LatentClassifier: the model receives the class as input, so its latents need not "
                 "hold it: set task.model.num_classes=None"

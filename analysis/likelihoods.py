@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -64,7 +64,7 @@ class ImportanceNLL:
     at_once: Count = 250
     images: SetSize | None = None
     choice: Choice = "drawn"
-    batch: Count = 32
+    batch: Count = field(default=32, metadata={"identity": False})
     split: str = "test"
 
     def check(self, task: LatentVariableTask, sets: Mapping[str, Examples]) -> None:
@@ -87,8 +87,8 @@ class ImportanceNLL:
                 key = jax.random.fold_in(jax.random.key(0), index)
 
                 def add(total: Array, part: Array) -> tuple[Array, None]:
-                    drawn = jax.random.fold_in(key, part)
-                    weights = task.log_weights(params, mutable, single, drawn, self.at_once)
+                    key_part = jax.random.fold_in(key, part)
+                    weights = task.log_weights(params, mutable, single, key_part, self.at_once)
                     return jnp.logaddexp(total, jax.nn.logsumexp(weights)), None
 
                 parts = jnp.arange(self.samples // self.at_once)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from opsin.ops.keys import keys_at
 from opsin.ranges import Seed
 from opsin.train.compiler import jit_here
 from opsin.train.measurements import Track
@@ -68,7 +68,7 @@ def sample_images(
 
     @jit_here
     def some(params: PyTree, mutable: PyTree, indices: Array, labels: Array | None) -> Array:
-        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(indices)
+        keys = keys_at(jax.random.key(seed), indices)
         return jnp.clip(task.sample(params, mutable, keys, labels), 0, 1)
 
     chunks = []

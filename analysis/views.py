@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +24,23 @@ from opsin.metrics import classification
 from opsin.ranges import Count
 from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
-from opsin.train.tasks.classify import Classify
 
 Images = Float[Array, "batch height width channels"]
 Views = Callable[[Images], Float[Array, "views batch _ _ _"]]
 """From images, as the network sees them, to views of each."""
 
 CLASSIFIER = "a classifier"
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """A task that says of each image how likely each class is."""
+
+    def logits(
+        self, params: PyTree, mutable: PyTree, images: Images
+    ) -> Float[Array, "batch classes"]:
+        """What the model gives for images as it sees them."""
+        ...
 
 
 def mirror_views(images: Images) -> Float[Array, "2 batch height width channels"]:
@@ -90,7 +100,7 @@ class AveragedViews:
     """
 
     views: Views = mirror_views
-    batch: Count = 250
+    batch: Count = field(default=250, metadata={"identity": False})
     split: str = "test"
 
     def check(self, task: Any, sets: Mapping[str, Examples]) -> None:
@@ -101,7 +111,7 @@ class AveragedViews:
                 fit the images.
             DataError: if the images have no classes.
         """
-        check_task(self, task, Classify, CLASSIFIER)
+        check_task(self, task, Classifier, CLASSIFIER)
         examples = split_of(sets, self.split)
         labels(examples)
         image = np.shape(examples.records[0]["image"])
@@ -110,7 +120,7 @@ class AveragedViews:
         except (TypeError, ValueError) as error:
             raise SettingError(f"AveragedViews: {error}") from error
 
-    def __call__(self, subject: Subject[Classify]) -> dict[str, float]:
+    def __call__(self, subject: Subject[Classifier]) -> dict[str, float]:
         """The four numbers."""
         arrays = materialize(split_of(subject.sets, self.split))
 
@@ -145,7 +155,7 @@ class Recoded:
     """
 
     qualities: tuple[Count, ...] = (75, 95)
-    batch: Count = 500
+    batch: Count = field(default=500, metadata={"identity": False})
     split: str = "test"
 
     def check(self, task: Any, sets: Mapping[str, Examples]) -> None:
@@ -156,7 +166,7 @@ class Recoded:
                 or images that JPEG does not code.
             DataError: if the images have no classes.
         """
-        check_task(self, task, Classify, CLASSIFIER)
+        check_task(self, task, Classifier, CLASSIFIER)
         examples = split_of(sets, self.split)
         labels(examples)
         if not self.qualities or max(self.qualities) > 95:
@@ -167,7 +177,7 @@ class Recoded:
         if channels not in (1, 3):
             raise SettingError(f"Recoded: JPEG codes 1 or 3 channels, and images have {channels}")
 
-    def __call__(self, subject: Subject[Classify]) -> dict[str, float]:
+    def __call__(self, subject: Subject[Classifier]) -> dict[str, float]:
         """The accuracy at each quality."""
         arrays = materialize(split_of(subject.sets, self.split))
 

@@ -83,9 +83,9 @@ def denoising(state: TrainState, images: jax.Array) -> Callable[[int], None]:
 
     @jax.jit
     def train_step(state: TrainState, images: jax.Array, key: jax.Array):
-        for_time, for_noise = jax.random.split(key)
-        times = jax.random.randint(for_time, (len(images),), 1, ALPHA.size)
-        noise = jax.random.normal(for_noise, images.shape)
+        key_time, key_noise = jax.random.split(key)
+        times = jax.random.randint(key_time, (len(images),), 1, ALPHA.size)
+        noise = jax.random.normal(key_noise, images.shape)
         alpha, sigma = (jnp.asarray(level)[times, None, None, None] for level in (ALPHA, SIGMA))
         noisy = alpha * (2 * images - 1) + sigma * noise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save
 
 from opsin.analysis.features import Layer, check_features, extract_features
 from opsin.commands.runs import RunError
@@ -23,7 +25,7 @@ from opsin.data.sources import open_source
 from opsin.pictures import figures
 from opsin.train.measurements import Subject, Track
 from opsin.train.preparation import prepared
-from opsin.train.weights import fingerprint
+from opsin.train.weights import arrays_of
 
 
 def embed(
@@ -151,8 +153,9 @@ def _described(trained: Trained) -> dict[str, Any]:
     """Which weights, and how images reached them."""
     data = trained.experiment.data
     variables = {"params": trained.params, **trained.mutable}
+    digest = hashlib.sha256(save(arrays_of(variables))).hexdigest()
     return {
-        "checkpoint": {"step": trained.step, "sha256": fingerprint(variables)},
+        "checkpoint": {"step": trained.step, "sha256": digest},
         "normalization": {"mean": list(data.mean), "std": list(data.std)},
         "data": resolve(replace(data, augment=())),
     }

@@ -15,12 +15,15 @@ from typing import Any
 
 from opsin import analysis
 from opsin.analysis.diffusion import SampledBy
+from opsin.analysis.generators import SampleQuality
 from opsin.commands.measured import write_measured, write_splits
 from opsin.commands.provenance import this_code
 from opsin.commands.runs import locked
 from opsin.commands.trained import Reopened, reopen
 from opsin.config import catalogue
+from opsin.config.hints import field_hint
 from opsin.config.identity import identity
+from opsin.config.names import full_name
 from opsin.config.sweep import identity_of
 from opsin.config.tree import named, override, parse, required
 from opsin.data.checks import check_classes
@@ -32,6 +35,7 @@ from opsin.report import evaluations
 from opsin.report.run_files import read_place
 from opsin.train.evaluate import evaluate, final_variables, numbers_of
 from opsin.train.experiment import Experiment
+from opsin.train.extractor import Extractor
 from opsin.train.measurements import Measurement, Subject, Track, check_measurements, measure
 from opsin.train.placement import on_own_devices
 from opsin.train.preparation import prepared
@@ -166,14 +170,36 @@ def _made(name: str, overrides: dict[str, Any], present: Sequence[Measurement]) 
     for own in (*present, *inner):
         if type(own).__name__ == name:
             return override(own, overrides)
-    kind = _kind(name)
-    needed = required(kind)
-    if missing := [field for field in needed if field not in overrides]:
+    return _new(_kind(name), overrides, "")
+
+
+def _new(kind: Any, overrides: dict[str, Any], front: str) -> Measurement:
+    """A measurement of a class, to whose fields the overrides behind ``front`` give values."""
+    name, needed = kind.__name__, required(kind)
+    own = {path.removeprefix(front): x for path, x in overrides.items() if path.startswith(front)}
+    if missing := [field for field in needed if field not in own]:
         raise ConfigError(
-            f"{name} needs {', '.join(missing)}: give {missing[0]}=…, as in "
-            "extractor=experiments.extractors:LENET"
+            f"{name} needs {', '.join(missing)}: give {front}{missing[0]}=…, as in "
+            f"{front}{missing[0]}={_example(kind, missing[0])}"
         )
-    return override(kind(**{field: overrides[field] for field in needed}), overrides)
+    given = {field: own[field] for field in needed}
+    inner = [field for field in needed if _is_measurement(own[field])]
+    for field in inner:  # made of the overrides behind its own name
+        given[field] = _new(own[field], overrides, f"{front}{field}.")
+    rest = {path: x for path, x in own.items() if path.partition(".")[0] not in inner}
+    return override(kind(**given), rest)
+
+
+def _example(kind: Any, field: str) -> str:
+    """What a field without a default may be, as it is typed."""
+    hint = field_hint(kind, field)
+    if hint is Extractor:
+        return "experiments.extractors:LENET"
+    if is_dataclass(hint) and isinstance(hint, type) and not required(hint):
+        return full_name(hint)
+    if hint == Measurement:
+        return full_name(SampleQuality)
+    return "package.module:NAME"
 
 
 def _kind(name: str) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 
 from opsin.commands.runs import RunError
@@ -48,8 +47,8 @@ def export(run: Path, path: Path, *, names: str | None = None, allow: Sequence[s
     }
     variables = {"params": trained.params, **trained.mutable}
     if names is not None:
-        model = getattr(trained.experiment.task, "model", None)
-        if not isinstance(model, nn.Module):
+        model = trained.experiment.task.feature_model()
+        if model is None:
             raise RunError(f"{run} is not of one network that others know: leave --names out")
         variables = conversion.to_theirs(jax.device_get(variables), model, names)
         return save_weights(path, variables, described, header="opsin")

@@ -58,7 +58,8 @@ class Loaded:
             SettingError: if the task has several, such as ``experiment.task.generator``.
         """
         task = self.experiment.task
-        if model := getattr(task, "model", None):
+        model = task.feature_model()
+        if model is not None:
             return model
         raise SettingError(f"{type(task).__name__} has no model: take a network of experiment.task")
 
@@ -197,14 +198,14 @@ def _image(array: Any, channels: int) -> Image.Image:
     """An array, or an image of Pillow's, as an image file of the same pixels would be read."""
     if isinstance(array, Image.Image) and array.mode[0] not in "IF":
         return converted(array, channels)
-    pixels = np.asarray(array)
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    given = np.asarray(array)
+    pixels = given[..., None] if given.ndim == 2 else given
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in MODES:
         wrong = pixels.dtype != np.uint8
         remedy = "its values are from 0 to 255" if wrong else "of a grey batch, give x[..., None]"
         raise DataError(
             "an image is uint8 [height, width], or with 1 or 3 channels last, and not "
-            f"{pixels.dtype} {list(np.shape(array))}: {remedy}"
+            f"{given.dtype} {list(given.shape)}: {remedy}"
         )
     if 0 in pixels.shape:
         raise DataError(f"an image of {pixels.shape[0]}x{pixels.shape[1]} pixels has none")

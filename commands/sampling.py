@@ -19,11 +19,11 @@ from opsin.commands.groups import Images
 from opsin.commands.runs import RunError
 from opsin.commands.trained import Trained, open_run
 from opsin.config.tree import resolve
-from opsin.data.augment import row_keys
 from opsin.data.files import check_new, replacing, writing
 from opsin.data.images import opened, read_image
 from opsin.ops.diffusion.langevin import LANGEVIN, PREDICTOR_CORRECTOR
 from opsin.ops.diffusion.samplers import ANCESTRAL, DDIM, DPM_SOLVER, HEUN, Sampler
+from opsin.ops.keys import row_keys
 from opsin.pictures import figures
 from opsin.train.compiler import jit_here
 from opsin.train.settings import SettingError
@@ -70,7 +70,9 @@ def sample(
     shown = min(count, 16)  # all steps of an image are in memory
     few = None if labels is None else jnp.asarray(labels[:shown])
     with _about(run):  # before the images: not every model has a path
-        made = _path(trained, task, _keys(asked.seed, shown), few) if path else None
+        made = (
+            _path(trained, task, row_keys(jax.random.key(asked.seed), shown), few) if path else None
+        )
     images = sample_images(
         task, trained.params, trained.mutable, count, seed=asked.seed, labels=labels
     )
@@ -136,7 +138,7 @@ def inpaint(
     made = jit_here(partial(inpainter.inpaint, resamplings=resamplings))(
         trained.params,
         trained.mutable,
-        _keys(asked.seed, count),
+        row_keys(jax.random.key(asked.seed), count),
         labels,
         jnp.broadcast_to(known, (count, *known.shape)),
         jnp.asarray(~unknown[..., None]),
@@ -234,11 +236,6 @@ def _labels(task: Generative, count: int, asked: Images) -> np.ndarray | None:
     if task.num_classes is None:
         return None
     return np.arange(count, dtype=np.int32) % task.num_classes
-
-
-def _keys(seed: int, count: int) -> jax.Array:
-    """Those of ``analysis.sampling``."""
-    return row_keys(jax.random.key(seed), count)
 
 
 def _write(

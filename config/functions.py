@@ -31,6 +31,18 @@ def misfit(function: Any, hint: Any) -> str | None:
     return None if None in reasons else reasons[0]
 
 
+def is_of_callables(value: Any, hint: Any) -> bool:
+    """Whether a class, or a partial of one, cannot be called as a hint says, but its objects can.
+
+    A measurement, for instance, is called with what is measured, and its class with its options.
+    """
+    kind = value.func if isinstance(value, partial) else value
+    if not isinstance(kind, type) or not any("__call__" in vars(base) for base in kind.__mro__):
+        return False
+    of_object = partial(getattr(kind, "__call__"), None)  # noqa: B004, B009
+    return misfit(value, hint) is not None and misfit(of_object, hint) is None
+
+
 def _is_function(hint: Any) -> bool:
     return get_origin(hint) is Callable or hints.is_protocol(hint)
 

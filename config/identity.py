@@ -43,7 +43,7 @@ def essence(node: Any, root: Any = None, *, whole: bool = False) -> Any:
     of devices. A field with the metadata ``{"known_by": other}`` is left out where the other field
     has a value: the path of a file whose sha256 is known. One with ``{"counts_with": path}`` does
     count where that path from the root has a value: how is evaluated, where the best state is kept.
-    Of several splits that is the one which chooses, as the value begins with its name.
+    Of several splits that is the one which chooses, whose metric the value is.
 
     Args:
         node: what is a tree, or lies in one.
@@ -136,7 +136,8 @@ def _choosing(value: Any, metric: str | None) -> Any:
     """Of splits by name those that a metric is of; of anything else, all."""
     if metric is None or not isinstance(value, Mapping):
         return value
-    return {name: split for name, split in value.items() if metric.startswith(name)}
+    chosen = metric.partition("/")[0].removesuffix("_ema")  # as ``train.best`` has it
+    return {name: split for name, split in value.items() if name == chosen}
 
 
 def _same(value: Any, default: Any) -> bool:

@@ -332,8 +332,9 @@ def _checked(value: Any, hint: Any, path: str, present: Any) -> Any:
         hint = type(present)
     fitted = hints.fitted(value, hint)
     # A class has the methods of a protocol too: there it is an object that is replaced.
-    stands_for_object = dataclasses.is_dataclass(present) and not isinstance(present, type)
-    if _makes_object(value) and (stands_for_object or not hints.fits(fitted, hint)):
+    asked = dataclasses.is_dataclass(present) and not isinstance(present, type)
+    asked = asked or not hints.fits(fitted, hint) or functions.is_of_callables(value, hint)
+    if asked and _makes_object(value):
         fitted = _made(value, path, present)
     if not hints.fits(fitted, hint):
         default = "; it has no default"

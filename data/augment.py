@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
+from opsin.ops.keys import row_keys
 from opsin.ranges import Probability
 
 Batch = dict[str, Array]
@@ -47,13 +48,6 @@ def float_images(batch: Batch) -> Array:
             f"got {images.dtype} {list(images.shape)}"
         )
     return images
-
-
-def row_keys(
-    key: Key[Array, ""], rows: int, *, first: Int[Array, ""] | int = 0
-) -> Key[Array, " rows"]:
-    """One key for each row of a batch, whatever their number: ``fold_in(key, first + row)``."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(rows))
 
 
 def one_by_one(

@@ -17,9 +17,10 @@ import numpy as np
 from annotated_types import Interval
 from jaxtyping import Array, Key
 
-from opsin.data.augment import Batch, check_ascending, float_images, row_keys
+from opsin.data.augment import Batch, check_ascending, float_images
 from opsin.data.masks import IGNORE
 from opsin.imaging.warp import resized_crop, warp
+from opsin.ops.keys import row_keys
 from opsin.ranges import Count, CountOrZero, NonNegative, Positive, Probability, Share
 
 Border = Literal["constant", "reflect"]

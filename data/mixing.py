@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from opsin.data.augment import Batch, float_images, map_images, row_keys
+from opsin.data.augment import Batch, float_images, map_images
 from opsin.imaging.warp import rectangle
+from opsin.ops.keys import row_keys
 from opsin.ops.labels import one_hot
 from opsin.ranges import Count, Positive, Probability
 

@@ -19,6 +19,7 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from opsin.ops import mapped
+from opsin.ops.keys import row_keys
 from opsin.ranges import Positive
 
 Critic = Callable[[Float[Array, "batch ..."]], Float[Array, "batch ..."]]
@@ -241,7 +242,7 @@ def gradient_penalty(
         ValueError: shapes that differ.
     """
     real, fake = _pair(real, fake)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(real)))
+    keys = row_keys(key, len(real))
     shares = jax.vmap(jax.random.uniform)(keys).reshape(-1, *[1] * (real.ndim - 1))
     slopes = _slopes(critic, shares * real + (1.0 - shares) * fake)
     return jnp.square(optax.safe_norm(slopes, 0.0, axis=1) - 1.0)

@@ -239,6 +239,23 @@ def ranking(
     )
 
 
+@flax.struct.dataclass
+class PairScores(Collected):
+    """Scores of a real and of a generated example in each row: how well they are told apart."""
+
+    real: Rows  # [examples], float32
+    generated: Rows  # [examples], float32
+
+    def compute(self) -> dict[str, float]:
+        """The share of all pairs in which the real example has the higher score; ties count half.
+
+        Pairs are of any two rows, so that it does not matter which example shares a row or a batch
+        with which.
+        """
+        scores = np.concatenate([np.asarray(self.real), np.asarray(self.generated)])
+        return {"": auroc(scores, np.arange(len(scores)) < len(self.real))}
+
+
 def auroc(scores: Float[np.ndarray, " examples"], positive: Bool[np.ndarray, " examples"]) -> float:
     """Area under the ROC curve: the share of pairs that are in order, where a tie counts half.
 

@@ -39,6 +39,7 @@ def said_of_start(experiment: Experiment, state: State, feed: FeedSpec) -> Itera
         taken = sum(map(weights.fills, variables))
         part = f" of {weights.part!r}" if weights.part else ""
         yield f"weights: {taken} arrays{part} from {_named(weights)}"
+        yield from _resized(weights, feed)
     left = [x for x in variables if not any(weights.fills(x) for weights in files)]
     if files:
         yield f"weights: random is {_some([x.removeprefix('params/') for x in left])}"
@@ -49,6 +50,14 @@ def said_of_start(experiment: Experiment, state: State, feed: FeedSpec) -> Itera
 
 def _named(weights: Weights) -> str:
     return f"{Path(weights.path)} (sha256 {(weights.known().sha256 or '')[:12]})"
+
+
+def _resized(weights: Weights, feed: FeedSpec) -> Iterator[str]:
+    """A line if the network of a file saw images of another size; convolutions take any."""
+    sizes = [weights.seen().image[:2], feed.batch["image"].shape[1:3]]
+    there, here = ("x".join(map(str, size)) for size in sizes)
+    if there != here:
+        yield f"weights: {Path(weights.path)} saw images of {there}, these are {here}"
 
 
 def _some(names: list[str]) -> str:

@@ -66,8 +66,10 @@ def evaluate(
 ) -> dict[str, dict[str, Metric]]:
     """Metric states over a whole set: ``split`` → states, and ``split_ema`` for the moving average.
 
-    States are merged on the host, sums in 64 bits, so that neither padding nor batch size shows in
-    them: the batch is rounded up to what the devices can share.
+    The batch is rounded up to what the devices can share. States are merged on the host, sums in 64
+    bits, so that neither padding nor batch size shows in what a task computes of each example by
+    itself. In what it computes across a batch they do, and its ``evaluate`` says so: the logits of
+    a discriminator with batch norm, and ``uniformity``, which is over the pairs of a batch.
     """
     shards = batch_shards(program.mesh)
     batch = -(-batch // shards) * shards

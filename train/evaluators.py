@@ -10,8 +10,8 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from opsin.data.augment import row_keys
 from opsin.metrics.state import Metric
+from opsin.ops.keys import row_keys
 from opsin.pictures.kinds import Picture
 from opsin.train.checks import traced
 from opsin.train.experiment import Experiment

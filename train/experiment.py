@@ -51,7 +51,9 @@ class Data:
     )
     select: Selection | None = None
     batch: Count = 128
-    eval_batch: Count = field(default=500, metadata={"identity": False})
+    eval_batch: Count = field(
+        default=500, metadata={"identity": False, "counts_with": "loop.keep_best"}
+    )
     augment: tuple[Augmentation, ...] = ()
     mean: tuple[float, ...] = (0.0,)
     std: tuple[Positive, ...] = (1.0,)
@@ -126,5 +128,4 @@ class Experiment:
 
     def preprocessing(self, image: tuple[int, ...]) -> Preprocessing:
         """How images of this height, width and channels reach the network, after augmentation."""
-        span = getattr(self.task, "input_range", (0.0, 1.0))
-        return Preprocessing(self.data.mean, self.data.std, image, span)
+        return Preprocessing(self.data.mean, self.data.std, image, self.task.input_range)

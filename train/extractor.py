@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import flax.linen as nn
@@ -39,7 +39,7 @@ class Extractor:
     model: nn.Module
     path: str
     sha256: str | None = None
-    batch: Count = 500
+    batch: Count = field(default=500, metadata={"identity": False})
 
     def __post_init__(self) -> None:
         if self.batch < 1:

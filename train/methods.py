@@ -172,7 +172,7 @@ class Lookahead:
         """The transformation whose updates lead to the slow weights, in a run of ``steps``."""
 
         def init(params: PyTree) -> LookaheadState:
-            slow = jax.tree.map(jnp.zeros_like, params)
+            slow = jax.tree.map(jnp.copy, params)  # donated buffers must not be shared
             return LookaheadState(jnp.zeros((), jnp.int32), slow, transform.init(params))
 
         def update(
@@ -186,8 +186,6 @@ class Lookahead:
             share = jnp.where(meets, grown, 0.0)
 
             def averaged(slow: Array, param: Array, change: Array) -> Array:
-                # Weights that a run begins with take the place of random ones after ``init``.
-                slow = jnp.where(state.taken == 0, param, slow)
                 return slow + share.astype(slow.dtype) * (param + change - slow)
 
             def led(slow: Array, param: Array, change: Array) -> Array:

@@ -26,7 +26,14 @@ from opsin.train.pmap import make_pmap_dispatch
 from opsin.train.preparation import augmented, prepared
 from opsin.train.sharding import Layout, replicated
 from opsin.train.state import State
-from opsin.train.step import Metrics, PlayerOptimizer, StepSettings, init_state, train_step
+from opsin.train.step import (
+    Metrics,
+    PlayerOptimizer,
+    StepSettings,
+    init_optimizers,
+    init_state,
+    train_step,
+)
 from opsin.train.tasks.task import Batch, Player
 
 Dispatch = Callable[[State, PyTree, PyTree, Any], tuple[State, Metrics]]
@@ -39,6 +46,7 @@ class Program:
     Attributes:
         state: shapes and shardings of the state.
         init: ``() -> State``, born sharded.
+        init_optimizers: ``params -> opt_state``, where the parameters of ``init`` were replaced.
         flops: ``() -> FLOPs of one step``; see ``train.host.accounting.model_flops``.
         compile: ``() -> dispatch``; see ``train.dispatch.make_dispatch``.
         evaluate, preview: see ``train.evaluators``.
@@ -49,6 +57,7 @@ class Program:
     mesh: Mesh
     state: State
     init: Callable[[], State]
+    init_optimizers: Callable[[PyTree], PyTree]
     flops: Callable[[], Counter[str]]
     compile: Callable[[], Dispatch]
     evaluate: Evaluate
@@ -104,10 +113,11 @@ def build(experiment: Experiment, feed: FeedSpec) -> Program:
     )
     flops, compile = _training(experiment, feed, layout, settings, state)
     # Drawing numbers once is not worth optimising, which takes longer than to compile the step.
-    quickly = quick_options(platform)
-    initialize = jax.jit(init, out_shardings=_shardings(state), compiler_options=quickly)
+    quick, places = partial(jax.jit, compiler_options=quick_options(platform)), _shardings(state)
+    initialize = quick(init, out_shardings=places)
+    restart = quick(partial(init_optimizers, optimizers), out_shardings=places.opt_state)
     evaluate, preview = evaluators(experiment, layout, feed.mesh, options)
-    programs = partial(initialize, key), flops, compile, evaluate, preview
+    programs = partial(initialize, key), restart, flops, compile, evaluate, preview
     return Program(feed.mesh, state, *programs, experiment.task.fixed, steps)
 
 

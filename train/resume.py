@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ def first_state(
             _keep_earlier(checkpoints.directory.parent)
         images = experiment.preprocessing(feed.spec.batch["image"].shape[1:])
         state = start_from(experiment.weights, program.init(), images)
+        if experiment.weights:
+            state = replace(state, opt_state=program.init_optimizers(state.params))
         return state, {"seconds": 0.0, "window": None}
     state, saved = checkpoints.restore(program.state, config, essence)
     check_same_data(saved.get("data", {}), feed.description() | sets.description())

@@ -93,17 +93,22 @@ def init_state(
     variables = task.init(stream(key, 0, "init"), batch)
     params = variables["params"]
     mutable = {name: value for name, value in variables.items() if name != "params"}
-    opt_states = {o.player.name: o.transform.init(o.split(params)[0]) for o in optimizers}
     average = {"params": params, "mutable": mutable}
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
         mutable=mutable,
-        opt_state=opt_states.get(None, opt_states),  # of one player without a name, its own
+        opt_state=init_optimizers(optimizers, params),
         # A copy: donated buffers must not be shared.
         ema=jax.tree.map(jnp.copy, average) if ema else None,
         key=key,
     )
+
+
+def init_optimizers(optimizers: tuple[PlayerOptimizer, ...], params: PyTree) -> PyTree:
+    """The state of each player's optimiser before the first step; see ``init_state``."""
+    states = {o.player.name: o.transform.init(o.split(params)[0]) for o in optimizers}
+    return states.get(None, states)  # of one player without a name, its own
 
 
 def train_step(settings: StepSettings, state: State, batch: Batch) -> tuple[State, Metrics]:

@@ -57,16 +57,11 @@ def save_weights(
     path = Path(path)
     # In one entry: safetensors writes several in any order.
     metadata = {header: json.dumps(dict(described), sort_keys=True)}
-    content = save(_arrays(variables), metadata=metadata)
+    content = save(arrays_of(variables), metadata=metadata)
     with writing(path, "give another place"):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_bytes(path, content)
     return hashlib.sha256(content).hexdigest()
-
-
-def fingerprint(variables: PyTree) -> str:
-    """The sha256 of variables: paths, types, shapes and values."""
-    return hashlib.sha256(save(_arrays(variables))).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -132,6 +127,11 @@ class Weights:
         """
         with self._opened() as (file, described):
             return {name: file.get_tensor(name) for name in file.keys()}, described  # noqa: SIM118
+
+    def seen(self) -> Preprocessing:
+        """How images reached the network of the file; raises WeightsError as ``read``."""
+        with self._opened() as (_, described):
+            return self.preprocessing(described)
 
     def replace_in(self, state: State, run: Preprocessing) -> State:
         """A state with its part of the parameters, other variables and averages from the file.
@@ -220,8 +220,7 @@ class Weights:
         raise WeightsError(f"there is no {here}: {AGAIN} {here}`")
 
     def _check_digest(self, path: Path) -> None:
-        found = digest_of(path)
-        if found != self.sha256:
+        if (found := digest_of(path)) != self.sha256:
             raise WeightsError(
                 f"{path} has sha256 {found}, not {self.sha256}: these are other weights, and "
                 "results would not compare; restore that file, or set sha256 to this one"
@@ -294,8 +293,7 @@ def start_from(
 ) -> State:
     """A state before the first step that begins with weights of files instead of random ones.
 
-    The state of the optimiser stays: the moments of all ``train.methods`` begin at zero. One that
-    keeps a copy of the first parameters would keep that of the random ones.
+    Its ``opt_state`` is still of the random ones: ``Program.init_optimizers`` makes it anew.
 
     Args:
         weights: of one file or several, or None, which changes nothing.
@@ -357,9 +355,8 @@ def _moved(name: str, part: str, target: str) -> str:
 def _spec(file: Any, name: str) -> jax.ShapeDtypeStruct:
     """Shape and type of an array, without reading it."""
     part = file.get_slice(name)
-    shape = tuple(part.get_shape())
-    none = part[0:0] if shape else file.get_tensor(name)
-    return jax.ShapeDtypeStruct(shape, none.dtype)
+    none = part[0:0] if part.get_shape() else file.get_tensor(name)
+    return jax.ShapeDtypeStruct(tuple(part.get_shape()), none.dtype)
 
 
 def _placed(array: np.ndarray, like: jax.Array) -> jax.Array:
@@ -390,7 +387,8 @@ def _written(values: tuple[float, ...]) -> str:
     return f"({','.join(map(str, values))},)"
 
 
-def _arrays(variables: PyTree) -> dict[str, np.ndarray]:
+def arrays_of(variables: PyTree) -> dict[str, np.ndarray]:
+    """Variables by path, on the host."""
     # safetensors takes the memory as it lies there, whatever the order of the axes.
     leaves = flatten(jax.device_get(variables))
     return {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}

@@ -5,7 +5,7 @@ Ho, Jain and Abbeel, 2020, "Denoising diffusion probabilistic models", arXiv:200
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num
 
 from opsin.models.layers import Conv, Norm, group_norm
+from opsin.ops.diffusion.process import Conditioning
 from opsin.ops.labels import or_nan
 from opsin.ranges import BelowOne, Count, Depth
 
@@ -150,6 +151,8 @@ class DiffusionUNet(nn.Module):
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
+    conditioning: ClassVar[Conditioning] = "time"
+
     @nn.compact
     def __call__(
         self,
@@ -261,6 +264,8 @@ class ScoreUNet(nn.Module):
     """
 
     network: nn.Module
+
+    conditioning: ClassVar[Conditioning] = "sigma"
 
     def __call__(
         self,

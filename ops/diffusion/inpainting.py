@@ -85,10 +85,10 @@ class Inpaint:
             return State(x, jnp.where(self.mask, self.known, made.x0))
 
         def again(i: Array, state: State) -> State:
-            drawn = fold_keys(keys, i)
-            noise = keyed_normal(fold_keys(drawn, 2), state.x.shape)
+            keys_again = fold_keys(keys, i)
+            noise = keyed_normal(fold_keys(keys_again, 2), state.x.shape)
             back = plan.back * state.x + plan.back_std * noise
-            return once(drawn, state._replace(x=jnp.where(i == 0, state.x, back)))
+            return once(keys_again, state._replace(x=jnp.where(i == 0, state.x, back)))
 
         # The last step ends in the data, which no noise need be added to.
         return lax.fori_loop(0, jnp.where(plan.goes_on, self.resamplings, 1), again, state)

@@ -23,6 +23,9 @@ from opsin.ranges import Positive
 # What a network predicts: the noise, the data, v = α ε − σ x_0, or ∇ log p(x_t) = −ε / σ.
 Target = Literal["epsilon", "x0", "v", "score"]
 
+# How a network learns how much noise there is: by the time, up to 1000, or by its deviation.
+Conditioning = Literal["time", "sigma"]
+
 Model = Callable[[Float[Array, "batch ..."], Num[Array, "batch"]], Float[Array, "batch ..."]]
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ from opsin.data.images import recoded
 from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
 from opsin.train.tasks.classify import Classify
+from opsin.train.tasks.segment import Segment
+from opsin.train.tasks.task import Task
 from opsin.train.tasks.views import Views
 from tests.drawn import normal
 
@@ -98,6 +101,26 @@ def test_the_mean_over_views_equals_numpys(subject, sets):
     single = -special.log_softmax(views, -1)[:, rows, truth].mean()
     assert found["test/nll_one_view"] == pytest.approx(single, rel=1e-4)
     assert found["test/nll_tta"] < found["test/nll_one_view"]  # Jensen
+
+
+def test_a_classifier_of_ones_own_is_one_too_and_a_segmenter_is_none(subject, sets):
+    class Own(Task):
+        def init(self, *arguments: Any) -> Any:
+            raise NotImplementedError
+
+        evaluate = preview = init
+
+        def logits(self, params, mutable, images):
+            return subject.task.logits(params, mutable, images)
+
+    own = Own()
+    AveragedViews(batch=7).check(own, sets)
+    assert AveragedViews(batch=7)(replace(subject, task=own)) == AveragedViews(batch=7)(subject)
+    assert own.feature_model() is None
+    assert own.input_range == (0.0, 1.0)
+    assert subject.task.feature_model() is subject.task.model
+    with pytest.raises(SettingError, match="needs a classifier, not Segment"):
+        Recoded().check(Segment(subject.task.model), sets)
 
 
 def test_one_view_alone_is_the_evaluation(subject):

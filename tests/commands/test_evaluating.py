@@ -44,6 +44,7 @@ from opsin.train.settings import SettingError
 from tests.commands.tiny import Small
 from tests.train.conftest import make_tiny
 
+SAMPLING = "sampling=ops.diffusion.sampling:Sampling"
 HERE = "tests.commands.test_evaluating"
 
 
@@ -432,7 +433,31 @@ def test_what_can_be_measured_is_found_by_name():
         ([f"{HERE}:tiny"], ConfigError, "no measurement"),
         (["images=3"], ConfigError, "images=3 has no measurement: name one before it"),
         (["Probe", "image=3"], ConfigError, "no 'image' to override: did you mean 'images'"),
-        (["SampleQuality"], ConfigError, "SampleQuality needs extractor: give extractor=…"),
+        (["SampleQuality"], ConfigError, "give extractor=…, as in extractor=experiments.extrac"),
+        (["SampledBy"], ConfigError, "give sampling=…, as in sampling=ops.diffusion.sampling:Sam"),
+        (
+            ["SampledBy", SAMPLING], ConfigError,
+            "needs measurement: give .*as in measurement=analysis.generators:SampleQuality$",
+        ),
+        (
+            ["SampledBy", SAMPLING, "measurement=analysis.generators:SampleQuality"], ConfigError,
+            "SampleQuality needs extractor: give measurement.extractor=…, as in measurement.extr",
+        ),
+        (
+            ["SampledBy", SAMPLING, "measurement=losses.classification:focal_loss"], ConfigError,
+            "focal_loss is called with",
+        ),
+        (
+            ["SampledBy", SAMPLING, "measurement=analysis.diffusion:VariationalBound"],
+            SettingError, "SampledBy needs a diffusion model, not Classify",
+        ),
+        (
+            [
+                "SampledBy", SAMPLING, "measurement=analysis.generators:SampleQuality",
+                "measurement.extractor=experiments.extractors:LENET", "measurement.samples=9",
+                "sampling.steps=0",
+            ], ConfigError, "steps takes int from 1|samples takes int",
+        ),
         (["SampleQuality", "extractor=3"], ConfigError, "extractor takes Extractor, not 3"),
         (["Norm", "power=0"], SettingError, "power=0 is below 1"),
         (

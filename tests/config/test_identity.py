@@ -23,10 +23,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 import pytest
 
+from opsin.analysis.diffusion import Inpainting, VariationalBound
+from opsin.analysis.generators import SampleQuality
+from opsin.analysis.likelihoods import ImportanceNLL
+from opsin.analysis.views import AveragedViews, Recoded
 from opsin.config import catalogue, names
 from opsin.config.identity import defaults, essence, identity
 from opsin.config.tree import children, override, paths, rebuild, resolve
 from opsin.errors import ConfigError
+from opsin.experiments.extractors import LENET
 from opsin.losses.classification import focal_loss
 from opsin.models.classification.lenet import LeNet5
 from opsin.train.experiment import Experiment
@@ -312,6 +317,26 @@ def test_training_reads_no_field_that_only_measures(task):
     while more := {name for method in reached for name in reads[method] & reads.keys()} - reached:
         reached |= more
     assert not apart & {name for method in reached for name in reads[method]}
+
+
+BATCHED = (
+    VariationalBound(),
+    Inpainting(LENET),
+    ImportanceNLL(),
+    AveragedViews(),
+    Recoded(),
+    SampleQuality(LENET),
+)
+
+
+@pytest.mark.parametrize("measurement", BATCHED, ids=lambda each: type(each).__name__)
+def test_no_size_of_a_batch_tells_measurements_apart(measurement):
+    """What is in memory together is a matter of the machine, also that of an extractor."""
+    sizes = [path for path in paths(measurement) if path.rpartition(".")[2] == "batch"]
+    assert sizes
+    other = override(measurement, dict.fromkeys(sizes, 3))
+    assert other != measurement
+    assert identity(other) == identity(measurement)
 
 
 def record() -> None:

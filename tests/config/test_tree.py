@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -180,6 +181,38 @@ def test_one_field_makes_a_dataclass_where_there_is_none_if_it_is_all_that_it_ne
     ):
         with pytest.raises(ConfigError, match=message):
             override(experiment, {path: value})
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """Its objects are functions; so are those of ``Unscaled``, which lacks a number."""
+
+    by: float = 2.0
+
+    def __call__(self, x: int) -> float:
+        return self.by * x
+
+
+@dataclasses.dataclass(frozen=True)
+class Unscaled(Scaled):
+    base: float = dataclasses.field(kw_only=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Applied:
+    function: Callable[[int], float] = abs
+    makes: Callable[[float], Scaled] = Scaled
+
+
+def test_a_class_whose_objects_are_functions_is_made_where_a_function_is_asked_for():
+    found = override(Applied(), {"function": Scaled, "function.by": 3.0})
+    assert found.function == Scaled(3.0)
+    assert override(Applied(), {"function": partial(Scaled, 5.0)}).function == Scaled(5.0)
+    assert override(Applied(), {"makes": Scaled}).makes is Scaled  # it is called as it says
+    with pytest.raises(ConfigError, match=r"cannot be made of its defaults.*name a partial"):
+        override(Applied(), {"function": Unscaled})
+    with pytest.raises(ConfigError, match="returns Data, not float"):
+        override(Applied(), {"function": Data})
 
 
 def test_keys_that_are_not_strings_are_replaced_not_added():

@@ -16,13 +16,13 @@ from sklearn.metrics import roc_auc_score
 
 from opsin.analysis.sampling import sample_images
 from opsin.config.tree import override
-from opsin.data.augment import row_keys
 from opsin.data.examples import Arrays, Examples
 from opsin.experiments.extractors import LENET
 from opsin.losses.adversarial import HINGE, RELATIVISTIC, WASSERSTEIN, r1_penalty
-from opsin.metrics.state import compute_all
+from opsin.metrics.state import Merging, compute_all, to_host
 from opsin.models.layers import batch_norm
 from opsin.models.spectral import SpectralDense
+from opsin.ops.keys import row_keys
 from opsin.ops.mapped import REPLICAS
 from opsin.train.checkpoint import Checkpoints
 from opsin.train.experiment import Data, Experiment, Loop
@@ -35,7 +35,7 @@ from opsin.train.settings import SettingError
 from opsin.train.state import stream
 from opsin.train.tasks.adversarial import Adversarial
 from opsin.train.tasks.generative import Generative
-from opsin.train.tasks.players import pairwise_auc
+from opsin.train.tasks.players import pair_scores, pairwise_auc
 from opsin.train.tasks.task import Aux, Player, Task
 from tests.train.conftest import assert_trees_close, assert_trees_equal
 from tests.train.drawn import drawn_variables
@@ -400,8 +400,23 @@ def test_the_auc_of_pairs_is_the_area_under_the_curve_for_any_threshold():
         found = auc(real + shift, fake + shift).compute()[""]
         assert found == pytest.approx(truth, abs=1e-5)
     assert auc(np.ones(3), np.ones(3)).compute()[""] == 0.5
-    few = auc(np.array([1.0, 3, -9, -9]), np.array([2.0, 0, 9, 9]), np.arange(4) < 2)
-    assert few.compute()[""] == 0.75
+
+
+def test_the_auc_of_an_evaluation_is_over_all_pairs_of_the_set():
+    """However the set is cut into batches, with padding at their ends."""
+    rng = np.random.default_rng(0)
+    real, fake = (rng.normal(x, 1, (60, 2, 2)).astype(np.float32) for x in (0.5, 0))
+    whole = compute_all({"auc": to_host(pair_scores(real, fake, np.ones(60, bool)))})["auc"]
+    assert whole == pytest.approx(float(pairwise_auc(real, fake).compute()[""]), abs=1e-6)
+    for size in (7, 16):
+        merging = Merging()
+        for start in range(0, 60, size):
+            rows = np.arange(start, start + size)
+            some, valid = rows % 60, rows < 60  # padded with what would count
+            merging.add({"auc": pair_scores(real[some], fake[some], valid)})
+        assert compute_all(merging.result())["auc"] == whole
+    few = pair_scores(np.array([1.0, 3, -9]), np.array([2.0, 0, 9]), np.arange(3) < 2)
+    assert to_host(few).compute()[""] == 0.75
 
 
 def test_the_observer_counts_the_classes_that_are_made():

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from opsin.config.tree import override
-from opsin.data.augment import row_keys
 from opsin.data.color import gaussian_noise
 from opsin.data.sources import digits, synthetic
 from opsin.losses.likelihoods import Bernoulli, Gaussian
 from opsin.metrics.state import compute_all
 from opsin.models.generative.autoencoder import Autoencoder, DenseDecoder, DenseEncoder
 from opsin.models.generative.vqvae import VQVAE
+from opsin.ops.keys import row_keys
 from opsin.train.experiment import Data, Experiment, Loop
 from opsin.train.loop import fit
 from opsin.train.methods import adamw

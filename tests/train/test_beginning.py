@@ -64,6 +64,12 @@ def test_the_weights_that_a_run_begins_with_are_told_with_what_stays_random(tmp_
         f"weights: {everything} arrays from {named}",
         "weights: random is nothing",
     ]
+    larger = replace(Weights(str(path)), path=str(tmp_path / "larger.safetensors"))
+    save_weights(larger.path, variables, described | {"image": [224, 224, 1]})
+    assert said(replace(tiny, weights=larger))[1:] == [
+        f"weights: {larger.path} saw images of 224x224, these are 8x8",
+        "weights: random is nothing",
+    ]
     parts = tuple(Weights(str(path), sha256, part=part) for part in ("conv", "norm"))
     assert said(replace(tiny, weights=parts)) == [
         f"weights: 2 arrays of 'conv' from {named}",

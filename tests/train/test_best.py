@@ -114,6 +114,7 @@ def test_what_is_reported_under_another_name_does_not_choose(splits):
 
 CHOICES = {
     "data.eval_splits": {"val": "train[90%:]", "test": "test"},
+    "data.eval_batch": 3,
     "loop.evaluate_every": "7 steps",
     "task.more_metrics": (ranking,),
     "task.groups": (("few", (1, 2)),),
@@ -130,7 +131,7 @@ def test_what_chooses_counts_where_something_is_chosen():
     ids = [identity(each) for each in (base, *best, *others)]
     assert len(set(ids)) == len(ids)
     for each in best:  # what is evaluated beside it chooses nothing
-        more = {"data.eval_splits": SPLITS | {"more": "test"}, "data.eval_batch": 3}
+        more = {"data.eval_splits": SPLITS | {"more": "test", "v": "v", "val_": "v"}}
         assert identity(override(each, more)) == identity(each)
         assert identity(rebuild(resolve(each), names_in(resolve(each)))) == identity(each)
 
@@ -138,7 +139,6 @@ def test_what_chooses_counts_where_something_is_chosen():
 @pytest.mark.parametrize(
     ("config", "field", "value"),
     [
-        (mnist_ddpm.config, "task.sampling.steps", 7),
         (shapes_unet.config, "task.boundary_tolerance", 3.0),
         (shapes_unet.config, "task.rand", True),
     ],
@@ -148,6 +148,12 @@ def test_so_does_how_a_task_is_evaluated(config, field, value):
     assert identity(override(base, {field: value})) == identity(base)
     best = override(base, {"loop.keep_best": "val/miou"})
     assert identity(override(best, {field: value})) != identity(best)
+
+
+def test_how_is_sampled_does_not_choose():
+    """No evaluation samples: measurements do, of the state that was chosen."""
+    best = override(mnist_ddpm.config(), {"loop.keep_best": "-val/loss"})
+    assert identity(override(best, {"task.sampling.steps": 7})) == identity(best)
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from opsin.config.tree import override
-from opsin.data.augment import apply, row_keys
+from opsin.data.augment import apply
 from opsin.data.color import gaussian_noise
 from opsin.data.geometry import random_flip
 from opsin.losses.contrastive import nt_xent_loss, supervised_contrastive_loss
 from opsin.metrics.state import compute_all
 from opsin.models.layers import batch_norm
 from opsin.models.representation.simclr import ProjectionHead, SimCLR
+from opsin.ops.keys import row_keys
 from opsin.train.experiment import Experiment, Loop
 from opsin.train.methods import sgd
 from opsin.train.optim import Optimizer

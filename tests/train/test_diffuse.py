@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ from scipy import special
 from opsin.analysis.diffusion import Inpainting, SampledBy, VariationalBound
 from opsin.analysis.sampling import sample_images, untracked
 from opsin.config.tree import override
-from opsin.data.augment import row_keys, scale
+from opsin.data.augment import scale
 from opsin.data.examples import Arrays, DataError, Examples
 from opsin.experiments.extractors import LENET
 from opsin.losses.diffusion import min_snr_weight
@@ -24,6 +24,7 @@ from opsin.ops.diffusion.samplers import Ancestral, DpmSolver2M, Heun
 from opsin.ops.diffusion.sampling import Sampling
 from opsin.ops.diffusion.schedules import Discrete, cosine_betas
 from opsin.ops.diffusion.sde import VarianceExploding, VariancePreserving
+from opsin.ops.keys import row_keys
 from opsin.train.experiment import Data, Experiment, Loop
 from opsin.train.measurements import Subject
 from opsin.train.methods import adamw
@@ -328,8 +329,11 @@ def test_a_variance_is_learned_and_guided_by_its_class_alone():
         ({"model": TinyDenoiser(num_classes=3)}, "num_classes=2"),
         ({"sampling": Sampling(guidance=2.0), "label_dropout": 0.0}, "was never seen"),
         ({"sampling": Sampling(spacing="even")}, '"time" or "noise"'),
-        ({"process": VarianceExploding()}, "ScoreUNet takes sigma"),
-        ({"model": ScoreUNet(TinyDenoiser(num_classes=2))}, "ScoreUNet takes sigma"),
+        ({"process": VarianceExploding()}, "the network takes time, and the process gives sigma"),
+        (
+            {"model": ScoreUNet(TinyDenoiser(num_classes=2))},
+            "takes sigma, .* gives time",
+        ),
         (
             {
                 "process": Discrete(cosine_betas, zero_terminal_snr=True),
@@ -343,6 +347,16 @@ def test_options_that_contradict_are_told(changes, message):
     task: Any = replace(made().task, **changes)
     with pytest.raises(SettingError, match=message):
         task.check(("dark", "bright"), dict)
+
+
+def test_a_network_of_ones_own_says_what_it_takes():
+    class OwnScore(TinyDenoiser):
+        conditioning: ClassVar = "sigma"
+
+    own: Any = replace(made().task, model=OwnScore(num_classes=2), process=VarianceExploding())
+    own.check(("dark", "bright"), dict)
+    with pytest.raises(SettingError, match=r"OwnScore and Discrete do not fit"):
+        replace(own, process=Discrete(steps=50)).check(("dark", "bright"), dict)
 
 
 def test_images_outside_of_the_range_are_told():

@@ -209,8 +209,7 @@ def test_lookahead_goes_on_from_slow_weights_and_ends_with_them():
     )
     transform, _ = optimizer.build(steps, Fraction(1), 8)
     params = {"kernel": jnp.array([1.0, -2.0])}
-    # Weights of a file take the place of those that the state was made of.
-    state = transform.init({"kernel": jnp.array([9.0, 9.0])})
+    state = transform.init(params)
     update = jax.jit(transform.update)
     fast = slow = np.array([1.0, -2.0])
     for step in range(1, steps + 1):

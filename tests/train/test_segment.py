@@ -12,7 +12,6 @@ import pytest
 from scipy import special
 
 from opsin.config.tree import override
-from opsin.data.augment import row_keys
 from opsin.data.examples import Arrays, Examples
 from opsin.data.masks import IGNORE
 from opsin.losses.classification import cross_entropy_loss, focal_loss
@@ -21,6 +20,7 @@ from opsin.losses.segmentation import boundary_loss, combined_loss, dice_loss, t
 from opsin.metrics.state import compute_all
 from opsin.models.layers import Conv, Norm, batch_norm, group_norm
 from opsin.models.segmentation.unet import UNet, valid_margin
+from opsin.ops.keys import row_keys
 from opsin.train.experiment import Experiment
 from opsin.train.settings import SettingError
 from opsin.train.tasks.segment import Segment
@@ -172,7 +172,7 @@ def test_evaluation_counts_labelled_pixels_of_valid_images(batch, trained):
     @jax.jit
     def found(*state: Any) -> Any:
         keys = row_keys(jax.random.key(0), 6)
-        return task.evaluate(*state, batch, keys), task.logits(*state, batch["image"])
+        return task.evaluate(*state, batch, keys), task.pixel_logits(*state, batch["image"])
 
     evaluated, logits = jax.device_get(found(*trained))
     metrics, logits = compute_all(evaluated), logits[:5]
@@ -278,7 +278,7 @@ def test_logits_of_another_size_than_said_are_refused(batch):
 def test_with_its_margin_mirrored_a_valid_network_labels_the_whole_image(batch):
     task = Segment(TinySegmenter(padding="VALID"), margin=2, mirror=2)
     variables = jax.eval_shape(task.init, jax.random.key(0), batch)
-    logits = jax.eval_shape(task.logits, variables.pop("params"), variables, batch["image"])
+    logits = jax.eval_shape(task.pixel_logits, variables.pop("params"), variables, batch["image"])
     assert logits.shape == (6, 8, 8, 3)
     margin = valid_margin(1) // 2
     unet = Segment(UNet(width=4, depth=1, num_classes=3), margin=margin, mirror=margin)
@@ -287,7 +287,8 @@ def test_with_its_margin_mirrored_a_valid_network_labels_the_whole_image(batch):
         "mask": np.zeros((1, 20, 20), np.uint8),
     }
     shapes = jax.eval_shape(unet.init, jax.random.key(0), images)
-    assert jax.eval_shape(unet.logits, shapes["params"], {}, images["image"]).shape[1:3] == (20, 20)
+    logits = jax.eval_shape(unet.pixel_logits, shapes["params"], {}, images["image"])
+    assert logits.shape[1:3] == (20, 20)
 
 
 @pytest.fixture(scope="module")

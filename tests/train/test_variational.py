@@ -15,7 +15,6 @@ import pytest
 
 from opsin.analysis.sampling import sample_images
 from opsin.config.tree import override
-from opsin.data.augment import row_keys
 from opsin.data.binarize import binarized, dequantize, random_binarize
 from opsin.data.sources import digits, synthetic
 from opsin.losses.likelihoods import Bernoulli, DiscretizedLogistic, Gaussian
@@ -24,6 +23,7 @@ from opsin.metrics.state import compute_all
 from opsin.models.generative.autoencoder import MLP, DenseDecoder, DenseEncoder
 from opsin.models.generative.vae import VAE
 from opsin.ops.gaussian import Normal, normal_sample, standard_normal
+from opsin.ops.keys import row_keys
 from opsin.train.durations import DurationError
 from opsin.train.experiment import Data, Experiment, Loop
 from opsin.train.loop import fit

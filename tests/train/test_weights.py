@@ -18,13 +18,13 @@ from opsin.config.tree import override, resolve
 from opsin.experiments.extractors import LENET
 from opsin.models.classification.resnet import BasicBlock, ResNet
 from opsin.models.segmentation.fcn import FCN
-from opsin.train import methods
 from opsin.train.checkpoint import Checkpoints
 from opsin.train.experiment import Data, Experiment
 from opsin.train.loop import fit
-from opsin.train.optim import Optimizer
 from opsin.train.paths import flatten, unflatten
 from opsin.train.preprocessing import Preprocessing
+from opsin.train.resume import first_state
+from opsin.train.sets import open_sets
 from opsin.train.sharding import Parallel, make_mesh, replicated
 from opsin.train.state import State
 from opsin.train.tasks.classify import Classify
@@ -33,7 +33,6 @@ from opsin.train.weights import (
     HEADER,
     Weights,
     WeightsError,
-    fingerprint,
     save_weights,
     start_from,
 )
@@ -290,19 +289,37 @@ def test_no_program_holds_an_array_of_the_file(tmp_path):
     assert max(map(len, constants)) < 500  # a kernel of 2,048 numbers, written out, has more
 
 
-@pytest.mark.parametrize(
-    "method", [methods.sgd, methods.adamw, methods.lion, methods.lamb, methods.lars]
-)
-def test_the_state_of_an_optimizer_begins_alike_whatever_the_parameters_are(method):
-    """So it may be made before the weights come."""
-    transform, _ = Optimizer(method, clip_norm=1.0, weight_decay=0.1).build(10, 5, 16)
-    states = [transform.init(drawn(NETWORK, seed)["params"]) for seed in (0, 1)]
-    assert_trees_equal(*states)
-    assert len(jax.tree.leaves(states[0])) > 2
-    anchored = optax.contrib.schedule_free(optax.sgd(0.1), 0.1)  # one of which it is not true
-    pair = [anchored.init(drawn(NETWORK, seed)["params"]) for seed in (0, 1)]
-    with pytest.raises(AssertionError):
-        assert_trees_equal(*pair)
+def anchored(learning_rate, weight_decay, mask) -> optax.GradientTransformation:
+    """A method of one's own that keeps the first parameters, and pulls towards them."""
+
+    def init(params):
+        return jax.tree.map(jnp.copy, params)
+
+    def update(updates, state, params=None):
+        return jax.tree.map(lambda first, now: 0.5 * (first - now), state, params), state
+
+    return optax.GradientTransformation(init, update)
+
+
+@pytest.mark.parametrize("devices", [EIGHT, {"parallel.data": 1}])
+def test_what_an_optimizer_keeps_of_the_first_parameters_is_of_the_file(tmp_path, devices):
+    """In their shardings, and in buffers of its own: a step donates both."""
+    weights, variables = tiny_file(tmp_path / "tiny.safetensors")
+    tiny = override(make_tiny(), {**devices, "optimizer.method": anchored})
+    experiment = override(replace(tiny, weights=weights), {"optimizer.freeze": ("conv",)})
+    feed, program = lay_out(experiment)
+    sets = open_sets(experiment)
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        state, _ = first_state(experiment, program, feed, sets, checkpoints, {}, lambda x: x)
+    (kept,) = (x for x in state.opt_state if x)  # of the method, in a chain of one
+    trained = {name: x for name, x in variables["params"].items() if name != "conv"}
+    assert_trees_equal(kept, trained)
+    assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(
+        lambda x: x.sharding, program.state
+    )
+    store, dispatch = feed.store(), program.compile()
+    state, _ = dispatch(state, store, feed.take(1, 1), np.int32(1))
+    assert_trees_equal(jax.device_get(state.params), variables["params"])  # nothing pulls
 
 
 @pytest.mark.usefixtures("training_alone")
@@ -329,17 +346,6 @@ def test_a_run_begins_with_its_weights_and_goes_on_without_their_file(tmp_path):
     assert_trees_equal(state.params, variables["params"])
     with pytest.raises(WeightsError, match="there is no"):
         fit(experiment, tmp_path / "anew", config=config, progress=False)
-
-
-def test_fingerprints_tell_variables_apart():
-    tree = {"params": {"a": jnp.ones((2, 3)), "b": jnp.zeros(2)}}
-    assert fingerprint(tree) == fingerprint({"params": dict(reversed(tree["params"].items()))})
-    others = (
-        {"params": {**tree["params"], "b": jnp.full(2, 1e-7)}},
-        {"params": {**tree["params"], "a": jnp.ones((3, 2))}},
-        {"params": {"a": tree["params"]["a"], "c": tree["params"]["b"]}},
-    )
-    assert len({fingerprint(x) for x in (tree, *others)}) == 4
 
 
 def test_scalars_have_their_place_too(tmp_path):

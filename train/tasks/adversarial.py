@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from opsin.data.augment import row_keys
 from opsin.losses.adversarial import (
     NON_SATURATING,
     WASSERSTEIN,
@@ -25,6 +24,7 @@ from opsin.losses.adversarial import (
 )
 from opsin.metrics.latent import ClassUsage, code_usage
 from opsin.metrics.state import Mean, Metric
+from opsin.ops.keys import row_keys
 from opsin.pictures.kinds import Curve, Panels, Usage
 from opsin.ranges import Depth, NonNegative, Positive
 from opsin.train.extractor import Extractor
@@ -43,6 +43,7 @@ from opsin.train.tasks.players import (
     by_image,
     by_player,
     check_whole_batch,
+    pair_scores,
     pairwise_auc,
     saturation,
     signed,
@@ -205,8 +206,8 @@ class Adversarial(Generative):
     ) -> tuple[Float[Array, ""], Aux]:
         """Its loss on real and generated images, and the gradient penalty."""
         real, labels = signed(batch["image"]), self._labels(batch)
-        latent, key = jax.random.split(key)
-        made, _ = self._make(params, mutable, self._noise(row_keys(latent, len(real))), labels)
+        key_latent, key = jax.random.split(key)
+        made, _ = self._make(params, mutable, self._noise(row_keys(key_latent, len(real))), labels)
         made = jax.lax.stop_gradient(made)
         real_logits, _, mutable = self._judge(params, mutable, real, labels)
         fake_logits, _, mutable = self._judge(params, mutable, made, labels)
@@ -257,16 +258,17 @@ class Adversarial(Generative):
     ) -> dict[str, Metric]:
         """Mean logits of real and generated images, and the AUC of the discriminator.
 
-        The discriminator normalises by the statistics of each batch, as in training: its running
-        statistics mix real and generated images. So with batch norm the padding of the last batch
-        counts, and pairs are formed within a batch: choose an ``eval_batch`` that divides the set.
+        The AUC is over all pairs of the set. A discriminator with batch norm normalises by the
+        statistics of each batch, as in training: its running statistics mix real and generated
+        images. Then its logits depend on ``data.eval_batch``, and on the padding of the last batch:
+        choose one that divides the set.
         """
         images, valid, labels = signed(batch["image"]), batch["valid"], self._labels(batch)
         made, _ = self._make(params, mutable, self._noise(keys), labels, train=False)
         real, _, _ = self._judge(params, mutable, images, labels)
         fake, _, _ = self._judge(params, mutable, made, labels)
         metrics: dict[str, Metric] = {
-            "discriminator_auc": pairwise_auc(real, fake, valid),
+            "discriminator_auc": pair_scores(real, fake, valid),
             "real_logit": Mean.from_values(by_image(real), valid),
             "fake_logit": Mean.from_values(by_image(fake), valid),
         }

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from opsin.data.augment import one_by_one, row_keys
+from opsin.data.augment import one_by_one
 from opsin.losses.likelihoods import Gaussian, Likelihood
 from opsin.metrics.state import Mean, Metric
+from opsin.ops.keys import row_keys
 from opsin.pictures.kinds import Curve, Panels
 from opsin.train.tasks.checks import check_decoder, check_support, supported
 from opsin.train.tasks.latent_pictures import latent_pictures, reconstructions
@@ -71,12 +72,12 @@ class Autoencode(Task):
         step: Int[Array, ""] | int,
     ) -> tuple[Float[Array, ""], Aux]:
         """The negative log-likelihood of the clean image, a mean over the batch."""
-        corruption, dropout = jax.random.split(key)
+        key_corrupt, key_dropout = jax.random.split(key)
         outputs, mutable = self.model.apply(
             {"params": params, **mutable},
-            self._seen(corruption, batch),
+            self._seen(key_corrupt, batch),
             train=True,
-            rngs={"dropout": dropout},
+            rngs={"dropout": key_dropout},
             mutable=list(mutable),
         )
         distortion = -self.likelihood.log_prob(cast(Array, outputs), self._target(batch))
@@ -112,6 +113,11 @@ class Autoencode(Task):
             "reconstructions": reconstructions(batch["image"], made, corrupted),
             **latent_pictures(decode, batch["image"], latents, None),
         }
+
+    @property
+    def num_classes(self) -> None:
+        """None: the model does not receive the class."""
+        return None
 
     def latents(
         self, params: PyTree, mutable: PyTree, batch: Batch

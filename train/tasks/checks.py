@@ -11,8 +11,7 @@ from jaxtyping import Array, Float
 
 from opsin.data.augment import Batch
 from opsin.losses.likelihoods import Likelihood
-from opsin.models.generative.diffusion_unet import ScoreUNet
-from opsin.ops.diffusion.process import Process, Target
+from opsin.ops.diffusion.process import Conditioning, Process, Target
 from opsin.ops.diffusion.schedules import Discrete
 from opsin.ops.diffusion.sde import VarianceExploding
 from opsin.train.settings import SettingError
@@ -118,11 +117,17 @@ def require_entry(batch: Batch, name: str, choices: str) -> None:
 def check_process(
     process: Process, model: nn.Module, target: Target, weighted: bool, learned_variance: bool
 ) -> None:
-    """Raises SettingError for a diffusion process that the other options contradict."""
-    if isinstance(model, ScoreUNet) != isinstance(process, VarianceExploding):
+    """Raises SettingError for a diffusion process that the other options contradict.
+
+    A network that says nothing of its ``conditioning`` takes the time.
+    """
+    given: Conditioning = "sigma" if isinstance(process, VarianceExploding) else "time"
+    taken = getattr(model, "conditioning", "time")
+    if taken != given:
         raise SettingError(
-            f"{type(model).__name__} and {type(process).__name__} do not fit: "
-            "ScoreUNet takes sigma, of VarianceExploding; other networks take the time"
+            f"{type(model).__name__} and {type(process).__name__} do not fit: the network takes "
+            f"{taken}, and the process gives {given} (a network of your own says which it takes: "
+            f'conditioning: ClassVar = "{given}")'
         )
     if learned_variance and not isinstance(process, Discrete):
         raise SettingError(

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from opsin.data.augment import Augmentation, apply, one_by_one, row_keys
+from opsin.data.augment import Augmentation, apply, one_by_one
 from opsin.losses.contrastive import nt_xent_loss
 from opsin.metrics.representation import alignment, spread, uniformity
 from opsin.metrics.state import Mean, Metric
 from opsin.ops import mapped
+from opsin.ops.keys import row_keys
 from opsin.pictures.kinds import Panels
 from opsin.ranges import Depth
 from opsin.train.heads import around_head
@@ -117,14 +118,14 @@ class Contrast(Task):
             raise SettingError(
                 "a batch of one image has no other to be unlike: set data.batch=2 or more"
             )
-        drawing, dropout = jax.random.split(key)
+        key_views, key_dropout = jax.random.split(key)
         # The views of an image are neighbours: the device that holds the image draws them all.
-        views = jnp.stack(self._draw(drawing, batch), axis=1)
+        views = jnp.stack(self._draw(key_views, batch), axis=1)
         embeddings, mutable = self.model.apply(
             {"params": params, **mutable},
             views.reshape(-1, *views.shape[2:]),
             train=True,
-            rngs={"dropout": dropout},
+            rngs={"dropout": key_dropout},
             mutable=list(mutable),
         )
         vectors = cast(Array, embeddings)

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from opsin.data.augment import row_keys
 from opsin.losses.diffusion import (
     Weighting,
     bound_loss,
@@ -42,6 +41,7 @@ from opsin.ops.diffusion.sampling import (
     sample_path,
 )
 from opsin.ops.diffusion.schedules import Discrete
+from opsin.ops.keys import row_keys
 from opsin.pictures.kinds import Panels
 from opsin.ranges import Count, Probability
 from opsin.train.settings import SettingError
@@ -89,9 +89,7 @@ class Diffuse(Generative):
     weighting: Weighting | None = None
     learned_variance: bool = False
     label_dropout: Probability = 0.1
-    sampling: Sampling = field(
-        default_factory=Sampling, metadata={"identity": False, "counts_with": "loop.keep_best"}
-    )
+    sampling: Sampling = field(default_factory=Sampling, metadata={"identity": False})
 
     @property
     def num_classes(self) -> int | None:
@@ -202,14 +200,14 @@ class Diffuse(Generative):
         step: Int[Array, ""] | int,
     ) -> tuple[Float[Array, ""], Aux]:
         """The weighted squared error of the prediction, at a time drawn for each image."""
-        drawn, dropout, hiding = jax.random.split(key, 3)
-        drawn = row_keys(drawn, len(batch["image"]))
+        key, key_dropout, key_hide = jax.random.split(key, 3)
+        keys = row_keys(key, len(batch["image"]))
         labels = self._labels(batch)
         if labels is not None and self.label_dropout:
-            drawn_to_hide = jax.vmap(jax.random.uniform)(row_keys(hiding, len(labels)))
-            labels = jnp.where(drawn_to_hide < self.label_dropout, self._nothing, labels)
-        options = {"train": True, "rngs": {"dropout": dropout}}
-        losses, _ = self._errors(params, mutable, batch, drawn, labels, **options)
+            shares = jax.vmap(jax.random.uniform)(row_keys(key_hide, len(labels)))
+            labels = jnp.where(shares < self.label_dropout, self._nothing, labels)
+        options = {"train": True, "rngs": {"dropout": key_dropout}}
+        losses, _ = self._errors(params, mutable, batch, keys, labels, **options)
         return jnp.mean(losses), Aux(mutable, {"loss": Mean.from_values(losses)})
 
     def evaluate(

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from opsin.metrics.classification import PairScores
 from opsin.metrics.state import Mean
 from opsin.train.settings import SettingError
 from opsin.train.tasks.checks import in_range
@@ -62,18 +63,24 @@ def apply_network(
 def pairwise_auc(
     real: Float[Array, "batch ..."],
     fake: Float[Array, "batch ..."],
-    valid: Bool[Array, " batch"] | None = None,
 ) -> Mean:
-    """The share of (real, generated) pairs in which the real image has the higher logit.
+    """The share of (real, generated) pairs of a batch in which the real image has a higher logit.
 
     This is the area under the ROC curve. It needs no threshold, which losses place differently, if
-    at all. Ties count half.
+    at all. Ties count half. It is for training, where states are sums; see ``pair_scores``.
     """
     real, fake = by_image(real), by_image(fake)
-    counts = jnp.ones(len(fake)) if valid is None else valid.astype(jnp.float32)
     above = (real[:, None] > fake) + 0.5 * (real[:, None] == fake)
-    share = jnp.sum(above * counts, axis=1) / jnp.maximum(jnp.sum(counts), 1)
-    return Mean.from_values(share, valid)
+    return Mean.from_values(jnp.mean(above, axis=1))
+
+
+def pair_scores(
+    real: Float[Array, "batch ..."],
+    fake: Float[Array, "batch ..."],
+    valid: Bool[Array, " batch"],
+) -> PairScores:
+    """The logits of an evaluation, whose ``pairwise_auc`` is over all pairs of the set."""
+    return PairScores(valid=valid, real=by_image(real), generated=by_image(fake))
 
 
 def by_image(logits: Array) -> Array:

@@ -123,6 +123,11 @@ class Quantize(Task):
         """How often each code is used."""
         return {"codes": Usage(np.asarray(states["codes"].counts), "code")}
 
+    @property
+    def num_classes(self) -> None:
+        """None: the model does not receive the class."""
+        return None
+
     def latents(
         self, params: PyTree, mutable: PyTree, batch: Batch
     ) -> Float[Array, "batch latent"]:

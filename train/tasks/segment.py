@@ -127,7 +127,7 @@ class Segment(Task):
         self, params: PyTree, mutable: PyTree, batch: Batch, keys: Key[Array, " batch"]
     ) -> dict[str, Metric]:
         """IoU, Dice, precision, recall and accuracy over the pixels that count, and NLL."""
-        logits = self.logits(params, mutable, batch["image"])
+        logits = self.pixel_logits(params, mutable, batch["image"])
         labels, counted = self._labels(batch, logits)
         counted &= batch["valid"][:, None, None]
         predictions = jnp.argmax(logits, axis=-1)
@@ -151,7 +151,7 @@ class Segment(Task):
         self, params: PyTree, mutable: PyTree, batch: Batch, key: Key[Array, ""]
     ) -> dict[str, MaskPreview]:
         """Images with their true and predicted masks."""
-        logits = self.logits(params, mutable, batch["image"])
+        logits = self.pixel_logits(params, mutable, batch["image"])
         shown = {name: centre_crop(batch[name], logits.shape[1:3]) for name in ("image", "mask")}
         predictions = jnp.argmax(logits, axis=-1)
         return {"predictions": MaskPreview(shown["image"], shown["mask"], predictions)}
@@ -166,7 +166,7 @@ class Segment(Task):
         """The probability of each class for each pixel; images have their border already."""
         return Masks(jax.nn.softmax(self._unframed_logits(params, mutable, images)))
 
-    def logits(
+    def pixel_logits(
         self, params: PyTree, mutable: PyTree, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch rows columns classes"]:
         """What the model gives for normalised images; one logit becomes two, of which one is 0."""

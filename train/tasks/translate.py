@@ -31,6 +31,7 @@ from opsin.train.tasks.players import (
     apply_network,
     by_player,
     check_whole_batch,
+    pair_scores,
     pairwise_auc,
     saturation,
     signed,
@@ -176,7 +177,11 @@ class Translate(Task):
         Sharpness is the mean difference of neighbours over that of the truth: texture that is as
         rough need not be right. Images are made without dropout and by running statistics. Of made
         masks also what segmentation is measured by: one is read off at ½, and its two classes are
-        those below and above. The AUC of the discriminator is over pairs within a batch.
+        those below and above.
+
+        The AUC of the discriminator is over all pairs of the set. One with batch norm normalises
+        by the statistics of each batch, as in training, so that its logits depend on
+        ``data.eval_batch``, and on the padding of the last batch: choose one that divides the set.
         """
         given, target, counted = self._pair(batch)
         made, _ = self._make(params, mutable, given, counted)
@@ -192,7 +197,7 @@ class Translate(Task):
             metrics["confusion"] = segmentation_matrix(logits, batch["mask"], pixels)
         if self.adversarial:
             (real, _), (fake, _) = (self._judge(params, mutable, x, given) for x in (target, made))
-            metrics["discriminator_auc"] = pairwise_auc(real, fake, valid)
+            metrics["discriminator_auc"] = pair_scores(real, fake, valid)
         return metrics
 
     def diagnose(self, numbers: Mapping[str, float]) -> list[str]:

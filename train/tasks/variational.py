@@ -131,8 +131,8 @@ class Variational(Generative):
         check_decoder(self.model, self.likelihood, batch)
         if self.num_classes is not None:
             require_entry(batch, "label", 'such as "digits" or "folder:PATH"')
-        init, latent = jax.random.split(key)
-        rngs = {"params": init, "latent": latent}
+        key_params, key_latent = jax.random.split(key)
+        rngs = {"params": key_params, "latent": key_latent}
         return self.model.init(rngs, batch["image"], labels=self._labels(batch), train=False)
 
     def loss(
@@ -241,10 +241,10 @@ class Variational(Generative):
         """The mean of p(x | z) for z from the prior, which is what papers show as samples."""
 
         def one(key: Array, label: Array | None) -> Array:
-            top, lower = jax.random.split(key)
-            latents = jax.random.normal(top, (1, self._levels[-1]))
+            key_top, key = jax.random.split(key)
+            latents = jax.random.normal(key_top, (1, self._levels[-1]))
             label = None if label is None else label[None]
-            return self._generate(params, mutable, latents, label, lower)[0]
+            return self._generate(params, mutable, latents, label, key)[0]
 
         return jax.vmap(one)(keys, labels)
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
+import flax.linen as nn
 from jaxtyping import Array, Float, Key, PyTree
 
 from opsin.data.augment import Batch
@@ -23,11 +24,14 @@ class Views(ABC):
         progress: training metrics that the progress bar shows.
         context: pixels around a tile of an image that ``predict`` takes too, at each side.
         by_class: fields whose network has as many ``num_classes`` as the data.
+        input_range: of the images that its network sees, where the task itself maps those that come
+            in [0, 1].
     """
 
     curves: ClassVar[tuple[Curve, ...]] = (Curve(("loss", "nll"), logarithmic=True),)
     progress: ClassVar[tuple[str, ...]] = ("loss",)
     by_class: ClassVar[tuple[str, ...]] = ("model",)
+    input_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     @property
     def context(self) -> int:  # noqa: D102
@@ -72,8 +76,16 @@ class Views(ABC):
             "images are made by opsin sample"
         )
 
+    def feature_model(self) -> nn.Module | None:
+        """The one network, whose features are taken and which others know; None of several.
+
+        It is the field ``model``, where the task has one.
+        """
+        model = getattr(self, "model", None)
+        return model if isinstance(model, nn.Module) else None
+
     def as_kind(self, kind: type[Kind], otherwise: str) -> Kind:
-        """The task itself, if it is one of a kind.
+        """The task itself, if it can do what a protocol, or ``Generative``, asks for.
 
         Raises:
             SettingError: if it is not; ``otherwise`` is the message.
