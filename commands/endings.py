@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -13,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from opsin.config.names import is_users
-from opsin.errors import ConfigError, RunFailed, UserError
+from opsin.errors import ConfigError, RunFailed, UserError, visible
 
 if TYPE_CHECKING:
     from opsin.commands.runs import Outcome
@@ -97,8 +98,25 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def exit_code(error: BaseException) -> int | None:
-    """2 for a user's mistake, 1 for a run that failed, None for a bug, which keeps its trace."""
+    """2 for a user's mistake, 1 for a run that failed, None for a bug, which keeps its trace.
+
+    A path that cannot be looked at is a mistake too, wherever the look was.
+    """
+    if isinstance(error, OSError):
+        return 2 if error.filename is not None and error.errno in _OF_PATHS else None
     return error.exit_code if isinstance(error, UserError | RunFailed) else None
+
+
+_OF_PATHS = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR}
+
+
+def in_a_line(error: BaseException) -> str:
+    """What is said of an error that has an exit code."""
+    text = str(error)
+    if isinstance(error, OSError):
+        name = visible(os.fsdecode(error.filename))
+        text = f"{name if len(name) < 200 else f'{name[:200]}…'}: {error.strerror}"
+    return " ".join(text.split())
 
 
 def own_trace(error: BaseException) -> str | None:

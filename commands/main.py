@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from opsin.commands.endings import INTERRUPTED, exit_code, interrupt, own_trace
+from opsin.commands.endings import INTERRUPTED, exit_code, in_a_line, interrupt, own_trace
 from opsin.commands.terminal import listed, shown
 from opsin.errors import ConfigError
 
@@ -74,7 +74,7 @@ def _main(arguments: Sequence[str] | None) -> None:
         elif own is not None:
             print(own, file=sys.stderr)
         if code is not None and own is None:
-            print(f"opsin: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"opsin: {in_a_line(error)}", file=sys.stderr)
         code = 1 if code is None or own is not None else code
     if code and _among_others():
         sys.stderr.flush()

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 from opsin.commands.prediction import Predictor, fitted, predictor_of, segment
 from opsin.commands.runs import Options, Outcome, RunError, execute
@@ -197,7 +197,7 @@ def _answers(predictor: Predictor, images: list[Image.Image]) -> list[np.ndarray
 def _image(array: Any, channels: int) -> Image.Image:
     """An array, or an image of Pillow's, as an image file of the same pixels would be read."""
     if isinstance(array, Image.Image) and array.mode[0] not in "IF":
-        return converted(array, channels)
+        return converted(ImageOps.exif_transpose(array), channels)
     given = np.asarray(array)
     pixels = given[..., None] if given.ndim == 2 else given
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in MODES:

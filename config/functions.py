@@ -67,9 +67,18 @@ def _reason(signature: inspect.Signature, function: Any, form: inspect.Signature
     by_name = [p for p in form.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
     by_place = [p for p in form.parameters.values() if p not in by_name]
     try:
-        signature.bind(*by_place, **{p.name: p for p in by_name})
+        bound = signature.bind(*by_place, **{p.name: p for p in by_name})
     except TypeError as error:
         return f"is called with ({_arguments_in_words(form)}): {error}"
+    # An option of another name, such as optax.sgd's momentum, would be given what it does not mean.
+    for name, given in bound.arguments.items():
+        named = isinstance(given, inspect.Parameter) and given.name[0] != "_"
+        option = signature.parameters[name].default is not inspect.Parameter.empty
+        if named and option and name != given.name:
+            return (
+                f"is called with ({_arguments_in_words(form)}), and would take {given.name} for "
+                f"its {name}"
+            )
     bare = function.func if isinstance(function, partial) else function
     returned = (
         bare if isinstance(bare, type) else hints.evaluated(bare, signature.return_annotation)

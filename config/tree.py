@@ -35,7 +35,9 @@ def parse(text: str) -> tuple[str, Any]:
     path, equals, value = text.partition("=")
     if not equals or not path:
         raise ConfigError(f"{text!r} is not an override: write path=value, as in seed=1")
-    with suppress(ValueError, SyntaxError, TypeError):  # then it is a name or a string
+    with suppress(
+        ValueError, SyntaxError, TypeError, RecursionError, MemoryError
+    ):  # then it is a name or a string
         return path, ast.literal_eval(value)
     try:
         return path, named(value)

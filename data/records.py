@@ -37,7 +37,7 @@ def read_record(path: Path, kind: type[Record], way_out: str) -> Record:
         RecordError: it is missing, too large or damaged.
     """
     try:
-        return parse(_content(path), kind)
+        return parse(bounded(path), kind)
     except (OSError, ValueError) as error:
         raise RecordError(f"{path} cannot be read ({cause(error)}): {way_out}") from error
 
@@ -54,7 +54,7 @@ def read_records(path: Path, read: Callable[[bytes], Record], way_out: str) -> l
         RecordError: the file is missing or too large, or a line is damaged: says which.
     """
     try:
-        lines = _content(path).splitlines()
+        lines = bounded(path).splitlines()
     except (OSError, ValueError) as error:
         raise RecordError(f"{path} cannot be read ({cause(error)}): {way_out}") from error
     records = []
@@ -110,8 +110,13 @@ def cause(error: Exception) -> str:
     return " ".join(said.split())[:200] or type(error).__name__
 
 
-def _content(path: Path) -> bytes:
-    """The bytes of a regular file: a device or a pipe would never end."""
+def bounded(path: Path) -> bytes:
+    """The bytes of a regular file: a device or a pipe would never end.
+
+    Raises:
+        OSError: it is missing, or no regular file.
+        ValueError: it has more than ``LARGEST`` bytes.
+    """
     with open_regular(path) as file:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:

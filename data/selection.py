@@ -95,9 +95,14 @@ def select(examples: Examples, indices: Int[np.ndarray, " kept"]) -> Examples:
     """The examples at ``indices``, in that order.
 
     Raises:
-        DataError: if there are no indices, or one is outside the split.
+        DataError: if there are no indices, they are no whole numbers, or one is outside the split.
     """
-    count = len(examples.records)
+    count, indices = len(examples.records), np.asarray(indices)
+    if indices.ndim != 1 or (len(indices) and not np.issubdtype(indices.dtype, np.integer)):
+        raise DataError(
+            f"a selection is whole numbers [kept], the places of examples, and not {indices.dtype} "
+            f"{list(indices.shape)}: np.flatnonzero gives those of a mask"
+        )
     if len(indices) == 0:
         raise DataError("the selection is empty; keep at least one example")
     if np.min(indices) < 0 or np.max(indices) >= count:

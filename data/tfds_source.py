@@ -17,6 +17,7 @@ from opsin.data.enclosure import component
 from opsin.data.examples import DataError, Examples, Records
 from opsin.data.fingerprint import identified
 from opsin.data.masks import IGNORE, TFDS_LABELS, CheckedMasks, Labels
+from opsin.data.records import bounded
 
 _OWN = "tensorflow_datasets.core.features."
 _CHUNK = 1000  # labels read in one call: four times as fast as one by one, and little memory
@@ -152,12 +153,18 @@ def _root_of(data_dir: str | os.PathLike[str] | None) -> str:
 
 
 def _check_name(name: str) -> None:
-    """Raises DataError for what is no set on the disk: TFDS would ask the network, or leave it."""
-    path, _, version = name.partition(":")
-    for part in path.split("/"):
+    """Raises DataError for what is no set on the disk: TFDS would ask the network, or leave it.
+
+    TFDS takes ``MySet`` for ``my_set``, and ``set/config=x`` for ``set``: it would open another
+    directory than the one whose features are looked at before.
+    """
+    for part in name.partition(":")[0].split("/"):
         component("data set", part)
-    if version and not re.fullmatch(r"[\d.*]+", version):
-        raise DataError(f'data set "{name}": write set, set/config or set/config:1.0.0')
+    if not re.fullmatch(r"[a-z][a-z0-9_]*(/[A-Za-z0-9_][\w+.-]*)?(:[0-9.*]+)?", name, re.ASCII):
+        raise DataError(
+            f'data set "{name}": write set, set/config or set/config:1.0.0, with a set in small '
+            "letters, such as my_set"
+        )
 
 
 def _local(text: str) -> Path:
@@ -175,7 +182,7 @@ def _check_features(home: Path) -> None:
     if not files:
         raise DataError(f"{home} has no features.json")
     for file in files:
-        for name in _classes(json.loads(file.read_text())):
+        for name in _classes(json.loads(bounded(file))):
             if not name.startswith(_OWN):
                 raise DataError(f"{file} names {name}, which is no feature of TFDS")
 

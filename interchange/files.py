@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from opsin.interchange import tensor_pickle
+from opsin.train.tensor_types import check_types
 from opsin.train.weights import WeightsError, digest_of
 
 PICKLES = (".pth", ".pt", ".bin", ".tar")
@@ -39,6 +40,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], str]:
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="numpy") as file:
+            check_types(file)
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, TypeError) as error:
         raise WeightsError(

@@ -195,6 +195,16 @@ def test_a_command_asks_what_python_asks(small, tmp_path):
     assert f"{opsin.load(small).predict(pixels).max():.1%}" in line
 
 
+def test_a_photograph_is_turned_as_its_file_says(small, tmp_path):
+    """As ``opsin predict`` does: a telephone writes how it was held, not turned pixels."""
+    pixels = np.random.default_rng(1).integers(0, 256, (20, 30, 3), np.uint8)
+    held = Image.Exif()
+    held[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=held)
+    given = opsin.load(small).predict(Image.open(tmp_path / "turned.png"))
+    np.testing.assert_array_equal(given, opsin.load(small).predict(np.rot90(pixels, -1)))
+
+
 @pytest.mark.parametrize(
     ("images", "complaint"),
     [

@@ -100,13 +100,16 @@ def check_found(optimizer: Optimizer, paths: list[str]) -> None:
 
 @contextmanager
 def traced(what: str) -> Iterator[None]:
-    """Turns an error of a model or an augmentation about shapes into one line for the user."""
+    """Turns an error of a model, a loss or an augmentation into one line for the user."""
     try:
         yield
     except SettingError:
         raise
     except (ValueError, FlaxError) as error:
         raise SettingError(f"{what} cannot be traced: {error} (--trace shows where)") from error
+    except (TypeError, AttributeError, LookupError) as error:  # of what a function gave, or took
+        told = f"{type(error).__name__}: {error}"
+        raise SettingError(f"{what} cannot be traced: {told} (--trace shows where)") from error
 
 
 def _patterns(optimizer: Optimizer) -> Iterator[tuple[str, str]]:

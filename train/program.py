@@ -131,9 +131,10 @@ def _optimizers(experiment: Experiment, feed: FeedSpec, steps: int) -> tuple[Pla
     def laid_out(player: Player) -> PlayerOptimizer:
         optimizer = player.optimizer or experiment.optimizer
         checks.check_optimizer(optimizer)
-        transform, schedule = optimizer.build(
-            steps * player.turns, feed.steps_per_epoch * player.turns, feed.batch_size // turns
-        )
+        with checks.traced("the optimizer"):
+            transform, schedule = optimizer.build(
+                steps * player.turns, feed.steps_per_epoch * player.turns, feed.batch_size // turns
+            )
         return PlayerOptimizer(player, optimizer, transform, schedule)
 
     return tuple(map(laid_out, players))

@@ -27,6 +27,7 @@ from opsin.errors import UserError
 from opsin.train.paths import flatten, unflatten
 from opsin.train.preprocessing import Preprocessing
 from opsin.train.state import State
+from opsin.train.tensor_types import check_types
 
 HEADER = "extractor"
 ROOT = Path(__file__).parent.parent
@@ -197,6 +198,7 @@ class Weights:
             self._check_digest(path)
         try:
             with safe_open(path, framework="numpy") as file:
+                check_types(file)
                 described = _header(file)
                 if not described:
                     raise WeightsError(

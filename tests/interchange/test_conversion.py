@@ -1,5 +1,7 @@
 """Weights go out by another library's names and come back the same; nothing is left or missing."""
 
+import json
+import struct
 from functools import partial
 
 import jax
@@ -169,11 +171,19 @@ def test_half_precision_is_read_as_it_is(tmp_path):
     assert len(digest) == 64
 
 
+def tensor(kind: str) -> bytes:
+    """A file of four numbers of a type, of one byte each."""
+    header = {"a": {"dtype": kind, "shape": [4], "data_offsets": [0, 4]}}
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(4)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
         ("gone.safetensors", None, "cannot read .*: No such file"),
         ("a.safetensors", b"", "is damaged, or no safetensors file"),
+        ("f.safetensors", tensor("F8_E4M3"), "a is F8_E4M3, which NumPy lacks: save it as F32"),
         ("b.safetensors", b"\x80\x04K\x01.", "is damaged, or no safetensors file"),
         ("c.safetensors", b"\xff" * 8 + b"{}", "is damaged, or no safetensors file"),
         ("d.safetensors", b"\x02" + b"\0" * 7 + b"{}", "holds no arrays"),
