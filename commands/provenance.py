@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.metadata
-import inspect
 import os
 import platform
 import shlex
 import subprocess
 import sys
-import types
-from contextlib import suppress
+from collections.abc import Iterator
 from functools import partial
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +38,64 @@ def environment() -> dict[str, Any]:
 
 
 def own_code(node: Any) -> dict[str, str]:
-    """Name → digest of the source of each function and class of the user's own in an experiment.
+    """Name → digest of the code of each function and class of the user's own in an experiment.
 
-    What has no source, such as a class of a notebook, is left out.
+    What it computes is also that of helpers and constants. So the digest is of the whole file, and
+    of the user's files that this one imports at its top level; comments and layout do not count.
+    What has no file, such as a class of a notebook, is left out.
     """
-    found: dict[str, str] = {}
-    function = node.func if isinstance(node, partial) else node
-    made_of: Any = function if isinstance(function, types.FunctionType) else type(node)
-    with suppress(OSError, TypeError):
-        if is_users(Path(inspect.getfile(made_of))):
-            source = inspect.getsource(made_of)
-            found[made_of.__qualname__] = hashlib.sha256(source.encode()).hexdigest()[:16]
-    for child in children(node).values():
-        found |= own_code(child)
-    return found
+    files: dict[str, dict[Path, str]] = {}
+    _add_code(node, files)
+    return {
+        name: hashlib.sha256(repr(sorted(code.values())).encode()).hexdigest()[:16]
+        for name, code in files.items()
+    }
+
+
+def _add_code(node: Any, files: dict[str, dict[Path, str]]) -> None:
+    """Adds what the node and all below it are made of: name → file → digest."""
+    held = node.func if isinstance(node, partial) else node
+    made_of = held if isinstance(held, type) or hasattr(held, "__qualname__") else type(held)
+    code: dict[Path, str] = {}
+    _add_file(getattr(made_of, "__module__", None), code)
+    if code:
+        files.setdefault(made_of.__qualname__, {}).update(code)
+    positional = node.args if isinstance(node, partial) else ()
+    for child in (*positional, *children(node).values()):
+        _add_code(child, files)
+
+
+def _add_file(module: str | None, code: dict[Path, str]) -> None:
+    """Adds the file of a module and those that it imports, as far as they are the user's own."""
+    loaded = sys.modules.get(module or "")
+    path = Path(getattr(loaded, "__file__", None) or "")
+    if loaded is None or path in code or not is_users(path):
+        return
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return
+    tree = _parsed(text)
+    code[path] = hashlib.sha256((ast.dump(tree) if tree else text).encode()).hexdigest()
+    for name in _imported(tree, loaded.__package__) if tree else ():
+        _add_file(name, code)
+
+
+def _parsed(text: str) -> ast.Module | None:
+    try:
+        return ast.parse(text)
+    except SyntaxError:  # it has changed since it was imported
+        return None
+
+
+def _imported(tree: ast.Module, package: str | None) -> Iterator[str]:
+    """What may be modules of the imports at the top level of a file."""
+    for line in tree.body:
+        if isinstance(line, ast.Import):
+            yield from (alias.name for alias in line.names)
+        elif isinstance(line, ast.ImportFrom) and (package or not line.level):
+            origin = resolve_name("." * line.level + (line.module or ""), package)
+            yield from (origin, *(f"{origin}.{alias.name}" for alias in line.names))
 
 
 def _program() -> str:

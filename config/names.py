@@ -18,19 +18,23 @@ from opsin.data.source_names import WITH_A_NAME
 from opsin.errors import ConfigError
 
 HOUSE = Path(__file__).parent.parent
-SHORT = {"pretrained": "interchange.pretrained"}
+ALIASES = {"pretrained": "interchange.pretrained"}
 """Modules that are typed by one word: ``weights=pretrained:efficientnet_lite0``."""
 OWN = __name__.removesuffix("config.names")
 """The package that all rooms are in, and a dot: names of this house are written without."""
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+SHORT = (
+    *("jax.nn:", "jax.nn.initializers:", "jax.numpy:bfloat16", "jax.numpy:float", "jax.numpy:tanh"),
+    *("flax.linen.activation:", "flax.linen.linear:", "flax.linen.normalization:"),
+    *("flax.linen.pooling:", "optax:", "optax.losses:"),
+)
+"""How the names of all begin that an id calls ``library:name``. One more would change ids."""
 HELD = (
     *("analysis.", "data.", "experiments.", "imaging.", "losses.", "metrics.", "models.", "ops."),
     *("train.experiment:", "train.extractor:Extractor", "train.methods:", "train.optim:"),
     *("train.schedules:", "train.sharding:Parallel", "train.tasks.", "train.weights:Weights"),
     "interchange.pretrained:Pretrained",
-    *("jax.nn:", "jax.nn.initializers:", "jax.numpy:bfloat16", "jax.numpy:float", "jax.numpy:tanh"),
-    *("flax.linen.activation:", "flax.linen.linear:", "flax.linen.normalization:"),
-    *("flax.linen.pooling:", "optax:", "optax.losses:"),
+    *SHORT,
 )
 """How the names of all begin that a file may hold whose author is not known. Whatever it is called
 with, nothing in them runs a text, imports a module or writes a file, but for the cache of published
@@ -57,7 +61,7 @@ def named(text: str) -> Any:
     if not is_name(text):
         return text
     module, _, name = text.partition(":")
-    module = SHORT.get(module, module)
+    module = ALIASES.get(module, module)
     loaded = _imported(_places(module))
     if hasattr(loaded, name):
         return getattr(loaded, name)
@@ -225,8 +229,10 @@ def full_name(node: Any) -> str:
 def lasting_name(node: Any) -> str:
     """A name of an object that does not change when its module moves.
 
-    An object of this house has its name alone, one of a library ``library:name``, and one of a
-    user's own module ``module:name``, without the packages around it.
+    An object of this house has its name alone, and one of a user's own module ``module:name``,
+    without the packages around it. One of a library is ``library:name`` if it is in ``SHORT``,
+    where that is unique, and else has its full name: ``jax.random.normal`` is no
+    ``jax.nn.initializers.normal``.
 
     Raises:
         ConfigError: as ``full_name``.
@@ -234,8 +240,10 @@ def lasting_name(node: Any) -> str:
     module, name = _origin(node)
     if in_house(module):
         return name
-    library, *_, last = module.split(".") if "." in module else (module, module)
-    return f"{library if _is_library(module) else last}:{name}"
+    if not _is_library(module):
+        return f"{module.rpartition('.')[2]}:{name}"
+    full = full_name(node)
+    return f"{module.partition('.')[0]}:{name}" if full.startswith(SHORT) else full
 
 
 def in_house(module: str) -> bool:

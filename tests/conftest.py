@@ -1,6 +1,7 @@
 """Eight CPU devices for the whole session, fixed before jax is first used."""
 
 import gc
+import inspect
 import os
 import resource
 import shutil
@@ -8,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -37,25 +39,45 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # Signatures are executed: shapes and dtypes, in calls and results of whatever is imported later.
 # NumPy's arrays count as JAX's, since `jax.numpy` takes either.
 jaxtyping.Array = jax.Array | np.ndarray
-# Not of train and analysis: their states hold shapes and shardings in the place of arrays.
-jaxtyping.install_import_hook(
-    [f"opsin.{room}" for room in ("ops", "imaging", "losses", "metrics", "models", "data")],
-    f"{__name__}.check_shapes",
+# Not of the rest of train, whose states hold shapes and shardings in the place of arrays, nor of
+# analysis.linear_probe, whose hints give as many images to what is held out as to what teaches.
+ANALYSIS = ("diffusion", "features", "latents", "likelihoods", "sampling", "views")
+CHECKED = (
+    *("ops", "imaging", "losses", "metrics", "models", "data", "train.tasks"),
+    *(f"analysis.{name}" for name in ANALYSIS),
 )
+jaxtyping.install_import_hook([f"opsin.{room}" for room in CHECKED], f"{__name__}.check_shapes")
 
 
 def check_shapes(function: Callable) -> Callable:
     """Beartype, of the hints that name a shape: the other types are left to basedpyright.
 
-    Not of constructors: ``vmap`` and ``eval_shape`` put other leaves into pytrees.
+    Of constructors where code of ours calls them: where JAX rebuilds a pytree, ``vmap`` and
+    ``eval_shape`` put other leaves into it.
     """
     shaped = {
         name: hint for name, hint in function.__annotations__.items() if "jaxtyping" in repr(hint)
     }
-    if not shaped or function.__qualname__.endswith("__init__"):
+    if not shaped:
         return function
     function.__annotations__ = shaped
-    return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)  # an int is a float
+    checked = beartype(conf=BeartypeConf(is_pep484_tower=True))(function)  # an int is a float
+    if not function.__qualname__.endswith("__init__"):
+        return checked
+
+    @wraps(function)
+    def constructed(*arguments, **options):
+        return (function if is_rebuilt() else checked)(*arguments, **options)
+
+    return constructed
+
+
+def is_rebuilt() -> bool:
+    """Whether JAX or Flax calls the constructor that is checked."""
+    frame = inspect.currentframe()
+    while frame and frame.f_globals["__name__"].startswith((__name__, "jaxtyping.")):
+        frame = frame.f_back
+    return bool(frame) and frame.f_globals["__name__"].startswith(("jax.", "flax."))
 
 
 def unchecked(raises: Callable) -> Callable:

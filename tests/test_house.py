@@ -29,9 +29,12 @@ from opsin.interchange.pretrained import NETWORKS
 from opsin.train.experiment import Data
 
 HOUSE = Path(__file__).parents[1]
-ROOM = re.compile(r"^\| `(\w+)/` \|.*\| ([^|]+) \|$", re.MULTILINE)
-DESIGN = ROOM.findall((HOUSE / "docs" / "design.md").read_text())
-ROOMS = [name for name, _ in DESIGN if (HOUSE / name).is_dir() and name not in ("results", "tests")]
+ROOM = re.compile(r"^\| `([\w/]+)/` \|.*\| ([^|]+) \|$", re.MULTILINE)
+DESIGN = dict(ROOM.findall((HOUSE / "docs" / "design.md").read_text()))
+WITHIN = [name for name in DESIGN if "/" in name]  # rooms within rooms
+ROOMS = [
+    name for name in DESIGN if (HOUSE / name).is_dir() and name not in ("results", "tests", *WITHIN)
+]
 
 
 def files(*rooms: str) -> list[Path]:
@@ -71,14 +74,28 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def allowed(room: str) -> set[str]:
-    """The rooms that a room may import, by the table of the design."""
-    above = [name for name, _ in DESIGN][: [name for name, _ in DESIGN].index(room)]
-    rule = dict(DESIGN)[room]
+    """The rooms, and files of rooms, that a room may import, by the table of the design."""
+    above = list(DESIGN)[: list(DESIGN).index(room)]
+    rule = DESIGN[room]
     if rule == "everything":
-        return {name for name, _ in DESIGN if name != "tests"}
-    if rule.startswith("all above"):
-        return {*above, room}
-    return {*re.findall(r"`(\w+)`", rule), room}
+        return DESIGN.keys() - {"tests"}
+    named = {room, *re.findall(r"`([\w/]+\w)`", rule)}
+    if rule.startswith("all above"):  # but not what it lies in
+        named |= {name for name in above if not room.startswith(f"{name}/")}
+    return named
+
+
+def room_of(name: str) -> str | None:
+    """The innermost room of ``train.host.memory.keep``; None if it is in none."""
+    path = f"{name.replace('.', '/')}/"
+    return max((x for x in DESIGN if path.startswith(f"{x}/")), key=len, default=None)
+
+
+def may_import(room: str, name: str) -> bool:
+    there = room_of(name)
+    files = allowed(room) - DESIGN.keys()
+    by_file = any(f"{name}.".startswith(f"{file.replace('/', '.')}.") for file in files)
+    return there is None or there in allowed(room) or by_file
 
 
 def test_the_table_is_read():
@@ -86,21 +103,55 @@ def test_the_table_is_read():
     assert allowed("ops") == {"ops"}
     assert allowed("losses") == {"ops", "imaging", "losses"}
     below = {"ops", "imaging", "losses", "metrics", "models", "data", "pictures"}
-    assert allowed("train") == {*below, "train"}
+    assert allowed("train") == {*below, "train", "train/host", "train/tasks/task"}
+    assert allowed("train/tasks") >= {*below, "train/optim"}
+    assert allowed("config") >= {*below, "train", *WITHIN}
     packages = {path.parent.name for path in HOUSE.glob("*/__init__.py")}
     assert packages == set(ROOMS)  # no room that the design does not know
+    assert {path.parent.name for path in HOUSE.glob("train/*/__init__.py")} == {
+        name.partition("/")[2] for name in WITHIN
+    }
 
 
-@pytest.mark.parametrize("room", ROOMS)
+def test_arrows_within_train_are_seen():
+    assert room_of("train.host.memory.keep_memory") == "train/host"
+    assert room_of("train.loop.fit") == "train"
+    assert room_of("numpy.random") is None
+    assert may_import("train/host", "train.paths.flatten")
+    assert may_import("train", "train.tasks.task.Task")
+    assert may_import("commands", "train.host.processes.is_first")
+    for room, name in (
+        ("train/host", "train.evaluate.evaluate_sets"),
+        ("train/host", "train.tasks.task.Task"),
+        ("train/host", "models.layers.Conv"),
+        ("train/tasks", "train.loop.fit"),
+        ("train/tasks", "train.host.processes.is_first"),
+        ("train/tasks", "train.optim_of_another.sgd"),
+        ("train", "train.tasks.classify.Classify"),
+        ("data", "train.host.processes.is_first"),
+    ):
+        assert not may_import(room, name), (room, name)
+
+
+@pytest.mark.parametrize("room", [*ROOMS, *WITHIN])
 def test_imports_point_up_the_table_only(room):
-    every = {name for name, _ in DESIGN}
+    here = [path for name, path in modules(room).items() if room_of(name) == room]
+    assert here
     wrong = [
         f"{path.relative_to(HOUSE)} imports {name}"
-        for path in files(room)
+        for path in here
         for name in imports(path)
-        if name.partition(".")[0] in every - allowed(room)
+        if not may_import(room, name)
     ]
     assert wrong == []
+
+
+def test_no_room_within_is_given_a_file_that_it_does_not_use():
+    """The rule is as strict as it can be."""
+    for room in ("train", *WITHIN):
+        used = {name for path in files(room) for name in imports(path)}
+        for given in allowed(room) - {room} - set(ROOMS):
+            assert any(f"{name}.".startswith(f"{given.replace('/', '.')}.") for name in used), given
 
 
 def modules(room: str) -> dict[str, Path]:
@@ -241,10 +292,17 @@ def test_no_file_is_long():
     assert {path: lines for path, lines in lengths.items() if lines > 400} == {}
 
 
-CORE = re.search(
-    r"the core, in the order in which it runs, is `([^`]+)`", (HOUSE / "docs/design.md").read_text()
-)
-CORE_FILES = [HOUSE / "train" / f"{name}.py" for name in CORE[1].split()] if CORE else []
+def path_files(after: str) -> list[Path]:
+    """The files of train that the design lists after these words."""
+    (listed,) = re.findall(after + r" `([^`]+)`", (HOUSE / "docs/design.md").read_text())
+    return [HOUSE / "train" / f"{name}.py" for name in listed.split()]
+
+
+CORE_FILES = path_files("the core, in the order in which it runs, is")
+
+
+def lines(paths: list[Path]) -> int:
+    return sum(len(path.read_text().splitlines()) for path in paths)
 
 
 def nested(node: ast.AST, outer: int = 0) -> Iterator[tuple[ast.FunctionDef, int]]:
@@ -261,13 +319,27 @@ def test_the_core_reads_in_one_sitting():
     assert {"loop", "program", "sharding", "step", "task"} <= {path.stem for path in CORE_FILES}
     assert len(CORE_FILES) <= 10
     texts = [path.read_text() for path in CORE_FILES]
-    assert sum(len(text.splitlines()) for text in texts) <= 1700
+    assert lines(CORE_FILES) <= 1700
     assert [text for text in texts if "# fmt:" in text] == []
     functions = [(path.stem, *found) for path in CORE_FILES for found in nested(tree(path))]
     assert len(functions) > 80
     lengths = {f"{file}.{f.name}": (f.end_lineno or 0) - f.lineno + 1 for file, f, _ in functions}
     assert {name: lines for name, lines in lengths.items() if lines > 60} == {}
     assert [f"{file}.{f.name}" for file, f, outer in functions if outer > 1] == []
+
+
+def test_what_lies_beside_the_core_is_counted_too():
+    """What the core imports of train is on the path, off it, or the machine."""
+    beside, off = path_files("beside it on the path lie"), path_files("Off the path lie")
+    train = arrows("train")
+    known = {path: name for name, path in modules("train").items()}
+    reached = {known[path] for path in CORE_FILES}
+    while further := {x for name in reached for x in train[name]} - reached:
+        reached |= further
+    reached = {name for name in reached if room_of(name) != "train/host"}
+    listed = [known[path] for path in (*CORE_FILES, *beside, *off)]
+    assert sorted(reached) == sorted(listed)
+    assert lines([*CORE_FILES, *beside]) <= 2700
 
 
 def test_functions_inside_functions_are_counted():
@@ -410,7 +482,8 @@ def test_documented_commands_name_what_is_there(page, command, tmp_path, monkeyp
         assert verb == "predict"
     elif "run" in given:  # runs/NAME/ID
         catalogue.find(given["run"].parts[1])
-        assert {x for x in overrides if "=" not in x} <= known_measurements().keys()
+        asked = {x for x in overrides if "=" not in x and not x.startswith("./")}
+        assert asked <= known_measurements().keys()
     elif verb == "new":
         assert catalogue.check_name(given["name"]) not in catalogue.experiments()
     elif given.get("name"):

@@ -48,7 +48,7 @@ class Inpaint:
         ValueError: a number of resamplings below 1, or a sampler that remembers.
     """
 
-    known: Float[Array, "batch ..."]
+    known: Float[Array, "..."]
     mask: Bool[Array, "..."]
     sampler: Sampler
     resamplings: Depth = 1

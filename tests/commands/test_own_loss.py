@@ -88,7 +88,7 @@ def test_a_file_may_move_and_another_of_its_name_is_told(opsin: Callable, file: 
     changed = opsin(*again[:2], *again[3:])
     assert "trained with another doubled than there is now" in changed.err
     forget()
-    moved.write_text(before + "\n# What is beside the function changes no number.\n")
+    moved.write_text(before + "\n# A comment changes no number.\n")
     assert "another doubled" not in opsin(*again[:2], *again[3:]).err
 
     forget()

@@ -1,13 +1,14 @@
 """An id is made of what changes a trained number; files, defaults and measurements are free.
 
-``golden/ids.json`` holds ten ids and ``golden/defaults.json`` every default that a config of this
-house relies on. Where they change, so do runs: if that is meant, record them again with
+``golden/ids.json`` holds ten ids and ``golden/defaults.json`` the defaults of all that an
+experiment may hold of this house. Where they change, so do runs: if that is meant, record them with
 
     python -m tests.config.test_identity
 """
 
 import ast
 import dataclasses
+import importlib
 import inspect
 import json
 import sys
@@ -27,8 +28,10 @@ from opsin.analysis.diffusion import Inpainting, VariationalBound
 from opsin.analysis.generators import SampleQuality
 from opsin.analysis.likelihoods import ImportanceNLL
 from opsin.analysis.views import AveragedViews, Recoded
-from opsin.config import catalogue, names
+from opsin.commands.evaluating import known_measurements
+from opsin.config import catalogue, names, shelves
 from opsin.config.identity import defaults, essence, identity
+from opsin.config.shelves import SHELVES
 from opsin.config.tree import children, override, paths, rebuild, resolve
 from opsin.errors import ConfigError
 from opsin.experiments.extractors import LENET
@@ -74,8 +77,26 @@ def ids() -> dict[str, str]:
     return {name: identity(catalogue.find(name).config()) for name in TEN}
 
 
+def offered() -> Iterator[Any]:
+    """What ``opsin list`` lists, and every public dataclass that a config may hold."""
+    yield from known_measurements().values()
+    for kind in SHELVES:
+        for name in shelves.found(kind):
+            if (thing := names.named(name)) is not name:  # else a form, such as tfds:NAME
+                yield thing
+    for file in names.house_files():
+        module = ".".join(file.relative_to(names.HOUSE).with_suffix("").parts)
+        if not any(f"{module}:".startswith(x) or x.startswith(f"{module}:") for x in names.HELD):
+            continue
+        for name, thing in vars(importlib.import_module(names.OWN + module)).items():
+            held = f"{module}:{name}".startswith(names.HELD) and name not in NOT_IN_A_CONFIG
+            here = getattr(thing, "__module__", None) == names.OWN + module
+            if here and held and isinstance(thing, type) and dataclasses.is_dataclass(thing):
+                yield thing
+
+
 def all_defaults() -> dict[str, Any]:
-    """Name → its defaults, of all that the configs of this house reach, defaults included."""
+    """Name → its defaults, of what is offered, and of all that it and the recipes reach."""
     recorded: dict[str, Any] = {}
 
     def walk(node: Any) -> None:
@@ -85,16 +106,29 @@ def all_defaults() -> dict[str, Any]:
         if isinstance(owner, type | types.FunctionType) and names.in_house(owner.__module__):
             name = names.lasting_name(owner)
             if name not in recorded:
-                nameable = {k: v for k, v in defaults(owner).items() if k not in ("parent", "name")}
-                recorded[name] = {option: essence(value) for option, value in nameable.items()}
+                linens = ("parent", "name") if _is_network(owner) else ()
+                nameable = {k: v for k, v in defaults(owner).items() if k not in linens}
+                recorded[name] = {option: _recorded(value) for option, value in nameable.items()}
                 for value in nameable.values():
                     walk(value)
         for value in children(node).values():
             walk(value)
 
-    for experiment in every_arm():
-        walk(experiment)
+    for thing in (*every_arm(), *offered()):
+        walk(thing)
     return {name: recorded[name] for name in sorted(recorded) if recorded[name]}
+
+
+def _recorded(value: Any) -> Any:
+    """The essence; of what no config can hold, such as an initialiser that linen made, its kind."""
+    try:
+        return essence(value)
+    except ConfigError:
+        return {"unnamed": getattr(value, "__qualname__", type(value).__qualname__)}
+
+
+def _is_network(owner: Any) -> bool:
+    return isinstance(owner, type) and issubclass(owner, nn.Module)
 
 
 # What is recorded.
@@ -134,6 +168,26 @@ def test_no_default_changes_unseen(here):
         if recorded.get(name, {}).get(option, "-") != here.get(name, {}).get(option, "-")
     }
     assert not different, f"defaults of {', '.join(sorted(different))} changed: {AGAIN}"
+
+
+def test_the_defaults_of_all_that_is_offered_are_recorded():
+    """Whether or not a recipe uses it."""
+    recorded = json.loads((GOLDEN / "defaults.json").read_text())
+    assert len(recorded) > 200
+    missing = {
+        f"{names.lasting_name(owner)}.{option}"
+        for thing in offered()
+        for owner in [thing.func if isinstance(thing, partial) else thing]
+        if isinstance(owner, type | types.FunctionType)
+        for option in defaults(owner)
+        if option not in recorded.get(names.lasting_name(owner), {})
+        if not (_is_network(owner) and option in ("parent", "name"))
+    }
+    assert missing == set()
+    assert recorded["ConvNeXt"]["stochastic_depth"] == 0.0
+    assert {"huber_loss", "lion", "cutout", "WideResNet", "DiscretizedLogistic"} <= recorded.keys()
+    assert "name" in recorded["SampledBy"]
+    assert {"name", "parent"} & recorded["ResNet"].keys() == set()
 
 
 # Names.

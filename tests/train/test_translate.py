@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from opsin.config.tree import override
+from opsin.data.augment import row_keys
 from opsin.data.examples import Arrays, Examples
 from opsin.data.masks import IGNORE
 from opsin.losses.adversarial import RELATIVISTIC
@@ -128,18 +129,19 @@ def test_a_discriminator_that_has_won_is_told_and_parts_of_a_batch_are_refused()
 def test_a_made_mask_is_measured_as_a_segmentation(params):
     task = replace(TASK, direction="image to mask")
     batch = batch_of()
+    keys = row_keys(jax.random.key(0), len(batch["image"]))
 
     @jax.jit
     def evaluated(params: Any) -> Any:
         outputs = TASK.generator.apply({"params": params["generator"]}, signed(batch)[0])
-        return task.evaluate(params, {}, batch, jax.random.key(0)), outputs
+        return task.evaluate(params, {}, batch, keys), outputs
 
     states, outputs = jax.device_get(evaluated(params))
     found, outputs, mask = compute_all(states), outputs[:3, ..., 0], batch["mask"][:3]
     assert found["accuracy"] == pytest.approx(((outputs > 0) == mask).mean())
     made = np.tanh(outputs) / 2 + 0.5
     assert found["l1"] == pytest.approx(np.abs(made - mask).mean(), rel=1e-5)
-    forward = jax.eval_shape(TASK.evaluate, params, {}, batch, jax.random.key(0))
+    forward = jax.eval_shape(TASK.evaluate, params, {}, batch, keys)
     assert forward.keys() == {"l1", "sharpness", "discriminator_auc"}
 
 
@@ -190,7 +192,7 @@ def test_sharpness_is_the_steepness_over_that_of_the_truth():
     mask[:, :, 4:] = 1
     batch = {"image": np.float32(mask[..., None]), "mask": mask, "valid": np.ones(2, bool)}
     params = drawn_variables(task, batch)[0] | {"generator": {}}
-    found = compute_all(jax.jit(task.evaluate)(params, {}, batch, jax.random.key(0)))
+    found = compute_all(jax.jit(task.evaluate)(params, {}, batch, row_keys(jax.random.key(0), 2)))
     assert found["sharpness"] == pytest.approx(np.tanh(0.3), rel=1e-5)
 
 
@@ -213,7 +215,7 @@ def played_by(task: Translate, params: Any, batch: dict[str, Any]) -> Any:
         jax.value_and_grad(loss, has_aux=True)(params, {}, batch, key, 0)
         for loss in (task.generator_loss, task.discriminator_loss)
     ]
-    return played, task.evaluate(params, {}, batch, key)
+    return played, task.evaluate(params, {}, batch, row_keys(key, len(batch["image"])))
 
 
 def losses_of(task: Translate, params: Any, batch: dict[str, Any]) -> Any:
