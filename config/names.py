@@ -186,7 +186,7 @@ def _untrusted(text: str, name: str) -> UntrustedError:
     if _is_of_the_house(name):
         return UntrustedError(f"{is_called} is nothing that a config holds")
     return UntrustedError(
-        f"{is_called}: it is no code of opsin, and is executed only if you allow it, in "
+        f"{is_called.removesuffix(', which')}: it is no code of opsin, and is executed only if you allow it, in "
         f"Python by allow=[…], or else by --allow {name.rpartition(':')[0]}"
     )
 

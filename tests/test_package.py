@@ -72,7 +72,8 @@ def test_what_is_read_at_run_time_is_packaged():
         assert any(fnmatch.fnmatch(path, pattern) for pattern in packaged), path
     here = [path for room in ROOMS for path in (HOUSE / room).rglob("*") if path.is_file()]
     other = [path for path in here if path.suffix not in (".py", ".pyc")]
-    assert other == []  # or it must be listed as package data
+    assert other == [HOUSE / "data" / "imagenet_classes.txt"]
+    assert setuptools["package-data"]["opsin.data"] == ["imagenet_classes.txt"]
 
 
 def test_every_room_is_checked_for_types():

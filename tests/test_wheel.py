@@ -136,7 +136,7 @@ def test_every_command_from_an_empty_directory(installed: Callable[..., str], tm
     made = {"digits_lenet_batch.png", "predictions", "map", "lenet.safetensors"}
     assert found == {"digit.png", *made}
     (here / "my_losses.py").unlink()
-    assert "say --allow" in installed("predict", run, "digit.png", cwd=away, code=2)
+    assert "by --allow" in installed("predict", run, "digit.png", cwd=away, code=2)
     gone = installed("predict", run, "digit.png", *allow, cwd=away, code=2)
     assert "../here/my_losses.py is not there" in gone
 

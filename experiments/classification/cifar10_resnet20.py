@@ -47,6 +47,7 @@ TABLE = Table(
     lower_is_better=("test/nll",),
     paper={("resnet-20", "test/accuracy"): "91.25 (He et al., 2015, Table 6; original pixels)"},
     baseline="pixels",
+    references=("pixels",),
     seeds=1,
 )
 

@@ -54,6 +54,7 @@ TABLE = Table(
     lower_is_better=("test/nll_tta",),
     paper={("airbench", "test/accuracy_tta"): "94.01 (Jordan, 2024; 9.9 epochs, original pixels)"},
     baseline="pixels",
+    references=("pixels",),
     seeds=3,
 )
 

@@ -39,6 +39,7 @@ TABLE = Table(
     lower_is_better=("test_ema/nll",),
     paper={("convnet", "test_ema/accuracy"): "99.60 (Simard et al., 2003)"},
     baseline="pixels",
+    references=("pixels",),
     seeds=3,
 )
 

@@ -31,6 +31,9 @@ from opsin.train.settings import SettingError
 class Having:
     model: Any
 
+    def feature_model(self) -> Any:
+        return self.model
+
 
 class Normed(nn.Module):
     """Flat pixels behind a batch norm, with a head."""
@@ -206,8 +209,8 @@ def test_networks_and_data_without_what_is_probed_are_told():
         probe.check(Having(SimCLR(Maps())), SETS)
     with pytest.raises(SettingError, match=r"Drawing gives no features: .*take a classifier"):
         probe.check(Having(Drawing()), SETS)
-    with pytest.raises(SettingError, match=r"object has no task\.model"):
-        probe.check(object(), SETS)
+    with pytest.raises(SettingError, match=r"Having has no task\.model"):
+        probe.check(Having(None), SETS)
     unlabelled = {"train": Examples(Arrays({"image": np.zeros((4, 2, 2, 1), np.uint8)}))}
     with pytest.raises(DataError, match='have no "label"'):
         probe.check(Having(Linear(3)), {**SETS, **unlabelled})

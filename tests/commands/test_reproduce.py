@@ -42,7 +42,7 @@ def rows(monkeypatch, opsin) -> list[Row]:
     monkeypatch.setattr(tiny, "TABLE", TABLE, raising=False)
     written = []
     for run in expand(tiny.config(), tiny.sweep(), SEEDS):
-        name, measurement = identities(run.experiment)
+        name, measurement, _ = identities(run.experiment)
         failed = run.arm == "broken"
         row = Row(
             arm=run.arm,
@@ -189,8 +189,9 @@ def test_the_code_of_another_commit_trains_it_again(opsin, trains, code):
     assert opsin("reproduce", "tiny", "--quiet").code == 0
     code["commit"], trains["parameters"] = "b" * 40, 101.0
     assert opsin("reproduce", "tiny", "--quiet").code == 1
-    (line,) = lines()
+    before, line = lines()
     assert (line["commit"], line["metrics"]["parameters"]["now"]) == ("b" * 40, 101.0)
+    assert before["metrics"]["parameters"]["within"]  # it stays beside the other
 
 
 @pytest.mark.parametrize("changed", [{"dirty": True}, {"commit": None, "dirty": None}])

@@ -754,22 +754,22 @@ def evil(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("path", "value", "complaint"),
     [
-        ("optimizer.schedule", "{folder}/evil_of_a_test.py:f", "say --allow {folder}/evil_of_a"),
-        ("optimizer.schedule", "./evil_of_a_test.py:f", r"say --allow \./evil_of_a_test.py$"),
-        ("optimizer.schedule", "evil_of_a_test:f", "say --allow evil_of_a_test$"),
-        ("optimizer.schedule", {"call": "evil_of_a_test:f"}, "say --allow evil_of_a_test$"),
-        ("optimizer.schedule", {"type": "evil_of_a_test:F"}, "say --allow evil_of_a_test$"),
-        ("optimizer.schedule", {"call": "timeit:timeit", "args": ["1"]}, "say --allow timeit$"),
+        ("optimizer.schedule", "{folder}/evil_of_a_test.py:f", "by --allow {folder}/evil_of_a"),
+        ("optimizer.schedule", "./evil_of_a_test.py:f", r"by --allow \./evil_of_a_test.py$"),
+        ("optimizer.schedule", "evil_of_a_test:f", "by --allow evil_of_a_test$"),
+        ("optimizer.schedule", {"call": "evil_of_a_test:f"}, "by --allow evil_of_a_test$"),
+        ("optimizer.schedule", {"type": "evil_of_a_test:F"}, "by --allow evil_of_a_test$"),
+        ("optimizer.schedule", {"call": "timeit:timeit", "args": ["1"]}, "by --allow timeit$"),
         ("optimizer.schedule", {"call": "subprocess:Popen", "args": ["ls"]}, "--allow subprocess"),
         ("optimizer.schedule", {"call": "losses.reduction:f", "args": ["os:system"]}, "not there"),
-        ("optimizer.schedule", {"call": "optax:chain", "args": ["os:system"]}, "say --allow os$"),
+        ("optimizer.schedule", {"call": "optax:chain", "args": ["os:system"]}, "by --allow os$"),
         (
             "optimizer.schedule",
             {"call": "train.schedules:cosine", "end": "os:abort"},
             "takes float",
         ),
-        ("optimizer.lr_scale", [["a", "os:system"]], "say --allow os$"),
-        ("optimizer.schedule", "builtins:exec", "say --allow builtins$"),
+        ("optimizer.lr_scale", [["a", "os:system"]], "by --allow os$"),
+        ("optimizer.schedule", "builtins:exec", "by --allow builtins$"),
         ("optimizer.schedule", "losses.evil:f", "not there any more"),  # of the working directory
         ("optimizer.schedule", "opsin.losses.evil:f", "not there any more"),
         ("optimizer.schedule", "losses.evil:full_name", "config.names:full_name, which is nothing"),
@@ -785,13 +785,13 @@ def evil(tmp_path, monkeypatch):
         ("optimizer.schedule", "losses.classification:jnp", "not there any more"),
         ("optimizer.schedule", "flax.linen.linear:lax", "no function or class that"),
         ("optimizer.schedule", "experiments.extractors:LENET", "LENET is no function or class"),
-        ("optimizer.schedule", "jax.numpy:load", "say --allow jax.numpy$"),
-        ("optimizer.schedule", "jax.numpy:save", "say --allow jax.numpy$"),
-        ("optimizer.schedule", "jax.profiler:start_trace", "say --allow jax.profiler$"),
-        ("optimizer.schedule", "jax:pure_callback", "say --allow jax$"),
-        ("optimizer.schedule", "flax.training.checkpoints:save_checkpoint", "say --allow flax."),
-        ("data.source", "os:system", "os:system .* say --allow os$"),
-        ("data.source", "__main__:f", "say --allow __main__$"),
+        ("optimizer.schedule", "jax.numpy:load", "by --allow jax.numpy$"),
+        ("optimizer.schedule", "jax.numpy:save", "by --allow jax.numpy$"),
+        ("optimizer.schedule", "jax.profiler:start_trace", "by --allow jax.profiler$"),
+        ("optimizer.schedule", "jax:pure_callback", "by --allow jax$"),
+        ("optimizer.schedule", "flax.training.checkpoints:save_checkpoint", "by --allow flax."),
+        ("data.source", "os:system", "os:system: .* by --allow os$"),
+        ("data.source", "__main__:f", "by --allow __main__$"),
     ],
 )
 def test_what_a_stranger_names_is_not_executed(experiment, evil, path, value, complaint):
@@ -826,13 +826,13 @@ def test_text_and_numbers_are_not_looked_up(experiment, evil):
 def test_a_file_that_is_allowed_is_executed_and_nothing_else_that_it_holds(tmp_path):
     file = tmp_path / "allowed_of_a_test.py"
     file.write_text("from os import system\ndef f(x): return x + 1\nclass G: ...")
-    with pytest.raises(ConfigError, match="say --allow"):
+    with pytest.raises(ConfigError, match="by --allow"):
         rebuild({"a": f"{file}:f"})
     assert allowed_code([str(file)]) == ()
     assert rebuild({"a": f"{file}:f"})["a"](2) == 3
     # A run that was trained elsewhere names it there; what lies there is not read.
     assert rebuild({"a": "/of/a/stranger/allowed_of_a_test.py:f"})["a"](2) == 3
-    with pytest.raises(ConfigError, match=r":system is posix:system, which .* --allow posix$"):
+    with pytest.raises(ConfigError, match=r":system is posix:system: .* --allow posix$"):
         rebuild({"a": f"{file}:system"})
     del sys.modules["own_files_allowed_of_a_test"]
 
@@ -847,7 +847,7 @@ def test_a_module_that_is_allowed_is_executed_with_all_below_it(tmp_path, monkey
     for allowed in (["allowed_package"], ["allowed_package.below"], [name]):
         assert rebuild({"a": name}, allowed=allowed)["a"](2) == 3
     for refused in ("allowed_package_too:f", "allowed_package:Popen", "os:system"):
-        with pytest.raises(ConfigError, match="say --allow"):
+        with pytest.raises(ConfigError, match="by --allow"):
             rebuild({"a": refused}, allowed=["allowed_package"])
     for module in ("allowed_package", "allowed_package.below"):
         sys.modules.pop(module, None)
