@@ -182,12 +182,13 @@ def _may_be_named(name: str, allowed: Collection[str]) -> bool:
 
 
 def _untrusted(text: str, name: str) -> UntrustedError:
-    is_called = text if text == name else f"{text} is {name}, which"
+    called = text if text == name else f"{text} is {name}"
     if _is_of_the_house(name):
-        return UntrustedError(f"{is_called} is nothing that a config holds")
+        which = "" if text == name else ", which"
+        return UntrustedError(f"{called}{which} is nothing that a config holds")
     return UntrustedError(
-        f"{is_called.removesuffix(', which')}: it is no code of opsin, and is executed only if you allow it, in "
-        f"Python by allow=[…], or else by --allow {name.rpartition(':')[0]}"
+        f"{called}: it is no code of opsin, and is executed only if you allow it, in Python by "
+        f"allow=[…], or else by --allow {name.rpartition(':')[0]}"
     )
 
 
