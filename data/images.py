@@ -70,6 +70,8 @@ def opened(
     Raises:
         DataError: instead of whatever is raised meanwhile, in the name of the file.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path} is no {what} but a device or a pipe, which may never end")
     try:
         with Image.open(path, formats=FORMATS) as image:
             _to_the_picture(image)

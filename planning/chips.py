@@ -62,6 +62,8 @@ _SOLID = (
     (8, 8, 16), (8, 16, 16),
 )  # fmt: skip
 
+MOST_DEVICES = 512
+"""Of a CPU, as ``--devices`` has them."""
 CHIPS = {
     chip.name: chip
     for chip in (
@@ -145,11 +147,14 @@ class Topology:
                 "shape, as in v5e:4x4 or cpu:8"
             )
         sides = written.split("x")
-        shape = tuple(int(side) for side in sides if side.isdecimal() and int(side) > 0)
+        numbers = [int(s) for s in sides if s.isascii() and s.isdecimal() and len(s) < 6]
+        shape = tuple(side for side in numbers if side > 0)
         whole = bool(colon) and len(shape) == len(sides)
         if not chip.shapes:
             if not whole or len(shape) != 1:
-                raise TopologyError(f"{text!r} is no topology: write {name}:N, as in {name}:8")
+                raise TopologyError(f"{text[:80]!r} is no topology: write {name}:N, as in {name}:8")
+            if shape[0] > MOST_DEVICES:
+                raise TopologyError(f"{name}:{shape[0]} is more than {MOST_DEVICES} devices")
         elif shape not in chip.shapes or not whole:
             known = [_written(shape) for shape in chip.shapes]
             if whole:  # nearest in the number of chips

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from opsin.data.files import replace_bytes, writing
-from opsin.data.records import parse
+from opsin.data.records import open_regular, parse
 from opsin.errors import UserError
 from opsin.train.paths import flatten, unflatten
 from opsin.train.preprocessing import Preprocessing
@@ -320,7 +320,7 @@ def start_from(
 def digest_of(path: Path) -> str:
     """The sha256 of a file. Raises WeightsError if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror}") from error

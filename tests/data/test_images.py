@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import EpsImagePlugin, Image
 
 from opsin.data.examples import DataError
 from opsin.data.folder import folder
-from opsin.data.images import read_image
+from opsin.data.images import opened, read_image
 from opsin.data.mask_folder import mask_folder
 from tests.data.wild import WILD, Right
 
@@ -107,6 +108,13 @@ def test_no_other_program_is_started(wild, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", start)
     with pytest.raises(DataError, match=r"program\.png: it is no PNG"):
         read_image(wild / "program.png" / "program.png", 3)
+
+
+def test_what_may_never_end_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(DataError, match="no image but a device or a pipe"), opened(path):
+            pass
 
 
 def test_what_is_not_there_or_a_folder(tmp_path):

@@ -58,6 +58,9 @@ def test_all_slices_of_a_chip_have_names(chip):
         ("v4:2x2", "did you mean v4:2x2x"),
         ("cpu", "'cpu' is no topology: write cpu:N, as in cpu:8"),
         ("cpu:0", "'cpu:0' is no topology"),
+        ("cpu:\N{FULLWIDTH DIGIT EIGHT}", "is no topology"),  # of another script
+        ("cpu:" + "9" * 5000, "is no topology"),
+        ("cpu:99999", "cpu:99999 is more than 512 devices"),
         ("cpu:2x4", "'cpu:2x4' is no topology"),
     ],
 )
