@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -138,7 +138,7 @@ def stack(records: Records, indices: Iterable[int]) -> dict[str, np.ndarray]:
     """Reads some records and stacks their arrays along a new first axis, in 32 bits at most.
 
     Raises:
-        DataError: if the records differ in shape.
+        DataError: if the records differ in what they hold, in type or in shape.
     """
     if isinstance(records, Arrays):
         chosen = np.fromiter(indices, np.int64)
@@ -146,8 +146,16 @@ def stack(records: Records, indices: Iterable[int]) -> dict[str, np.ndarray]:
     rows = [int(index) for index in indices]
     several = getattr(records, "__getitems__", None)
     given = several(rows) if several else [records[row] for row in rows]
+    for row, example in zip(rows, given, strict=True):
+        if not isinstance(example, Mapping) or example.keys() != given[0].keys():
+            found = ", ".join(example) if isinstance(example, Mapping) else type(example).__name__
+            raise DataError(
+                f"example {row} has {found}, and example {rows[0]} {', '.join(given[0])}: give all "
+                "examples the same entries"
+            )
     read = [{name: _in_32_bits(value) for name, value in example.items()} for example in given]
     for name in read[0]:
+        _require_one_type(name, rows, [row[name].dtype for row in read])
         _require_one_shape(name, (row[name].shape for row in read))
     return {name: np.stack([row[name] for row in read]) for name in read[0]}
 
@@ -160,7 +168,8 @@ def materialize(examples: Examples) -> dict[str, np.ndarray]:
         ``label`` int32 [n].
 
     Raises:
-        DataError: if the split is empty, an example cannot be read, or shapes differ.
+        DataError: if the split is empty, an example cannot be read, shapes differ, or a label is
+            none of the classes.
     """
     records = examples.records
     if isinstance(records, Arrays):
@@ -173,7 +182,15 @@ def materialize(examples: Examples) -> dict[str, np.ndarray]:
         parts = list(pool.map(partial(stack, records), chunks))
     for name in parts[0]:
         _require_one_shape(name, (part[name].shape[1:] for part in parts))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    classes, label = len(examples.class_names), arrays.get("label")
+    if classes and label is not None and ((label < 0) | (label >= classes)).any():
+        place = int(((label < 0) | (label >= classes)).argmax())
+        raise DataError(
+            f"example {place} has the label {label[place]}, and the {classes} classes are 0 to "
+            f"{classes - 1}: name all classes, and leave examples without one out"
+        )
+    return arrays
 
 
 def fits_in_memory(examples: Examples, limit_bytes: int) -> bool:
@@ -205,6 +222,15 @@ def _in_32_bits(value: Any) -> np.ndarray:
     array = np.asarray(value)
     kind, size = array.dtype.kind, array.dtype.itemsize
     return array.astype(f"{kind}{min(size, 4)}", copy=False) if kind in "biuf" else array
+
+
+def _require_one_type(name: str, rows: Sequence[int], types: Sequence[np.dtype]) -> None:
+    other = next((place for place, each in enumerate(types) if each != types[0]), None)
+    if other is not None:
+        raise DataError(
+            f"{name!r} of example {rows[other]} is {types[other]}, and of example {rows[0]} "
+            f"{types[0]}: give all examples one type"
+        )
 
 
 def _require_one_shape(name: str, shapes: Iterable[tuple[int, ...]]) -> None:

@@ -1,5 +1,5 @@
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -128,3 +128,34 @@ def test_data_that_are_not_those_that_were_recorded_are_told(changes, told):
     with pytest.raises(DataError, match=told) as caught:
         check_same_data(RECORDED, RECORDED | changes)
     assert "\n" not in str(caught.value)
+
+
+def _one_other(place: int, **other):
+    """Three examples that are read one by one, of which one is another."""
+    image = np.zeros((2, 2, 1), np.uint8)
+    rows = [{"image": image, "label": np.int32(n)} for n in range(3)]
+    rows[place] = {name: x for name, x in {**rows[place], **other}.items() if x is not None}
+    return rows
+
+
+@pytest.mark.parametrize("read", [materialize, lambda e: stack(e.records, [0, 1, 2])])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (_one_other(1, label=None), "example 1 has image, and example 0 image, label: give all"),
+        (_one_other(2, label=np.float32(1)), "'label' of example 2 is float32, and of example 0"),
+        ([*_one_other(0)[:2], None], "example 2 has NoneType"),
+    ],
+)
+def test_examples_that_differ_are_named(read, rows, message):
+    examples = Examples(rows, ("a", "b", "c"))
+    with pytest.raises(DataError, match=message):
+        read(examples)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_in_the_middle_of_a_set_that_is_no_class_is_named(label):
+    examples = Examples(_one_other(1, label=np.int32(label)), ("a", "b", "c"))
+    with pytest.raises(DataError, match=f"example 1 has the label {label}, and the 3 classes are"):
+        materialize(examples)
+    materialize(replace(examples, class_names=()))  # numbers of something else
