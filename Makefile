@@ -37,7 +37,7 @@ docs: $(VENV)/.dev
 	$(VENV)/bin/python -m opsin.pages.links build/site
 	@echo "open build/site/index.html"
 
-# A quarter of an hour on two cores, which should have nothing else to do.
+# Long, on two cores that should have nothing else to do.
 bench: $(VENV)/.bench
 	$(VENV)/bin/python -m opsin.benchmarks
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from opsin.analysis.batches import over_batches
 from opsin.analysis.checks import check_task
@@ -22,13 +22,14 @@ from opsin.ranges import Count, Depth, Seed, SetSize, Steps
 from opsin.train.extractor import Extractor
 from opsin.train.measurements import Measurement, Subject, check_measurements
 from opsin.train.settings import SettingError
+from opsin.train.tasks.generative import Inpainter
 from opsin.train.tasks.task import Batch
 
 DIFFUSION = "a diffusion model"
 
 
 @runtime_checkable
-class DiffusionTask(Protocol):
+class DiffusionTask(Inpainter, Protocol):
     """A task whose model takes noise away step by step; ``train.tasks.diffuse`` says more."""
 
     @property
@@ -57,19 +58,6 @@ class DiffusionTask(Protocol):
 
     def check_inpainting(self, resamplings: int) -> None:
         """Raises SettingError if it cannot fill in parts of images."""
-        ...
-
-    def inpaint(
-        self,
-        params: PyTree,
-        mutable: PyTree,
-        keys: Key[Array, " n"],
-        labels: Int[Array, " n"] | None,
-        known: Float[Array, "n ..."],
-        mask: Bool[Array, ...],
-        resamplings: int,
-    ) -> Float[Array, "n ..."]:
-        """Images that are ``known`` where the mask is true; without labels, of any class."""
         ...
 
 
@@ -152,9 +140,7 @@ class SampledBy:
         return {f"{split}/{front}{name}": value for (split, _, name), value in split_and_name}
 
     def _other(self, task: DiffusionTask) -> DiffusionTask:
-        return task.with_sampling(
-            **{x.name: getattr(self.sampling, x.name) for x in fields(Sampling)}
-        )
+        return task.with_sampling(**vars(self.sampling))
 
 
 @dataclass(frozen=True)

@@ -136,9 +136,9 @@ class AveragedViews:
         means, single = over_batches(
             predictions, subject, arrays, batch=self.batch, what="views of images"
         )
-        found = {**_numbers(means, arrays["label"]), "nll_one_view": float(np.mean(single))}
-        named = {name if name == "nll_one_view" else f"{name}_tta": x for name, x in found.items()}
-        return {f"{self.split}/{name}": value for name, value in named.items()}
+        found = {f"{name}_tta": x for name, x in _numbers(means, arrays["label"]).items()}
+        found["nll_one_view"] = float(np.mean(single))
+        return {f"{self.split}/{name}": value for name, value in found.items()}
 
 
 @dataclass(frozen=True)

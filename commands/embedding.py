@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
 
 from opsin.analysis.features import Layer, check_features, extract_features
 from opsin.commands.runs import RunError
@@ -25,7 +23,7 @@ from opsin.data.sources import open_source
 from opsin.pictures import figures
 from opsin.train.measurements import Subject, Track
 from opsin.train.preparation import prepared
-from opsin.train.weights import arrays_of
+from opsin.train.tensors import fingerprint
 
 
 def embed(
@@ -153,9 +151,8 @@ def _described(trained: Trained) -> dict[str, Any]:
     """Which weights, and how images reached them."""
     data = trained.experiment.data
     variables = {"params": trained.params, **trained.mutable}
-    digest = hashlib.sha256(save(arrays_of(variables))).hexdigest()
     return {
-        "checkpoint": {"step": trained.step, "sha256": digest},
+        "checkpoint": {"step": trained.step, "sha256": fingerprint(variables)},
         "normalization": {"mean": list(data.mean), "std": list(data.std)},
         "data": resolve(replace(data, augment=())),
     }

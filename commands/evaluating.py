@@ -141,7 +141,7 @@ def _as_it_stands(run: Path, experiment: Experiment) -> Experiment:
     same = [
         override(module.config(), arm.under(experiment.seed))
         for arm in arms
-        if of(arm.name, experiment.seed)[0] == target
+        if of(arm.name, experiment.seed).run == target
     ]
     found = {identity(each): each for arm in same for each in arm.measurements}
     measurements = tuple(found.values()) or experiment.measurements

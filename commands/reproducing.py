@@ -64,7 +64,7 @@ def drawn(typed: str, results: Path, count: int, seed: int) -> list[Drawn]:
         if row.arm not in arms:
             raise ConfigError(f"the sweep of {name} has no arm {row.arm!r} any more: {again}")
         experiment = override(module.config(), arms[row.arm].under(row.seed))
-        if identities(experiment)[:2] != (row.id, row.measurement):
+        if identities(experiment) != (row.id, row.measurement):
             raise ConfigError(
                 f"{row.arm} with seed {row.seed} is run {row.id} in the table of {name}, and "
                 f"another by the sweep as it stands: {again}"

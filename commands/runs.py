@@ -131,11 +131,12 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
             )
         todo, again, since = experiment.measurements, False, time.monotonic()
         of = evaluation_id(experiment)
+        now: dict[str, Any] = {**environment(), "own": own_code(experiment)}
         if trained:
-            _check_trained(directory, experiment, options, say=options.progress and writes)
+            _check_trained(directory, experiment, options, now, say=options.progress and writes)
             steps = _steps(directory)
             todo = tuple(x for x in todo if not of_first(_is_measured(directory, x, steps, of)))
-            again = not of_first(_is_evaluated(directory, experiment, steps))
+            again = not of_first(_is_evaluated(directory, experiment, steps, of))
             if not (todo or again):
                 return replace(_finished(directory, experiment), trained_before=True)
             _check_saved(directory, steps)
@@ -144,9 +145,8 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                 (directory / "FAILED").unlink(missing_ok=True)
         if writes and not trained:
             _write_json(directory / "config.json", config)
-            _record_start(directory, experiment, say=options.progress)
-        # Of the code that runs, whatever its folder holds at the end.
-        commit = environment()["commit"]
+            _record_start(directory, now, say=options.progress)
+        commit = now["commit"]  # of the code that runs, whatever its folder holds at the end
         keep = partial(write_measured, directory, experiment, commit=commit)
         with _recorded(directory) if writes else nullcontext(), stop_signals() as stopped:
             result = fit(
@@ -173,8 +173,10 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
         own = {name: x for name, x in result.metrics.items() if name not in measured}
         if again or not trained:
             found = {name: x for name, x in own.items() if "/" in name}
-            now: Any = {"step": result.step, "seconds": time.monotonic() - since, "commit": commit}
-            write_splits(directory, experiment, found, **now)
+            took = time.monotonic() - since
+            write_splits(
+                directory, experiment, found, step=result.step, seconds=took, commit=commit
+            )
         if trained:
             _write_json(directory / "config.json", config)  # as it is measured now
         else:
@@ -205,7 +207,7 @@ def state_of(directory: Path, experiment: Experiment) -> str:
     steps = _steps(directory)
     of = evaluation_id(experiment)
     measured = all(_is_measured(directory, x, steps, of) for x in experiment.measurements)
-    measured = measured and _is_evaluated(directory, experiment, steps)
+    measured = measured and _is_evaluated(directory, experiment, steps, of)
     return "DONE" if measured else "to measure"
 
 
@@ -219,9 +221,8 @@ def _is_measured(directory: Path, measurement: Measurement, steps: int, of: str)
     return evaluations.read(directory, identity(measurement), steps, of) is not None
 
 
-def _is_evaluated(directory: Path, experiment: Experiment, steps: int) -> bool:
+def _is_evaluated(directory: Path, experiment: Experiment, steps: int, of: str) -> bool:
     """Whether the splits of a finished run were evaluated as its experiment says now."""
-    of = evaluation_id(experiment)
     if evaluations.path_of(directory, evaluations.SPLITS).exists():
         return evaluations.read(directory, evaluations.SPLITS, steps, of) is not None
     # A run of earlier code, or of no splits.
@@ -238,7 +239,9 @@ def _finished(directory: Path, experiment: Experiment) -> Outcome:
     return Outcome(directory, True, metrics, steps)
 
 
-def _check_trained(directory: Path, experiment: Experiment, options: Options, *, say: bool) -> None:
+def _check_trained(
+    directory: Path, experiment: Experiment, options: Options, now: dict[str, Any], *, say: bool
+) -> None:
     """Raises RunError for a finished run that is to be profiled, or had other defaults.
 
     Prints a note on other code.
@@ -264,7 +267,6 @@ def _check_trained(directory: Path, experiment: Experiment, options: Options, *,
             f"{train_again}"
         )
     check_files(directory / "checkpoints", experiment.data)
-    now = environment() | {"own": own_code(experiment)}
     note = other_code(_starts(directory / "env.json"), now) if say else None
     if note:
         print(note, file=sys.stderr)
@@ -279,11 +281,11 @@ def _check_saved(directory: Path, steps: int) -> None:
         )
 
 
-def _record_start(directory: Path, experiment: Experiment, *, say: bool) -> None:
+def _record_start(directory: Path, now: dict[str, Any], *, say: bool) -> None:
     """Adds this start to ``env.json``; a run that resumes under other code says so."""
     saved = saved_step(directory / "checkpoints")
     step, resumed = saved or 0, saved is not None
-    now = environment() | {"step": step, "resumed": resumed, "own": own_code(experiment)}
+    now = now | {"step": step, "resumed": resumed}
     before = _starts(directory / "env.json")
     note = other_code(before, now) if resumed else None
     _write_json(directory / "env.json", [*before, now])

@@ -44,12 +44,12 @@ def expand(
     names = [arm.name for arm in arms]
     if double := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two arms of this sweep are called {double[0]!r}: rename one")
-    planned: dict[Key, Planned] = {}
+    planned: dict[tuple[str, str | None], Planned] = {}
     for seed, arm in itertools.product(range(seeds), arms):
         changed = override(experiment, arm.under(seed) | dict(overrides or {}))
         key = identities(changed)
-        run = Planned(arm.name, seed, changed, key.run)
-        twin = planned.setdefault(key._replace(evaluation=None), run)
+        run = Planned(arm.name, seed, changed, key[0])
+        twin = planned.setdefault(key, run)
         if twin is not run:
             raise ConfigError(
                 f"{run.arm} with seed {run.seed} and {twin.arm} with seed {twin.seed} are one and "
@@ -70,21 +70,25 @@ def pinned(experiment: Experiment) -> Experiment:
     return replace(experiment, weights=weights and weights.known())
 
 
-def identities(experiment: Experiment) -> Key:
+def identities(experiment: Experiment) -> tuple[str, str | None]:
+    """The id of a run and that of its measurements, or None: two runs of a sweep differ in them."""
+    return identity(pinned(experiment)), "+".join(map(identity, experiment.measurements)) or None
+
+
+def key_of(experiment: Experiment) -> Key:
     """The key of the row of an experiment."""
-    measured = "+".join(map(identity, experiment.measurements)) or None
-    return Key(identity(pinned(experiment)), measured, evaluation_id(experiment))
+    return Key(*identities(experiment), evaluation_id(experiment))
 
 
 def identity_of(experiment: Experiment, arms: Sequence[Arm]) -> Callable[[str, int], Key]:
     """``(arm, seed) -> key`` of the runs of a sweep without overrides."""
     by_name = {arm.name: arm for arm in arms}
-    return lambda arm, seed: identities(override(experiment, by_name[arm].under(seed)))
+    return lambda arm, seed: key_of(override(experiment, by_name[arm].under(seed)))
 
 
 def arm_of(experiment: Experiment, base: Experiment, arms: Sequence[Arm]) -> str:
     """The arm that an experiment belongs to, under any seed; ``"custom"`` if to none."""
-    target, of = identities(experiment), identity_of(base, arms)
+    target, of = key_of(experiment), identity_of(base, arms)
     return next((a.name for a in arms if of(a.name, experiment.seed) == target), "custom")
 
 

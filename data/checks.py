@@ -6,7 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from opsin.data.examples import PIXEL_MAPS, Arrays, DataError, Examples, Records, Source
+from opsin.data.examples import (
+    PIXEL_MAPS,
+    Arrays,
+    DataError,
+    Examples,
+    Records,
+    Source,
+    first_unknown,
+)
 from opsin.data.masks import IGNORE
 
 _WAY_OUT = "a source returns Examples(Arrays({'image': …, 'label': …}), class_names)"
@@ -125,8 +133,7 @@ def _check_labels(
                 f"{source}: a label is the number of a class, a whole one, and these are "
                 f"{label.dtype} {list(label.shape[1:])}"
             )
-        if (wrong := (label < 0) | (label >= len(names))).any():
-            place = int(wrong.argmax())
+        if (place := first_unknown(label, len(names))) is not None:
             raise DataError(
                 f"{source}, example {first + place}: label {label[place]} is none of the "
                 f"{len(names)} classes, which are 0 to {len(names) - 1}: name all classes, and "

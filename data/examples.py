@@ -184,13 +184,18 @@ def materialize(examples: Examples) -> dict[str, np.ndarray]:
         _require_one_shape(name, (part[name].shape[1:] for part in parts))
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     classes, label = len(examples.class_names), arrays.get("label")
-    if classes and label is not None and ((label < 0) | (label >= classes)).any():
-        place = int(((label < 0) | (label >= classes)).argmax())
+    if classes and label is not None and (place := first_unknown(label, classes)) is not None:
         raise DataError(
             f"example {place} has the label {label[place]}, and the {classes} classes are 0 to "
             f"{classes - 1}: name all classes, and leave examples without one out"
         )
     return arrays
+
+
+def first_unknown(label: np.ndarray, classes: int) -> int | None:
+    """The place of the first label that is none of so many classes; None if all are."""
+    wrong = (label < 0) | (label >= classes)
+    return int(wrong.argmax()) if wrong.any() else None
 
 
 def fits_in_memory(examples: Examples, limit_bytes: int) -> bool:

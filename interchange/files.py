@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from opsin.interchange import tensor_pickle
-from opsin.train.tensor_types import check_types
+from opsin.train.tensors import check_types
 from opsin.train.weights import WeightsError, digest_of
 
 PICKLES = (".pth", ".pt", ".bin", ".tar")

@@ -260,9 +260,12 @@ def test_what_a_number_may_be_holds_in_python_too(tmp_path):
         ("data", {"batch": 2.5}, "data.batch takes int from 1"),
         ("task", {"loss_function": "focal"}, "task.loss_function takes"),
     ):
-        with pytest.raises(opsin.UserError, match=told):
-            wrong = replace(base, **{part: replace(getattr(base, part), **changes)})
-            opsin.fit(wrong, workdir=tmp_path, progress=False)
+        with pytest.raises(opsin.UserError, match=told):  # and nobody checks constructors within
+            opsin.fit(
+                replace(base, **{part: replace(getattr(base, part), **changes)}),
+                workdir=tmp_path,
+                progress=False,
+            )
     assert list(tmp_path.iterdir()) == []
 
 

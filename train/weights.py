@@ -27,7 +27,7 @@ from opsin.errors import UserError
 from opsin.train.paths import flatten, unflatten
 from opsin.train.preprocessing import Preprocessing
 from opsin.train.state import State
-from opsin.train.tensor_types import check_types
+from opsin.train.tensors import arrays_of, check_types
 
 HEADER = "extractor"
 ROOT = Path(__file__).parent.parent
@@ -387,13 +387,6 @@ def _alike(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 def _written(values: tuple[float, ...]) -> str:
     """As an override is typed: without spaces."""
     return f"({','.join(map(str, values))},)"
-
-
-def arrays_of(variables: PyTree) -> dict[str, np.ndarray]:
-    """Variables by path, on the host."""
-    # safetensors takes the memory as it lies there, whatever the order of the axes.
-    leaves = flatten(jax.device_get(variables))
-    return {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}
 
 
 def _kind(leaf: Any) -> str:

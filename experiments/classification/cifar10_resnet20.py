@@ -1,11 +1,11 @@
-"""ResNet-20 as in the paper, on CIFAR-10 from JPEGs, for ninety minutes of two cores.
+"""ResNet-20 as in the paper, on CIFAR-10 from JPEGs, in fewer epochs.
 
 He et al., 2015, arXiv:1512.03385, section 4.2 and Table 6: 91.25 % after 64,000 steps of 128
 images (164 epochs) with two drops of the rate. Ours: the same network (option A, 269,722
-parameters), batch, momentum, decay and augmentation, 72 epochs, and a cosine schedule, which needs
-fewer. The images were stored as JPEGs of quality 75 with chroma of half the size:
-``accuracy_jpeg75`` says what coding them once more costs, ``accuracy_jpeg95`` what a better code
-would.
+parameters), batch, momentum, decay and augmentation, 72 epochs, and a cosine schedule. The images
+were stored as JPEGs of quality 75 with chroma of half the size: ``accuracy_jpeg75`` says what
+coding them once more costs, ``accuracy_jpeg95`` what a better code would. Not run yet: there is no
+table.
 
     opsin sweep cifar10_resnet20
     opsin report cifar10_resnet20

@@ -4,7 +4,7 @@ Numbers of the field: LeNet-5 99.05 % (LeCun et al., 1998, without distortions),
 network with elastic distortions 99.60 % (Simard et al., 2003), a committee of 35 networks 99.77 %
 (Ciresan et al., 2012, arXiv:1202.2745). This is one network, the small sister of
 ``cifar10_speedrun``'s, trained on digits that are turned, scaled, leant, moved and bent a little,
-and its moving average.
+and its moving average. Not run yet: there is no table.
 
     opsin sweep mnist_convnet
     opsin report mnist_convnet
@@ -42,8 +42,6 @@ TABLE = Table(
     references=("pixels",),
     seeds=3,
 )
-
-AFFINE = partial(random_affine, rotation=12.0, scale=(0.85, 1.15), shear=8.0, translation=0.08)
 
 
 def config() -> Experiment:

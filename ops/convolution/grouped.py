@@ -66,14 +66,20 @@ def _phases(image: Array, geometry: Geometry) -> Array:
     Returns:
         [place, image, row, column, channel].
     """
-    down, across = geometry.strides
-    low = [sum(axis) for axis in geometry.padding]
-    height, width = geometry.image[1] + low[0], geometry.image[2] + low[1]
-    (top, bottom), (left, right) = geometry.padding
-    image = padded(image, ((top, bottom + -height % down), (left, right + -width % across)))
-    shape = (len(image), -(-height // down), down, -(-width // across), across, image.shape[3])
-    phases = image.reshape(shape).transpose(2, 4, 0, 1, 3, 5)
+    (down, across), (tall, wide) = geometry.strides, _sides(geometry)
+    (top, _), (left, _) = geometry.padding
+    _, height, width, channels = geometry.image
+    below, behind = tall * down - top - height, wide * across - left - width
+    image = padded(image, ((top, below), (left, behind)))
+    phases = image.reshape(-1, tall, down, wide, across, channels).transpose(2, 4, 0, 1, 3, 5)
     return lax.optimization_barrier(phases.reshape(-1, *phases.shape[2:]))
+
+
+def _sides(geometry: Geometry) -> tuple[int, int]:
+    """Rows and columns of a phase: those of the padded image, divided by the strides."""
+    sizes = [size + sum(p) for size, p in zip(geometry.image[1:3], geometry.padding, strict=True)]
+    tall, wide = (-(-size // s) for size, s in zip(sizes, geometry.strides, strict=True))
+    return tall, wide
 
 
 def _taps(geometry: Geometry) -> Iterator[tuple[int, int]]:
@@ -100,11 +106,9 @@ def _result(image: Array, kernel: Array, geometry: Geometry) -> Array:
 
 def _image(result: Array, kernel: Array, geometry: Geometry) -> Array:
     """Each phase of the image from the taps that touch it."""
-    down, across = geometry.strides
+    (down, across), (tall, wide) = geometry.strides, _sides(geometry)
     _, rows, columns, _ = geometry.result
-    (top, bottom), (left, right) = geometry.padding
-    height, width = geometry.image[1] + top + bottom, geometry.image[2] + left + right
-    tall, wide = -(-height // down), -(-width // across)
+    (top, _), (left, _) = geometry.padding
     touching: dict[int, list[Array]] = {}
     for tap in _taps(geometry):
         phase, y, x = _first(geometry, tap)

@@ -26,7 +26,7 @@ from opsin.commands.main import main
 from opsin.commands.runs import Options, Outcome, RunError, execute, state_of
 from opsin.config import catalogue
 from opsin.config.identity import evaluation_id, identity
-from opsin.config.sweep import identities, identity_of
+from opsin.config.sweep import identity_of, key_of
 from opsin.config.table import Arm, Key, ReportError
 from opsin.config.tree import override, resolve
 from opsin.data.files import WriteError, read_lines
@@ -259,7 +259,7 @@ def test_what_is_measured_by_another_task_is_measured_again(trained, tmp_path, u
     assert state_of(run, tiny()) == "to measure"
     for experiment, rows in ((more, 1), (tiny(), 0)):
         try:
-            found = collect(run.parent, ["a"], lambda arm, seed, e=experiment: identities(e))
+            found = collect(run.parent, ["a"], lambda arm, seed, e=experiment: key_of(e))
         except ReportError:
             found = []
         assert len(found) == rows

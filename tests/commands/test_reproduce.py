@@ -42,7 +42,7 @@ def rows(monkeypatch, opsin) -> list[Row]:
     monkeypatch.setattr(tiny, "TABLE", TABLE, raising=False)
     written = []
     for run in expand(tiny.config(), tiny.sweep(), SEEDS):
-        name, measurement, _ = identities(run.experiment)
+        name, measurement = identities(run.experiment)
         failed = run.arm == "broken"
         row = Row(
             arm=run.arm,

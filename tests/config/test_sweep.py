@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from opsin.analysis.probes import Probe
 from opsin.config import catalogue
 from opsin.config.identity import evaluation_id, identity
-from opsin.config.sweep import Planned, arm_of, expand, identities, identity_of, share
+from opsin.config.sweep import Planned, arm_of, expand, identities, identity_of, key_of, share
 from opsin.config.table import Arm
 from opsin.config.tree import override
 from opsin.errors import ConfigError
@@ -44,7 +44,7 @@ def test_arms_that_differ_in_what_is_measured_are_one_run():
     base = override(BASE, {"measurements": (Probe(),), "loop.duration": "0 steps"})
     arms = [Arm("all"), Arm("few", {"measurements.0.images": 9}, seeded=("measurements.0.seed",))]
     planned = expand(base, arms, 2)
-    runs = {(run.arm, run.seed): identities(run.experiment) for run in planned}
+    runs = {(run.arm, run.seed): key_of(run.experiment) for run in planned}
     assert runs["all", 0][0] == runs["few", 0][0] != runs["all", 1][0]
     assert runs["all", 0][1] == runs["all", 1][1] == identity(Probe())
     assert runs["few", 1][1] == identity(Probe(images=9, seed=1))
@@ -52,14 +52,15 @@ def test_arms_that_differ_in_what_is_measured_are_one_run():
     assert [arm_of(run.experiment, base, arms) for run in planned] == ["all", "few"] * 2
     two = override(base, {"measurements": (Probe(), Probe(seed=1))})
     assert identities(two)[1] == f"{identity(Probe())}+{identity(Probe(seed=1))}"
-    assert identities(BASE) == (identity(BASE), None, evaluation_id(BASE))
+    assert identities(BASE) == (identity(BASE), None)
+    assert key_of(BASE) == (identity(BASE), None, evaluation_id(BASE))
 
 
 def test_how_is_measured_is_told_apart_and_moves_with_no_module_and_no_default():
     splits = override(BASE, {"data.eval_splits": {"test": "train"}})
     metrics = override(BASE, {"task.more_metrics": (ranking,)})
     batch = override(BASE, {"data.eval_batch": 7, "loop.previews": 3})
-    assert identities(splits)[:2] == identities(metrics)[:2] == identities(BASE)[:2]
+    assert identities(splits) == identities(metrics) == identities(BASE)
     assert len({evaluation_id(x) for x in (BASE, splits, metrics)}) == 3
     assert evaluation_id(batch) == evaluation_id(BASE)
     assert arm_of(splits, BASE, [Arm("default")]) == "custom"

@@ -29,6 +29,7 @@ from opsin.train.sharding import Parallel, make_mesh, replicated
 from opsin.train.state import State
 from opsin.train.tasks.classify import Classify
 from opsin.train.tasks.diffuse import Diffuse
+from opsin.train.tensors import fingerprint
 from opsin.train.weights import (
     HEADER,
     Weights,
@@ -346,6 +347,17 @@ def test_a_run_begins_with_its_weights_and_goes_on_without_their_file(tmp_path):
     assert_trees_equal(state.params, variables["params"])
     with pytest.raises(WeightsError, match="there is no"):
         fit(experiment, tmp_path / "anew", config=config, progress=False)
+
+
+def test_fingerprints_tell_variables_apart():
+    tree = {"params": {"a": jnp.ones((2, 3)), "b": jnp.zeros(2)}}
+    assert fingerprint(tree) == fingerprint({"params": dict(reversed(tree["params"].items()))})
+    others = (
+        {"params": {**tree["params"], "b": jnp.full(2, 1e-7)}},
+        {"params": {**tree["params"], "a": jnp.ones((3, 2))}},
+        {"params": {"a": tree["params"]["a"], "c": tree["params"]["b"]}},
+    )
+    assert len({fingerprint(x) for x in (tree, *others)}) == 4
 
 
 def test_scalars_have_their_place_too(tmp_path):
