@@ -52,7 +52,7 @@ def parse(command: Callable[..., int], words: Sequence[str], program: str) -> pa
             )
     except SystemExit as ended:
         if not ended.code:
-            print(_plain(said.getvalue()))
+            print(_plain(said.getvalue()), flush=True)
             raise
         raise ConfigError(f"{_complaint(said.getvalue())}: see {program} --help") from None
     flags = [word for word in rest if word.startswith("-")]

@@ -104,7 +104,20 @@ def exit_code(error: BaseException) -> int | None:
     """
     if isinstance(error, OSError):
         return 2 if error.filename is not None and error.errno in _OF_PATHS else None
+    if _of_environment(error):
+        return 2
     return error.exit_code if isinstance(error, UserError | RunFailed) else None
+
+
+def _of_environment(error: BaseException) -> bool:
+    """Whether jax does not take a variable of the environment.
+
+    It reads them as it is imported, whoever does that first, and the platform later.
+    """
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("Unable to initialize backend")
+    frames = traceback.extract_tb(error.__traceback__) if isinstance(error, ValueError) else []
+    return bool(frames) and Path(frames[-1].filename).match("jax/_src/config.py")
 
 
 _OF_PATHS = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR}
@@ -116,6 +129,8 @@ def in_a_line(error: BaseException) -> str:
     if isinstance(error, OSError):
         name = visible(os.fsdecode(error.filename))
         text = f"{name if len(name) < 200 else f'{name[:200]}…'}: {error.strerror}"
+    elif _of_environment(error):
+        text = f"jax does not start: {text}; correct that variable of the environment, or unset it"
     return " ".join(text.split())
 
 

@@ -26,7 +26,7 @@ from opsin.config.identity import identity
 from opsin.config.names import full_name
 from opsin.config.sweep import identity_of
 from opsin.config.tree import named, override, parse, required
-from opsin.data.checks import check_classes
+from opsin.data.checks import check_splits
 from opsin.data.examples import Examples, check_same_data
 from opsin.data.files import writing
 from opsin.data.sources import open_source
@@ -88,9 +88,8 @@ def _evaluated(
     sets = {"train": open_training(experiment)}
     for name, split in experiment.data.eval_splits.items():
         sets[name] = open_source(experiment.data.source, split)
-    names = {name: examples.class_names for name, examples in sets.items()}
-    check_same_data(reopened.described, {"class_names": list(names["train"])})
-    check_classes(names)
+    check_same_data(reopened.described, {"class_names": list(sets["train"].class_names)})
+    check_splits(sets)
     check_measurements(chosen_ones, experiment.task, sets)
     now: Any = {"step": int(reopened.state.step), "commit": this_code()["commit"]}
     if not asked and experiment.data.eval_splits:

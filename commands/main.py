@@ -16,11 +16,12 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from opsin.commands.endings import INTERRUPTED, exit_code, in_a_line, interrupt, own_trace
-from opsin.commands.terminal import listed, shown
+from opsin.commands.terminal import OutputError, listed, shown
 from opsin.errors import ConfigError
 
 COMMANDS = {
@@ -62,9 +63,12 @@ def _main(arguments: Sequence[str] | None) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED
-    except BrokenPipeError:  # whoever read, such as `| head`, has had enough
+    except (BrokenPipeError, OutputError) as error:  # whoever read, as `| head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        code = 1
+        if told := isinstance(error, OutputError):
+            with suppress(OutputError):
+                print(f"opsin: {error}", file=sys.stderr)
+        code = 2 if told else 1
     except Exception as error:
         code, own = exit_code(error), own_trace(error)
         if code is None and own is None and arguments is not None and not _among_others():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from opsin.train.preparation import prepared
 from opsin.train.settings import SettingError
 
 LABELS = "labels.csv"
+LONGEST = 200  # bytes of a name that more is added to; a file system takes 255
 TILES = 8  # of a large image, in one call of the network
 STRIP = 2**22  # pixels that are blended at once
 DRAWN = 2000  # pixels along a side that a page with a legend is drawn from, at most
@@ -310,7 +312,10 @@ def _names(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
     """A name for each image's files: its own, numbered where several would have it."""
     used: set[str] = set()
     for path in paths:
-        numbered = (f"{path.stem}-{number}" for number in itertools.count(2))
-        name = next(name for name in itertools.chain([path.stem], numbered) if name not in used)
+        stem = path.stem
+        while len(os.fsencode(stem)) > LONGEST:
+            stem = stem[:-1]
+        numbered = (f"{stem}-{number}" for number in itertools.count(2))
+        name = next(name for name in itertools.chain([stem], numbered) if name not in used)
         used.add(name)
         yield name, path

@@ -75,7 +75,7 @@ def set_up(runtime: Runtime) -> None:
     }
     if importlib.util.find_spec("libtpu") and not _has_accelerator():
         defaults["JAX_PLATFORMS"] = "cpu"  # else libtpu looks for a TPU, in five lines of errors
-    asked: dict[str, str] = {}
+    asked = {"MPLBACKEND": "agg"}  # figures become files
     if runtime.platform:
         asked["JAX_PLATFORMS"] = runtime.platform
     if runtime.devices:
@@ -112,9 +112,9 @@ def given(
     if processes is None and coordinator is None and process is None:
         return None, None, None
     if coordinator is None and process is None and processes == 1:
-        tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+        tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
         hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-        several = (tasks > 1 and "SLURM_PROCID" in os.environ) or len(hosts) > 1
+        several = (tasks != "1" and "SLURM_PROCID" in os.environ) or len(hosts) > 1
         return (None, None, None) if several else None
     if coordinator is None or processes is None or process is None:
         raise ConfigError(

@@ -10,10 +10,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
 
-from opsin.errors import visible
+from opsin.errors import UserError, visible
 
 _BAR = re.compile(r"\r|(?:\n|\x1b\[A)+\Z")
 """What a progress bar begins with, or is between two bars."""
+
+
+class OutputError(UserError):
+    """Standard output or standard error that takes no more."""
 
 
 class Shown:
@@ -32,10 +36,32 @@ class Shown:
         moved = bar.end() if bar else 0
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         seen = visible(text[moved:]).encode(encoding, "backslashreplace").decode(encoding)
-        return self._stream.write(text[:moved] + seen)
+        with _writable(self._stream):
+            return self._stream.write(text[:moved] + seen)
+
+    def flush(self) -> None:
+        """Has all of it written."""
+        with _writable(self._stream):
+            self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+@contextmanager
+def _writable(stream: TextIO) -> Iterator[None]:
+    """One line where nothing more can be written; a reader that went away is no mistake.
+
+    Raises:
+        OutputError: instead of another OSError.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        name = getattr(stream, "name", "the output")
+        raise OutputError(f"cannot write to {name} ({error.strerror}): make room there") from error
 
 
 @contextmanager

@@ -88,12 +88,12 @@ def reopen(
         CheckpointError: if it has no checkpoint that can be read, or one of another config.
         DataError: if something in the directory leads out of it.
     """
-    check_enclosed(run)
     if not (run / "config.json").exists():
         raise RunError(
             f"{run} is no directory of a run, it has no config.json: give runs/NAME/ID, which "
             "`opsin run` prints last"
         )
+    check_enclosed(run)
     saved, allowed = read_config(run), allowed_code(allow)
     try:
         experiment = present(rebuild(saved, allowed))

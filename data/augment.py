@@ -17,9 +17,20 @@ Augmentation = Callable[[Key[Array, ""], Batch], Batch]
 
 
 def apply(key: Key[Array, ""], batch: Batch, augmentations: Sequence[Augmentation]) -> Batch:
-    """Applies the augmentations in order, the n-th with the key ``fold_in(key, n)``."""
+    """Applies the augmentations in order, the n-th with the key ``fold_in(key, n)``.
+
+    Raises:
+        ValueError: one of them gives another number of examples than it was given.
+    """
+    rows = len(batch["image"])
     for position, augmentation in enumerate(augmentations):
         batch = augmentation(jax.random.fold_in(key, position), batch)
+        for name, entry in batch.items():
+            if entry.shape[:1] != (rows,):
+                raise ValueError(
+                    f"data.augment.{position} gives {name} {list(entry.shape)} for {rows} examples:"
+                    " an augmentation keeps their number"
+                )
     return batch
 
 

@@ -1,5 +1,6 @@
 """What a source returned, checked before anything is made of it."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -46,6 +47,9 @@ def check_examples(examples: Any, source: str) -> Examples:
     names, records = examples.class_names, examples.records
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{source}: class_names is a tuple of texts, not {names!r}")
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise DataError(f"{source}: {times} classes are called {name!r}: name each otherwise")
     if isinstance(records, Mapping) or not isinstance(records, Records):
         raise DataError(f"{source}: its records are a {type(records).__name__}: {_WAY_OUT}")
     if isinstance(records, Arrays):
@@ -62,19 +66,30 @@ def check_examples(examples: Any, source: str) -> Examples:
     return examples
 
 
-def check_classes(names: Mapping[str, Sequence[str]]) -> None:
-    """Compares the class names of the other splits to those of ``"train"``, where both have some.
+def check_splits(splits: Mapping[str, Examples]) -> None:
+    """Compares the other splits to ``"train"``: class names, where both have some, and targets.
 
     Raises:
-        DataError: if a label would mean another class there.
+        DataError: if a label would mean another class there, or labels or masks are missing there.
     """
-    train = tuple(names["train"])
-    for split, found in names.items():
-        if train and found and tuple(found) != train:
+    train, wanted = splits["train"].class_names, _targets(splits["train"])
+    for split, examples in splits.items():
+        found = examples.class_names
+        if train and found and tuple(found) != tuple(train):
             raise DataError(
                 f"split {split!r} has the classes {_few(found)}, and training {_few(train)}: give "
                 "both the same names, in one order"
             )
+        for name in sorted(wanted - _targets(examples)) if len(examples.records) else ():
+            raise DataError(
+                f"split {split!r} has no {name!r}, which the training images have: give it one, or "
+                "choose another split in data.eval_splits"
+            )
+
+
+def _targets(examples: Examples) -> set[str]:
+    """What is learned of an image, where there is any."""
+    return {"label", "mask"} & (examples.records[0].keys() if len(examples.records) else set())
 
 
 def _few(names: Sequence[str]) -> str:

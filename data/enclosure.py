@@ -12,8 +12,9 @@ from opsin.data.examples import DataError
 from opsin.data.records import LARGEST
 
 _AT_ONCE = (".json", "metadata", "_METADATA", "_CHECKPOINT_METADATA", "_sharding")
+_AT_ONCE += (".ocdbt", "array_metadatas", "commit_success.txt")
 _MOST = {".jsonl": 2**30, **dict.fromkeys(_AT_ONCE, LARGEST)}
-"""Bytes of a file of a run, by its suffix or its name: lines are read one by one."""
+"""Bytes of a file of a run, by its suffix, its name or its folder: lines are read one by one."""
 
 
 def check_enclosed(directory: Path) -> None:
@@ -40,7 +41,8 @@ def _check_entry(path: Path, root: str) -> None:
             )
     elif not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         raise DataError(f"{path} is neither a file nor a folder: remove it")
-    largest = _MOST.get(path.suffix or path.name, math.inf)
+    kinds = (path.suffix, path.name, path.parent.name)
+    largest = min(_MOST.get(kind, math.inf) for kind in kinds)
     if found.st_size > largest:
         raise DataError(f"{path} has {found.st_size} bytes, and no run writes more than {largest}")
 

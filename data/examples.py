@@ -134,11 +134,17 @@ def require_split(name: str, split: str) -> None:
         raise DataError(f'"{name}" has no split "{split}"; use "train" or "test"')
 
 
-def stack(records: Records, indices: Iterable[int]) -> dict[str, np.ndarray]:
+def stack(records: Records, indices: Iterable[int], *, classes: int = 0) -> dict[str, np.ndarray]:
     """Reads some records and stacks their arrays along a new first axis, in 32 bits at most.
 
+    Args:
+        records: some of these.
+        indices: which.
+        classes: how many there are, to compare the labels to; with 0 they are not looked at.
+
     Raises:
-        DataError: if the records differ in what they hold, in type or in shape.
+        DataError: if the records differ in what they hold, in type or in shape, or a label is none
+            of the classes.
     """
     if isinstance(records, Arrays):
         chosen = np.fromiter(indices, np.int64)
@@ -157,7 +163,14 @@ def stack(records: Records, indices: Iterable[int]) -> dict[str, np.ndarray]:
     for name in read[0]:
         _require_one_type(name, rows, [row[name].dtype for row in read])
         _require_one_shape(name, (row[name].shape for row in read))
-    return {name: np.stack([row[name] for row in read]) for name in read[0]}
+    stacked = {name: np.stack([row[name] for row in read]) for name in read[0]}
+    label = stacked.get("label")
+    if classes and label is not None and (place := first_unknown(label, classes)) is not None:
+        raise DataError(
+            f"example {rows[place]} has the label {label[place]}, and the {classes} classes are 0 "
+            f"to {classes - 1}: name all classes, and leave examples without one out"
+        )
+    return stacked
 
 
 def materialize(examples: Examples) -> dict[str, np.ndarray]:
@@ -179,17 +192,11 @@ def materialize(examples: Examples) -> dict[str, np.ndarray]:
         raise DataError("this split has no examples; choose another one")
     chunks = np.array_split(np.arange(count), math.ceil(count / _CHUNK))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts = list(pool.map(partial(stack, records), chunks))
+        read = partial(stack, records, classes=len(examples.class_names))
+        parts = list(pool.map(read, chunks))
     for name in parts[0]:
         _require_one_shape(name, (part[name].shape[1:] for part in parts))
-    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    classes, label = len(examples.class_names), arrays.get("label")
-    if classes and label is not None and (place := first_unknown(label, classes)) is not None:
-        raise DataError(
-            f"example {place} has the label {label[place]}, and the {classes} classes are 0 to "
-            f"{classes - 1}: name all classes, and leave examples without one out"
-        )
-    return arrays
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def first_unknown(label: np.ndarray, classes: int) -> int | None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NotRequired, TypedDict
 
-from opsin.data.records import LARGEST, RecordError, cause, conform, open_regular, parse
+from opsin.data.records import LARGEST, cause, conform, open_regular, parse, unreadable
 from opsin.errors import UserError
 
 
@@ -56,7 +56,7 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
                     cut_off = not text.endswith(b"\n") and not text[:-1].endswith(b"}")
                     damaged += [] if cut_off else [number]
     except OSError as error:
-        raise RecordError(f"{path} cannot be read ({cause(error)}): mv it away") from error
+        raise unreadable(path, error, "mv it away") from error
     return lines, damaged
 
 

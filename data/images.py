@@ -78,6 +78,8 @@ def opened(
             yield image
     except (FileNotFoundError, IsADirectoryError) as error:
         raise DataError(f"there is no {what} {path}: {error.strerror}") from error
+    except PermissionError as error:
+        raise DataError(f"cannot read {what} {path}: {error.strerror}; make it readable") from error
     except Image.UnidentifiedImageError as error:
         raise DataError(
             f"cannot read {what} {path}: it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file; "

@@ -84,9 +84,10 @@ def train_batches(
         DataError: as ``train_indices``; while iterating, if an example cannot be read or differs in
             shape.
     """
-    count = len(examples.records)
+    count, classes = len(examples.records), len(examples.class_names)
     order = _order(count, batch, seed, distinct, passes, process_index, process_count)
-    return iter(order.map(partial(stack, examples.records)).to_iter_dataset(_read_ahead()))
+    read = partial(stack, examples.records, classes=classes)
+    return iter(order.map(read).to_iter_dataset(_read_ahead()))
 
 
 def eval_batches(
@@ -114,14 +115,16 @@ def eval_batches(
     Raises:
         DataError: as ``train_batches``.
     """
-    records = examples.records if isinstance(examples, Examples) else Arrays(examples)
+    whole = examples if isinstance(examples, Examples) else Examples(Arrays(examples))
+    records, classes = whole.records, len(whole.class_names)
     n = len(records)
     local = _local_batch(n, batch, process_index, process_count)
 
     def load(start: int) -> dict[str, np.ndarray]:
         indices = np.arange(start, start + local)
         valid = indices < n
-        return stack(records, np.where(valid, indices, 0)) | {"valid": valid}
+        read = stack(records, np.where(valid, indices, 0), classes=classes)
+        return read | {"valid": valid}
 
     starts = grain.MapDataset.range(process_index * local, _round_up(n, batch), batch)
     return iter(starts.map(load).to_iter_dataset(_read_ahead()))

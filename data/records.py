@@ -39,7 +39,7 @@ def read_record(path: Path, kind: type[Record], way_out: str) -> Record:
     try:
         return parse(bounded(path), kind)
     except (OSError, ValueError) as error:
-        raise RecordError(f"{path} cannot be read ({cause(error)}): {way_out}") from error
+        raise unreadable(path, error, way_out) from error
 
 
 def read_records(path: Path, read: Callable[[bytes], Record], way_out: str) -> list[Record]:
@@ -56,7 +56,7 @@ def read_records(path: Path, read: Callable[[bytes], Record], way_out: str) -> l
     try:
         lines = bounded(path).splitlines()
     except (OSError, ValueError) as error:
-        raise RecordError(f"{path} cannot be read ({cause(error)}): {way_out}") from error
+        raise unreadable(path, error, way_out) from error
     records = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -102,6 +102,13 @@ def conform(content: Any, kind: type[Record]) -> Record:
     _check_depth(content)
     found = msgspec.convert(content, kind)
     return found if is_dataclass(kind) else content
+
+
+def unreadable(path: Path, error: Exception, way_out: str) -> RecordError:
+    """What to raise of a file that cannot be read; one that is forbidden is not damaged."""
+    if isinstance(error, PermissionError):
+        way_out = "make it readable for you, as by chmod u+r"
+    return RecordError(f"{path} cannot be read ({cause(error)}): {way_out}")
 
 
 def cause(error: Exception) -> str:

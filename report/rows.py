@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 from opsin.config.table import Key, ReportError
 from opsin.data.enclosure import check_enclosed
 from opsin.data.files import from_json, replace_text, to_json
-from opsin.data.records import RecordError, cause, conform, open_regular, parse, read_records
+from opsin.data.records import RecordError, conform, open_regular, parse, read_records, unreadable
 from opsin.report import evaluations
 from opsin.report.run_files import read_config, read_summary, repeated
 from opsin.report.starts import commits, read_starts, that_count
@@ -206,7 +206,6 @@ def error_line(path: Path) -> str:
         with open_regular(path) as file:
             text = file.read(2**20).decode(errors="replace")
     except OSError as error:
-        way_out = repeated(path.parent)
-        raise RecordError(f"{path} cannot be read ({cause(error)}): {way_out}") from error
+        raise unreadable(path, error, repeated(path.parent)) from error
     lines = text.strip().splitlines() or ["no reason given"]
     return (lines[-1] if lines[0].startswith("Traceback") else lines[0]).strip()

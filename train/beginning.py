@@ -32,6 +32,11 @@ def said_of_start(experiment: Experiment, state: State, feed: FeedSpec) -> Itera
         state: its shapes.
         feed: its training images.
     """
+    if feed.examples < feed.batch_size:
+        yield (
+            f"data.batch={feed.batch_size} is more than the {feed.examples} training images: each "
+            "step takes some of them several times"
+        )
     chosen = experiment.weights
     files = chosen if isinstance(chosen, tuple) else () if chosen is None else (chosen,)
     variables = flatten({"params": state.params, **state.mutable})

@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NotRequired, TypedDict, TypeVar
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
+from msgspec import Meta
 
 from opsin.data.files import aside
 from opsin.data.records import LARGEST, cause, conform
@@ -47,15 +50,20 @@ class SaveError(RunFailed):
 
 Read = TypeVar("Read")
 Integer = Literal["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
+LARGEST_EXAMPLE = 2**30
+"""Numbers in an array of an example, such as an image of 18,000 x 18,000 pixels."""
 Number = Integer | Literal["bool", "float16", "float32", "float64"]
 """What arrays of examples are; 64 bits only where earlier code recorded what a source gave."""
+
+
+Shape = Annotated[list[Annotated[int, Meta(ge=0, le=2**24)]], Meta(max_length=8)]
 
 
 class Description(TypedDict):
     """What the training data were like: shape and type of each array of an example, for one."""
 
-    arrays: dict[str, tuple[list[int], Number]]
-    examples: int
+    arrays: dict[str, tuple[Shape, Number]]
+    examples: Annotated[int, Meta(ge=1)]
     class_names: list[str]
     resized: bool
     files: NotRequired[dict[str, str]]
@@ -65,7 +73,7 @@ class Description(TypedDict):
 class Position(TypedDict):
     """Batches that were taken."""
 
-    next_index: int
+    next_index: Annotated[int, Meta(ge=0)]
 
 
 class Metadata(TypedDict):
@@ -79,7 +87,7 @@ class Metadata(TypedDict):
     shapes: dict[str, str]
     position: Position
     window: list[Any] | None
-    seconds: float
+    seconds: Annotated[float, Meta(ge=0)]
     data: NotRequired[Description]
     best: NotRequired[float]
     digests: NotRequired[dict[str, str]]
@@ -200,6 +208,7 @@ class Checkpoints:
                 ),
             )["metadata"]
             conform(metadata, Metadata)
+            _check_sizes(metadata.get("data", {"arrays": {}})["arrays"])
             if metadata.get("sha256", told := _sha256(metadata)) != told:
                 raise ValueError("its metadata are not those that were saved")
         except Exception as error:
@@ -304,12 +313,16 @@ class Checkpoints:
                 "Move it away to start from the beginning"
             )
 
-    def _damaged(self, step: int, error: Exception) -> _DamagedError:
+    def _damaged(self, step: int, error: Exception) -> CheckpointError:
+        path = self.directory / str(step)
+        if hidden := [each for each in path.rglob("*") if not os.access(each, os.R_OK)]:
+            return CheckpointError(
+                f"{hidden[0]} may not be read: make it readable for you, as by chmod -R u+r {path}"
+            )
         older = [other for other in self._manager.all_steps() if other < step]
         way_out = f"to resume from step {max(older)}" if older else "to start from the beginning"
         return _DamagedError(
-            f"checkpoint {self.directory / str(step)} cannot be read ({cause(error)}): move it "
-            f"away {way_out}"
+            f"checkpoint {path} cannot be read ({cause(error)}): move it away {way_out}"
         )
 
     @contextmanager
@@ -341,6 +354,13 @@ def saved_step(directory: Path) -> int | None:
     """The newest step that is saved in a directory of checkpoints, by the names in it."""
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
     return max((int(name) for name in names if name.isdigit()), default=None)
+
+
+def _check_sizes(arrays: Mapping[str, Any]) -> None:
+    """Raises ValueError for an example that is larger than any: a network is made for it."""
+    for name, (shape, _) in arrays.items():
+        if math.prod(shape) > LARGEST_EXAMPLE:
+            raise ValueError(f"its examples have a {name!r} of {shape}")
 
 
 def _sha256(metadata: dict[str, Any]) -> str:

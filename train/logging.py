@@ -137,6 +137,11 @@ class WeightsAndBiases:
                 resume=None if offline else "allow",
                 settings=wandb.Settings(silent=offline, init_timeout=30),
             )
+        except ValueError as error:
+            raise LoggingError(
+                f"--wandb: WANDB_MODE={mode!r} is no mode: unset it, which keeps the run in its "
+                "directory, or set online"
+            ) from error
         except wandb.Error as error:
             raise LoggingError(
                 f"--wandb: {error} Or keep the run in its directory: WANDB_MODE=offline"

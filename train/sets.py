@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from opsin.data.augment import Batch
-from opsin.data.checks import check_classes
+from opsin.data.checks import check_splits
 from opsin.data.examples import (
     DataError,
     Examples,
@@ -69,7 +69,7 @@ def open_sets(experiment: Experiment) -> Sets:
     data = experiment.data
     sets = {"train": open_training(experiment)}
     sets |= {name: open_source(data.source, split) for name, split in data.eval_splits.items()}
-    check_classes({name: examples.class_names for name, examples in sets.items()})
+    check_splits(sets)
     experiment.task.check(sets["train"].class_names, partial(_look, sets, data))
     in_memory = {name: _in_memory(sets[name], data) for name in data.eval_splits}
     return Sets(sets, in_memory, drawn_labels(sets["train"]))

@@ -25,7 +25,7 @@ from opsin.data.files import replace_bytes, writing
 from opsin.data.records import open_regular, parse
 from opsin.errors import UserError
 from opsin.train.paths import flatten, unflatten
-from opsin.train.preprocessing import Preprocessing
+from opsin.train.preprocessing import Preprocessing, preprocessing_of
 from opsin.train.state import State
 from opsin.train.tensors import arrays_of, check_types
 
@@ -265,14 +265,10 @@ class Weights:
         Raises:
             WeightsError: if the header does not say the mean, the std or the size of images.
         """
-        said, lengths = {"range": range, **described}, {"image": 3, "range": 2}
-        for name in ("mean", "std", "image", "range"):
-            if not _are_numbers(said.get(name), lengths.get(name)):
-                raise WeightsError(
-                    f"{self.path} does not say the {name} of its images: make it again with "
-                    "`opsin export`"
-                )
-        return Preprocessing(*(tuple(said[x]) for x in ("mean", "std", "image", "range")))
+        try:
+            return preprocessing_of({"range": range, **described})
+        except ValueError as error:
+            raise WeightsError(f"{self.path} {error}: make it again with `opsin export`") from error
 
     def _check_scale(self, theirs: Preprocessing, run: Preprocessing) -> None:
         """Raises WeightsError if images come on another scale than the network was trained on."""
@@ -331,11 +327,6 @@ def _header(file: Any) -> dict[str, Any]:
     with suppress(ValueError):
         return parse((file.metadata() or {}).get(HEADER, "null"), dict[str, Any])
     return {}
-
-
-def _are_numbers(values: Any, count: int | None) -> bool:
-    listed = isinstance(values, list | tuple) and len(values) == (count or len(values))
-    return listed and all(isinstance(value, int | float) for value in values)
 
 
 def _below(path: str, part: str) -> bool:

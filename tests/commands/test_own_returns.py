@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 CODE = """
+import flax.linen as nn
 import numpy as np
+from opsin.data.examples import Arrays, Examples
 
 def nothing(*arguments, **options):
     return None
@@ -17,6 +19,19 @@ def text(*arguments, **options):
 
 def unlabelled(key, batch):
     return {"label": batch["label"]}
+
+def halved(key, batch):
+    return {name: x[::2] for name, x in batch.items()}
+
+class Seven(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.Dense(7)(x.reshape(len(x), -1))
+
+def untold(split):
+    images = np.zeros((20, 8, 8, 1), np.uint8)
+    label = {"label": np.arange(20, dtype=np.int32) % 10} if split == "train" else {}
+    return Examples(Arrays({"image": images, **label}), tuple("abcdefghij"))
 
 def mask(labels, *, seed):
     return labels > 1
@@ -43,9 +58,12 @@ def file(tmp_path: Path) -> Iterator[None]:
         ("task.loss_function=./gives.py:nothing", "the training step cannot be traced: Attribute"),
         ("task.loss_function=./gives.py:text", "the training step"),
         ("data.augment=(./gives.py:nothing,)", "data.augment takes"),
-        ("data.augment.0=./gives.py:nothing", "the training step cannot be traced: TypeError"),
+        ("data.augment.0=./gives.py:nothing", "the training step cannot be traced: AttributeErr"),
         ("data.augment.0=./gives.py:text", "the training step"),
         ("data.augment.0=./gives.py:unlabelled", "KeyError: 'image'"),
+        ("data.augment.0=./gives.py:halved", "data.augment.0 gives image [32, 8, 8, 1] for 64 exa"),
+        ("task.model=./gives.py:Seven", "task.model gives 7 outputs, the data have 10 classes"),
+        ("data.source=./gives.py:untold", "'test' has no 'label', which the training images hav"),
         ("data.select=./gives.py:mask", "a selection is whole numbers [kept], the places of"),
         ("data.select=./gives.py:parts", "not float64 [2]: np.flatnonzero gives those of a mask"),
         ("optimizer.schedule=./gives.py:constant", "'float' object is not callable"),
@@ -64,4 +82,7 @@ def test_what_a_function_gives_is_one_line(opsin: Callable, changed: str, told: 
     short = ("loop.duration=2 steps", "optimizer.warmup=0 steps")
     done = opsin("run", "digits_lenet", "--quiet", *short, changed)
     assert done.code == 2
-    assert told in done.complaint()
+    *before, last = done.err.splitlines()
+    assert last.startswith("opsin: ")
+    assert told in last
+    assert all(line.startswith("task.model is ") for line in before)

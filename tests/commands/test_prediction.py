@@ -219,6 +219,16 @@ def test_two_images_of_one_name_do_not_overwrite_each_other(classifier, tmp_path
     }  # fmt: skip
 
 
+def test_a_name_without_room_for_more_is_cut(classifier, tmp_path):
+    image = Image.fromarray(np.zeros((8, 8), np.uint8))
+    paths = [tmp_path / f"{'é' * 125}{letter}.png" for letter in "ab"]  # 251 and 4 bytes
+    for path in paths:
+        image.save(path)
+    assert len(list(predict(classifier, paths, tmp_path / "out"))) == 2
+    written = {f"{'é' * 100}{more}_label.png" for more in ("", "-2")}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"labels.csv", *written}
+
+
 def test_what_is_no_run_is_one_line(classified, tmp_path):
     with pytest.raises(RunError, match="no directory of a run"):
         load(tmp_path)

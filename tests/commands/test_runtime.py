@@ -31,6 +31,7 @@ def test_the_defaults(environment):
     environment.pop("PYTEST_CURRENT_TEST", None)
     assert environment == {
         "HOME": "/home/ada",
+        "MPLBACKEND": "agg",
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "GRPC_VERBOSITY": "ERROR",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
@@ -109,6 +110,27 @@ def test_what_is_asked_for_wins_over_the_users_variables(environment, runtime, e
     before = dict(environment)
     set_up(runtime)
     assert {name: environment[name] for name in before | expected} == before | expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("JAX_DEBUG_NANS", "maybe", "invalid truth value 'maybe' for environment 'JAX_DEBUG_NANS'"),
+        ("JAX_PLATFORMS", "abacus", "Unable to initialize backend 'abacus': "),
+    ],
+)
+def test_a_variable_that_jax_does_not_take_is_one_line(tmp_path, variable, value, told):
+    done = subprocess.run(
+        [sys.executable, "-m", "opsin", "run", "digits_lenet", "--quiet", "seed=1"],
+        env={**os.environ, variable: value, "MPLBACKEND": "none"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"opsin: jax does not start: {told}")
 
 
 def test_devices_are_faked_on_the_cpu_only(environment):

@@ -4,10 +4,11 @@ import io
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
-from opsin.commands.main import COMMANDS
+from opsin.commands.main import COMMANDS, main
 from opsin.commands.terminal import Shown, listed
 from opsin.config import catalogue
 from opsin.errors import visible
@@ -47,6 +48,20 @@ def test_what_an_encoding_lacks_is_written_out_and_the_rest_is_the_streams():
     assert Shown(stream).encoding == "latin-1"
     Shown(stream).write("é …")
     assert stream.buffer.getvalue() == b"\xe9 \\u2026"  # pyright: ignore
+
+
+@pytest.mark.parametrize("words", [["list"], ["--help"], ["run", "--help"], ["list", "--models"]])
+def test_a_full_disk_behind_the_output_is_one_line(monkeypatch, capfd, words):
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as exited:
+            main(words)
+        with monkeypatch.context() as patch:  # nor is there another at exit
+            patch.setattr(sys, "stderr", io.StringIO())
+            full.flush()
+    assert exited.value.code == 2
+    told = "opsin: cannot write to /dev/full (No space left on device): make room there\n"
+    assert capfd.readouterr().err == told
 
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J"

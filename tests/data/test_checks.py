@@ -5,9 +5,10 @@ from functools import partial
 import numpy as np
 import pytest
 
-from opsin.data.checks import check_classes
-from opsin.data.examples import Arrays, DataError, Examples
+from opsin.data.checks import check_splits
+from opsin.data.examples import Arrays, DataError, Examples, materialize
 from opsin.data.masks import IGNORE
+from opsin.data.pipeline import eval_batches, train_batches
 from opsin.data.sources import open_source, shrunk
 
 NAMES = ("cat", "dog")
@@ -50,6 +51,7 @@ BAD = {
     "a dict as records": (Examples({"image": IMAGE}, NAMES), "its records are a dict"),
     "a number as records": (Examples(3, NAMES), "its records are a int"),
     "one name": (memory("cat"), "class_names is a tuple of texts, not 'cat'"),
+    "one name twice": (memory(("cat", "cat")), "2 classes are called 'cat': name each otherwise"),
     "numbers as names": (memory((0, 1)), "class_names is a tuple of texts"),
     "uneven": (memory(label=LABEL[:3]), "there are 4 of 'image', 3 of 'label'"),
     "a list of labels": (memory(label=[0, 1, 1, 0]), "'label' is a list: make it a NumPy array"),
@@ -109,8 +111,31 @@ def test_what_is_one_passes_as_it_is(returned):
 
 
 def test_a_label_means_the_same_class_in_every_split():
-    check_classes({"train": NAMES, "test": list(NAMES), "more": ()})
-    check_classes({"train": (), "test": NAMES})
+    check_splits({"train": memory(), "test": memory(list(NAMES)), "more": memory(())})
+    check_splits({"train": memory(()), "test": memory()})
     for other in (("dog", "cat"), ("cat", "dog", "owl"), ("cat",)):
         with pytest.raises(DataError, match=f"'test' has the classes {', '.join(other)}, and "):
-            check_classes({"train": NAMES, "test": other})
+            check_splits({"train": memory(), "test": memory(other)})
+
+
+def test_every_split_has_the_targets_of_training():
+    bare = Examples(Arrays({"image": IMAGE}), NAMES)
+    check_splits({"train": bare, "test": memory()})
+    with pytest.raises(DataError, match="'test' has no 'label', which the training images have"):
+        check_splits({"train": memory(), "test": bare})
+    with pytest.raises(DataError, match="'val' has no 'mask'"):
+        check_splits({"train": memory(mask=MASK), "test": memory(mask=MASK), "val": memory()})
+
+
+@pytest.mark.parametrize("wrong", [-1, 2])
+def test_labels_are_looked_at_wherever_examples_are_read(wrong):
+    good = {"image": IMAGE[0], "label": np.int32(0)}
+    odd = Examples(Listed(good, good, good | {"label": np.int32(wrong)}, good), NAMES)
+    readers = (
+        materialize,
+        lambda examples: list(eval_batches(examples, batch=2)),
+        lambda examples: next(train_batches(examples, batch=4, seed=0)),
+    )
+    for read in readers:
+        with pytest.raises(DataError, match=f"example 2 has the label {wrong}, and the 2 classes"):
+            read(odd)

@@ -1,6 +1,7 @@
 """Checkpoints move between device counts, and say what is wrong with them."""
 
 import json
+import os
 import random
 import shutil
 import threading
@@ -205,6 +206,12 @@ DESCRIBED = {"arrays": {}, "examples": 3, "class_names": [], "resized": False}
         {"data": DESCRIBED | {"files": ["train"]}},
         {"data": DESCRIBED | {"labels": ["64 of digest 0"]}},
         {"data": DESCRIBED | {"arrays": {"image": [[2, 2, 1], "complex64"]}}},
+        {"data": DESCRIBED | {"arrays": {"image": [[2, -2, 1], "uint8"]}}},
+        {"data": DESCRIBED | {"arrays": {"image": [[2**30, 2, 1], "uint8"]}}},
+        {"data": DESCRIBED | {"arrays": {"image": [[2**20, 2**20, 1], "uint8"]}}},
+        {"data": DESCRIBED | {"examples": 0}},
+        {"position": {"next_index": -1}},
+        {"seconds": -1.0},
     ],
 )
 def test_what_a_reader_needs_is_there_or_the_checkpoint_is_damaged(two: Two, tmp_path, changes):
@@ -288,6 +295,16 @@ def test_a_folder_that_cannot_be_made_leaves_nobody_waiting(two: Two, tmp_path: 
     pools = ("metadata_store", "asyncio")  # idle, and gone with the process
     waiting = [x for x in threading.enumerate() if x not in before and not x.daemon]
     assert [x.name for x in waiting if not x.name.startswith(pools)] == []
+
+
+def test_what_may_not_be_read_is_not_taken_for_damaged(two: Two, tmp_path: Path, monkeypatch):
+    directory = two.copied(tmp_path)
+    forbidden = directory / "4" / "metadata" / "metadata"
+    forbidden.write_text("")  # what root would read all the same
+    monkeypatch.setattr(os, "access", lambda path, mode: path != forbidden)
+    with pytest.raises(CheckpointError, match=f"{forbidden} may not be read: make it readable"):
+        two.restored(directory)
+    assert (directory / "4").exists()
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path):

@@ -417,6 +417,13 @@ def test_a_relative_path_begins_here_or_else_at_the_root_of_opsin(whole, tmp_pat
         (json.dumps(SCALE | {"mean": 0.5}), "does not say the mean of its images"),
         (json.dumps(SCALE | {"std": ["a"]}), "does not say the std of its images"),
         (json.dumps(SCALE | {"range": [1]}), "does not say the range of its images"),
+        (json.dumps(SCALE | {"mean": []}), "does not say the mean of its images"),
+        (json.dumps(SCALE | {"mean": [10**400]}), "does not say the mean of its images"),
+        (json.dumps(SCALE | {"mean": [True]}), "does not say the mean of its images"),
+        (json.dumps(SCALE | {"std": [0]}), "says it saw images of .*, std .0. and range"),
+        (json.dumps(SCALE | {"image": [-1, 2, 3]}), "says it saw images of .-1, 2, 3., std"),
+        (json.dumps(SCALE | {"image": [2**40, 2, 3]}), "says it saw images of .1099511627776, 2"),
+        (json.dumps(SCALE | {"range": [1, 0]}), "says it saw images of .* range .1, 0."),
     ],
 )
 def test_a_damaged_header_is_one_line(variables, tmp_path, header, complaint):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -27,6 +29,38 @@ def check_outputs(model: nn.Module, class_names: Sequence[str], path: str = "tas
         raise SettingError(
             f"{path}.num_classes is {outputs}, the data have {len(class_names)} classes: "
             f"set {path}.num_classes={len(class_names)}"
+        )
+
+
+def check_logits(
+    model: nn.Module, class_names: Sequence[str], images: Callable[[], Array], *, least: int = 0
+) -> None:
+    """Raises SettingError unless a model gives one logit a class, along the last axis.
+
+    Args:
+        model: with a field ``num_classes``, or one that is traced to see what it gives; one that
+            cannot be traced is left to who traces it next.
+        class_names: of the data, maybe none.
+        images: a few of them, as the model sees them.
+        least: outputs that are right too, as one for two classes.
+    """
+    said = getattr(model, "num_classes", None)
+    if not class_names or said == least:
+        return
+    if said is not None:
+        check_outputs(model, class_names)
+        return
+    try:
+        traced = jax.eval_shape(
+            partial(model.init_with_output, train=False), jax.random.key(0), images()
+        )
+        outputs = traced[0].shape[-1]
+    except Exception:  # whatever a user's model raises: who traces it next says so
+        return
+    if outputs not in (least, len(class_names)):
+        raise SettingError(
+            f"task.model gives {outputs} outputs, the data have {len(class_names)} classes: give "
+            f"it {len(class_names)}"
         )
 
 

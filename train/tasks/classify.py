@@ -19,7 +19,7 @@ from opsin.metrics.state import Mean, Metric
 from opsin.pictures.kinds import Confusion, Curve, Labels, Preview
 from opsin.ranges import CountOrZero, NonNegative
 from opsin.train.tasks.auxiliary import initial_variables, training_logits, with_auxiliary
-from opsin.train.tasks.checks import check_outputs, require_entry
+from opsin.train.tasks.checks import check_logits, require_entry
 from opsin.train.tasks.task import Aux, Batch, Look, Task
 
 
@@ -54,7 +54,7 @@ class Classify(Task):
 
     def check(self, class_names: Sequence[str], look: Look) -> None:
         """Raises SettingError unless the model has one output a class."""
-        check_outputs(self.model, class_names)
+        check_logits(self.model, class_names, lambda: look()["train"]["image"])
 
     def init(self, key: Key[Array, ""], batch: Batch) -> PyTree:
         """All variables of the model.

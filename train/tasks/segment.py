@@ -24,7 +24,7 @@ from opsin.pictures.kinds import Confusion, Curve, MaskPreview, Masks
 from opsin.ranges import CountOrZero, NonNegative
 from opsin.train.settings import SettingError
 from opsin.train.tasks.auxiliary import initial_variables, training_logits, with_auxiliary
-from opsin.train.tasks.checks import check_outputs, require_entry
+from opsin.train.tasks.checks import check_logits, require_entry
 from opsin.train.tasks.task import Aux, Batch, Look, Task
 
 
@@ -75,8 +75,12 @@ class Segment(Task):
         The one must be for a loss that takes it: a softmax over one class knows no class 1.
         """
         single = getattr(self.model, "num_classes", None) == 1
-        if len(class_names) != 2 or not single:
-            check_outputs(self.model, class_names)
+        least = 1 if len(class_names) == 2 else 0
+
+        def framed() -> Array:
+            return self._framed(look()["train"]["image"])
+
+        check_logits(self.model, class_names, framed, least=least)
         if single and not takes_one_logit(self.loss_function):
             raise SettingError(
                 "task.model.num_classes=1, and task.loss_function takes one logit a class: set "
