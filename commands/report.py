@@ -11,7 +11,7 @@ from tyro.conf import arg
 from opsin.commands import runtime
 from opsin.commands.values import File, Folder
 from opsin.config import catalogue
-from opsin.data.files import replace_text, writing
+from opsin.data.files import holds, replace_text, writing
 from opsin.errors import ConfigError
 
 
@@ -70,7 +70,7 @@ def _collect(name: str, workdir: Path, results: Path) -> int:
     _, module = catalogue.opened(name)
     of = identity_of(module.config(), catalogue.arms(module))
     write(collect(workdir / chosen.name, chosen.arms, of, chosen.typed), chosen, results)
-    print((results / f"{chosen.name}.md").read_text())
+    print((results / f"{chosen.name}.md").read_text(encoding="utf-8"))
     print(results)
     return 0
 
@@ -85,7 +85,7 @@ def _compare(names: list[str], results: Path, readme: Path | None) -> int:
     if readme:
         stale += reproduction.check(results)
         for path, text in overviews(reports, results, readme).items():
-            if not path.exists() or path.read_text(encoding="utf-8") != text:
+            if not holds(path, text.encode()):
                 stale.append(str(path))
     for file in stale:
         print(f"opsin: {file} is not what its data give: run opsin report", file=sys.stderr)

@@ -80,11 +80,13 @@ def _train(
     experiment = override(base, (module.SMOKE if smoke else {}) | overrides)
     # A mistake is answered before these are imported, which takes a moment.
     from opsin.commands.runs import execute
-    from opsin.config.sweep import arm_of
+    from opsin.config.sweep import CUSTOM, arm_of
     from opsin.train.host.processes import is_first
     from opsin.train.host.profiling import Steps
 
     arm = arm_of(experiment, base, catalogue.arms(module))
+    if arm == CUSTOM:  # what lists of runs tell it from others by
+        arm = " ".join(word for word in typed if not word.startswith("seed=")) or CUSTOM
     steps = Steps(*profile) if profile else None
     outcome = execute(name, arm, experiment, replace(output.options(), began=began, profile=steps))
     if not is_first():

@@ -49,8 +49,8 @@ def _flag_of(value: str, words: Sequence[str]) -> str:
     """``"--seeds: "``, or all flags that the value stands behind."""
     found: list[str] = []
     for before, word in itertools.pairwise(("", *words)):
-        flag, _, given = word.partition("=")
-        if flag.startswith("--") and given == value:
+        flag, equals, given = word.partition("=")
+        if flag.startswith("--") and equals and given == value:
             found.append(flag)
         elif before.startswith("--") and word == value:
             found.append(before)
@@ -155,8 +155,14 @@ def _axes(text: str) -> dict[str, int]:
     return axes
 
 
+def _place(text: str) -> Path:
+    if not text:
+        raise ValueError("nothing is named: this folder is written as .")
+    return Path(text)
+
+
 def _folder(text: str) -> Path:
-    path = Path(text)
+    path = _place(text)
     if path.exists() and not path.is_dir():
         raise ValueError(f"cannot write to {text}, which is no folder: choose another place")
     _check_place(path)
@@ -164,7 +170,7 @@ def _folder(text: str) -> Path:
 
 
 def _file(text: str) -> Path:
-    path = Path(text)
+    path = _place(text)
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "a device"
         raise ValueError(f"cannot write to {text}, which is {what}: choose another place")

@@ -13,6 +13,9 @@ from opsin.config.tree import override
 from opsin.errors import ConfigError
 from opsin.train.experiment import Experiment
 
+CUSTOM = "custom"
+"""What is no arm of its ablation."""
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -87,9 +90,9 @@ def identity_of(experiment: Experiment, arms: Sequence[Arm]) -> Callable[[str, i
 
 
 def arm_of(experiment: Experiment, base: Experiment, arms: Sequence[Arm]) -> str:
-    """The arm that an experiment belongs to, under any seed; ``"custom"`` if to none."""
+    """The arm that an experiment belongs to, under any seed; ``CUSTOM`` if to none."""
     target, of = key_of(experiment), identity_of(base, arms)
-    return next((a.name for a in arms if of(a.name, experiment.seed) == target), "custom")
+    return next((a.name for a in arms if of(a.name, experiment.seed) == target), CUSTOM)
 
 
 def share(planned: Sequence[Planned], index: int, of: int) -> Iterator[Planned]:

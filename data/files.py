@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NotRequired, TypedDict
 
-from opsin.data.records import LARGEST, cause, conform, open_regular, parse, unreadable
+from opsin.data.records import LARGEST, bounded, cause, conform, open_regular, parse, unreadable
 from opsin.errors import UserError
 
 
@@ -82,6 +82,14 @@ def from_json(content: Mapping[str, Any]) -> dict[str, Any]:
 def readable(name: str | os.PathLike[str]) -> str:
     r"""A name as text: bytes that are no UTF-8 are written out, as in "caf\xe9"."""
     return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def holds(path: Path, content: bytes) -> bool:
+    """Whether a file is there that holds exactly this."""
+    try:
+        return bounded(path) == content
+    except (OSError, ValueError):  # a folder, say
+        return False
 
 
 def replace_text(path: Path, text: str) -> None:

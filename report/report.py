@@ -15,7 +15,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from opsin.config.table import Report, ReportError
-from opsin.data.files import replace_text
+from opsin.data.examples import DataError
+from opsin.data.files import holds, replace_text
+from opsin.data.records import bounded, cause
 from opsin.report.figure import draw
 from opsin.report.rows import Row, in_order, read_rows, write_rows
 from opsin.report.statistics import Estimate, estimate, paired_differences
@@ -152,7 +154,10 @@ def overviews(reports: Sequence[Report], results: Path, readme: Path) -> dict[Pa
     """
     if not readme.exists():
         raise ReportError(f"no {readme} to put the results in")
-    text = readme.read_text(encoding="utf-8")
+    try:
+        text = bounded(readme).decode()
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{readme} cannot be read ({cause(error)}): put it back") from error
     start = README_START.search(text)
     if start is None or README_END not in text[start.end() :]:
         raise ReportError(f"{readme} lacks the line <!-- results -->, followed by {README_END}")
@@ -376,12 +381,14 @@ def markdown_table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _same(one: Path, other: Path) -> bool:
-    if not other.exists():
-        return False
     if one.suffix != ".png":
-        return one.read_bytes() == other.read_bytes()
+        return holds(other, one.read_bytes())
     import numpy as np
-    from PIL import Image
 
-    with Image.open(one) as first, Image.open(other) as second:
-        return np.array_equal(np.asarray(first), np.asarray(second))
+    from opsin.data.images import opened
+
+    try:
+        with opened(one) as first, opened(other) as second:
+            return np.array_equal(np.asarray(first), np.asarray(second))
+    except DataError:  # missing, or no picture
+        return False

@@ -27,7 +27,7 @@ from typing import Literal
 
 from filelock import FileLock
 
-from opsin.data.files import replace_text, to_json
+from opsin.data.files import holds, replace_text, to_json
 from opsin.data.records import parse, read_records
 from opsin.report.report import markdown_table
 from opsin.report.statistics import prediction_interval
@@ -192,8 +192,8 @@ def check(results: Path) -> list[str]:
         RecordError: they cannot be read.
     """
     path, text = results / f"{NAME}.md", _expected(results)
-    found = path.read_text(encoding="utf-8") if path.exists() else None
-    return [] if found == text else [path.name]
+    same = not path.exists() if text is None else holds(path, text.encode())
+    return [] if same else [path.name]
 
 
 def _expected(results: Path) -> str | None:

@@ -307,6 +307,8 @@ def test_every_place_of_every_command_is_looked_at_before_any_work(tmp_path: Pat
                     parse(BY_NAME[command], words, f"opsin {command}")
                 expected = f"{flag}: {complaint.format(place, tmp_path)}: choose another place: "
                 assert str(told.value).startswith(expected)
+            with pytest.raises(ConfigError, match=f"^{flag}: nothing is named: this folder is wr"):
+                parse(BY_NAME[command], [*NEEDED[command].split(), flag, ""], f"opsin {command}")
             for place in (tmp_path / "folder" / "new" / "newer", tmp_path / "new"):
                 parse(BY_NAME[command], [*NEEDED[command].split(), flag, str(place)], "opsin")
     assert [path.name for path in (tmp_path / "folder").iterdir()] == []

@@ -112,7 +112,7 @@ def test_smoke_changes_what_it_says_and_overrides_win(opsin, untrained):
     directory = Path(done.out.splitlines()[-1])
     resolved = json.loads((directory / "config.json").read_text())
     assert (resolved["loop"]["duration"], resolved["data"]["batch"]) == ("2 steps", 16)
-    assert json.loads((directory / "arm.json").read_text())["arm"] == "custom"
+    assert json.loads((directory / "arm.json").read_text())["arm"] == "data.batch=16"
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,20 @@ def test_check_names_what_was_edited_by_hand(rows, tmp_path):
     assert check(FOCAL, tmp_path) == ["focal.csv", "focal.md", "focal.png"]
 
 
+@pytest.mark.parametrize("damage", ["noise", "folder", "nothing"])
+def test_check_names_what_is_no_such_file(rows, tmp_path, damage):
+    write(rows, FOCAL, tmp_path)
+    derived = ["focal.csv", "focal.md", "focal.png"]
+    for name in derived:
+        path = tmp_path / name
+        path.unlink()
+        if damage == "folder":
+            path.mkdir()
+        elif damage == "noise":
+            path.write_bytes(bytes(range(256)))
+    assert check(FOCAL, tmp_path) == derived
+
+
 def test_check_sees_a_changed_number_in_the_raw_data(rows, tmp_path):
     write(rows, FOCAL, tmp_path)
     path = tmp_path / "focal.jsonl"
@@ -436,6 +450,9 @@ def test_a_readme_without_its_lines_is_refused(tmp_path, text):
         overviews([], tmp_path, path)
     path.write_text(text)
     with pytest.raises(ReportError, match="lacks the line <!-- results -->"):
+        overviews([], tmp_path, path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ReportError, match=r"README\.md cannot be read .'utf-8' codec"):
         overviews([], tmp_path, path)
 
 
