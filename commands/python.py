@@ -71,12 +71,13 @@ class Loaded:
         Raises:
             DataError: for an array of another kind.
         """
-        if images.dtype != np.uint8 or images.ndim != 4:
+        given = np.asarray(images)
+        if given.dtype != np.uint8 or given.ndim != 4:
             raise DataError(
                 "prepare takes uint8 [batch, height, width, channels], not "
-                f"{images.dtype} {list(images.shape)}: of one image, image[None]"
+                f"{given.dtype} {list(given.shape)}: of one image, image[None]"
             )
-        return prepared({"image": jnp.asarray(images)}, data=self.experiment.data)["image"]
+        return prepared({"image": jnp.asarray(given)}, data=self.experiment.data)["image"]
 
     def predict(
         self, images: np.ndarray | Image.Image | Sequence[np.ndarray | Image.Image]

@@ -28,6 +28,18 @@ def said(experiment) -> list[str]:
     return list(said_of_start(experiment, program.state, feed.spec))
 
 
+def test_a_batch_that_holds_images_several_times_is_told():
+    feed, program = lay_out(make_tiny())
+
+    def told(examples: int) -> list[str]:
+        spec = replace(feed.spec, examples=examples)
+        return list(said_of_start(make_tiny(), program.state, spec))
+
+    assert told(feed.spec.batch_size) == []
+    (line,) = told(feed.spec.batch_size - 1)
+    assert line.startswith(f"data.batch={feed.spec.batch_size} is more than the ")
+
+
 @pytest.mark.parametrize(
     ("norm", "freeze", "warned"),
     [
