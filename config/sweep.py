@@ -25,6 +25,7 @@ class Planned:
     seed: int
     experiment: Experiment
     id: str
+    measurement: str | None = None
 
 
 def expand(
@@ -51,7 +52,7 @@ def expand(
     for seed, arm in itertools.product(range(seeds), arms):
         changed = override(experiment, arm.under(seed) | dict(overrides or {}))
         key = identities(changed)
-        run = Planned(arm.name, seed, changed, key[0])
+        run = Planned(arm.name, seed, changed, *key)
         twin = planned.setdefault(key, run)
         if twin is not run:
             raise ConfigError(

@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opsin.analysis.probes import Probe
-from opsin.config import catalogue
 from opsin.config.identity import evaluation_id, identity
 from opsin.config.sweep import Planned, arm_of, expand, identities, identity_of, key_of, share
 from opsin.config.table import Arm
@@ -127,16 +126,3 @@ def test_a_run_knows_its_arm_under_any_seed():
         assert arm_of(override(run.experiment, {"seed": 99}), BASE, ARMS) == run.arm
     assert arm_of(override(BASE, {"data.batch": 1}), BASE, ARMS) == "custom"
     assert arm_of(BASE, BASE, [Arm("default")]) == "default"
-
-
-@pytest.mark.parametrize("name", sorted(catalogue.experiments()))
-def test_every_sweep_of_the_house_has_as_many_runs_as_arms_times_seeds_and_can_be_shared(name):
-    module = catalogue.find(name)
-    arms = catalogue.arms(module)
-    planned = expand(module.config(), arms, 2)
-    assert len({identities(run.experiment) for run in planned}) == 2 * len(arms)
-    assert {run.arm for run in planned} == {arm.name for arm in arms}
-    for of in (2, 3, 4):
-        assert_parts(planned, of)
-    for run in planned[::5]:
-        assert arm_of(run.experiment, module.config(), arms) == run.arm
