@@ -37,7 +37,7 @@ class Extractor:
 
     name: str
     model: nn.Module
-    path: str
+    path: str = field(metadata={"known_by": "sha256"})
     sha256: str | None = None
     batch: Count = field(default=500, metadata={"identity": False})
 

@@ -38,6 +38,7 @@ from opsin.experiments.extractors import LENET
 from opsin.losses.classification import focal_loss
 from opsin.models.classification.lenet import LeNet5
 from opsin.train.experiment import Experiment
+from opsin.train.extractor import Extractor
 from opsin.train.tasks import (
     adversarial,
     autoencode,
@@ -391,6 +392,13 @@ def test_no_size_of_a_batch_tells_measurements_apart(measurement):
     other = override(measurement, dict.fromkeys(sizes, 3))
     assert other != measurement
     assert identity(other) == identity(measurement)
+
+
+def test_where_a_file_lies_tells_extractors_apart_only_if_its_sha256_is_not_known():
+    elsewhere, unknown = ({**vars(LENET), "path": "b"} | x for x in ({}, {"sha256": None}))
+    assert identity(Extractor(**elsewhere)) == identity(LENET)
+    assert identity(Extractor(**unknown)) != identity(Extractor(**(unknown | {"path": "c"})))
+    assert identity(dataclasses.replace(LENET, sha256="0" * 64)) != identity(LENET)
 
 
 def record() -> None:
