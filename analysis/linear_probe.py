@@ -18,6 +18,8 @@ from opsin.train.compiler import jit_here
 
 Vectors = Float[np.ndarray, "images numbers"]
 Classes = Int[np.ndarray, " images"]
+HeldOut = Float[np.ndarray, "held_out numbers"]
+Truth = Int[np.ndarray, " held_out"]
 
 ITERATIONS = 500  # of L-BFGS, at most: with a weak penalty more of them change few answers
 SGD_BATCH = 256
@@ -26,8 +28,8 @@ SGD_BATCH = 256
 def linear_probe(
     features: Vectors,
     classes: Classes,
-    held_out: Vectors,
-    truth: Classes,
+    held_out: HeldOut,
+    truth: Truth,
     *,
     penalties: Sequence[float],
     splits: Any,
@@ -75,8 +77,8 @@ def linear_probe(
 def sgd_probe(
     features: Vectors,
     classes: Classes,
-    held_out: Vectors,
-    truth: Classes,
+    held_out: HeldOut,
+    truth: Truth,
     *,
     epochs: int,
     seed: Seed,

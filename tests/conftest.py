@@ -39,13 +39,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # Signatures are executed: shapes and dtypes, in calls and results of whatever is imported later.
 # NumPy's arrays count as JAX's, since `jax.numpy` takes either.
 jaxtyping.Array = jax.Array | np.ndarray
-# Not of the rest of train, whose states hold shapes and shardings in the place of arrays, nor of
-# analysis.linear_probe, whose hints give as many images to what is held out as to what teaches.
-ANALYSIS = ("diffusion", "features", "latents", "likelihoods", "sampling", "views")
-CHECKED = (
-    *("ops", "imaging", "losses", "metrics", "models", "data", "train.tasks"),
-    *(f"analysis.{name}" for name in ANALYSIS),
-)
+# Not of the rest of train, whose states hold shapes and shardings in the place of arrays.
+CHECKED = ("ops", "imaging", "losses", "metrics", "models", "data", "train.tasks", "analysis")
 jaxtyping.install_import_hook([f"opsin.{room}" for room in CHECKED], f"{__name__}.check_shapes")
 
 
