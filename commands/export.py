@@ -19,10 +19,11 @@ def export(
     allow: Allow = (),
     runtime: Runtime,
 ) -> int:
-    """Saves the weights of a run as safetensors.
+    """Saves the weights of a run as safetensors, or what it predicts as a program.
 
     Args:
-        output: such as lenet.safetensors
+        output: such as lenet.safetensors; lenet.stablehlo is a program, which jax runs without
+            opsin, on CPUs, GPUs and TPUs
         names: those of another library's state_dict, which can load the file then; default: ours
     """
     runtime.set_up()

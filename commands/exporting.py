@@ -1,7 +1,8 @@
-"""How a finished run becomes a file of weights: to judge generators, or to start other runs."""
+"""How a finished run becomes a file: weights for other runs, or a program for other machines."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,10 +10,13 @@ from pathlib import Path
 import jax
 
 from opsin.commands.runs import RunError
-from opsin.commands.trained import open_run
-from opsin.data.files import check_new, to_json
+from opsin.commands.trained import Trained, open_run
+from opsin.data.files import check_new, replace_bytes, to_json, writing
 from opsin.interchange import conversion
+from opsin.interchange.stablehlo import SUFFIX, program_of
 from opsin.report.run_files import read_summary
+from opsin.train.preparation import prepared
+from opsin.train.settings import SettingError
 from opsin.train.weights import save_weights
 
 
@@ -21,7 +25,8 @@ def export(run: Path, path: Path, *, names: str | None = None, allow: Sequence[s
 
     Args:
         run: its directory.
-        path: of the file.
+        path: of the file; one that ends in ``.stablehlo`` gets a program, from images to
+            probabilities, any other one the weights as safetensors.
         names: of another library, to write the arrays by: see ``interchange.conversion``.
         allow: see ``reopen``.
 
@@ -29,7 +34,7 @@ def export(run: Path, path: Path, *, names: str | None = None, allow: Sequence[s
         The sha256 of the file.
 
     Raises:
-        RunError: if this is no finished run.
+        RunError: if this is no finished run, or a program is asked for that would predict nothing.
         WeightsError: if its model has no such names.
         WriteError: if the file cannot be written, or is there already.
     """
@@ -37,6 +42,10 @@ def export(run: Path, path: Path, *, names: str | None = None, allow: Sequence[s
     trained = open_run(run, allow=allow)
     if not (run / "DONE").exists():
         raise RunError(f"{run} is not finished: run it again, and it resumes")
+    if path.suffix == SUFFIX:
+        if names is not None:
+            raise RunError(f"--names is for files of weights: leave it out for a {SUFFIX}")
+        return _write_program(trained, run, path)
     summary = to_json(read_summary(run))
     accuracies = {name: x for name, x in summary.items() if name.endswith("/accuracy")}
     described = {
@@ -53,3 +62,23 @@ def export(run: Path, path: Path, *, names: str | None = None, allow: Sequence[s
         variables = conversion.to_theirs(jax.device_get(variables), model, names)
         return save_weights(path, variables, described, header="opsin")
     return save_weights(path, variables, described)
+
+
+def _write_program(trained: Trained, run: Path, path: Path) -> str:
+    """Writes what predicts as a program, and returns its sha256."""
+    task, data = trained.experiment.task, trained.experiment.data
+
+    def answer(image: jax.Array) -> jax.Array:
+        images = prepared({"image": image[None]}, data=data)["image"]
+        return task.predict(trained.params, trained.mutable, images).probabilities[0]
+
+    height, width, channels = trained.image
+    framed = (height + 2 * task.context, width + 2 * task.context, channels)
+    try:
+        program = program_of(answer, framed)
+    except SettingError as error:
+        raise RunError(f"{run}: {error}") from error
+    with writing(path, "give another place"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_bytes(path, program)
+    return hashlib.sha256(program).hexdigest()
