@@ -601,7 +601,7 @@ FREE = (
 """What changes no trained number."""
 
 
-FEW = ("cifar10_simclr_finetune", "digits_lenet", "mnist_cgan")
+FEW = ("cifar10_simclr_finetune", "digits_lenet")
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,7 @@ def test_ignored_labels_change_nothing(loss, logits, labels, ignored):
         np.testing.assert_array_equal(actual[~mask], expected[~mask])
 
 
+@pytest.mark.proofs
 @pytest.mark.parametrize("loss", [classification.cross_entropy_loss, classification.focal_loss])
 def test_masks_leave_no_nan_on_the_way(loss, logits, labels, soft_labels):
     """Else `jax_debug_nans` would stop at an ignored pixel."""

@@ -499,6 +499,7 @@ def test_volumes_too(logits, labels):
         np.testing.assert_allclose(value, flat[name][0], rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.proofs
 def test_eight_devices_are_one(logits, labels):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec("data"))

@@ -73,6 +73,7 @@ def test_parameters_of_the_residual_pair():
     assert got == first + halving + 4 * conv(9, width, width) + width == 1_053_824
 
 
+@pytest.mark.proofs
 def test_parameters_of_options():
     generator, discriminator = DCGANGenerator(), DCGANDiscriminator()
     # A class is one more number beside z, ...
