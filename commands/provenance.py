@@ -115,7 +115,7 @@ def code_of(house: Path) -> dict[str, Any]:
     """
     if _git(house, "ls-files", "--error-unmatch", "errors.py") is None:
         return {"commit": None, "dirty": None}
-    but = ":(exclude)results/reproduced.*"  # no run reads what opsin reproduce writes
+    but = ":(exclude,glob)results/*"  # tables are made of runs, and no run reads them
     return {
         "commit": _git(house, "rev-parse", "HEAD"),
         "dirty": bool(_git(house, "status", "--porcelain", "--", but)),

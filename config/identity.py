@@ -23,8 +23,8 @@ def identity(tree: Any) -> str:
 def evaluation_id(experiment: Any) -> str:
     """The id of how an experiment evaluates its splits and is measured, as ``identity`` that of it.
 
-    It is made of its whole task, with what changes no trained number, such as the sampler, and of
-    the splits.
+    It is made of its task, with what changes what is measured and no trained number, such as the
+    sampler, and of the splits.
     """
     task = essence(experiment.task, experiment, whole=True)
     return _hash({"task": task, "splits": dict(experiment.data.eval_splits)})
@@ -40,7 +40,8 @@ def essence(node: Any, root: Any = None, *, whole: bool = False) -> Any:
     An object is named without its module, so that files may move. An option at its default is left
     out, so that a new one changes no id; and so is a field with the metadata
     ``{"identity": False}``: measurements, how often something is logged or saved, and the layout
-    of devices. A field with the metadata ``{"known_by": other}`` is left out where the other field
+    of devices. One with ``{"identity": "evaluation"}``, such as a sampler, counts with ``whole``. A
+    field with the metadata ``{"known_by": other}`` is left out where the other field
     has a value: the path of a file whose sha256 is known. One with ``{"counts_with": path}`` does
     count where that path from the root has a value: how is evaluated, where the best state is kept.
     Of several splits that is the one which chooses, whose metric the value is.
@@ -48,7 +49,7 @@ def essence(node: Any, root: Any = None, *, whole: bool = False) -> Any:
     Args:
         node: what is a tree, or lies in one.
         root: the tree that it lies in.
-        whole: with the fields that change no trained number.
+        whole: with the fields that change what is measured.
 
     Raises:
         ConfigError: for an object that cannot be found by a name, such as a lambda.
@@ -111,7 +112,7 @@ def _set(owner: Any, values: Mapping[str, Any], root: Any, whole: bool) -> dict[
     conditions = {f.name: f.metadata["counts_with"] for f in fields if "counts_with" in f.metadata}
     choosing = {name: _chosen_by(root, path) for name, path in conditions.items()}
     values = {name: _choosing(value, choosing.get(name)) for name, value in values.items()}
-    apart = {f.name for f in fields if not (whole or f.metadata.get("identity", True))}
+    apart = {f.name for f in fields if not _counts(f.metadata.get("identity", True), whole)}
     apart -= {name for name, metric in choosing.items() if metric}
     apart |= {f.name for f in fields if values.get(f.metadata.get("known_by", "")) is not None}
     within = partial(essence, root=root, whole=whole)
@@ -121,6 +122,11 @@ def _set(owner: Any, values: Mapping[str, Any], root: Any, whole: bool) -> dict[
         for name, value in counted.items()
         if name not in given or not _same(value, given[name])
     }
+
+
+def _counts(said: bool | str, whole: bool) -> bool:
+    """Whether a field counts, by its metadata "identity"."""
+    return whole if said == "evaluation" else bool(said)
 
 
 def _chosen_by(root: Any, path: str) -> str | None:

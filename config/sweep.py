@@ -55,9 +55,13 @@ def expand(
         run = Planned(arm.name, seed, changed, *key)
         twin = planned.setdefault(key, run)
         if twin is not run:
+            alike = evaluation_id(run.experiment) == evaluation_id(twin.experiment)
+            way_out = (
+                "give them different overrides" if alike else "measure it by SampledBy, or seed"
+            )
             raise ConfigError(
                 f"{run.arm} with seed {run.seed} and {twin.arm} with seed {twin.seed} are one and "
-                "the same run: give them different overrides"
+                f"the same run{'' if alike else ', measured in two ways'}: {way_out}"
             )
     return list(planned.values())
 

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from filelock import FileLock
 
@@ -156,11 +156,18 @@ def tables(results: Path) -> list[str]:
     return [name for name in names if name != NAME]
 
 
+def _run_of(line: Reproduced) -> tuple[Any, ...]:
+    """What tells the run of a line from others; changes that were not committed are any."""
+    changed = (line.date, line.seconds) if line.dirty else None
+    return line.experiment, line.arm, line.seed, line.commit, changed
+
+
 def add(results: Path, line: Reproduced) -> None:
     """Adds a line, and writes the table anew.
 
     It takes the place of one of the same row by the same commit, which is the same run; those of
-    other commits stay, so that no row is repeated until it is within.
+    other commits, or with changes that nothing names, stay, so that no row is repeated until it is
+    within.
 
     Raises:
         RecordError: the file that is there is damaged.
@@ -168,7 +175,7 @@ def add(results: Path, line: Reproduced) -> None:
     path = results / f"{NAME}.jsonl"
     with FileLock(results / f"{NAME}.lock"):  # another command may add a line meanwhile
         before = _read(path) if path.exists() else []
-        lines = {(x.experiment, x.arm, x.seed, x.commit): x for x in [*before, line]}
+        lines = {_run_of(each): each for each in [*before, line]}
         kept = sorted(lines.values(), key=lambda x: (x.experiment, x.arm, x.seed, x.date))
         text = "".join(json.dumps(asdict(each)) + "\n" for each in kept)
         replace_text(path, text)

@@ -152,14 +152,14 @@ def forget(allowed: list[float]):
     """Compiled programs would fill the memory: all are forgotten wherever it has grown too much.
 
     What they took is used again, and not given back to the system: from then on it may grow by a
-    quarter of a GiB more. Own files that one test file read are forgotten too: the next may write
-    another of that name.
+    quarter of a GiB more, up to 2.5. Own files that one test file read are forgotten too: the next
+    may write another of that name.
     """
     yield
     if resident_bytes() > allowed[0]:
         jax.clear_caches()
         gc.collect()
-        allowed[0] = max(allowed[0], resident_bytes() + 2**28)
+        allowed[0] = min(max(allowed[0], resident_bytes() + 2**28), 2.5 * 1024**3)
     for name in [name for name in sys.modules if name.startswith(own_files.PREFIX)]:
         del sys.modules[name]
 

@@ -53,11 +53,14 @@ def first_state(
 def _keep_earlier(directory: Path) -> None:
     """Keeps what belongs to states that are gone, under other names, and says so.
 
-    Else a new run would be compared to a best state that is not of it, and would empty the log.
+    Else a new run would be compared to a best state that is not of it, would empty the log, and
+    what was measured of another state would be taken for its own.
     """
     best, log = directory / BEST, directory / "metrics.jsonl"
+    measured = directory / "evaluations"
     left = [best] if saved_step(best) is not None else []
     left += [log] if log.is_file() and log.stat().st_size else []
+    left += [measured] if measured.is_dir() and any(measured.iterdir()) else []
     kept = [aside(path, "earlier") for path in left]
     with writing(directory):
         for path, new in zip(left, kept, strict=True):

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opsin.analysis.probes import Probe
+from opsin.config import catalogue
 from opsin.config.identity import evaluation_id, identity
 from opsin.config.sweep import Planned, arm_of, expand, identities, identity_of, key_of, share
 from opsin.config.table import Arm
@@ -62,6 +63,14 @@ def test_how_is_measured_is_told_apart_and_moves_with_no_module_and_no_default()
     assert identities(splits) == identities(metrics) == identities(BASE)
     assert len({evaluation_id(x) for x in (BASE, splits, metrics)}) == 3
     assert evaluation_id(batch) == evaluation_id(BASE)
+    for name, layout in (
+        ("shapes_unet", {"task.model.remat": True}),
+        ("mnist_cgan", {"task.observer.batch": 7}),
+    ):
+        module = catalogue.find(name)
+        base = module.config()
+        assert key_of(override(base, layout)) == key_of(base)
+        assert arm_of(override(base, layout), base, catalogue.arms(module)) != "custom"
     assert arm_of(splits, BASE, [Arm("default")]) == "custom"
 
 

@@ -167,13 +167,15 @@ PROGRAMS = {networks_of(name): name for name in (*reversed(NAMES), *SOON, SMOKED
 
 
 def kind_of(name: str) -> tuple[tuple[type, ...], tuple[str, ...]]:
-    """What a run of an experiment goes through: its networks, and all that is measured of them."""
-    measured = repr(catalogue.find(name).config().measurements)
-    return networks_of(name), tuple(re.findall(r"\w+(?=\()|(?<=function )\w+", measured))
+    """What a run of an experiment goes through: its networks, where they begin, what is kept of the
+    data, and all that is measured."""
+    config = catalogue.find(name).config()
+    parts = repr((config.weights, config.data.select, config.measurements))
+    return networks_of(name), tuple(re.findall(r"\w+(?=\()|(?<=function )\w+", parts))
 
 
 TABLED = tables(HOUSE / "results")
-"""Have rows with every metric of their table, which ``opsin report`` checks."""
+"""Were run: they have rows with every metric of their table."""
 
 SMOKES = {
     *{kind_of(name): name for name in (*reversed(NAMES), SMOKED)}.values(),

@@ -347,12 +347,15 @@ def test_what_belongs_to_states_that_are_gone_is_kept_and_not_used(
     here = tmp_path / "run"
     shutil.copytree(straight, here)
     (here / "checkpoints").rename(here / "best")  # as if the newest had been moved away
+    (here / "evaluations").mkdir()
+    (here / "evaluations" / "splits.json").write_text("{}")
     before, run = lines(here), override(experiment, {"loop.duration": "0 steps"})
     fit(run, here, config=resolve(run), progress=False)
     assert capsys.readouterr().err == (
         f"{here} has no checkpoint, so training begins anew: what was there of an earlier start is "
-        "kept as best.earlier and metrics.jsonl.earlier\n"
+        "kept as best.earlier and metrics.jsonl.earlier and evaluations.earlier\n"
     )
+    assert not (here / "evaluations").exists()
     assert not (here / "best").exists()
     assert saved_step(here / "best.earlier") == 6
     assert [line["step"] for line in lines(here)] == [0]

@@ -97,7 +97,7 @@ class Adversarial(Generative):
     clip: Positive | None = None
     feature_matching: NonNegative = 0.0
     observer: Extractor | None = field(
-        default=None, metadata={"identity": False, "counts_with": "loop.keep_best"}
+        default=None, metadata={"identity": "evaluation", "counts_with": "loop.keep_best"}
     )
 
     by_class: ClassVar = ("generator", "discriminator")

@@ -43,10 +43,10 @@ class Classify(Task):
     l2: NonNegative = 0.0
     auxiliary_weight: NonNegative = 0.3
     more_metrics: tuple[Callable[[Array, Array, Array], Metric], ...] = field(
-        default=(), metadata={"identity": False, "counts_with": "loop.keep_best"}
+        default=(), metadata={"identity": "evaluation", "counts_with": "loop.keep_best"}
     )
     groups: tuple[tuple[str, tuple[CountOrZero, ...]], ...] = field(
-        default=(), metadata={"identity": False, "counts_with": "loop.keep_best"}
+        default=(), metadata={"identity": "evaluation", "counts_with": "loop.keep_best"}
     )
 
     curves: ClassVar = (Curve(("loss", "nll"), logarithmic=True), Curve(("accuracy",)))

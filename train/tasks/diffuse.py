@@ -89,7 +89,7 @@ class Diffuse(Generative):
     weighting: Weighting | None = None
     learned_variance: bool = False
     label_dropout: Probability = 0.1
-    sampling: Sampling = field(default_factory=Sampling, metadata={"identity": False})
+    sampling: Sampling = field(default_factory=Sampling, metadata={"identity": "evaluation"})
 
     @property
     def num_classes(self) -> int | None:

@@ -54,9 +54,11 @@ class Segment(Task):
     margin: CountOrZero = 0
     mirror: CountOrZero = 0
     boundary_tolerance: NonNegative | None = field(
-        default=None, metadata={"identity": False, "counts_with": "loop.keep_best"}
+        default=None, metadata={"identity": "evaluation", "counts_with": "loop.keep_best"}
     )
-    rand: bool = field(default=False, metadata={"identity": False, "counts_with": "loop.keep_best"})
+    rand: bool = field(
+        default=False, metadata={"identity": "evaluation", "counts_with": "loop.keep_best"}
+    )
 
     curves: ClassVar = (
         Curve(("loss", "nll"), logarithmic=True),
