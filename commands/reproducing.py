@@ -12,8 +12,8 @@ from pathlib import Path
 from opsin.commands.provenance import own_code, this_code
 from opsin.commands.runs import Options, Outcome, RunError, directory_of, execute
 from opsin.config import catalogue
-from opsin.config.sweep import identities
-from opsin.config.table import Key, Table
+from opsin.config.sweep import key_of
+from opsin.config.table import Table
 from opsin.config.tree import override
 from opsin.data.sources import open_source
 from opsin.errors import ConfigError
@@ -64,7 +64,7 @@ def drawn(typed: str, results: Path, count: int, seed: int) -> list[Drawn]:
         if row.arm not in arms:
             raise ConfigError(f"the sweep of {name} has no arm {row.arm!r} any more: {again}")
         experiment = override(module.config(), arms[row.arm].under(row.seed))
-        if identities(experiment) != (row.id, row.measurement):
+        if key_of(experiment) != row.key():
             raise ConfigError(
                 f"{row.arm} with seed {row.seed} is run {row.id} in the table of {name}, and "
                 f"another by the sweep as it stands: {again}"
@@ -108,7 +108,7 @@ def compared(chosen: Drawn, directory: Path) -> Reproduced:
     One that diverged has only the metrics that the table gives to it.
     """
     row = chosen.row
-    now = read_run(directory, row.arm, row.seed, Key(row.id, row.measurement))
+    now = read_run(directory, row.arm, row.seed, row.key())
     if now is None:
         raise RunError(f"{directory} is not measured: repeat the command")
     end = directory / ("DONE" if now.status == "done" else "FAILED")

@@ -26,6 +26,8 @@ class Row:
         id: the name of its folder, which is the hash of what changes its trained numbers.
         measurement: the id of its measurements, in which arms that only measure differ; several
             ids are joined by "+". None without measurements.
+        evaluation: the id of how its splits were evaluated and it was measured, see
+            ``config.identity.evaluation_id``.
         status: how it ended.
         commit: the commit that it was trained on, the last of several, or "unknown".
         commits: all of them in order, if it resumed or was measured under other code; None for a
@@ -52,7 +54,12 @@ class Row:
     metrics: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
     measurement: str | None = None
+    evaluation: str | None = None
     commits: Sequence[str] | None = None
+
+    def key(self) -> Key:
+        """What tells it from all others."""
+        return Key(self.id, self.measurement, self.evaluation)
 
     def diverged(self) -> bool:
         """Whether it failed by numbers that are not finite, and not by a full disk or a bug."""
@@ -183,6 +190,7 @@ def read_run(folder: Path, arm: str, seed: int, key: Key) -> Row | None:
         seed=seed,
         id=folder.name,
         measurement=key.measurement,
+        evaluation=key.evaluation,
         status="failed" if failed else "done",
         commit=env["commit"] or "unknown",
         commits=every_commit if len(every_commit) > 1 else None,

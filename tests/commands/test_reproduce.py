@@ -11,7 +11,7 @@ import pytest
 
 from opsin.commands import provenance, reproducing, runs
 from opsin.config import catalogue
-from opsin.config.sweep import expand, identities
+from opsin.config.sweep import expand, key_of
 from opsin.config.table import Table
 from opsin.report.rows import Row, in_order, write_rows
 from opsin.train.checkpoint import SaveError
@@ -42,13 +42,14 @@ def rows(monkeypatch, opsin) -> list[Row]:
     monkeypatch.setattr(tiny, "TABLE", TABLE, raising=False)
     written = []
     for run in expand(tiny.config(), tiny.sweep(), SEEDS):
-        name, measurement = identities(run.experiment)
+        key = key_of(run.experiment)
         failed = run.arm == "broken"
         row = Row(
             arm=run.arm,
             seed=run.seed,
-            id=name,
-            measurement=measurement,
+            id=key.run,
+            measurement=key.measurement,
+            evaluation=key.evaluation,
             status="failed" if failed else "done",
             commit="old",
             dirty=False,
@@ -240,6 +241,9 @@ def test_a_row_that_the_sweep_has_no_more_is_a_mistake(opsin, trains, monkeypatc
     changed = [replace(arm, overrides={"loop.duration": "4 steps"}) for arm in arms]
     monkeypatch.setattr(tiny, "sweep", lambda: changed)
     assert "another by the sweep as it stands" in opsin("reproduce", "tiny").complaint()
+    monkeypatch.setattr(tiny, "sweep", lambda: arms)
+    write_rows(RESULTS / "tiny.jsonl", [replace(row, evaluation="of others") for row in rows])
+    assert "another by the sweep as it stands" in opsin("reproduce", "tiny").complaint()
     assert not Path("runs").exists()
 
 
@@ -273,5 +277,8 @@ def test_what_it_writes_makes_no_code_dirty(tmp_path, monkeypatch):
     (tmp_path / "results" / "reproduced.jsonl").write_text("changed")
     (tmp_path / "results" / "reproduced.md").write_text("new")
     assert provenance.environment()["dirty"] is False
-    (tmp_path / "results" / "focal.jsonl").write_text("new")
+    (tmp_path / "results" / "focal.jsonl").write_text("new")  # nor does opsin report
+    assert provenance.environment()["dirty"] is False
+    (tmp_path / "results" / "extractors").mkdir()
+    (tmp_path / "results" / "extractors" / "lenet.safetensors").write_text("new")
     assert provenance.environment()["dirty"] is True
