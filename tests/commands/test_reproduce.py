@@ -232,7 +232,7 @@ def test_mistakes_are_one_line(opsin, trains, arguments, complaint):
     assert complaint in ended.complaint()
 
 
-def test_a_row_that_the_sweep_has_no_more_is_a_mistake(opsin, trains, monkeypatch):
+def test_a_row_that_the_sweep_has_no_more_is_a_mistake(opsin, trains, rows, monkeypatch):
     arms = tiny.sweep()
     monkeypatch.setattr(tiny, "sweep", lambda: [replace(arm, name=f"{arm.name}!") for arm in arms])
     ended = opsin("reproduce", "tiny")
