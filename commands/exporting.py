@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import jax
 
+from opsin.commands.prediction import prediction_of
 from opsin.commands.runs import RunError
 from opsin.commands.trained import Trained, open_run
-from opsin.data.files import check_new, replace_bytes, to_json, writing
+from opsin.data.files import check_new, save_bytes, to_json
 from opsin.interchange import conversion
 from opsin.interchange.stablehlo import SUFFIX, program_of
 from opsin.report.run_files import read_summary
-from opsin.train.preparation import prepared
 from opsin.train.settings import SettingError
 from opsin.train.weights import save_weights
 
@@ -66,19 +65,13 @@ def export(run: Path, path: Path, *, names: str | None = None, allow: Sequence[s
 
 def _write_program(trained: Trained, run: Path, path: Path) -> str:
     """Writes what predicts as a program, and returns its sha256."""
-    task, data = trained.experiment.task, trained.experiment.data
+    predicted, tile = prediction_of(trained)
 
     def answer(image: jax.Array) -> jax.Array:
-        images = prepared({"image": image[None]}, data=data)["image"]
-        return task.predict(trained.params, trained.mutable, images).probabilities[0]
+        return predicted(trained.params, trained.mutable, image[None]).probabilities[0]
 
-    height, width, channels = trained.image
-    framed = (height + 2 * task.context, width + 2 * task.context, channels)
     try:
-        program = program_of(answer, framed)
+        program = program_of(answer, (*tile, trained.image[2]))
     except SettingError as error:
         raise RunError(f"{run}: {error}") from error
-    with writing(path, "give another place"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_bytes(path, program)
-    return hashlib.sha256(program).hexdigest()
+    return save_bytes(path, program)

@@ -89,22 +89,28 @@ def load(run: Path, *, allow: Sequence[str] = ()) -> Predictor:
         raise RunError(f"{run}: {error}") from error
 
 
+def prediction_of(
+    trained: Trained,
+) -> tuple[Callable[[Any, Any, jax.Array], Prediction], tuple[int, int]]:
+    """``(params, mutable, images uint8) -> prediction``, and height and width of these images."""
+    task, data = trained.experiment.task, trained.experiment.data
+
+    def predicted(params: Any, mutable: Any, images: jax.Array) -> Prediction:
+        return task.predict(params, mutable, prepared({"image": images}, data=data)["image"])
+
+    height, width, _ = trained.image
+    return predicted, (height + 2 * task.context, width + 2 * task.context)
+
+
 def predictor_of(trained: Trained) -> Predictor:
     """What predicts with the weights of a run.
 
     Raises:
         SettingError: if its task says nothing of single images.
     """
-    task, data = trained.experiment.task, trained.experiment.data
-
-    @jit_here
-    def ask(params: Any, mutable: Any, images: jax.Array) -> Prediction:
-        return task.predict(params, mutable, prepared({"image": images}, data=data)["image"])
-
-    variables = trained.params, trained.mutable
-    height, width, channels = trained.image
-    tile = (height + 2 * task.context, width + 2 * task.context)
-    images = jax.ShapeDtypeStruct((1, *tile, channels), np.uint8)
+    (predicted, tile), variables = prediction_of(trained), (trained.params, trained.mutable)
+    ask = jit_here(predicted)
+    images = jax.ShapeDtypeStruct((1, *tile, trained.image[2]), np.uint8)
     answer = jax.eval_shape(ask, *variables, images)
     return Predictor(
         kind=type(answer),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import math
 import os
@@ -101,6 +102,18 @@ def replace_bytes(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all, as ``replacing``."""
     with replacing(path) as file:
         file.write(content)
+
+
+def save_bytes(path: Path, content: bytes) -> str:
+    """Writes a file whole or not at all, in a folder that is made, and returns its sha256.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    with writing(path, "give another place"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_bytes(path, content)
+    return hashlib.sha256(content).hexdigest()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from opsin.data.files import replace_bytes, writing
+from opsin.data.files import save_bytes
 from opsin.data.records import open_regular, parse
 from opsin.errors import UserError
 from opsin.train.paths import flatten, unflatten
@@ -55,14 +55,9 @@ def save_weights(
     Raises:
         WriteError: if the file cannot be written.
     """
-    path = Path(path)
     # In one entry: safetensors writes several in any order.
     metadata = {header: json.dumps(dict(described), sort_keys=True)}
-    content = save(arrays_of(variables), metadata=metadata)
-    with writing(path, "give another place"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_bytes(path, content)
-    return hashlib.sha256(content).hexdigest()
+    return save_bytes(Path(path), save(arrays_of(variables), metadata=metadata))
 
 
 @dataclass(frozen=True)
