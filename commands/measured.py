@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from opsin.commands.provenance import own_code
 from opsin.config.identity import evaluation_id, identity
 from opsin.config.tree import resolve
 from opsin.report import evaluations
@@ -21,6 +22,7 @@ def write_measured(
         identity(found.measurement),
         of=evaluation_id(experiment),
         measurement=resolve(found.measurement),
+        own=own_code(found.measurement),
         step=step,
         metrics=found.metrics,
         seconds=found.seconds,
@@ -34,7 +36,7 @@ def write_splits(
     metrics: Mapping[str, float],
     *,
     step: int,
-    seconds: float,
+    seconds: float | None,
     commit: str | None,
 ) -> Path:
     """Writes the metrics of all splits into ``evaluations/``."""
@@ -43,6 +45,7 @@ def write_splits(
         evaluations.SPLITS,
         of=evaluation_id(experiment),
         measurement=None,
+        own={},
         step=step,
         metrics=metrics,
         seconds=seconds,

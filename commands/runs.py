@@ -22,7 +22,7 @@ from opsin.config.identity import essence, essence_of_resolved, evaluation_id, i
 from opsin.config.names import UntrustedError
 from opsin.config.own_files import SameNameError
 from opsin.config.sweep import pinned
-from opsin.config.tree import check, names_in, rebuild, resolve
+from opsin.config.tree import check, names_in, resolve
 from opsin.data.enclosure import check_enclosed, component
 from opsin.data.files import clear_parts, replace_text, to_json, writing
 from opsin.errors import ConfigError, UserError
@@ -136,7 +136,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
             _check_trained(directory, experiment, options, now, say=options.progress and writes)
             steps = _steps(directory)
             todo = tuple(x for x in todo if not of_first(_is_measured(directory, x, steps, of)))
-            again = not of_first(_is_evaluated(directory, experiment, steps, of))
+            again = not of_first(_is_evaluated(directory, steps, of))
             if not (todo or again):
                 return replace(_finished(directory, experiment), trained_before=True)
             _check_saved(directory, steps)
@@ -173,7 +173,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
         own = {name: x for name, x in result.metrics.items() if name not in measured}
         if again or not trained:
             found = {name: x for name, x in own.items() if "/" in name}
-            took = time.monotonic() - since
+            took = time.monotonic() - since if trained else None
             write_splits(
                 directory, experiment, found, step=result.step, seconds=took, commit=commit
             )
@@ -207,7 +207,7 @@ def state_of(directory: Path, experiment: Experiment) -> str:
     steps = _steps(directory)
     of = evaluation_id(experiment)
     measured = all(_is_measured(directory, x, steps, of) for x in experiment.measurements)
-    measured = measured and _is_evaluated(directory, experiment, steps, of)
+    measured = measured and _is_evaluated(directory, steps, of)
     return "DONE" if measured else "to measure"
 
 
@@ -217,17 +217,14 @@ def _steps(directory: Path) -> int:
 
 
 def _is_measured(directory: Path, measurement: Measurement, steps: int, of: str) -> bool:
-    """Whether a run has the numbers of a measurement, of its last step, by its present task."""
-    return evaluations.read(directory, identity(measurement), steps, of) is not None
+    """Whether a run has the numbers of a measurement, of its last step, by all present code."""
+    own = own_code(measurement)
+    return evaluations.read(directory, identity(measurement), steps, of, own) is not None
 
 
-def _is_evaluated(directory: Path, experiment: Experiment, steps: int, of: str) -> bool:
+def _is_evaluated(directory: Path, steps: int, of: str) -> bool:
     """Whether the splits of a finished run were evaluated as its experiment says now."""
-    if evaluations.path_of(directory, evaluations.SPLITS).exists():
-        return evaluations.read(directory, evaluations.SPLITS, steps, of) is not None
-    # A run of earlier code, or of no splits.
-    saved = rebuild(read_config(directory), names_in(resolve(experiment)))
-    return evaluation_id(saved) == of
+    return evaluations.read(directory, evaluations.SPLITS, steps, of) is not None
 
 
 def _finished(directory: Path, experiment: Experiment) -> Outcome:

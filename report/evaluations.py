@@ -29,9 +29,10 @@ def write(
     *,
     of: str,
     measurement: Any,
+    own: Mapping[str, str],
     step: int,
     metrics: Mapping[str, float],
-    seconds: float,
+    seconds: float | None,
     commit: str | None,
 ) -> Path:
     """Writes a file, whole or not at all.
@@ -41,9 +42,10 @@ def write(
         name: id of the measurement, or ``SPLITS``.
         of: the id of the task and the splits that were measured.
         measurement: resolved; None for ``SPLITS``.
+        own: name and digest of the user's own code that the measurement is made of.
         step: of the weights.
         metrics: ``split/metric`` numbers.
-        seconds: that it took.
+        seconds: that it took; None for what a training did among other things.
         commit: of the code that measured.
 
     Returns:
@@ -52,6 +54,7 @@ def write(
     content = {
         "of": of,
         "measurement": measurement,
+        "own": dict(own),
         "step": step,
         "metrics": to_json(metrics),
         "seconds": seconds,
@@ -64,13 +67,14 @@ def write(
 
 
 class Evaluation(TypedDict):
-    """A file of ``evaluations``, see ``write``. Those of earlier code lack ``of``."""
+    """A file of ``evaluations``, see ``write``. Those of earlier code lack ``of`` or ``own``."""
 
     of: NotRequired[str]
     measurement: Any
+    own: NotRequired[dict[str, str]]
     step: int
     metrics: dict[str, float | None]
-    seconds: float
+    seconds: float | None
     commit: str | None
 
 
@@ -84,7 +88,13 @@ def names(run: Path) -> set[str]:
     return set().union(*(_read(path)["metrics"] for path in paths))
 
 
-def read(run: Path, name: str, step: int, of: str | None = None) -> dict[str, Any] | None:
+def read(
+    run: Path,
+    name: str,
+    step: int,
+    of: str | None = None,
+    own: Mapping[str, str] | None = None,
+) -> dict[str, Any] | None:
     """A measurement of the weights of a step; None if there is none, or only another.
 
     Args:
@@ -92,6 +102,7 @@ def read(run: Path, name: str, step: int, of: str | None = None) -> dict[str, An
         name: id of the measurement, or ``SPLITS``.
         step: of the weights.
         of: the id of the task and the splits that it has to be of; None takes any.
+        own: the user's own code that it has to be made by; None takes any.
 
     Raises:
         RecordError: the file is damaged.
@@ -99,7 +110,7 @@ def read(run: Path, name: str, step: int, of: str | None = None) -> dict[str, An
     path = path_of(run, name)
     if not path.exists() or (found := _read(path))["step"] != step:
         return None
-    if of not in (None, found.get("of", of)):
+    if of not in (None, found.get("of")) or own not in (None, found.get("own", {})):
         return None
     numbers = {name: float(x) for name, x in from_json(found["metrics"]).items()}
     return {**found, "metrics": numbers}

@@ -30,6 +30,7 @@ from filelock import FileLock
 from opsin.data.files import holds, replace_text, to_json
 from opsin.data.records import parse, read_records
 from opsin.report.report import markdown_table
+from opsin.report.rows import Row, read_rows
 from opsin.report.statistics import prediction_interval
 
 NAME = "reproduced"
@@ -193,10 +194,10 @@ def derive(results: Path) -> None:
 
 
 def check(results: Path) -> list[str]:
-    """Names the table, if it is not what the lines give.
+    """Names the table, if it is not what the lines give and the rows that they repeat.
 
     Raises:
-        RecordError: they cannot be read.
+        RecordError: one of them cannot be read.
     """
     path, text = results / f"{NAME}.md", _expected(results)
     same = not path.exists() if text is None else holds(path, text.encode())
@@ -205,7 +206,29 @@ def check(results: Path) -> list[str]:
 
 def _expected(results: Path) -> str | None:
     path = results / f"{NAME}.jsonl"
-    return _markdown(_read(path)) if path.exists() else None
+    if not path.exists():
+        return None
+    lines = _read(path)
+    files = {line.experiment: results / f"{line.experiment}.jsonl" for line in lines}
+    rows = {name: read_rows(file) if file.exists() else [] for name, file in files.items()}
+    standing = [line for line in lines if any(_is_of(line, row) for row in rows[line.experiment])]
+    return _markdown(standing, [line for line in lines if line not in standing])
+
+
+def _is_of(line: Reproduced, row: Row) -> bool:
+    """Whether a row is the one that a line repeats, with the numbers that it had then."""
+    if (line.arm, line.seed, line.id) != (row.arm, row.seed, row.id):
+        return False
+    recorded = {name: row.metrics.get(name) for name in line.metrics}
+    return all(_same(recorded[name], each.recorded) for name, each in line.metrics.items())
+
+
+def _same(one: float | None, other: float | None) -> bool:
+    """Whether two numbers are; None and what is not finite are the same here."""
+    one, other = (None if x is None or not math.isfinite(x) else x for x in (one, other))
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, rel_tol=ROUNDING)
 
 
 def _read(path: Path) -> list[Reproduced]:
@@ -213,7 +236,7 @@ def _read(path: Path) -> list[Reproduced]:
     return read_records(path, partial(parse, kind=Reproduced), way_out)
 
 
-def _markdown(lines: Sequence[Reproduced]) -> str:
+def _markdown(lines: Sequence[Reproduced], replaced: Sequence[Reproduced]) -> str:
     header = ["experiment", "arm", "seed", "metric", "recorded", "now", "interval", "within"]
     rows = [[*header, "seconds", "date", "commit", "machine"]]
     for line in lines:
@@ -233,6 +256,11 @@ def _markdown(lines: Sequence[Reproduced]) -> str:
     parts.append(f"Rows: {len(lines)}. Metrics: {total}, of which outside: {len(outside)}.")
     if outside:
         parts.append(markdown_table([[*header[:-1], "rule"], *outside]))
+    if replaced:
+        parts.append(
+            "Of rows that have other numbers in their tables now, and left out above:\n\n"
+            + "\n".join(f"- {x.experiment}, `{x.arm}`, seed {x.seed}, {x.date}" for x in replaced)
+        )
     if failed := [line for line in lines if line.error]:
         errors = (line.error.replace("`", "'") for line in failed if line.error)
         named = (f"- {line.experiment}, `{line.arm}`, seed {line.seed}" for line in failed)

@@ -167,13 +167,13 @@ def read_run(folder: Path, arm: str, seed: int, key: Key) -> Row | None:
     env, ran_on = starts[-1], commits(starts)
     failed = status_of(folder) == "failed"
     summary = {} if failed else read_summary(folder, "seconds")
-    seconds = summary.pop("seconds", None)
+    seconds = summary.pop("seconds", 0.0)
     taken = float(summary.get("steps", 0))
     if not taken.is_integer():
         raise RecordError(f"{folder / 'summary.json'} has no whole steps: {repeated(folder)}")
     steps = int(taken)
     again = evaluations.read(folder, evaluations.SPLITS, steps, key.evaluation)
-    if again is None and not failed and evaluations.path_of(folder, evaluations.SPLITS).exists():
+    if again is None and not failed:
         return None
     metrics = summary | (again["metrics"] if again else {})
     by = [again["commit"]] if again else []
@@ -183,7 +183,7 @@ def read_run(folder: Path, arm: str, seed: int, key: Key) -> Row | None:
             return None
         metrics |= found["metrics"]
         by.append(found["commit"])
-        seconds += found["seconds"]
+        seconds += found["seconds"] or 0.0
     every_commit = list(dict.fromkeys([*ran_on, *(commit or "unknown" for commit in by)]))
     return Row(
         arm=arm,
@@ -198,7 +198,7 @@ def read_run(folder: Path, arm: str, seed: int, key: Key) -> Row | None:
         devices=env["devices"],
         hardware=env["hardware"],
         versions={"python": env["python"], **env["versions"]},
-        seconds=seconds,
+        seconds=None if failed else seconds,
         metrics=metrics,
         error=error_line(folder / "FAILED") if failed else None,
     )

@@ -124,8 +124,9 @@ def test_a_damaged_file_of_a_run_is_one_line(a_run: Path, tmp_path: Path, name: 
     shutil.copytree(a_run / "runs", tmp_path / "runs")
     (run,) = (tmp_path / "runs" / "tiny").iterdir()
     nothing = {"measurement": {}, "step": 3, "metrics": {"a": 1.0, "b": None}, "seconds": 1.0}
+    nothing |= {"own": {}, "commit": None}
     of = evaluation_id(tiny.config())
-    evaluations.write(run, evaluations.SPLITS, **nothing, of=of, commit=None)
+    evaluations.write(run, evaluations.SPLITS, **nothing, of=of)
     if name == "FAILED":
         (run / "DONE").unlink()
         (run / "FAILED").write_text("NonFiniteError: x")

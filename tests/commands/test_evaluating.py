@@ -26,6 +26,7 @@ from opsin.commands.main import main
 from opsin.commands.runs import Options, Outcome, RunError, execute, state_of
 from opsin.config import catalogue
 from opsin.config.identity import evaluation_id, identity
+from opsin.config.own_files import load
 from opsin.config.sweep import identity_of, key_of
 from opsin.config.table import Arm, Key, ReportError
 from opsin.config.tree import override, resolve
@@ -130,7 +131,7 @@ def test_a_run_is_measured_again_as_it_was_at_its_end(trained, untrainable):
     assert (trained.directory / "summary.json").read_text() == before
     record = json.loads(norm.path.read_text())
     assert norm.path == trained.directory / "evaluations" / f"{identity(Norm())}.json"
-    assert record.keys() == {"of", "measurement", "step", "metrics", "seconds", "commit"}
+    assert record.keys() == {"of", "measurement", "own", "step", "metrics", "seconds", "commit"}
     assert record["measurement"] == resolve(Norm())
     assert (record["step"], record["metrics"]) == (6, norm.metrics)
 
@@ -240,6 +241,51 @@ def test_a_finished_run_is_evaluated_as_its_experiment_says_now(trained, tmp_pat
         patched.setattr("opsin.commands.runs.fit", None)  # calling it would raise
         assert ended(more, tmp_path).metrics == outcome.metrics
         assert ended(replace(more, loop=replace(more.loop, previews=3)), tmp_path).trained_before
+
+
+def test_a_changed_file_of_ones_own_measures_again(trained, tmp_path, untrainable):
+    """As another measurement does: its options alone do not say what it computes."""
+    run = tmp_path / "tiny" / trained.directory.name
+    shutil.copytree(trained.directory, run)
+    own = tmp_path / "my_measurement.py"
+    own.write_text(
+        "from dataclasses import dataclass\n"
+        "@dataclass(frozen=True)\n"
+        "class Constant:\n"
+        "    def check(self, task, sets): pass\n"
+        "    def __call__(self, subject): return {'test/constant': 1.0}\n"
+    )
+    more = tiny(measurements=(load(own, "Constant")(),))
+    assert ended(more, tmp_path).metrics["test_ema/constant"] == 1.0
+    assert state_of(run, more) == "DONE"
+    own.write_text("# one more line\n" + own.read_text())
+    assert state_of(run, more) == "DONE"
+    own.write_text(own.read_text().replace("1.0", "2.0"))
+    assert state_of(run, more) == "to measure"
+    assert ended(more, tmp_path).measured
+    assert state_of(run, more) == "DONE"
+
+
+def test_a_run_that_does_not_say_how_it_was_evaluated_is_evaluated_again(
+    trained, tmp_path, untrainable
+):
+    """Its file is gone, or is of earlier code: neither resumes as an arm that is done."""
+    run = tmp_path / "tiny" / trained.directory.name
+    shutil.copytree(trained.directory, run)
+    path = evaluations.path_of(run, evaluations.SPLITS)
+    whole = json.loads(path.read_text())
+    for content in (None, {name: x for name, x in whole.items() if name not in ("of", "own")}):
+        path.unlink()
+        if content:
+            path.write_text(json.dumps(content))
+        assert state_of(run, tiny()) == "to measure"
+        with pytest.raises(ReportError, match="no run of the sweep has ended"):
+            collect(run.parent, ["a"], lambda arm, seed: key_of(tiny()))
+        outcome = ended(tiny(), tmp_path)
+        assert outcome.measured
+        assert outcome.metrics == trained.metrics
+        assert json.loads(path.read_text())["seconds"] > 0
+        assert len(collect(run.parent, ["a"], lambda arm, seed: key_of(tiny()))) == 1
 
 
 def test_what_is_measured_by_another_task_is_measured_again(trained, tmp_path, untrainable):

@@ -35,6 +35,8 @@ def test_it_trains_and_names_its_directory_last(opsin, trained, monkeypatch):
     assert json.loads((trained / "arm.json").read_text()) == {
         "experiment": "tiny", "arm": "slow", "seed": 0,
     }  # fmt: skip
+    splits = json.loads((trained / "evaluations" / "splits.json").read_text())
+    assert splits["seconds"] is None  # what all of a training took is no time of an evaluation
 
 
 @pytest.mark.parametrize("content", ["[{", "[3]", '{"commit": null}', ""])

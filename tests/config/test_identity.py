@@ -196,7 +196,6 @@ def test_the_defaults_of_all_that_is_offered_are_recorded():
 FRAMEWORK = (
     "commands",
     "config",
-    "interchange",
     "pages",
     "planning",
     "report",
@@ -215,6 +214,10 @@ NOT_IN_A_CONFIG = {
     "square": "arithmetic on the way",
     "save": "writes a picture, or a checkpoint",
     "draw": "draws a picture, or all of an evaluation",
+    "timm": "how its weights are named, in a file each network",
+    "torchvision": "likewise",
+    "read": "called by commands, for each kind of file",
+    "scale": "of an augmentation, and what an importer asks of a network",
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 from opsin.data.records import RecordError
 from opsin.report import reproduction
 from opsin.report.reproduction import Comparison, Reproduced, add, check, compare, tables
+from opsin.report.rows import Row, read_rows, write_rows
 from opsin.report.statistics import prediction_interval
 
 T2 = 4.30265272974946  # 97.5 % of Student's t with 2 degrees of freedom: 0.95 √(2 / (1 - 0.95²))
@@ -101,9 +102,22 @@ def line(**changes):
     return Reproduced(**fields | {"metrics": {"test/accuracy": good, "test/nll": bad}} | changes)
 
 
+def tabled(results, *lines):
+    """Writes the rows that lines repeat, as the tables of their experiments."""
+    every = {"status": "done", "commit": "abc", "dirty": False, "devices": [], "hardware": "x"}
+    for each in lines:
+        metrics = {name: one.recorded for name, one in each.metrics.items()} | {"test/ece": 0.1}
+        where = {"arm": each.arm, "seed": each.seed, "id": each.id, "versions": {}}
+        path = results / f"{each.experiment}.jsonl"
+        before = read_rows(path) if path.exists() else []
+        write_rows(path, [*before, Row(**where, **every, metrics=metrics)])
+
+
 def test_the_table_is_derived_from_the_lines(tmp_path):
+    other = line(experiment="aardvark", metrics={"a": line().metrics["test/accuracy"]})
+    tabled(tmp_path, line(), other)
     add(tmp_path, line())
-    add(tmp_path, line(experiment="aardvark", metrics={"a": line().metrics["test/accuracy"]}))
+    add(tmp_path, other)
     text = (tmp_path / "reproduced.md").read_text().splitlines()
     rows = [row.strip("| ").split(" | ") for row in text if row.startswith("| [")]
     aardvark, focal, outside = rows
@@ -129,6 +143,41 @@ def test_the_table_is_derived_from_the_lines(tmp_path):
     assert (tmp_path / "reproduced.md").read_text().splitlines() == text
 
 
+@pytest.mark.parametrize(
+    ("change", "stands"),
+    [
+        ({}, True),
+        ({"metrics": {"test/accuracy": 0.5 * (1 + 5e-7), "test/nll": 0.5}}, True),
+        ({"metrics": {"test/accuracy": 0.51, "test/nll": 0.5}}, False),
+        ({"metrics": {"test/accuracy": 0.5}}, False),
+        ({"metrics": {"test/accuracy": math.nan, "test/nll": 0.5}}, False),
+        ({"id": "abd"}, False),
+        ({"arm": "focal-2"}, False),
+        ({"seed": 3}, False),
+    ],
+)
+def test_a_line_counts_while_its_row_has_the_numbers_that_were_compared(tmp_path, change, stands):
+    tabled(tmp_path, line())
+    add(tmp_path, line())
+    (row,) = read_rows(tmp_path / "focal.jsonl")
+    write_rows(tmp_path / "focal.jsonl", [dataclasses.replace(row, **change)])
+    assert check(tmp_path) == ([] if stands else ["reproduced.md"])
+    reproduction.derive(tmp_path)
+    assert check(tmp_path) == []
+    text = (tmp_path / "reproduced.md").read_text()
+    assert ("| [focal](focal.md) |" in text) is stands
+    assert ("- focal, `focal-1`, seed 2, 2026-11-29" in text) is not stands
+
+
+def test_numbers_that_are_not_finite_are_the_same_ones(tmp_path):
+    lost = Comparison(recorded=None, now=None, low=None, high=None, rule="2 %", within=True)
+    tabled(tmp_path, line(metrics={"test/fd": lost}))
+    (row,) = read_rows(tmp_path / "focal.jsonl")
+    write_rows(tmp_path / "focal.jsonl", [dataclasses.replace(row, metrics={"test/fd": math.nan})])
+    add(tmp_path, line(metrics={"test/fd": lost}))
+    assert "Rows: 1." in (tmp_path / "reproduced.md").read_text()
+
+
 def test_a_row_stays_beside_that_of_other_code_and_takes_the_place_of_its_own(tmp_path):
     """Whoever repeats a row until it is within leaves a trace."""
     for each in (line(), line(seed=1), line(commit="f" * 40), line(seconds=7.0)):
@@ -151,7 +200,9 @@ def test_rows_that_are_added_at_once_are_all_kept(tmp_path):
 
 def test_a_run_that_failed_says_why(tmp_path):
     lost = {"test/accuracy": dataclasses.replace(line().metrics["test/nll"], now=None)}
-    add(tmp_path, line(seconds=None, error="NonFiniteError: `loss` is nan", metrics=lost))
+    failed = line(seconds=None, error="NonFiniteError: `loss` is nan", metrics=lost)
+    tabled(tmp_path, failed)
+    add(tmp_path, failed)
     text = (tmp_path / "reproduced.md").read_text()
     assert "| 0.5 | - | 0.4 … 0.6 | 0 of 1 | failed |" in text
     assert "- focal, `focal-1`, seed 2: `NonFiniteError: 'loss' is nan`" in text

@@ -27,8 +27,16 @@ def write_run(folder, arm="focal-1", seed=0, end="DONE", summary=None, error="")
     if end == "DONE":
         summary = summary or {"test/accuracy": 0.9, "test/nll": 0.1, "seconds": 3.5}
         (folder / "summary.json").write_text(json.dumps(summary))
+        written = {"step": summary.get("steps", 0), "metrics": {}, "commit": "abc1234"}
+        evaluated(folder, evaluations.SPLITS, **written)
     if end is not None:
         (folder / end).write_text(error)
+
+
+def evaluated(folder, name, **options):
+    """Writes a file of what was measured."""
+    without = {"of": "e", "measurement": None, "own": {}, "seconds": 1.0, "commit": None}
+    evaluations.write(folder, name, **without | options)
 
 
 def is_aa(arm, seed):
@@ -173,7 +181,6 @@ def test_arms_that_only_measure_have_a_row_each_of_one_run(tmp_path):
     folder = tmp_path / "focal" / "aa"
     summary = {"steps": 7, "seconds": 3.5, "test/nll": 0.1, "test/top5": 0.5}
     write_run(folder, seed=2, summary=summary)
-    options = {"of": "e", "measurement": None, "commit": "abc1234"}
     for name, step, metrics in (
         ("m1", 7, {"test/fd": 1.0}),
         ("m2", 7, {"test/fd": 2.0}),
@@ -181,7 +188,8 @@ def test_arms_that_only_measure_have_a_row_each_of_one_run(tmp_path):
         ("m4", 6, {"test/fd": 4.0}),  # of an earlier step
         (evaluations.SPLITS, 7, {"test/nll": 0.2, "test/ece": 0.3}),
     ):
-        evaluations.write(folder, name, step=step, metrics=metrics, seconds=0.25, **options)
+        found = {"step": step, "metrics": metrics}
+        evaluated(folder, name, **found, seconds=0.25, commit="abc1234")
     measured = {"one": "m1", "both": "m2+m3", "early": "m4", "missing": "m5", "none": None}
     rows = collect(tmp_path / "focal", list(measured), lambda arm, seed: Key("aa", measured[arm]))
     assert [(row.arm, row.seed, row.id, row.measurement) for row in rows] == [
@@ -201,17 +209,7 @@ def test_a_row_that_was_measured_by_other_code_names_both_commits(tmp_path):
     folder = tmp_path / "focal" / "aa"
     write_run(folder, summary={"steps": 7, "seconds": 3.5})
     for name, step, commit in (("m1", 7, "def5678"), ("m2", 7, None), ("m3", 6, "of no matter")):
-        metrics = {"test/fd": 1.0}
-        evaluations.write(
-            folder,
-            name,
-            of="e",
-            measurement=None,
-            step=step,
-            metrics=metrics,
-            seconds=1.0,
-            commit=commit,
-        )
+        evaluated(folder, name, step=step, metrics={"test/fd": 1.0}, commit=commit)
 
     def of(measured):
         (row,) = collect(tmp_path / "focal", ["focal-1"], lambda arm, seed: Key("aa", measured))
@@ -220,8 +218,7 @@ def test_a_row_that_was_measured_by_other_code_names_both_commits(tmp_path):
     assert of("m1") == ("abc1234", ["abc1234", "def5678"])
     assert of("m2+m1") == ("abc1234", ["abc1234", "unknown", "def5678"])
     assert of(None) == ("abc1234", None)
-    options = {"of": "e", "measurement": None, "step": 7, "seconds": 1.0, "commit": "0ff"}
-    evaluations.write(folder, evaluations.SPLITS, metrics={}, **options)
+    evaluated(folder, evaluations.SPLITS, step=7, metrics={}, commit="0ff")
     assert of(None) == ("abc1234", ["abc1234", "0ff"])
 
 
@@ -232,8 +229,7 @@ def test_what_was_measured_in_another_way_makes_no_row(tmp_path, other):
     write_run(folder, summary={"steps": 7, "seconds": 3.5})
     for name in ("m1", evaluations.SPLITS):
         of = "another" if name == other else "e"
-        options = {"measurement": None, "commit": None, "seconds": 1.0, "step": 7}
-        evaluations.write(folder, name, of=of, metrics={f"test/{name}": 1.0}, **options)
+        evaluated(folder, name, of=of, step=7, metrics={f"test/{name}": 1.0})
 
     def rows(key):
         return collect(tmp_path / "focal", ["focal-1"], lambda arm, seed: key)
