@@ -39,3 +39,8 @@ def visible(text: str) -> str:
     Such characters are written out, as in ``\x1b[31m``; so are bytes that are no UTF-8.
     """
     return text.translate(_UNSEEN).encode(errors="backslashreplace").decode()
+
+
+def in_one_line(text: str) -> str:
+    r"""As ``visible``, and with tabs and new lines written out too, as in ``\n``."""
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")

@@ -8,11 +8,11 @@ from typing import Annotated
 from tyro.conf import arg
 
 from opsin.commands.groups import Runtime
-from opsin.commands.values import Count, NewFile, Numbers, one_of
+from opsin.commands.values import Count, NewFile, Numbers, Place, one_of
 
 
 def import_weights(
-    file: Annotated[Path, arg(metavar="FILE")],
+    file: Annotated[Place[Path], arg(metavar="FILE")],
     output: NewFile[Path],
     /,
     *,

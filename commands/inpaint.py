@@ -8,13 +8,13 @@ from typing import Annotated
 from tyro.conf import arg
 
 from opsin.commands.groups import Images, Runtime
-from opsin.commands.values import Allow, Folder, Run, whole
+from opsin.commands.values import Allow, Folder, Place, Run, whole
 
 
 def inpaint(
     run: Run,
-    image: Annotated[Path, arg(metavar="IMAGE")],
-    mask: Annotated[Path, arg(metavar="MASK")],
+    image: Annotated[Place[Path], arg(metavar="IMAGE")],
+    mask: Annotated[Place[Path], arg(metavar="MASK")],
     /,
     *,
     n: Annotated[int, whole(1, 1000)] = 8,

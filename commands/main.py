@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
-import importlib
+import importlib.metadata
 import logging
 import os
 import signal
@@ -87,8 +87,11 @@ def _main(arguments: Sequence[str] | None) -> None:
 
 
 def _run(words: Sequence[str], began: float) -> int:
-    if words[:1] in ([], ["--help"], ["-h"]):
+    if words[:1] in ([], ["--help"], ["-h"], ["help"]):
         print(_overview())
+        return 0
+    if words[:1] in (["--version"], ["-V"]):
+        print(f"opsin {importlib.metadata.version('opsin')}")
         return 0
     if words[0] not in COMMANDS:
         raise ConfigError(f"{_no_command(words)}: see opsin --help")
@@ -104,8 +107,9 @@ def _run(words: Sequence[str], began: float) -> int:
 
 
 def _no_command(words: Sequence[str]) -> str:
-    near = difflib.get_close_matches(words[0], COMMANDS, n=1, cutoff=0.0)
-    return f"there is no command {words[0]!r}, did you mean {near[0]!r}?"
+    near = difflib.get_close_matches(words[0], COMMANDS, n=1, cutoff=0.5)
+    meant = f", did you mean {near[0]!r}?" if near else ""
+    return f"there is no command {words[0]!r}{meant}"
 
 
 def _overview() -> str:

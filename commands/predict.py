@@ -8,16 +8,16 @@ from typing import Annotated
 from tyro.conf import arg
 
 from opsin.commands.groups import Runtime
-from opsin.commands.values import Allow, Folder
+from opsin.commands.values import Allow, Folder, Place
 from opsin.errors import ConfigError
 
 
 def predict(
     run: Annotated[
-        Path,
+        Place[Path],
         arg(metavar="RUN", help="its directory, runs/NAME/ID; or the name of a published network"),
     ],
-    images: Annotated[tuple[Path, ...], arg(metavar="IMAGE …")],
+    images: Annotated[tuple[Place[Path], ...], arg(metavar="IMAGE …")],
     /,
     *,
     output: Folder[Path] = Path("predictions"),

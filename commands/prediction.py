@@ -112,6 +112,9 @@ def predictor_of(trained: Trained) -> Predictor:
     ask = jit_here(predicted)
     images = jax.ShapeDtypeStruct((1, *tile, trained.image[2]), np.uint8)
     answer = jax.eval_shape(ask, *variables, images)
+    outputs, names = answer.probabilities.shape[-1], len(trained.class_names)
+    if names not in (0, outputs):
+        raise SettingError(f"its checkpoint names {names} classes, and its network tells {outputs}")
     return Predictor(
         kind=type(answer),
         class_names=trained.class_names,

@@ -20,6 +20,7 @@ from opsin.commands.runs import Options, Outcome, RunError, execute
 from opsin.commands.trained import Trained, open_run
 from opsin.config.catalogue import check_name
 from opsin.data.examples import DataError
+from opsin.data.files import at_home
 from opsin.data.images import MODES, converted
 from opsin.pictures.kinds import Labels
 from opsin.train.experiment import Experiment
@@ -77,6 +78,8 @@ class Loaded:
                 "prepare takes uint8 [batch, height, width, channels], not "
                 f"{given.dtype} {list(given.shape)}: of one image, image[None]"
             )
+        if given.shape[3] != (channels := self._trained.image[2]):
+            raise DataError(f"the run saw images of {channels} channels, not of {given.shape[3]}")
         return prepared({"image": jnp.asarray(given)}, data=self.experiment.data)["image"]
 
     def predict(
@@ -136,7 +139,7 @@ def load(
     if weights not in (None, "ema", "raw"):
         raise RunError(f"weights={weights!r}: give 'ema', 'raw' or None")
     allowed = [str(allow)] if isinstance(allow, str | Path) else [str(each) for each in allow]
-    trained = open_run(Path(run), weights, allow=allowed)
+    trained = open_run(at_home(run), weights, allow=allowed)
     return Loaded(
         experiment=trained.experiment,
         class_names=trained.class_names,
@@ -175,7 +178,7 @@ def fit(
     """
     if not isinstance(experiment, Experiment):
         raise RunError(f"fit takes an Experiment, not {type(experiment).__name__}")
-    options = Options(workdir=Path(workdir), progress=progress)
+    options = Options(workdir=at_home(workdir), progress=progress)
     outcome = execute(check_name(name), "default", experiment, options)
     if outcome.trained_before:
         print(outcome.read_again(), file=sys.stderr)

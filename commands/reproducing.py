@@ -15,6 +15,7 @@ from opsin.config import catalogue
 from opsin.config.sweep import key_of
 from opsin.config.table import Table
 from opsin.config.tree import override
+from opsin.data.files import typed
 from opsin.data.sources import open_source
 from opsin.errors import ConfigError
 from opsin.report.reproduction import Reproduced, compare
@@ -94,7 +95,7 @@ def train(chosen: Drawn, options: Options) -> Outcome:
     if not known and (directory / "DONE").exists():
         raise RunError(
             f"{directory} may be by other code than this, as nothing here names its changes: "
-            f"commit them, or rm -r {directory} to train it again"
+            f"commit them, or rm -r {typed(directory)} to train it again"
         )
     try:
         return execute(chosen.name, chosen.row.arm, chosen.experiment, options)

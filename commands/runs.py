@@ -24,7 +24,7 @@ from opsin.config.own_files import SameNameError
 from opsin.config.sweep import pinned
 from opsin.config.tree import check, names_in, resolve
 from opsin.data.enclosure import check_enclosed, component
-from opsin.data.files import clear_parts, replace_text, to_json, writing
+from opsin.data.files import clear_parts, replace_text, to_json, typed, writing
 from opsin.errors import ConfigError, UserError
 from opsin.report import evaluations
 from opsin.report.run_files import read_config, read_summary
@@ -91,7 +91,7 @@ class Outcome:
     def read_again(self) -> str:
         """What to say of a run that was trained before."""
         what = ": measured what was missing" if self.measured else ", so only read"
-        return f"already trained{what}; to train it again: rm -r {self.directory}"
+        return f"already trained{what}; to train it again: rm -r {typed(self.directory)}"
 
 
 def directory_of(name: str, experiment: Experiment, workdir: Path) -> Path:
@@ -246,9 +246,9 @@ def _check_trained(
     if options.profile:
         raise RunError(
             f"{directory} is trained, no step is left to profile: train it in another "
-            "place with --workdir, or rm -r it first"
+            f"place with --workdir, or rm -r {typed(directory)} first"
         )
-    train_again = f"rm -r {directory} to train it again"
+    train_again = f"rm -r {typed(directory)} to train it again"
     try:
         saved = read_config(directory)
         there = json_leaves(essence_of_resolved(saved, names_in(resolve(experiment))))
@@ -274,7 +274,7 @@ def _check_saved(directory: Path, steps: int) -> None:
     if saved_step(directory / "checkpoints") != steps:
         raise RunError(
             f"{directory} is trained, and its checkpoint of step {steps} is gone, so nothing more "
-            f"can be measured: rm -r {directory} to train it again"
+            f"can be measured: rm -r {typed(directory)} to train it again"
         )
 
 

@@ -140,9 +140,9 @@ def require(platform: str) -> None:
     try:
         jax.devices()
     except Exception as error:  # jax raises RuntimeError, its plug-ins whatever they like
-        cause = (str(error) or type(error).__name__).splitlines()[0]
+        cause = f" ({str(error).splitlines()[0]})" if str(error) else ""
         raise ConfigError(
-            f"no {platform} device here ({cause}): leave out --platform {platform} to take "
+            f"no {platform} device here{cause}: leave out --platform {platform} to take "
             "the best there is"
         ) from error
 

@@ -17,7 +17,7 @@ from tyro.conf import UseAppendAction, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from opsin import ranges
-from opsin.data.files import check_new
+from opsin.data.files import at_home, check_new
 from opsin.errors import ConfigError
 
 Value = TypeVar("Value")
@@ -158,7 +158,7 @@ def _axes(text: str) -> dict[str, int]:
 def _place(text: str) -> Path:
     if not text:
         raise ValueError("nothing is named: this folder is written as .")
-    return Path(text)
+    return at_home(text)
 
 
 def _folder(text: str) -> Path:
@@ -225,4 +225,6 @@ Allow = UseAppendAction[
         arg(metavar="MODULE", help="code that RUN may name too: my_module, or ./my_losses.py;"),
     ]
 ]
-Run = Annotated[Path, arg(metavar="RUN", help="its directory, runs/NAME/ID")]
+Place = Annotated[Value, _typed(_place, "PATH")]
+"""Something that is there."""
+Run = Annotated[Place[Path], arg(metavar="RUN", help="its directory, runs/NAME/ID")]

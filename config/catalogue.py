@@ -5,13 +5,16 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import inspect
 import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from opsin.config import own_files
 from opsin.config.table import Arm, Report, Table
+from opsin.data.files import at_home
 from opsin.errors import ConfigError
 
 HOUSE = Path(__file__).parents[1] / "experiments"
@@ -70,7 +73,7 @@ def opened(typed: str) -> tuple[str, ModuleType]:
     """
     if not typed.endswith(".py"):
         return typed, find(typed)
-    path = Path(typed)
+    path = at_home(typed)
     name = check_name(path.stem)
     if name in experiments():
         raise ConfigError(f"opsin has an experiment {name!r}: give {typed} another name")
@@ -87,12 +90,23 @@ def opened(typed: str) -> tuple[str, ModuleType]:
 def _check_kinds(typed: str, module: ModuleType) -> None:
     """Raises ConfigError for a file whose names are not what those of an experiment are."""
     for name in ("config", "sweep"):
-        if not callable(getattr(module, name, arms)):
-            raise ConfigError(f"{typed}: {name} is a function, as in what opsin new writes")
+        function = getattr(module, name, None)
+        if function is not None and not _is_without_arguments(function):
+            raise ConfigError(
+                f"{typed}: {name} is a function without arguments, as in what opsin new writes"
+            )
     if not isinstance(getattr(module, "SMOKE", {}), dict):
         raise ConfigError(f"{typed}: SMOKE is a dict of overrides, such as {{'data.batch': 8}}")
     if not isinstance(getattr(module, "TABLE", None), Table | None):
         raise ConfigError(f"{typed}: TABLE is a Table of opsin.config.table")
+
+
+def _is_without_arguments(function: Any) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def arms(module: ModuleType) -> list[Arm]:

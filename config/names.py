@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from opsin.config import own_files
+from opsin.data.files import at_home
 from opsin.data.source_names import WITH_A_NAME
 from opsin.errors import ConfigError
 
@@ -57,7 +58,7 @@ def named(text: str) -> Any:
     """
     file, _, name = text.rpartition(":")
     if file.endswith(".py") and name.isidentifier():
-        return own_files.load(Path(file), name)
+        return own_files.load(at_home(file), name)
     if not is_name(text):
         return text
     module, _, name = text.partition(":")
@@ -66,8 +67,11 @@ def named(text: str) -> Any:
     if hasattr(loaded, name):
         return getattr(loaded, name)
     if getattr(loaded, "__file__", None):  # else a mere directory of that name
+        yours = f"{module.replace('.', '/')}.py"
         near = difflib.get_close_matches(name, vars(loaded), n=1, cutoff=0.5)
         meant = f": did you mean {near[0]!r}?" if near else ""
+        if _is_room(module) and Path(yours).is_file():
+            meant = f": that is opsin's module, yours is ./{yours}:{name}"
         raise ConfigError(f"module {module} has no {name!r}{meant}")
     return text
 
@@ -106,7 +110,9 @@ def _imported(places: Sequence[str]) -> types.ModuleType | None:
             return importlib.import_module(path)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{path}.".startswith(f"{error.name}."):
-                raise ConfigError(f"cannot import {path}: {error}") from error
+                raise own_files.unimportable(path, error) from error
+        except (SyntaxError, SystemExit) as error:
+            raise own_files.unimportable(path, error) from error
     return None  # "tfds:mnist" is a string: there is no module of that name
 
 
@@ -126,7 +132,7 @@ def allowed_code(asked: Iterable[str]) -> tuple[str, ...]:
     modules = []
     for each in asked:
         if each.endswith(".py"):
-            own_files.read(Path(each))
+            own_files.read(at_home(each))
         elif all(part.isidentifier() for part in each.split(".")):
             if way_out := unfound(each):
                 raise ConfigError(f"--allow {each}: {way_out}")

@@ -65,16 +65,20 @@ def _module(path: Path) -> ModuleType:
     sys.modules[known_as] = module  # dataclasses look their module up while they are made
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[known_as]
         beside = (
             isinstance(error, ModuleNotFoundError) and path.with_name(f"{error.name}.py").exists()
         )
         way_out = f": put {path.parent.resolve()} on PYTHONPATH" if beside else ""
-        raise ConfigError(
-            f"cannot import {path}: {type(error).__name__}: {' '.join(str(error).split())}{way_out}"
-        ) from error
+        raise unimportable(path, error, way_out) from error
     return module
+
+
+def unimportable(what: str | Path, error: BaseException, way_out: str = "") -> ConfigError:
+    """What to raise of code that cannot be imported."""
+    said = " ".join(str(error).split())
+    return ConfigError(f"cannot import {what}: {type(error).__name__}: {said}{way_out}")
 
 
 def _alike(one: Path, other: Path) -> bool:

@@ -304,7 +304,7 @@ def _replace(node: Any, hint: Any, path: list[str], value: Any, full: str, root:
     try:
         return dataclasses.replace(cast(Any, node), **{name: new})
     except ValueError as error:  # a field's own check
-        raise ConfigError(f"{full}={value!r}: {error}") from error
+        raise ConfigError(f"{full}={_shown(value)}: {error}") from error
 
 
 def _begins(hint: Any, rest: list[str]) -> Any:

@@ -8,13 +8,14 @@ import itertools
 import math
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NotRequired, TypedDict
 
 from opsin.data.records import LARGEST, bounded, cause, conform, open_regular, parse, unreadable
-from opsin.errors import UserError
+from opsin.errors import UserError, in_one_line
 
 
 class WriteError(UserError):
@@ -81,8 +82,8 @@ def from_json(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def readable(name: str | os.PathLike[str]) -> str:
-    r"""A name as text: bytes that are no UTF-8 are written out, as in "caf\xe9"."""
-    return os.fsencode(name).decode(errors="backslashreplace")
+    r"""A name as text in one line: bytes that are no UTF-8 are written out, as in "caf\xe9"."""
+    return in_one_line(os.fsencode(name).decode(errors="backslashreplace"))
 
 
 def holds(path: Path, content: bytes) -> bool:
@@ -155,6 +156,16 @@ def writing(place: Path, way_out: str = "make room, or make it writable") -> Ite
         yield
     except OSError as error:
         raise WriteError(f"cannot write to {place} ({cause(error)}): {way_out}") from error
+
+
+def at_home(path: str | os.PathLike[str]) -> Path:
+    """A path whose ``~`` stands for the user's home: behind ``=`` or ``:`` no shell replaces it."""
+    return Path(os.path.expanduser(path))
+
+
+def typed(path: str | os.PathLike[str]) -> str:
+    """A path as it is typed into a shell, for errors that say what to type."""
+    return shlex.quote(os.fspath(path))
 
 
 def users_cache(name: str) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from opsin.data.examples import Examples, Source, stack
+from opsin.data.files import at_home
 from opsin.data.selection import drawn_places
 
 _READERS = ("opsin.data.folder", "opsin.data.mask_folder", "opsin.data.tfds_source")
@@ -34,7 +35,7 @@ def source_fingerprint(source: str | Source, split: str) -> str | None:
             split = "train"  # of which it is a part
         source = source.keywords["source"]
     kind, path, options = _files_of(source)
-    root = Path(path).expanduser()
+    root = at_home(path)
     if kind == "tfds":
         from opsin.data.tfds_source import set_fingerprint
 

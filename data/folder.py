@@ -12,7 +12,7 @@ from jaxtyping import Int
 from PIL import Image, ImageOps
 
 from opsin.data.examples import Arrays, DataError, Examples, fits_in_memory, materialize
-from opsin.data.files import readable
+from opsin.data.files import at_home, readable
 from opsin.data.fingerprint import identified
 from opsin.data.images import MODES, read_image
 from opsin.ranges import Bytes, Count
@@ -67,7 +67,7 @@ def folder(
     read_labels = None if classes is None else lambda: classes
     records = _Images(paths, classes, size, channels)
     class_names = tuple(map(readable, names))
-    what = identified(paths, Path(path).expanduser())
+    what = identified(paths, at_home(path))
     examples = Examples(records, class_names, read_labels, resized=size is not None, files=what)
     if size is not None and fits_in_memory(examples, limit_bytes):
         return replace(examples, records=Arrays(materialize(examples)), read_labels=None)
@@ -86,7 +86,7 @@ def folder_files(
     Raises:
         DataError: as ``folder``, but for the files themselves.
     """
-    root = Path(path).expanduser()
+    root = at_home(path)
     if not root.is_dir():
         raise DataError(f"no folder {root}; give the folder whose sub-folders are the classes")
     # A folder "train" with files but no folders of its own is a class (of vehicles, say).

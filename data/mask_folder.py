@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from opsin.data.examples import Arrays, DataError, Examples, fits_in_memory, materialize
+from opsin.data.files import at_home
 from opsin.data.fingerprint import identified_pairs
 from opsin.data.folder import is_test, visible_files
 from opsin.data.images import MODES, bits_per_channel, opened, read_image, turn_of
@@ -68,7 +69,7 @@ def mask_folder(
     """
     if channels not in MODES:
         raise DataError(f"images of {channels} channels: use 1 or 3")
-    root = Path(path).expanduser()
+    root = at_home(path)
     pairs, training = mask_files(path, split)
     class_names = _class_names(root / "classes.txt", [mask for _, mask in training])
     first = None
@@ -103,7 +104,7 @@ def mask_files(
     Raises:
         DataError: as ``mask_folder``, but for the files themselves.
     """
-    root = Path(path).expanduser()
+    root = at_home(path)
     has_splits = (root / "train" / "images").is_dir()
     if not has_splits and not (root / "images").is_dir():
         raise DataError(

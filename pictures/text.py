@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from opsin.errors import visible
+from opsin.errors import in_one_line, visible
 
 
 def as_written(text: str) -> str:
@@ -35,7 +35,7 @@ def legend(of: Axes | Figure, handles: Sequence[Any], names: Sequence[str], **op
 
 def class_name(label: int, class_names: Sequence[str]) -> str:
     """The name of a class, or the number of what is none, such as −1."""
-    return class_names[label] if 0 <= label < len(class_names) else str(label)
+    return in_one_line(class_names[label]) if 0 <= label < len(class_names) else str(label)
 
 
 def fitted(caption: str) -> str:
@@ -51,5 +51,6 @@ def class_caption(label: np.ndarray, class_names: Sequence[str]) -> str:
     class_names = class_names or [str(index) for index in range(len(label))]
     parts = [(share, name) for share, name in zip(label, class_names, strict=True) if share > 0.005]
     if len(parts) == 1:
-        return parts[0][1]
-    return " ".join(f"{name} {share:.2f}" for share, name in sorted(parts, reverse=True)[:2])
+        return in_one_line(parts[0][1])
+    likeliest = sorted(parts, reverse=True)[:2]
+    return " ".join(f"{in_one_line(name)} {share:.2f}" for share, name in likeliest)

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from msgspec import Meta
 
-from opsin.data.files import aside
+from opsin.data.files import aside, typed
 from opsin.data.records import LARGEST, cause, conform
 from opsin.errors import RunFailed, UserError
 from opsin.train.digests import digests
@@ -56,14 +56,14 @@ Number = Integer | Literal["bool", "float16", "float32", "float64"]
 """What arrays of examples are; 64 bits only where earlier code recorded what a source gave."""
 
 
-Shape = Annotated[list[Annotated[int, Meta(ge=0, le=2**24)]], Meta(max_length=8)]
+Shape = Annotated[list[Annotated[int, Meta(ge=1, le=2**24)]], Meta(max_length=8)]
 
 
 class Description(TypedDict):
     """What the training data were like: shape and type of each array of an example, for one."""
 
     arrays: dict[str, tuple[Shape, Number]]
-    examples: Annotated[int, Meta(ge=1)]
+    examples: Annotated[int, Meta(ge=1, le=2**62)]
     class_names: list[str]
     resized: bool
     files: NotRequired[dict[str, str]]
@@ -73,7 +73,7 @@ class Description(TypedDict):
 class Position(TypedDict):
     """Batches that were taken."""
 
-    next_index: Annotated[int, Meta(ge=0)]
+    next_index: Annotated[int, Meta(ge=0, le=2**62)]
 
 
 class Metadata(TypedDict):
@@ -316,9 +316,8 @@ class Checkpoints:
     def _damaged(self, step: int, error: Exception) -> CheckpointError:
         path = self.directory / str(step)
         if hidden := [each for each in path.rglob("*") if not os.access(each, os.R_OK)]:
-            return CheckpointError(
-                f"{hidden[0]} may not be read: make it readable for you, as by chmod -R u+r {path}"
-            )
+            way_out = f"make it readable for you, as by chmod -R u+r {typed(path)}"
+            return CheckpointError(f"{hidden[0]} may not be read: {way_out}")
         older = [other for other in self._manager.all_steps() if other < step]
         way_out = f"to resume from step {max(older)}" if older else "to start from the beginning"
         return _DamagedError(

@@ -13,6 +13,7 @@ from flax.errors import FlaxError
 from jax.sharding import Mesh
 
 from opsin.data.enclosure import component
+from opsin.errors import UserError
 from opsin.train.best import check_keep_best
 from opsin.train.experiment import Experiment, Loop
 from opsin.train.optim import Optimizer
@@ -103,7 +104,7 @@ def traced(what: str) -> Iterator[None]:
     """Turns an error of a model, a loss or an augmentation into one line for the user."""
     try:
         yield
-    except SettingError:
+    except UserError:
         raise
     except (ValueError, FlaxError) as error:
         raise SettingError(f"{what} cannot be traced: {error} (--trace shows where)") from error

@@ -23,6 +23,7 @@ from opsin.data.files import aside, from_json, read_lines, read_log, replace_tex
 from opsin.errors import RunFailed, UserError
 from opsin.metrics.state import Mean, Metric, compute_all, to_host
 from opsin.train.host.accounting import Work
+from opsin.train.host.processes import is_first
 
 Item = TypeVar("Item")
 
@@ -237,8 +238,9 @@ class Console:
             self._spoke = time.monotonic()
 
     def note(self, step: int, text: str) -> None:
-        """Writes a line above the bar."""
-        self.say(f"step {step}: {text}")
+        """Writes a line above the bar, also if there is none: it is no progress."""
+        if is_first():
+            self._bar.write(f"step {step}: {text}", file=sys.stderr)
 
     def track(self, items: Iterable[Item], what: str) -> Iterable[Item]:
         """The items, with a bar of their own for work after the last step."""

@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from opsin.data.files import save_bytes
+from opsin.data.files import at_home, save_bytes, typed
 from opsin.data.records import open_regular, parse
 from opsin.errors import UserError
 from opsin.train.paths import flatten, unflatten
@@ -188,7 +188,7 @@ class Weights:
     def _opened(self) -> Iterator[tuple[Any, dict[str, Any]]]:
         """The open file, once it is known to be the right one, and its header."""
         path = self.file()
-        again = f"{AGAIN} {path}`"
+        again = f"{AGAIN} {typed(path)}`"
         if self.sha256 is not None:
             self._check_digest(path)
         try:
@@ -210,11 +210,11 @@ class Weights:
 
     def file(self) -> Path:
         """Where the file is: seen from the working directory, or else from the root of opsin."""
-        here = Path(self.path).absolute()
+        here = at_home(self.path).absolute()
         for path in (here, ROOT / self.path):
             if path.is_file():
                 return path
-        raise WeightsError(f"there is no {here}: {AGAIN} {here}`")
+        raise WeightsError(f"there is no {here}: {AGAIN} {typed(here)}`")
 
     def _check_digest(self, path: Path) -> None:
         if (found := digest_of(path)) != self.sha256:

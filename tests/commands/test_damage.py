@@ -25,7 +25,7 @@ from opsin.train.conclusion import Result as Ended
 from opsin.train.logging import JsonLines
 from tests.commands import tiny
 
-ODD: tuple[Any, ...] = (None, True, -1, 2**70, "x", "", [], {}, [None], {"type": 3}, 0.5)
+ODD: tuple[Any, ...] = (None, True, 0, -1, 2**70, "x", "", [], {}, [None], {"type": 3}, 0.5)
 DEEP = "[" * 3000 + "]" * 3000
 
 
@@ -142,6 +142,26 @@ def test_a_damaged_config_is_one_line(a_run: Path, tmp_path: Path, share: int):
     read = (*readers(run).values(), lambda: open_run(run))
     told = [refused(each) for _ in wrong_files(run, "config.json", share) for each in read]
     assert sum(told) > 30
+
+
+@pytest.mark.parametrize("share", [30, pytest.param(4, marks=pytest.mark.proofs)])
+@pytest.mark.usefixtures("untouched")
+def test_damaged_metadata_of_a_checkpoint_are_one_line(a_run: Path, tmp_path: Path, share: int):
+    """Without their digest, which whoever writes them can write too; its config is tested above."""
+    shutil.copytree(a_run / "runs", tmp_path / "runs")
+    (run,) = (tmp_path / "runs" / "tiny").iterdir()
+    shutil.rmtree(run / "checkpoints" / "2")  # else it would be taken
+    file = run / "checkpoints" / "3" / "metadata" / "metadata"
+    saved = json.loads(file.read_text())
+    config, _ = saved.pop("config"), saved.pop("sha256")
+    known, told = "CONFIG", []
+    texts = [*mutated(saved | {"config": known})]
+    few = json.dumps(saved | {"config": known, "data": put(saved["data"], ["class_names"], ["a"])})
+    for text in (few, *texts[::share]):
+        file.write_text(text.replace(f'"{known}"', json.dumps(config)))
+        told += [refused(lambda: open_run(run)), refused(lambda: prediction.load(run))]
+    assert told[:2] == [False, True]  # a name for one of four classes
+    assert sum(told) > len(told) // 3
 
 
 @pytest.mark.usefixtures("untouched")

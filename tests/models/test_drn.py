@@ -60,15 +60,15 @@ def test_features_by_level(variant, expansion):
     }
 
 
+@pytest.mark.proofs
 @pytest.mark.parametrize(
     ("ends", "seen"),
     [
         # 1 pixel and, for each convolution, its (taps - 1) · dilation · stride so far.
         ("plain", 1 + 6 + 2 + 2 + (4 + 8) + (8 + 16) + 2 * 32 + 4 * 64 + 32 + 2 * 16),
-        pytest.param(
+        (
             "residual",
             1 + 6 + 4 + (2 + 4) + (4 + 8) + (8 + 16) + 2 * 32 + 4 * 64 + 2 * 32 + 4 * 16,
-            marks=pytest.mark.proofs,
         ),
     ],
 )

@@ -170,6 +170,7 @@ def unrolled(variables, depth):
     return {"params": variables["params"] | {"backbone": backbone}}
 
 
+@pytest.mark.proofs
 def test_scan_and_remat_change_neither_value_nor_gradient(params, images):
     def run(variables, **fields):
         def loss(variables):

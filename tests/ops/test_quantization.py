@@ -175,6 +175,7 @@ def learned(vectors, book):
     return jax.jit(learn)(jax.random.key(3), book, vectors)
 
 
+@pytest.mark.proofs
 def test_jit_changes_nothing(learned, vectors, book):
     assert_close(learn(jax.random.key(3), book, vectors), learned)
     assert set(np.flatnonzero(np.asarray(learned.counts) == 1)) == {1, 4}
@@ -186,7 +187,7 @@ def test_eight_devices_learn_what_one_does_under_jit(learned, vectors, book):
     assert_close(got, learned)
 
 
-@pytest.mark.parametrize("own_keys", [False, True])
+@pytest.mark.parametrize("own_keys", [pytest.param(False, marks=pytest.mark.proofs), True])
 def test_eight_devices_learn_what_one_does_under_pmap(learned, vectors, book, own_keys):
     keys = jax.vmap(jax.random.key)(3 + own_keys * np.arange(8))
     mapped = jax.pmap(learn, axis_name=REPLICAS, in_axes=(0, None, 0))

@@ -309,9 +309,8 @@ def test_devices_with_more_and_fewer_labels_take_the_same_steps(reference, layou
     assert_same_run(run(override(experiment(TinySegmenter(auxiliary=True)), layout)), reference)
 
 
-@pytest.mark.parametrize(
-    "loss", [cross_entropy_loss, pytest.param(dice_loss, marks=pytest.mark.proofs)]
-)
+@pytest.mark.proofs
+@pytest.mark.parametrize("loss", [cross_entropy_loss, dice_loss])
 def test_microbatches_with_more_and_fewer_labels_are_one_batch(loss):
     whole = experiment(TinySegmenter(norm=GROUPS), loss_function=loss)
     assert_same_run(run(override(whole, {"loop.accumulate": 4}), 2), run(whole, 2))

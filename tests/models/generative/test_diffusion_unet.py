@@ -40,7 +40,9 @@ def shapes_of(model, size: int, channels: int):
         (DiffusionUNet(), 32, 3, 35_746_307),
         pytest.param(HO_256(), 256, 3, 113_673_219, marks=pytest.mark.proofs),
         pytest.param(DDPM_SMALL(), 32, 1, 1_623_169, marks=pytest.mark.proofs),
-        (DDPM_SMALL(num_classes=10), 32, 1, 1_623_169 + 11 * 128),
+        pytest.param(
+            DDPM_SMALL(num_classes=10), 32, 1, 1_623_169 + 11 * 128, marks=pytest.mark.proofs
+        ),
     ],
     ids=["cifar", "256", "small", "small with classes"],
 )
