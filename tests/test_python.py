@@ -241,6 +241,8 @@ def test_mistakes_of_python_are_one_line(small, tmp_path):
         DataError, match=r"\[batch, height, width, channels\], not uint8 \[6, 6, 3\]"
     ):
         opsin.load(small).prepare(np.zeros((6, 6, 3), np.uint8))
+    with pytest.raises(DataError, match="saw images of 3 channels, not of 1"):
+        opsin.load(small).prepare(np.zeros((1, 6, 6, 1), np.uint8))
     with pytest.raises(DataError, match=r"not object \[\]"):
         opsin.load(small).prepare(None)  # pyright: ignore[reportArgumentType]
 

@@ -8,7 +8,9 @@ import os
 import pickle
 import shutil
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from opsin.commands.python import load
 from opsin.commands.runs import state_of
 from opsin.config.table import Key
 from opsin.data.enclosure import component
 from opsin.data.examples import DataError
+from opsin.errors import UserError
 from opsin.report import evaluations
 from opsin.report.rows import collect
-from opsin.train.weights import Weights, WeightsError
 from tests.commands import tiny
 
 EVIL = "open({marker!r}, 'w').close()\ndef f(*values, **options): ...\nclass F: ...\n"
@@ -37,7 +40,8 @@ READERS = {
     "run": "run tiny --quiet",
     "sweep": "sweep tiny --seeds 1 --quiet --index 0 --of 3",
 }
-"""Every command that opens a run; RUN is its folder. ``report`` calls ``collect``."""
+"""Every command that opens a run by its config; RUN is its folder. ``report`` calls ``collect``,
+``list --runs`` is below, and ``reproduce`` runs as ``run`` does."""
 
 FIELDS = ("optimizer.schedule", "optimizer.method", "task.loss_function", "task.model")
 FIELDS += ("data.source", "data.select", "data.augment.0", "measurements.0", "optimizer.lr_scale.0")
@@ -101,11 +105,9 @@ def hostile(config: Any, outside: Path, run: Path) -> Iterator[Any]:
     """Configs with each value in one field, and in each field one value."""
     every = values(str(outside / "executed"))
     named = json.dumps(every).replace("{here}", str(Path.cwd())).replace("{run}", str(run))
-    every = json.loads(named)
-    for index, value in enumerate(every):
-        yield with_value(config, FIELDS[index % len(FIELDS)], value)
-    for field in FIELDS:
-        yield with_value(config, field, every[1])
+    for value in json.loads(named):
+        for field in FIELDS:
+            yield with_value(config, field, value)
 
 
 def ask(opsin: Callable, reader: str, run: Path) -> Any:
@@ -116,36 +118,50 @@ def ask(opsin: Callable, reader: str, run: Path) -> Any:
     return told
 
 
-def with_each(config: Any, outside: Path, run: Path, few: bool) -> list[Any]:
-    every = list(hostile(config, outside, run))
-    return every[2 : -1 : len(every) // 2] if few else every
+def with_each(config: Any, outside: Path, run: Path, share: int) -> list[Any]:
+    return list(hostile(config, outside, run))[2::share]
 
 
 FEW = [True, pytest.param(False, marks=pytest.mark.proofs)]
 
 
-@pytest.mark.parametrize("few", FEW)
+@pytest.mark.parametrize("share", [101, pytest.param(8, marks=pytest.mark.proofs)])
 @pytest.mark.parametrize("reader", READERS)
 def test_a_config_executes_nothing(
-    opsin: Callable, trained: Path, place: Path, reader: str, few: bool
+    opsin: Callable, trained: Path, place: Path, reader: str, share: int
 ):
     file = trained / "config.json"
-    for config in with_each(json.loads(file.read_text()), place, trained.absolute(), few):
+    for config in with_each(json.loads(file.read_text()), place, trained.absolute(), share):
         file.write_text(json.dumps(config))
         ask(opsin, reader, trained)
         assert list(place.iterdir()) == [], config
 
 
-@pytest.mark.parametrize("few", FEW)
+def test_every_value_in_every_field_executes_nothing(opsin: Callable, trained: Path, place: Path):
+    """From Python, as ``opsin.load``; what is not opened by a config says so."""
+    file, told = trained / "config.json", 0
+    for config in with_each(json.loads(file.read_text()), place, trained.absolute(), 1):
+        file.write_text(json.dumps(config))
+        with pytest.raises(UserError) as refused:
+            load(trained)
+        told += "names" in str(refused.value)
+        assert "\n" not in str(refused.value)
+    assert told > 100
+    assert opsin("list", "--runs").code == 0
+    with suppress(UserError):
+        collect(trained.parent, ["slow"], lambda arm, seed: Key(trained.name))
+
+
+@pytest.mark.parametrize("share", [101, pytest.param(8, marks=pytest.mark.proofs)])
 @pytest.mark.parametrize("reader", ["predict", "run"])
 def test_the_config_in_a_checkpoint_executes_nothing(
-    opsin: Callable, trained: Path, place: Path, reader: str, few: bool
+    opsin: Callable, trained: Path, place: Path, reader: str, share: int
 ):
     (trained / "DONE").unlink()  # so that it resumes
     file = trained / "checkpoints" / "3" / "metadata" / "metadata"
     saved = json.loads(file.read_text())
     del saved["sha256"]  # whoever writes a config can write its digest, or none
-    for config in with_each(saved["config"], place, trained.absolute(), few):
+    for config in with_each(saved["config"], place, trained.absolute(), share):
         file.write_text(json.dumps(saved | {"config": config}))
         ask(opsin, reader, trained)
         assert list(place.iterdir()) == [], config
@@ -179,11 +195,32 @@ def test_nothing_is_unpickled(opsin: Callable, trained: Path, place: Path, name:
     assert told.code == 0 or told.complaint()
 
 
-def test_weights_are_not_unpickled(place: Path):
-    for name in ("evil.safetensors", "evil.npz", "evil.pt", "evil.pkl"):
-        Path(name).write_bytes(pickle.dumps(Touch(place / "executed")))
-        with pytest.raises(WeightsError, match="is damaged, or no safetensors file"):
-            Weights(name).read()
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        *((name, "run tiny --quiet weights.path=NAME")
+          for name in ("e.safetensors", "e.npz", "e.pt", "e.pkl")),
+        *((name, "import NAME out.safetensors --model resnet18 --size 32")
+          for name in ("e.safetensors", "e.pth", "e.pt", "e.pkl")),
+        ("e.safetensors", "evaluate RUN SampleQuality extractor.path=NAME"),
+        ("e.safetensors", "predict NAME night.png"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("zipped", [False, True])
+def test_weights_are_not_unpickled(
+    opsin: Callable, trained: Path, place: Path, name: str, words: str, zipped: bool
+):
+    evil = pickle.dumps(Touch(place / "executed"))
+    if zipped:  # as torch.save has it
+        with zipfile.ZipFile(name, "w") as archive:
+            archive.writestr("archive/data.pkl", evil)
+            archive.writestr("archive/version", "3\n")
+    else:
+        Path(name).write_bytes(evil)
+    told = opsin(*words.replace("NAME", name).replace("RUN", str(trained)).split())
+    assert told.code == 2
+    assert told.complaint()
+    assert not Path("out.safetensors").exists()
 
 
 LINKS = ["config.json", "arm.json", ".lock", "metrics.jsonl", "summary.json", "checkpoints"]

@@ -1,6 +1,6 @@
 """The entry point: which command, and how a process ends."""
 
-import importlib
+import importlib.metadata
 import inspect
 import re
 import subprocess
@@ -50,6 +50,7 @@ def test_each_command_has_help_that_names_all_it_takes(opsin, monkeypatch, name)
         ("train tiny", "there is no command 'train', did you mean 'run'?: see opsin --help"),
         ("runs tiny", "did you mean 'run'?"),
         ("endings", "there is no command 'endings'"),
+        ("xyz", "there is no command 'xyz': see opsin --help"),
     ],
 )
 def test_a_command_that_is_not_there(opsin, arguments, complaint):
@@ -68,6 +69,30 @@ def test_trace_shows_the_trace_wherever_it_stands(opsin, position):
     assert trace[0] == "Traceback (most recent call last):"
     assert "in override" in result.err
     assert complaint.startswith("opsin: there is no 'data.bach'")
+
+
+def test_help_and_version_are_words_too(opsin):
+    assert opsin("help") == opsin("--help")
+    assert (
+        opsin("--version")
+        == opsin("-V")
+        == (0, f"opsin {importlib.metadata.version('opsin')}\n", "")
+    )
+
+
+@pytest.mark.parametrize("closed", [(0, 1, 2), (1,), (2,)])
+def test_a_closed_output_takes_what_is_said(tmp_path, closed):
+    """And no file that is opened later takes its number."""
+    shut = " ".join(f"{number}>&-" for number in closed)
+    script = "import os; from opsin.commands.terminal import shown\nwith shown(): print('x')\n"
+    script += "assert all(os.readlink(f'/proc/self/fd/{n}') for n in range(3)); os.mkdir('done')"
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -c "$1" {shut}', sys.executable, script],
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "done").is_dir()
 
 
 def test_list_in_a_process_of_its_own(tmp_path):

@@ -111,6 +111,8 @@ def test_inspect_draws_its_batch(opsin: Callable, monkeypatch: pytest.MonkeyPatc
         (None, "mine.py is not there, seen from"),
         ("x = 1", "has no 'config'"),
         ("config = 1", "config is a function"),
+        ("def config(x): ...", "config is a function without arguments"),
+        ("import sys\nsys.exit(0)", "cannot import mine.py: SystemExit: 0"),
         ("def config(): return 1", "config() gives an Experiment, not int"),
         ("def config(:", "cannot import mine.py: SyntaxError"),
         ("import nothing_of_that_name", "No module named 'nothing_of_that_name'"),

@@ -33,6 +33,28 @@ def test_it_writes_what_a_run_says_of_an_image(opsin, trained, tmp_path):
     assert not Path("elsewhere").exists()
 
 
+def test_names_of_a_stranger_are_in_one_line_and_of_the_classes_that_there_are(opsin, trained):
+    """Without the digest of what holds them: whoever writes names can write that too, or none."""
+    Image.fromarray(np.zeros((6, 6, 3), np.uint8)).save("night\n.png")
+    for step in ("2", "3"):
+        file = trained / "checkpoints" / step / "metadata" / "metadata"
+        saved = json.loads(file.read_text())
+        del saved["sha256"]
+        saved["data"]["class_names"] = [f"\x1b[31m{label}\nx\ty" for label in "abcd"]
+        file.write_text(json.dumps(saved))
+    said = opsin("predict", str(trained), "night\n.png")
+    assert (said.code, said.err) == (0, "")
+    line, directory = said.out.splitlines()
+    assert re.fullmatch(r"night\\n\.png  \\x1b\[31m[abcd]\\nx\\ty  \d+\.\d%", line)
+    table = Path(directory, "labels.csv").read_text()
+    assert table.count("\n") == 2
+    assert "\x1b" not in table
+    saved["data"]["class_names"] = ["one", "two"]
+    file.write_text(json.dumps(saved))
+    told = opsin("predict", str(trained), "night\n.png").complaint()
+    assert "its checkpoint names 2 classes, and its network tells 4" in told
+
+
 def test_it_takes_a_run_and_an_image(opsin):
     assert "name at least one image" in opsin("predict", "nowhere").complaint()
     said = opsin("predict", "nowhere", "night.png")

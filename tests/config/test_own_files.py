@@ -60,6 +60,7 @@ def test_a_file_may_be_called_as_a_module_of_python(folder):
         ("my_losses.py", "poly_loss", "has no 'poly_loss': did you mean 'poly1_loss'"),
         ("broken.py", "loss", r"^cannot import broken\.py: ZeroDivisionError: division by zero$"),
         ("typo.py", "loss", r"^cannot import typo\.py: SyntaxError: "),
+        ("ends.py", "loss", r"^cannot import ends\.py: SystemExit: 0$"),
         ("needy.py", "loss", "ModuleNotFoundError: No module named 'of_no_package'$"),
         ("near.py", "loss", r"No module named 'my_losses': put /\S+ on PYTHONPATH$"),
     ],
@@ -69,6 +70,7 @@ def test_a_mistake_is_one_line(folder, file, name, complaint):
     (folder / "my_losses.txt").write_text(LOSSES)
     (folder / "broken.py").write_text("loss = 1 / 0")
     (folder / "typo.py").write_text("def loss(:\n    pass")
+    (folder / "ends.py").write_text("raise SystemExit(0)")
     (folder / "needy.py").write_text("import of_no_package\nloss = 1")
     (folder / "near.py").write_text("import my_losses\nloss = 1")
     with pytest.raises(ConfigError, match=complaint) as told:

@@ -408,11 +408,30 @@ def test_a_name_that_its_module_lacks_is_named():
         parse("task.x=data.augment:random_flop")
 
 
-def test_a_module_that_cannot_be_imported_is_not_taken_for_a_string(tmp_path, monkeypatch):
-    (tmp_path / "my_loss_of_test_config.py").write_text("import no_such_library\n")
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("import no_such_library", "ModuleNotFoundError: No module named 'no_such_library'"),
+        ("def loss(:", r"SyntaxError: .*line 1"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_not_taken_for_a_string(
+    tmp_path, monkeypatch, text, complaint
+):
+    (tmp_path / "my_loss_of_test_config.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match="cannot import my_loss_of_test_config: No module named"):
+    with pytest.raises(ConfigError, match=f"cannot import my_loss_of_test_config: {complaint}"):
         parse("task.loss_function=my_loss_of_test_config:loss")
+
+
+def test_a_file_that_is_called_as_a_room_is_told_by_its_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "losses.py").write_text("def my_loss(): ...\n")
+    with pytest.raises(
+        ConfigError, match=r"that is opsin's module, yours is \./losses\.py:my_loss"
+    ):
+        parse("task.loss_function=losses:my_loss")
 
 
 def test_a_directory_called_tfds_does_not_hide_the_data_set(tmp_path, monkeypatch):

@@ -229,6 +229,17 @@ def test_without_a_terminal_there_is_a_line_every_some_seconds_and_no_carriage_r
     ]
 
 
+def test_a_note_is_no_progress(capsys, monkeypatch):
+    """``--quiet`` leaves the bar and its lines out, not what a user has to know."""
+    console = Console(total=10, step=5, enabled=False)
+    console.write(6, {"train/loss": 0.5, **EVALUATED})
+    console.note(0, "another batch than the set has")
+    monkeypatch.setattr("opsin.train.logging.is_first", lambda: False)
+    console.note(0, "once is enough")
+    console.close()
+    assert capsys.readouterr().err == "step 0: another batch than the set has\n"
+
+
 def test_only_a_run_with_steps_to_go_resumes(capsys):
     for step in (0, 4, 10):
         Console(total=10, step=step, enabled=True).close()

@@ -13,7 +13,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from opsin.config.tree import override
 from opsin.data.geometry import random_crop
+from opsin.errors import ConfigError
 from opsin.losses.classification import cross_entropy_loss
+from opsin.train.checks import traced
 from opsin.train.experiment import Experiment
 from opsin.train.feed import Feed
 from opsin.train.methods import sgd
@@ -140,6 +142,12 @@ def test_an_evaluation_of_images_of_another_size_is_refused_in_one_line(tiny_one
     with pytest.raises(SettingError, match=r"the evaluation cannot be traced: .*hidden") as caught:
         program.evaluate.lower(state.params, state.mutable, batch, np.int32(0))
     assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_of_the_user_is_told_as_it_is():
+    """It is no failure of a trace, although it comes up in one."""
+    with pytest.raises(ConfigError, match=r"^a warm-up is longer$"), traced("the step"):
+        raise ConfigError("a warm-up is longer")
 
 
 def test_what_an_augmentation_says_of_its_options_is_one_line(tiny_one_device: Experiment):
