@@ -16,7 +16,7 @@ from typing import Any
 from opsin import analysis
 from opsin.analysis.diffusion import SampledBy
 from opsin.analysis.generators import SampleQuality
-from opsin.commands.measured import write_measured, write_splits
+from opsin.commands.measured import Code, write_measured, write_splits
 from opsin.commands.provenance import this_code
 from opsin.commands.runs import locked
 from opsin.commands.trained import Reopened, reopen
@@ -91,7 +91,8 @@ def _evaluated(
     check_same_data(reopened.described, {"class_names": list(sets["train"].class_names)})
     check_splits(sets)
     check_measurements(chosen_ones, experiment.task, sets)
-    now: Any = {"step": int(reopened.state.step), "commit": this_code()["commit"]}
+    code = Code.of(experiment, chosen_ones, this_code()["commit"])
+    now: Any = {"step": int(reopened.state.step), "code": code}
     if not asked and experiment.data.eval_splits:
         since = time.monotonic()
         metrics = _of_splits(reopened, sets)

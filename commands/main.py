@@ -69,8 +69,10 @@ def _main(arguments: Sequence[str] | None) -> None:
             with suppress(OutputError):
                 print(f"opsin: {error}", file=sys.stderr)
         code = 2 if told else 1
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         code, own = exit_code(error), own_trace(error)
+        if isinstance(error, SystemExit) and own is None:  # of the parser
+            raise
         if code is None and own is None and arguments is not None and not _among_others():
             raise
         if "--trace" in words or (code is None and own is None):
@@ -87,7 +89,9 @@ def _main(arguments: Sequence[str] | None) -> None:
 
 
 def _run(words: Sequence[str], began: float) -> int:
-    if words[:1] in ([], ["--help"], ["-h"], ["help"]):
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
+    if words[:1] in ([], ["--help"], ["-h"]):
         print(_overview())
         return 0
     if words[:1] in (["--version"], ["-V"]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import hashlib
 import importlib.metadata
 import os
@@ -50,6 +51,21 @@ def own_code(node: Any) -> dict[str, str]:
         name: hashlib.sha256(repr(sorted(code.values())).encode()).hexdigest()[:16]
         for name, code in files.items()
     }
+
+
+def evaluating_code(experiment: Any) -> dict[str, str]:
+    """``own_code`` of what an experiment evaluates by and does not train by, such as a metric."""
+    found: dict[str, str] = {}
+    nodes = [experiment.task]
+    for node in nodes:
+        fields = dataclasses.fields(node) if dataclasses.is_dataclass(node) else ()
+        apart = {f.name for f in fields if f.metadata.get("identity", True) == "evaluation"}
+        for name, child in children(node).items():
+            if name in apart:
+                found |= own_code(child)
+            else:
+                nodes.append(child)
+    return found
 
 
 def _add_code(node: Any, files: dict[str, dict[Path, str]]) -> None:

@@ -36,8 +36,9 @@ def reproduce(
     from opsin.commands.reproducing import compared, drawn, train
     from opsin.commands.runs import Options
     from opsin.data.files import writing
-    from opsin.report.reproduction import NAME, add, lines_of
+    from opsin.report.reproduction import NAME, add, check, lines_of
 
+    check(results)  # a damaged file there is told before an hour of training
     outside = compared_metrics = 0
     for chosen in drawn(name, results, rows, seed):
         print(f"{chosen.name}, {chosen.row.arm}, seed {chosen.row.seed}", flush=True)

@@ -15,7 +15,7 @@ from opsin.config import catalogue
 from opsin.config.sweep import key_of
 from opsin.config.table import Table
 from opsin.config.tree import override
-from opsin.data.files import typed
+from opsin.data.files import in_shell
 from opsin.data.sources import open_source
 from opsin.errors import ConfigError
 from opsin.report.reproduction import Reproduced, compare
@@ -61,7 +61,8 @@ def drawn(typed: str, results: Path, count: int, seed: int) -> list[Drawn]:
     chosen = []
     for index in random.Random(seed).sample(range(len(done)), count):
         row = done[index]
-        again = f"opsin sweep {typed} && opsin report {typed} makes the table anew"
+        name_there = in_shell(typed)
+        again = f"opsin sweep {name_there} && opsin report {name_there} makes the table anew"
         if row.arm not in arms:
             raise ConfigError(f"the sweep of {name} has no arm {row.arm!r} any more: {again}")
         experiment = override(module.config(), arms[row.arm].under(row.seed))
@@ -95,7 +96,7 @@ def train(chosen: Drawn, options: Options) -> Outcome:
     if not known and (directory / "DONE").exists():
         raise RunError(
             f"{directory} may be by other code than this, as nothing here names its changes: "
-            f"commit them, or rm -r {typed(directory)} to train it again"
+            f"commit them, or rm -r {in_shell(directory)} to train it again"
         )
     try:
         return execute(chosen.name, chosen.row.arm, chosen.experiment, options)

@@ -16,7 +16,7 @@ import jax
 from filelock import FileLock, Timeout
 
 from opsin.commands.endings import stop_signals
-from opsin.commands.measured import write_measured, write_splits
+from opsin.commands.measured import Code, write_measured, write_splits
 from opsin.commands.provenance import environment, own_code
 from opsin.config.identity import essence, essence_of_resolved, evaluation_id, identity
 from opsin.config.names import UntrustedError
@@ -24,7 +24,7 @@ from opsin.config.own_files import SameNameError
 from opsin.config.sweep import pinned
 from opsin.config.tree import check, names_in, resolve
 from opsin.data.enclosure import check_enclosed, component
-from opsin.data.files import clear_parts, replace_text, to_json, typed, writing
+from opsin.data.files import clear_parts, in_shell, replace_text, to_json, writing
 from opsin.errors import ConfigError, UserError
 from opsin.report import evaluations
 from opsin.report.run_files import read_config, read_summary
@@ -91,7 +91,7 @@ class Outcome:
     def read_again(self) -> str:
         """What to say of a run that was trained before."""
         what = ": measured what was missing" if self.measured else ", so only read"
-        return f"already trained{what}; to train it again: rm -r {typed(self.directory)}"
+        return f"already trained{what}; to train it again: rm -r {in_shell(self.directory)}"
 
 
 def directory_of(name: str, experiment: Experiment, workdir: Path) -> Path:
@@ -132,11 +132,14 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
         todo, again, since = experiment.measurements, False, time.monotonic()
         of = evaluation_id(experiment)
         now: dict[str, Any] = {**environment(), "own": own_code(experiment)}
+        code = Code.of(experiment, experiment.measurements, now["commit"])
         if trained:
-            _check_trained(directory, experiment, options, now, say=options.progress and writes)
+            _check_trained(directory, experiment, options, now, say=writes)
             steps = _steps(directory)
-            todo = tuple(x for x in todo if not of_first(_is_measured(directory, x, steps, of)))
-            again = not of_first(_is_evaluated(directory, steps, of))
+            todo = tuple(
+                x for x in todo if not of_first(_is_measured(directory, x, steps, of, code))
+            )
+            again = not of_first(_is_evaluated(directory, steps, of, code))
             if not (todo or again):
                 return replace(_finished(directory, experiment), trained_before=True)
             _check_saved(directory, steps)
@@ -145,9 +148,8 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                 (directory / "FAILED").unlink(missing_ok=True)
         if writes and not trained:
             _write_json(directory / "config.json", config)
-            _record_start(directory, now, say=options.progress)
-        commit = now["commit"]  # of the code that runs, whatever its folder holds at the end
-        keep = partial(write_measured, directory, experiment, commit=commit)
+            _record_start(directory, now)
+        keep = partial(write_measured, directory, experiment, code=code)
         with _recorded(directory) if writes else nullcontext(), stop_signals() as stopped:
             result = fit(
                 replace(experiment, measurements=todo),
@@ -160,7 +162,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
                 began=options.began,
                 profile=options.profile if writes else None,
                 kept=lambda measurement, step: of_first(
-                    _is_measured(directory, measurement, step, of)
+                    _is_measured(directory, measurement, step, of, code)
                 ),
                 keep=keep if writes else lambda found, step: None,
                 again=again,
@@ -174,9 +176,7 @@ def execute(name: str, arm: str, experiment: Experiment, options: Options) -> Ou
         if again or not trained:
             found = {name: x for name, x in own.items() if "/" in name}
             took = time.monotonic() - since if trained else None
-            write_splits(
-                directory, experiment, found, step=result.step, seconds=took, commit=commit
-            )
+            write_splits(directory, experiment, found, step=result.step, seconds=took, code=code)
         if trained:
             _write_json(directory / "config.json", config)  # as it is measured now
         else:
@@ -193,7 +193,7 @@ def _recorded(directory: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         with suppress(OSError):  # the disk may be full: that is what ``error`` says then
             replace_text(directory / "FAILED", f"{type(error).__name__}: {error}\n")
         raise
@@ -204,10 +204,10 @@ def state_of(directory: Path, experiment: Experiment) -> str:
     check_enclosed(directory)
     if not (directory / "DONE").exists():
         return "FAILED" if (directory / "FAILED").exists() else "to do"
-    steps = _steps(directory)
-    of = evaluation_id(experiment)
-    measured = all(_is_measured(directory, x, steps, of) for x in experiment.measurements)
-    measured = measured and _is_evaluated(directory, steps, of)
+    steps, measurements = _steps(directory), experiment.measurements
+    of, code = evaluation_id(experiment), Code.of(experiment, measurements)
+    measured = all(_is_measured(directory, x, steps, of, code) for x in measurements)
+    measured = measured and _is_evaluated(directory, steps, of, code)
     return "DONE" if measured else "to measure"
 
 
@@ -216,15 +216,17 @@ def _steps(directory: Path) -> int:
     return int(read_summary(directory, "steps")["steps"])
 
 
-def _is_measured(directory: Path, measurement: Measurement, steps: int, of: str) -> bool:
-    """Whether a run has the numbers of a measurement, of its last step, by all present code."""
-    own = own_code(measurement)
-    return evaluations.read(directory, identity(measurement), steps, of, own) is not None
+def _is_measured(
+    directory: Path, measurement: Measurement, steps: int, of: str, code: Code
+) -> bool:
+    """Whether a run has the numbers of a measurement, of its last step, by the present code."""
+    name = identity(measurement)
+    return evaluations.read(directory, name, steps, of, code.by_id[name]) is not None
 
 
-def _is_evaluated(directory: Path, steps: int, of: str) -> bool:
+def _is_evaluated(directory: Path, steps: int, of: str, code: Code) -> bool:
     """Whether the splits of a finished run were evaluated as its experiment says now."""
-    return evaluations.read(directory, evaluations.SPLITS, steps, of) is not None
+    return evaluations.read(directory, evaluations.SPLITS, steps, of, code.own) is not None
 
 
 def _finished(directory: Path, experiment: Experiment) -> Outcome:
@@ -246,9 +248,9 @@ def _check_trained(
     if options.profile:
         raise RunError(
             f"{directory} is trained, no step is left to profile: train it in another "
-            f"place with --workdir, or rm -r {typed(directory)} first"
+            f"place with --workdir, or rm -r {in_shell(directory)} first"
         )
-    train_again = f"rm -r {typed(directory)} to train it again"
+    train_again = f"rm -r {in_shell(directory)} to train it again"
     try:
         saved = read_config(directory)
         there = json_leaves(essence_of_resolved(saved, names_in(resolve(experiment))))
@@ -274,11 +276,11 @@ def _check_saved(directory: Path, steps: int) -> None:
     if saved_step(directory / "checkpoints") != steps:
         raise RunError(
             f"{directory} is trained, and its checkpoint of step {steps} is gone, so nothing more "
-            f"can be measured: rm -r {typed(directory)} to train it again"
+            f"can be measured: rm -r {in_shell(directory)} to train it again"
         )
 
 
-def _record_start(directory: Path, now: dict[str, Any], *, say: bool) -> None:
+def _record_start(directory: Path, now: dict[str, Any]) -> None:
     """Adds this start to ``env.json``; a run that resumes under other code says so."""
     saved = saved_step(directory / "checkpoints")
     step, resumed = saved or 0, saved is not None
@@ -291,8 +293,7 @@ def _record_start(directory: Path, now: dict[str, Any], *, say: bool) -> None:
     lines = JsonLines(directory / "metrics.jsonl", step)
     lines.note(step, note)
     lines.close()
-    if say:
-        print(note, file=sys.stderr)
+    print(note, file=sys.stderr)
 
 
 def _starts(path: Path) -> Sequence[Start]:

@@ -10,6 +10,7 @@ from opsin.commands.endings import after_signal, exit_code, own_trace
 from opsin.commands.groups import Output, Runtime, named
 from opsin.commands.values import Count, Index, Name, Overrides, whole
 from opsin.config import catalogue
+from opsin.data.files import in_shell
 
 
 def sweep(
@@ -51,7 +52,7 @@ def sweep(
             continue
         try:
             outcome = execute(name, run.arm, run.experiment, output.options())
-        except Exception as error:  # one failed run must not lose the others
+        except (Exception, SystemExit) as error:  # one failed run must not lose the others
             if own := own_trace(error):
                 print(own, file=sys.stderr)
             elif exit_code(error) is None:
@@ -67,5 +68,5 @@ def sweep(
         print(f"opsin: {len(failed)} of {len(mine)} runs failed: {names}", file=sys.stderr)
         return 1
     if not dry_run and hasattr(module, "TABLE"):
-        print(f"done; now: opsin report {asked}")
+        print(f"done; now: opsin report {in_shell(asked)}")
     return 0

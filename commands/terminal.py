@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
 
 from opsin.errors import UserError, visible
@@ -69,15 +69,12 @@ def _writable(stream: TextIO) -> Iterator[None]:
 def shown() -> Iterator[None]:
     """Has standard output and standard error write only what may be seen.
 
-    One that is closed leads to nowhere: else the next file to be opened would take its number, and
-    get what libraries print.
+    One that is closed leads to nowhere, by its own number, which is the lowest that is free: else
+    the next file to be opened would get what libraries print.
     """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
+    for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            with suppress(OSError):
-                while os.open(os.devnull, os.O_RDWR) < number:
-                    pass
-            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115
     out: Any = Shown(sys.stdout)
     err: Any = Shown(sys.stderr)
     with redirect_stdout(out), redirect_stderr(err):

@@ -226,5 +226,5 @@ Allow = UseAppendAction[
     ]
 ]
 Place = Annotated[Value, _typed(_place, "PATH")]
-"""Something that is there."""
+"""One to read, which the command itself looks for."""
 Run = Annotated[Place[Path], arg(metavar="RUN", help="its directory, runs/NAME/ID")]

@@ -7,14 +7,14 @@ import difflib
 import importlib
 import inspect
 import re
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from opsin.config import own_files
 from opsin.config.table import Arm, Report, Table
-from opsin.data.files import at_home
+from opsin.data.files import at_home, in_shell
 from opsin.errors import ConfigError
 
 HOUSE = Path(__file__).parents[1] / "experiments"
@@ -82,7 +82,7 @@ def opened(typed: str) -> tuple[str, ModuleType]:
             f"{typed} is not there, seen from {Path.cwd()}: opsin new {name} writes one"
         )
     own_files.load(path, "config")
-    module = sys.modules[own_files.PREFIX + path.stem]
+    module = own_files.read(path)
     _check_kinds(typed, module)
     return name, module
 
@@ -90,8 +90,7 @@ def opened(typed: str) -> tuple[str, ModuleType]:
 def _check_kinds(typed: str, module: ModuleType) -> None:
     """Raises ConfigError for a file whose names are not what those of an experiment are."""
     for name in ("config", "sweep"):
-        function = getattr(module, name, None)
-        if function is not None and not _is_without_arguments(function):
+        if hasattr(module, name) and not _is_without_arguments(getattr(module, name)):
             raise ConfigError(
                 f"{typed}: {name} is a function without arguments, as in what opsin new writes"
             )
@@ -111,7 +110,8 @@ def _is_without_arguments(function: Any) -> bool:
 
 def arms(module: ModuleType) -> list[Arm]:
     """The arms of an experiment's sweep; without ``sweep`` a single one that changes nothing."""
-    found = list(module.sweep()) if hasattr(module, "sweep") else [Arm("default")]
+    found = module.sweep() if hasattr(module, "sweep") else [Arm("default")]
+    found = list(found) if isinstance(found, Iterable) else [found]
     if not all(isinstance(arm, Arm) for arm in found):
         raise ConfigError(f"{module.__file__}: sweep() gives a list of Arm")
     return found
@@ -125,7 +125,8 @@ def report_of(typed: str) -> Report:
     """
     name, module = opened(typed)
     if not hasattr(module, "TABLE"):
-        raise ConfigError(f"{typed} has no TABLE to report: opsin run {typed} prints its numbers")
+        again = in_shell(typed)
+        raise ConfigError(f"{typed} has no TABLE to report: opsin run {again} prints its numbers")
     names = [arm.name for arm in arms(module)]
     stated = (module.__doc__ or "").strip().partition("\n")[0]
     shown = f"./{name}.py" if name != typed else name  # wherever the file lies here

@@ -111,7 +111,7 @@ def _imported(places: Sequence[str]) -> types.ModuleType | None:
         except ModuleNotFoundError as error:
             if error.name is None or not f"{path}.".startswith(f"{error.name}."):
                 raise own_files.unimportable(path, error) from error
-        except (SyntaxError, SystemExit) as error:
+        except (Exception, SystemExit) as error:
             raise own_files.unimportable(path, error) from error
     return None  # "tfds:mnist" is a string: there is no module of that name
 

@@ -48,9 +48,9 @@ def read(path: Path) -> ModuleType:
     return _module(path)
 
 
-def _module(path: Path) -> ModuleType:
-    known_as = PREFIX + path.stem
-    file = str(path.resolve())
+def _module(named: Path) -> ModuleType:
+    path = named.resolve()  # a link to a file is that file
+    known_as, file = PREFIX + path.stem, str(path)
     if known_as in sys.modules:
         module = sys.modules[known_as]
         if path.is_file() and not _alike(Path(str(module.__file__)), path):
@@ -65,20 +65,22 @@ def _module(path: Path) -> ModuleType:
     sys.modules[known_as] = module  # dataclasses look their module up while they are made
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         del sys.modules[known_as]
+        if not isinstance(error, Exception | SystemExit):
+            raise
         beside = (
             isinstance(error, ModuleNotFoundError) and path.with_name(f"{error.name}.py").exists()
         )
-        way_out = f": put {path.parent.resolve()} on PYTHONPATH" if beside else ""
-        raise unimportable(path, error, way_out) from error
+        way_out = f": put {path.parent} on PYTHONPATH" if beside else ""
+        raise unimportable(named, error, way_out) from error
     return module
 
 
 def unimportable(what: str | Path, error: BaseException, way_out: str = "") -> ConfigError:
     """What to raise of code that cannot be imported."""
-    said = " ".join(str(error).split())
-    return ConfigError(f"cannot import {what}: {type(error).__name__}: {said}{way_out}")
+    said = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    return ConfigError(f"cannot import {what}: {said}{way_out}")
 
 
 def _alike(one: Path, other: Path) -> bool:
@@ -87,7 +89,7 @@ def _alike(one: Path, other: Path) -> bool:
 
 def is_read(path: Path) -> bool:
     """Whether a file of that name was read."""
-    return path.suffix == ".py" and PREFIX + path.stem in sys.modules
+    return path.suffix == ".py" and PREFIX + path.resolve().stem in sys.modules
 
 
 def is_own(module: str) -> bool:

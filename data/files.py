@@ -163,9 +163,10 @@ def at_home(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def typed(path: str | os.PathLike[str]) -> str:
-    """A path as it is typed into a shell, for errors that say what to type."""
-    return shlex.quote(os.fspath(path))
+def in_shell(path: str | os.PathLike[str]) -> str:
+    """A path as it is typed into a shell, for errors that say what to type; no option."""
+    text = os.fspath(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def users_cache(name: str) -> Path:

@@ -147,7 +147,7 @@ def set_fingerprint(name: str, data_dir: str | os.PathLike[str] | None = None) -
 
 def _root_of(data_dir: str | os.PathLike[str] | None) -> str:
     """Where sets are prepared."""
-    return os.path.expanduser(
+    return os.path.expanduser(  # of a text: a path would make gs:/sets of gs://sets
         data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     )
 

@@ -21,12 +21,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
 
+from opsin.data.enclosure import component
 from opsin.data.files import holds, replace_text, to_json
 from opsin.data.records import parse, read_records
 from opsin.report.report import markdown_table
@@ -219,8 +219,10 @@ def _is_of(line: Reproduced, row: Row) -> bool:
     """Whether a row is the one that a line repeats, with the numbers that it had then."""
     if (line.arm, line.seed, line.id) != (row.arm, row.seed, row.id):
         return False
-    recorded = {name: row.metrics.get(name) for name in line.metrics}
-    return all(_same(recorded[name], each.recorded) for name, each in line.metrics.items())
+    return all(
+        name in row.metrics and _same(row.metrics[name], each.recorded)
+        for name, each in line.metrics.items()
+    )
 
 
 def _same(one: float | None, other: float | None) -> bool:
@@ -232,8 +234,15 @@ def _same(one: float | None, other: float | None) -> bool:
 
 
 def _read(path: Path) -> list[Reproduced]:
-    way_out = "remove the line, and repeat its opsin reproduce"
-    return read_records(path, partial(parse, kind=Reproduced), way_out)
+    return read_records(path, _line, "remove the line, and repeat its opsin reproduce")
+
+
+def _line(line: bytes) -> Reproduced:
+    found = parse(line, Reproduced)
+    component("experiment", found.experiment)
+    if found.experiment == NAME or not found.metrics:
+        raise ValueError("it repeats no row of a table")
+    return found
 
 
 def _markdown(lines: Sequence[Reproduced], replaced: Sequence[Reproduced]) -> str:
@@ -258,10 +267,11 @@ def _markdown(lines: Sequence[Reproduced], replaced: Sequence[Reproduced]) -> st
         parts.append(markdown_table([[*header[:-1], "rule"], *outside]))
     if replaced:
         parts.append(
-            "Of rows that have other numbers in their tables now, and left out above:\n\n"
+            "Of rows that are gone from their tables, or have other numbers there now:"
+            "\n\n"
             + "\n".join(f"- {x.experiment}, `{x.arm}`, seed {x.seed}, {x.date}" for x in replaced)
         )
-    if failed := [line for line in lines if line.error]:
+    if failed := [line for line in [*lines, *replaced] if line.error]:
         errors = (line.error.replace("`", "'") for line in failed if line.error)
         named = (f"- {line.experiment}, `{line.arm}`, seed {line.seed}" for line in failed)
         pairs = zip(named, errors, strict=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict
 
 from opsin.config.table import Key, ReportError
 from opsin.data.enclosure import check_enclosed
-from opsin.data.files import from_json, replace_text, to_json
+from opsin.data.files import from_json, in_shell, replace_text, to_json
 from opsin.data.records import RecordError, conform, open_regular, parse, read_records, unreadable
 from opsin.report import evaluations
 from opsin.report.run_files import read_config, read_summary, repeated
@@ -77,7 +77,7 @@ def collect(
     A folder makes a row for each arm that it belongs to. There is no row without ``DONE`` or
     ``FAILED``, nor for an arm whose measurements were not made; the report lists its seed as
     missing. Runs of another config (with overrides, or older than a change of the experiment) make
-    no row either: a warning is logged.
+    no row either. A warning names both.
 
     Args:
         run_dir: ``runs/<experiment>``, with a folder for each run.
@@ -90,27 +90,38 @@ def collect(
         RecordError: a file is missing or damaged.
         DataError: a folder holds a link that leads out of it.
     """
+    again = in_shell(typed or run_dir.name)
     folders = sorted(path for path in run_dir.glob("*") if path.is_dir())
     ended = [path for path in folders if status_of(path) is not None]
     rows: list[Row] = []
     strangers: list[str] = []
+    unmeasured: list[str] = []
     for path in ended:
         check_enclosed(path)
         seed = read_config(path)["seed"]
         keys = {arm: identity_of(arm, seed) for arm in arms}
         own = {arm: key for arm, key in keys.items() if key.run == path.name}
         strangers += [] if own else [path.name]
-        rows += [row for arm, key in own.items() if (row := read_run(path, arm, seed, key))]
-    if strangers:
-        logging.getLogger(__name__).warning(
-            "left out the runs in %s that are not of the sweep as it stands: %s",
-            run_dir,
-            ", ".join(strangers),
+        found = [read_run(path, arm, seed, key) for arm, key in own.items()]
+        rows += [row for row in found if row]
+        unmeasured += [] if all(found) else [path.name]
+    for names, what in (
+        (strangers, "are not of the sweep as it stands"),
+        (unmeasured, f"are not measured as it asks, which opsin sweep {again} does"),
+    ):
+        if names:
+            logging.getLogger(__name__).warning(
+                "left out the runs in %s that %s: %s", run_dir, what, ", ".join(names)
+            )
+    if not rows and unmeasured:
+        raise ReportError(
+            f"no run in {run_dir} is measured as the sweep asks: run opsin sweep {again}, which "
+            "trains none that is finished"
         )
     if not rows:
         raise ReportError(
             f"no run of the sweep has ended in {run_dir} ({len(folders)} folders, {len(ended)} "
-            f"ended): run opsin sweep {typed or run_dir.name}"
+            f"ended): run opsin sweep {again}"
         )
     return in_order(rows, arms)
 

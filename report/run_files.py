@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-from opsin.data.files import from_json, typed
+from opsin.data.files import from_json, in_shell
 from opsin.data.records import RecordError, read_record
 
 
@@ -60,4 +60,4 @@ def read_summary(run: Path, *needed: str) -> dict[str, float]:
 
 def repeated(run: Path) -> str:
     """The way out where a file of a run is damaged."""
-    return f"put it back, or rm -r {typed(run)} to train it again"
+    return f"put it back, or rm -r {in_shell(run)} to train it again"

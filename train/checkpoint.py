@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from msgspec import Meta
 
-from opsin.data.files import aside, typed
+from opsin.data.files import aside, in_shell
 from opsin.data.records import LARGEST, cause, conform
 from opsin.errors import RunFailed, UserError
 from opsin.train.digests import digests
@@ -316,7 +316,7 @@ class Checkpoints:
     def _damaged(self, step: int, error: Exception) -> CheckpointError:
         path = self.directory / str(step)
         if hidden := [each for each in path.rglob("*") if not os.access(each, os.R_OK)]:
-            way_out = f"make it readable for you, as by chmod -R u+r {typed(path)}"
+            way_out = f"make it readable for you, as by chmod -R u+r {in_shell(path)}"
             return CheckpointError(f"{hidden[0]} may not be read: {way_out}")
         older = [other for other in self._manager.all_steps() if other < step]
         way_out = f"to resume from step {max(older)}" if older else "to start from the beginning"

@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from opsin.data.files import at_home, save_bytes, typed
+from opsin.data.files import at_home, in_shell, save_bytes
 from opsin.data.records import open_regular, parse
 from opsin.errors import UserError
 from opsin.train.paths import flatten, unflatten
@@ -57,7 +57,7 @@ def save_weights(
     """
     # In one entry: safetensors writes several in any order.
     metadata = {header: json.dumps(dict(described), sort_keys=True)}
-    return save_bytes(Path(path), save(arrays_of(variables), metadata=metadata))
+    return save_bytes(at_home(path), save(arrays_of(variables), metadata=metadata))
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Weights:
     def _opened(self) -> Iterator[tuple[Any, dict[str, Any]]]:
         """The open file, once it is known to be the right one, and its header."""
         path = self.file()
-        again = f"{AGAIN} {typed(path)}`"
+        again = f"{AGAIN} {in_shell(path)}`"
         if self.sha256 is not None:
             self._check_digest(path)
         try:
@@ -214,7 +214,7 @@ class Weights:
         for path in (here, ROOT / self.path):
             if path.is_file():
                 return path
-        raise WeightsError(f"there is no {here}: {AGAIN} {typed(here)}`")
+        raise WeightsError(f"there is no {here}: {AGAIN} {in_shell(here)}`")
 
     def _check_digest(self, path: Path) -> None:
         if (found := digest_of(path)) != self.sha256:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 from matplotlib.figure import Figure
 
-from opsin.commands import runs, runtime
+from opsin.commands import provenance, runs, runtime
 from opsin.commands.main import main
 from opsin.config import catalogue
 from opsin.pictures import figures
@@ -19,6 +19,8 @@ from opsin.train.experiment import Experiment
 from tests.commands import tiny
 
 HOUSE = Path(__file__).parents[2]
+CODE = {"commit": "c" * 40, "dirty": False}
+"""That runs: else each start says of a tree with changes that they may be others than before."""
 HEARD = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
@@ -32,6 +34,8 @@ from opsin.config import catalogue
 
 def find(name):  # called when jax may be imported
     exec({trouble!r}, {{}})
+    from opsin.commands import provenance
+    provenance.code_of = lambda house: {code!r}
     return importlib.import_module("tests.commands.tiny")
 
 catalogue.find = find
@@ -67,6 +71,7 @@ def in_process(*arguments: str, cwd: Path) -> Result:
 def prepare(monkeypatch: pytest.MonkeyPatch) -> None:
     find = catalogue.find
     monkeypatch.setattr(runtime, "set_up", lambda asked: None)  # jax is imported by now
+    monkeypatch.setattr(provenance, "code_of", lambda house: CODE)
     monkeypatch.setattr(catalogue, "find", lambda name: tiny if name == "tiny" else find(name))
 
 

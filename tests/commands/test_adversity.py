@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.commands.conftest import HEARD, HOUSE, TINY
+from tests.commands.conftest import CODE, HEARD, HOUSE, TINY
 from tests.commands.remains import left, only
 
 pytestmark = pytest.mark.proofs
@@ -40,7 +40,7 @@ def begun(
     workdir.mkdir(exist_ok=True)
     return subprocess.Popen(
         [
-            *(*prefix, sys.executable, "-c", TINY.format(trouble=trouble)),
+            *(*prefix, sys.executable, "-c", TINY.format(trouble=trouble, code=CODE)),
             *("run", "tiny", "--quiet", f"--workdir={workdir}", "parallel.data=1", *overrides),
         ],
         cwd=HOUSE,

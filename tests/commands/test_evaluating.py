@@ -260,9 +260,57 @@ def test_a_changed_file_of_ones_own_measures_again(trained, tmp_path, untrainabl
     assert state_of(run, more) == "DONE"
     own.write_text("# one more line\n" + own.read_text())
     assert state_of(run, more) == "DONE"
+    path = evaluations.path_of(run, identity(more.measurements[0]))
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({name: x for name, x in found.items() if name != "own"}))
+    assert state_of(run, more) == "to measure"  # it was made by code that is not known
     own.write_text(own.read_text().replace("1.0", "2.0"))
     assert state_of(run, more) == "to measure"
     assert ended(more, tmp_path).measured
+    assert state_of(run, more) == "DONE"
+
+
+def test_what_measured_is_the_code_that_was_there_before(trained, tmp_path, untrainable):
+    """Its file is changed while it runs: what it found is not taken for that of the new one."""
+    run = tmp_path / "tiny" / trained.directory.name
+    shutil.copytree(trained.directory, run)
+    own = tmp_path / "changed_meanwhile.py"
+    own.write_text(
+        "from dataclasses import dataclass\n"
+        "from pathlib import Path\n"
+        "@dataclass(frozen=True)\n"
+        "class Changed:\n"
+        "    def check(self, task, sets): pass\n"
+        "    def __call__(self, subject):\n"
+        "        Path(__file__).write_text(Path(__file__).read_text().replace('1.0', '2.0'))\n"
+        "        return {'test/constant': 1.0}\n"
+    )
+    for make in (
+        lambda more: ended(more, tmp_path),
+        lambda more: evaluated(run, f"{own}:Changed"),
+    ):
+        more = tiny(measurements=(load(own, "Changed")(),))
+        own.write_text(own.read_text().replace("2.0", "1.0"))
+        evaluations.path_of(run, identity(more.measurements[0])).unlink(missing_ok=True)
+        make(more)
+        assert "2.0" in own.read_text()
+        assert state_of(run, more) == "to measure"
+
+
+def test_a_changed_metric_of_ones_own_evaluates_again(trained, tmp_path, untrainable):
+    run = tmp_path / "tiny" / trained.directory.name
+    shutil.copytree(trained.directory, run)
+    own = tmp_path / "my_metric.py"
+    own.write_text(
+        "from opsin.metrics.classification import accuracy\n"
+        "def mine(logits, labels, valid=None): return accuracy(logits, labels, valid)\n"
+    )
+    more = tiny(**{"task.more_metrics": (load(own, "mine"),)})
+    assert ended(more, tmp_path).measured
+    assert state_of(run, more) == "DONE"
+    own.write_text(own.read_text().replace("accuracy(logits", "accuracy(-logits"))
+    assert state_of(run, more) == "to measure"
+    own.write_text(own.read_text().replace("accuracy(-logits", "accuracy(logits"))
     assert state_of(run, more) == "DONE"
 
 
@@ -279,7 +327,7 @@ def test_a_run_that_does_not_say_how_it_was_evaluated_is_evaluated_again(
         if content:
             path.write_text(json.dumps(content))
         assert state_of(run, tiny()) == "to measure"
-        with pytest.raises(ReportError, match="no run of the sweep has ended"):
+        with pytest.raises(ReportError, match="is measured as the sweep asks: run opsin sweep"):
             collect(run.parent, ["a"], lambda arm, seed: key_of(tiny()))
         outcome = ended(tiny(), tmp_path)
         assert outcome.measured

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,6 +112,8 @@ def test_inspect_draws_its_batch(opsin: Callable, monkeypatch: pytest.MonkeyPatc
         (None, "mine.py is not there, seen from"),
         ("x = 1", "has no 'config'"),
         ("config = 1", "config is a function"),
+        ("config = None", "config is a function"),
+        ("def config(): ...\nsweep = None", "sweep is a function"),
         ("def config(x): ...", "config is a function without arguments"),
         ("import sys\nsys.exit(0)", "cannot import mine.py: SystemExit: 0"),
         ("def config(): return 1", "config() gives an Experiment, not int"),
@@ -133,11 +136,23 @@ def test_a_file_that_is_no_experiment_is_told_in_a_line(
         assert complaint in told.complaint()
 
 
-def test_arms_are_arms(opsin: Callable):
+@pytest.mark.parametrize("given", ["['one']", "None", "3"])
+def test_arms_are_arms(opsin: Callable, given: str):
     opsin("new", "mine")
     with Path("mine.py").open("a") as file:
-        file.write("\n\ndef sweep():\n    return ['one']\n")
+        file.write(f"\n\ndef sweep():\n    return {given}\n")
+    sys.modules.pop("own_files_mine", None)
     assert "sweep() gives a list of Arm" in opsin("sweep", "./mine.py").complaint()
+
+
+def test_a_link_to_a_file_is_that_file(opsin: Callable, untrained: list[Any]):
+    opsin("new", "mine")
+    Path("linked.py").symlink_to("mine.py")
+    for word in ("./mine.py", "./linked.py"):
+        assert opsin("run", word, "--quiet").code == 0
+    one, other = untrained
+    assert type(one.task) is type(other.task)
+    assert "own_files_linked" not in sys.modules
 
 
 def test_what_config_raises_is_the_users_own(opsin: Callable):

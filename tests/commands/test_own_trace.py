@@ -24,6 +24,9 @@ def uneven(logits, labels):
 def refusing(logits, labels):
     raise ValueError("my own words")
 
+def ends(logits, labels):
+    raise SystemExit(0)
+
 def source(split):
     return inner({})
 
@@ -56,6 +59,7 @@ def line_of(text: str) -> int:
         ("task.loss_function", "loss", ["no_such_thing"], "AttributeError: "),
         ("task.loss_function", "uneven", ["reshape(7"], "TypeError: cannot reshape"),
         ("task.loss_function", "refusing", ["my own words"], "ValueError: my own words"),
+        ("task.loss_function", "ends", ["raise SystemExit(0)"], "SystemExit: 0"),
         ("data.source", "source", ["inner({})", 'values["absent"]'], "KeyError: 'absent'"),
         ("data.select", "select", ["1 / 0"], "ZeroDivisionError: division by zero"),
         ("data.augment.0", "augment", ["inner(batch)", 'values["absent"]'], "KeyError: 'absent'"),
@@ -99,3 +103,16 @@ def test_a_sweep_shows_it_for_each_run_and_goes_on(opsin: Callable, own: Path):
     assert result.code == 1
     assert result.err.count("KeyError: 'absent'\n") == 3
     assert "sources.py" not in result.err
+
+
+def test_what_ends_the_process_ends_a_run_and_no_sweep(opsin: Callable, own: Path):
+    words = ("--seeds", "1", "--quiet", f"task.loss_function=./{own.name}:ends")
+    result = opsin("sweep", "tiny", *words)
+    assert result.code == 1
+    assert result.err.count("SystemExit: 0\n") == 3
+    failed = [path.read_text() for path in Path("runs/tiny").glob("*/FAILED")]
+    assert failed == ["SystemExit: 0\n"] * 3
+    Path("ends.py").write_text("def config():\n    raise SystemExit(0)\n")
+    told = opsin("run", "./ends.py")
+    assert told.code == 1
+    assert told.err.splitlines()[-1] == "SystemExit: 0"

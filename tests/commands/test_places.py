@@ -1,19 +1,25 @@
 """Places as they are typed: ``~`` is the user's home, and what is told to be typed can be."""
 
+import re
 import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import opsin as opsin_of_python
+from opsin.commands import python
 from opsin.commands.runs import Outcome
+from opsin.config.names import house_files
 from opsin.config.tree import parse
-from opsin.data.files import at_home, typed
+from opsin.data.files import at_home, in_shell
 from opsin.train.weights import Weights, WeightsError
+from tests.commands import tiny
 
 
 @pytest.fixture
@@ -58,8 +64,29 @@ def test_home_is_where_weights_sources_and_code_are(
     for kind in ("folder", "masks"):
         told = opsin("run", "tiny", f"data.source={kind}:~/none").complaint()
         assert f"{home}/none" in told
-    told = opsin("predict", "~/none", "x.png", "--allow=~/gone.py").complaint()
-    assert f"{home}/none is no directory of a run" in told
+    assert f"{home}/none is no dir" in opsin("predict", "~/none", "x.png").complaint()
+    (home / "mine.py").write_text("config = 1\n")
+    assert "~/mine.py: config is a function" in opsin("run", "~/mine.py").complaint()
+
+
+def test_home_is_where_allowed_code_is(opsin: Callable, trained: Path, home: Path):
+    told = opsin("predict", str(trained), "x.png", "--allow=~/gone.py").complaint()
+    assert f"{home}/gone.py is not there any more" in told
+
+
+def test_home_is_known_from_python(a_run: Path, home: Path, monkeypatch: pytest.MonkeyPatch):
+    (run,) = (a_run / "runs" / "tiny").iterdir()
+    shutil.copytree(run, home / "run")
+    assert opsin_of_python.load("~/run").step == 3
+    asked = []
+
+    def execute(*words: Any) -> Outcome:
+        asked.append(words[3])
+        return Outcome(run, finished=True)
+
+    monkeypatch.setattr(python, "execute", execute)
+    opsin_of_python.fit(tiny.config(), workdir="~/runs", progress=False)
+    assert asked[0].workdir == home / "runs"
 
 
 def test_nothing_is_no_place(opsin: Callable, trained: Path):
@@ -76,7 +103,22 @@ def test_nothing_is_no_place(opsin: Callable, trained: Path):
         assert "nothing is named: this folder is written as ." in told.complaint()
 
 
-@pytest.mark.parametrize("name", ["two words", "$(touch executed)", "a;b", "it's", "*", "-rf"])
+def test_what_looks_as_an_option_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("-rf").mkdir()
+    subprocess.run(["sh", "-c", f"rm -r {in_shell(Path('-rf'))}"], check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_line_that_removes_can_be_pasted():
+    """What is told to be typed goes through one function, wherever it is told."""
+    told = re.compile(r"(?:rm -r|chmod -?\w* ?[\w+]+) \{(in_shell\()?")
+    found = {file: told.findall(file.read_text(encoding="utf-8")) for file in house_files()}
+    assert sum(map(len, found.values())) >= 6
+    assert [file for file, each in found.items() if "" in each] == []
+
+
+@pytest.mark.parametrize("name", ["two words", "$(touch executed)", "a;b", "it's", "*"])
 def test_what_a_line_says_to_type_does_what_it_says(tmp_path: Path, name: str):
     folder = tmp_path / name
     folder.mkdir()
@@ -88,4 +130,4 @@ def test_what_a_line_says_to_type_does_what_it_says(tmp_path: Path, name: str):
 
 
 def test_plain_paths_are_not_quoted():
-    assert typed(Path("runs/tiny/8db57a523fcf")) == "runs/tiny/8db57a523fcf"
+    assert in_shell(Path("runs/tiny/8db57a523fcf")) == "runs/tiny/8db57a523fcf"

@@ -17,7 +17,7 @@ from opsin.commands import runs
 from opsin.commands.endings import stop_signals
 from opsin.train.conclusion import Result as Ended
 from opsin.train.loop import fit
-from tests.commands.conftest import HOUSE, TINY, Result
+from tests.commands.conftest import CODE, HOUSE, TINY, Result
 
 
 def steps_logged(workdir: Path) -> int:
@@ -53,7 +53,7 @@ def test_sigterm_saves_and_exits_0_and_the_same_command_goes_on(
         return saved
 
     process = subprocess.Popen(
-        [sys.executable, "-c", TINY.format(trouble=""), *command],
+        [sys.executable, "-c", TINY.format(trouble="", code=CODE), *command],
         cwd=HOUSE,
         env=environment,
         stdout=subprocess.PIPE,

@@ -14,6 +14,7 @@ from matplotlib.text import Text
 from opsin.data.masks import IGNORE
 from opsin.pictures import figures, palette
 from opsin.pictures.kinds import Curve, MaskPreview, Panels, Preview
+from opsin.pictures.text import class_caption
 
 
 def test_each_class_has_a_colour_of_its_own_and_what_is_ignored_is_white():
@@ -170,6 +171,11 @@ def test_names_are_drawn_as_they_are_written(kind):
     texts = shown_texts(draw[kind]())
     assert {*NAMES[:3], r"caf\udce9"} <= texts  # a byte of a name that is not UTF-8
     assert any(text.startswith(title) for text in texts)
+
+
+def test_a_soft_label_is_in_one_line():
+    assert class_caption(np.array([0.7, 0.3]), ("a\nb", "c")) == r"a\nb 0.70 c 0.30"
+    assert class_caption(np.array([1.0, 0.0]), ("a\nb", "c")) == r"a\nb"
 
 
 def test_a_curve_of_a_split_is_named_whatever_it_is_called(tmp_path):

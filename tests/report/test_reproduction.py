@@ -217,6 +217,26 @@ def test_its_lines_are_no_experiment(tmp_path):
     assert check(tmp_path) == ["reproduced.md"]  # a table without its lines
 
 
+@pytest.mark.parametrize(
+    "change", [{"experiment": "../secret"}, {"experiment": "x" * 300}, {"experiment": "reproduced"}]
+)
+def test_a_line_of_no_row_opens_nothing(tmp_path, change):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "secret.jsonl").write_text("not to be read")
+    record = dataclasses.asdict(line()) | change
+    (tmp_path / "results" / "reproduced.jsonl").write_text(json.dumps(record) + "\n")
+    with pytest.raises(RecordError, match=r"reproduced\.jsonl, line 1 cannot be read") as told:
+        check(tmp_path / "results")
+    assert "secret.jsonl" not in str(told.value)
+
+
+def test_a_line_without_a_metric_is_none(tmp_path):
+    record = dataclasses.asdict(line()) | {"metrics": {}}
+    (tmp_path / "reproduced.jsonl").write_text(json.dumps(record) + "\n")
+    with pytest.raises(RecordError, match="it repeats no row of a table"):
+        check(tmp_path)
+
+
 def test_a_broken_line_is_named(tmp_path):
     add(tmp_path, line())
     with (tmp_path / "reproduced.jsonl").open("a") as file:

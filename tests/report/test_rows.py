@@ -64,6 +64,7 @@ def test_collect_reads_each_run_that_ended(tmp_path):
     assert first.hardware == "2 cores"
     assert first.versions == {"python": "3.11.9", "jax": "0.10.2"}
     assert (second.status, second.error, second.metrics) == ("failed", "TrainError: nan", {})
+    assert second.seconds is None
 
 
 def test_a_run_without_an_arm_is_the_default_one(tmp_path):
@@ -202,6 +203,9 @@ def test_arms_that_only_measure_have_a_row_each_of_one_run(tmp_path):
     assert both == every | {"test/fd": 2.0}
     assert none == every
     assert [row.seconds for row in rows] == [3.75, 4.0, 3.5]
+    evaluated(folder, "m1", step=7, metrics={}, seconds=None)  # which no measurement writes
+    (row,) = collect(tmp_path / "focal", ["one"], lambda arm, seed: Key("aa", "m1"))
+    assert row.seconds == 3.5
     assert [row.commits for row in rows] == [None] * 3
 
 
@@ -235,5 +239,5 @@ def test_what_was_measured_in_another_way_makes_no_row(tmp_path, other):
         return collect(tmp_path / "focal", ["focal-1"], lambda arm, seed: key)
 
     assert rows(Key("aa", "m1"))[0].metrics.keys() >= {"test/m1", "test/splits"}
-    with pytest.raises(ReportError, match="no run of the sweep has ended"):
+    with pytest.raises(ReportError, match="is measured as the sweep asks: run opsin sweep"):
         rows(Key("aa", "m1", "e"))

@@ -207,10 +207,13 @@ DESCRIBED = {"arrays": {}, "examples": 3, "class_names": [], "resized": False}
         {"data": DESCRIBED | {"labels": ["64 of digest 0"]}},
         {"data": DESCRIBED | {"arrays": {"image": [[2, 2, 1], "complex64"]}}},
         {"data": DESCRIBED | {"arrays": {"image": [[2, -2, 1], "uint8"]}}},
+        {"data": DESCRIBED | {"arrays": {"image": [[2, 0, 1], "uint8"]}}},
         {"data": DESCRIBED | {"arrays": {"image": [[2**30, 2, 1], "uint8"]}}},
         {"data": DESCRIBED | {"arrays": {"image": [[2**20, 2**20, 1], "uint8"]}}},
         {"data": DESCRIBED | {"examples": 0}},
+        {"data": DESCRIBED | {"examples": 2**63}},
         {"position": {"next_index": -1}},
+        {"position": {"next_index": 2**63}},
         {"seconds": -1.0},
     ],
 )
