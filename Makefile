@@ -63,4 +63,5 @@ $(VENV)/.bench: $(VENV)/.run
 
 $(VENV)/.dev: $(VENV)/.run
 	@$(PIP) -e '.[dev,wandb]'
+	@$(PIP) --no-deps jax2onnx onnx onnx-ir onnxruntime sympy mpmath  # see interchange/onnx.py
 	@touch $@

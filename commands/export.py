@@ -23,7 +23,7 @@ def export(
 
     Args:
         output: such as lenet.safetensors; lenet.stablehlo is a program, which jax runs without
-            opsin, on CPUs, GPUs and TPUs
+            opsin, on CPUs, GPUs and TPUs; lenet.onnx is one for the runtimes of ONNX
         names: those of another library's state_dict, which can load the file then; default: ours
     """
     runtime.set_up()

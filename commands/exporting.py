@@ -12,11 +12,12 @@ from opsin.commands.prediction import prediction_of
 from opsin.commands.runs import RunError
 from opsin.commands.trained import Trained, open_run
 from opsin.data.files import check_new, save_bytes, to_json
-from opsin.interchange import conversion
-from opsin.interchange.stablehlo import SUFFIX, program_of
+from opsin.interchange import conversion, onnx, stablehlo
 from opsin.report.run_files import read_summary
 from opsin.train.settings import SettingError
 from opsin.train.weights import save_weights
+
+PROGRAMS = {stablehlo.SUFFIX: stablehlo.program_of, onnx.SUFFIX: onnx.model_of}
 
 
 def export(run: Path, path: Path, *, names: str | None = None, allow: Sequence[str] = ()) -> str:
@@ -24,8 +25,8 @@ def export(run: Path, path: Path, *, names: str | None = None, allow: Sequence[s
 
     Args:
         run: its directory.
-        path: of the file; one that ends in ``.stablehlo`` gets a program, from images to
-            probabilities, any other one the weights as safetensors.
+        path: of the file; one that ends in ``.stablehlo`` or ``.onnx`` gets a program, from images
+            to probabilities, any other one the weights as safetensors.
         names: of another library, to write the arrays by: see ``interchange.conversion``.
         allow: see ``reopen``.
 
@@ -41,9 +42,9 @@ def export(run: Path, path: Path, *, names: str | None = None, allow: Sequence[s
     trained = open_run(run, allow=allow)
     if not (run / "DONE").exists():
         raise RunError(f"{run} is not finished: run it again, and it resumes")
-    if path.suffix == SUFFIX:
+    if path.suffix in PROGRAMS:
         if names is not None:
-            raise RunError(f"--names is for files of weights: leave it out for a {SUFFIX}")
+            raise RunError(f"--names is for files of weights: leave it out for a {path.suffix}")
         return _write_program(trained, run, path)
     summary = to_json(read_summary(run))
     accuracies = {name: x for name, x in summary.items() if name.endswith("/accuracy")}
@@ -71,7 +72,7 @@ def _write_program(trained: Trained, run: Path, path: Path) -> str:
         return predicted(trained.params, trained.mutable, image[None]).probabilities[0]
 
     try:
-        program = program_of(answer, (*tile, trained.image[2]))
+        program = PROGRAMS[path.suffix](answer, (*tile, trained.image[2]))
     except SettingError as error:
         raise RunError(f"{run}: {error}") from error
     return save_bytes(path, program)

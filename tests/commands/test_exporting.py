@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 import opsin as house
 from opsin.train.settings import SettingError
@@ -37,10 +38,21 @@ def test_a_program_answers_as_the_run_where_opsin_is_not(opsin: Callable, traine
     assert opsin("export", str(trained), "net.stablehlo").code == 2  # it is there already
 
 
+def test_a_model_of_onnx_answers_as_the_run(opsin: Callable, trained: Path):
+    pytest.importorskip("jax2onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    done = opsin("export", str(trained), "net.onnx")
+    assert done.code == 0, done.err
+    images = np.random.default_rng(0).integers(0, 256, (5, 6, 6, 3), np.uint8)
+    (found,) = runtime.InferenceSession("net.onnx").run(None, {"images": images})
+    np.testing.assert_allclose(found, house.load(trained).predict(images), rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_no_program_is_one_line(opsin: Callable, trained: Path, monkeypatch):
-    done = opsin("export", str(trained), "net.stablehlo", "--names", "torchvision")
-    assert done.code == 2
-    assert "--names is for files of weights" in done.complaint()
+    for name in ("net.stablehlo", "net.onnx"):
+        done = opsin("export", str(trained), name, "--names", "torchvision")
+        assert done.code == 2
+        assert "--names is for files of weights" in done.complaint()
 
     def refuse(*arguments):
         raise SettingError("predict is for classification and segmentation")
