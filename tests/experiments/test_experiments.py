@@ -224,7 +224,7 @@ def test_smoke_runs_to_its_end(name, tmp_path, monkeypatch, capfd):
     module = catalogue.find(name)
     experiment = override(module.config(), {**module.SMOKE, "parallel.data": 1, "seed": 3})
     outcome = execute(name, "arm", experiment, Options(tmp_path, progress=False))
-    assert capfd.readouterr() == ("", "")
+    said = capfd.readouterr()
     steps = int(experiment.loop.duration.split()[0])  # none where it is only measured
     assert steps == (0 if module.config().loop.duration == "0 steps" else 2)
     assert (outcome.finished, outcome.step) == (True, steps)
@@ -257,6 +257,8 @@ def test_smoke_runs_to_its_end(name, tmp_path, monkeypatch, capfd):
     logged = {key: value for line in lines for key, value in line.items()}
     assert logged["step"] == steps
     logged.pop("note", None)  # text, such as that two steps do not make a generator
+    notes = [f"step {line['step']}: {line['note']}\n" for line in lines if "note" in line]
+    assert said == ("", "".join(notes))
     supervised = isinstance(experiment.task, Classify | Segment)
     expected = {"train/loss", "train/accuracy", "train/learning_rate"}
     assert not supervised or expected <= logged.keys()
