@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from opsin.data.augment import Batch, map_images
-from opsin.data.examples import DataError, Examples, Records, Source, labels
+from opsin.data.examples import DataError, Examples, Records, Source, labels, read_several
 from opsin.data.sources import open_source
 from opsin.ranges import Seed
 
@@ -102,11 +102,9 @@ class _Binarized:
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
         every = range(len(self))
         places = [every[index] for index in indices]  # a negative index names an example too
-        several = getattr(self.records, "__getitems__", None)
-        read = several(places) if several else [self.records[place] for place in places]
         return [
             row | {"image": self._draw(row["image"], place)}
-            for row, place in zip(read, places, strict=True)
+            for row, place in zip(read_several(self.records, places), places, strict=True)
         ]
 
     def _draw(self, image: np.ndarray, index: int) -> np.ndarray:

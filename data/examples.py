@@ -134,6 +134,12 @@ def require_split(name: str, split: str) -> None:
         raise DataError(f'"{name}" has no split "{split}"; use "train" or "test"')
 
 
+def read_several(records: Records, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
+    """The examples at ``indices``: in one call where the records have ``__getitems__``."""
+    several = getattr(records, "__getitems__", None)
+    return several(indices) if several else [records[index] for index in indices]
+
+
 def stack(records: Records, indices: Iterable[int], *, classes: int = 0) -> dict[str, np.ndarray]:
     """Reads some records and stacks their arrays along a new first axis, in 32 bits at most.
 
@@ -150,8 +156,7 @@ def stack(records: Records, indices: Iterable[int], *, classes: int = 0) -> dict
         chosen = np.fromiter(indices, np.int64)
         return {name: _in_32_bits(array[chosen]) for name, array in records.arrays.items()}
     rows = [int(index) for index in indices]
-    several = getattr(records, "__getitems__", None)
-    given = several(rows) if several else [records[row] for row in rows]
+    given = read_several(records, rows)
     for row, example in zip(rows, given, strict=True):
         if not isinstance(example, Mapping) or example.keys() != given[0].keys():
             found = ", ".join(example) if isinstance(example, Mapping) else type(example).__name__

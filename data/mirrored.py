@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool
 
-from opsin.data.examples import PIXEL_MAPS, Examples, Records, Source
+from opsin.data.examples import PIXEL_MAPS, Examples, Records, Source, read_several
 from opsin.data.sources import open_source
 from opsin.ranges import Seed
 
@@ -54,9 +55,15 @@ class _Mirrored:
         return self.passes * len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        turn, place = divmod(index, len(self.records))
-        example = self.records[place]
-        if self.first[place] != (turn == 0):
-            return example
-        moved = {name for name in ("image", *PIXEL_MAPS) if name in example}
-        return {**example, **{name: example[name][:, ::-1] for name in moved}}
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        turns, places = np.divmod(indices, len(self.records))
+        mirrored = self.first[places] == (turns == 0)
+        read = read_several(self.records, places.tolist())
+        return [_mirror(x) if turned else x for x, turned in zip(read, mirrored, strict=True)]
+
+
+def _mirror(example: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    moved = {name for name in ("image", *PIXEL_MAPS) if name in example}
+    return {**example, **{name: example[name][:, ::-1] for name in moved}}

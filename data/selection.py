@@ -1,5 +1,6 @@
 """Narrowing a training split: which examples to keep, as pure functions of the labels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Protocol
 
@@ -7,7 +8,7 @@ import numpy as np
 from annotated_types import Interval
 from jaxtyping import Int
 
-from opsin.data.examples import DataError, Examples, Records
+from opsin.data.examples import DataError, Examples, Records, read_several
 from opsin.ranges import Count, Seed
 
 
@@ -129,7 +130,10 @@ class Subset:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.records[int(self.indices[index])]
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        return read_several(self.records, [int(self.indices[index]) for index in indices])
 
 
 def _of_each_class(

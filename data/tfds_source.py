@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from opsin.data.enclosure import component
-from opsin.data.examples import DataError, Examples, Records
+from opsin.data.examples import DataError, Examples, Records, read_several
 from opsin.data.fingerprint import identified
 from opsin.data.masks import IGNORE, TFDS_LABELS, CheckedMasks, Labels
 from opsin.data.records import bounded
@@ -249,8 +249,11 @@ class _Unlabelled:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        example = self.records[index]
-        return {name: value for name, value in example.items() if name != "label"}
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        read = read_several(self.records, indices)
+        return [{name: x for name, x in example.items() if name != "label"} for example in read]
 
 
 def _numeric(example: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:

@@ -70,9 +70,10 @@ def model_of(answer: Callable[[Array], Array], image: tuple[int, int, int]) -> b
     del model.graph.value_info[:]  # shapes along the way, some of which are wrong
     content = model.SerializeToString()
     session = onnxruntime.InferenceSession(content)
+    mapped = jax.jit(jax.vmap(answer))
     for count in (1, 2):
         given = np.random.default_rng(count).integers(0, 256, (count, *image), np.uint8)
-        wanted = jax.jit(jax.vmap(answer))(given)
+        wanted = mapped(given)
         try:
             found: Any = session.run(None, {"images": given})[0]
             same = np.allclose(found, wanted, rtol=1e-3, atol=1e-4)

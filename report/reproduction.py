@@ -267,8 +267,7 @@ def _markdown(lines: Sequence[Reproduced], replaced: Sequence[Reproduced]) -> st
         parts.append(markdown_table([[*header[:-1], "rule"], *outside]))
     if replaced:
         parts.append(
-            "Of rows that are gone from their tables, or have other numbers there now:"
-            "\n\n"
+            "Of rows that are gone from their tables, or have other numbers there now:\n\n"
             + "\n".join(f"- {x.experiment}, `{x.arm}`, seed {x.seed}, {x.date}" for x in replaced)
         )
     if failed := [line for line in [*lines, *replaced] if line.error]:

@@ -96,6 +96,25 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return ended(tiny(), tmp_path_factory.mktemp("runs"))
 
 
+def copied(trained: Outcome, workdir: Path) -> Path:
+    """The run in a place of its own, where it may be changed."""
+    return shutil.copytree(trained.directory, workdir / "tiny" / trained.directory.name)
+
+
+def measurement(path: Path, *body: str) -> Path:
+    """A file with ``Own``, which is called as ``body`` says."""
+    head = (
+        "from dataclasses import dataclass",
+        "from pathlib import Path",
+        "@dataclass(frozen=True)",
+        "class Own:",
+        "    def check(self, task, sets): pass",
+        "    def __call__(self, subject):",
+    )
+    path.write_text("\n".join([*head, *(f"        {line}" for line in body), ""]))
+    return path
+
+
 @pytest.fixture
 def untrainable(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on, to compile a training step is an error."""
@@ -198,8 +217,7 @@ def test_each_measurement_is_kept_when_it_is_made(tmp_path):
 
 @pytest.mark.parametrize("left", [None, "2"])
 def test_a_finished_run_without_its_checkpoint_is_not_trained_again(trained, tmp_path, left):
-    run = tmp_path / "tiny" / trained.directory.name
-    shutil.copytree(trained.directory, run)
+    run = copied(trained, tmp_path)
     shutil.rmtree(run / "checkpoints")
     if left is not None:
         shutil.copytree(trained.directory / "checkpoints" / "6", run / "checkpoints" / left)
@@ -218,8 +236,7 @@ def counted(logits: jax.Array, labels: jax.Array, valid: jax.Array | None = None
 
 def test_a_finished_run_is_evaluated_as_its_experiment_says_now(trained, tmp_path, untrainable):
     """A metric and a set are added without training, once; all else is as it was."""
-    run = tmp_path / "tiny" / trained.directory.name
-    shutil.copytree(trained.directory, run)
+    run = copied(trained, tmp_path)
     summary = (run / "summary.json").read_bytes()
     changes = {
         "task.more_metrics": (counted,),
@@ -245,17 +262,9 @@ def test_a_finished_run_is_evaluated_as_its_experiment_says_now(trained, tmp_pat
 
 def test_a_changed_file_of_ones_own_measures_again(trained, tmp_path, untrainable):
     """As another measurement does: its options alone do not say what it computes."""
-    run = tmp_path / "tiny" / trained.directory.name
-    shutil.copytree(trained.directory, run)
-    own = tmp_path / "my_measurement.py"
-    own.write_text(
-        "from dataclasses import dataclass\n"
-        "@dataclass(frozen=True)\n"
-        "class Constant:\n"
-        "    def check(self, task, sets): pass\n"
-        "    def __call__(self, subject): return {'test/constant': 1.0}\n"
-    )
-    more = tiny(measurements=(load(own, "Constant")(),))
+    run = copied(trained, tmp_path)
+    own = measurement(tmp_path / "my_measurement.py", "return {'test/constant': 1.0}")
+    more = tiny(measurements=(load(own, "Own")(),))
     assert ended(more, tmp_path).metrics["test_ema/constant"] == 1.0
     assert state_of(run, more) == "DONE"
     own.write_text("# one more line\n" + own.read_text())
@@ -272,24 +281,17 @@ def test_a_changed_file_of_ones_own_measures_again(trained, tmp_path, untrainabl
 
 def test_what_measured_is_the_code_that_was_there_before(trained, tmp_path, untrainable):
     """Its file is changed while it runs: what it found is not taken for that of the new one."""
-    run = tmp_path / "tiny" / trained.directory.name
-    shutil.copytree(trained.directory, run)
-    own = tmp_path / "changed_meanwhile.py"
-    own.write_text(
-        "from dataclasses import dataclass\n"
-        "from pathlib import Path\n"
-        "@dataclass(frozen=True)\n"
-        "class Changed:\n"
-        "    def check(self, task, sets): pass\n"
-        "    def __call__(self, subject):\n"
-        "        Path(__file__).write_text(Path(__file__).read_text().replace('1.0', '2.0'))\n"
-        "        return {'test/constant': 1.0}\n"
+    run = copied(trained, tmp_path)
+    own = measurement(
+        tmp_path / "changed_meanwhile.py",
+        "Path(__file__).write_text(Path(__file__).read_text().replace('1.0', '2.0'))",
+        "return {'test/constant': 1.0}",
     )
     for make in (
         lambda more: ended(more, tmp_path),
-        lambda more: evaluated(run, f"{own}:Changed"),
+        lambda more: evaluated(run, f"{own}:Own"),
     ):
-        more = tiny(measurements=(load(own, "Changed")(),))
+        more = tiny(measurements=(load(own, "Own")(),))
         own.write_text(own.read_text().replace("2.0", "1.0"))
         evaluations.path_of(run, identity(more.measurements[0])).unlink(missing_ok=True)
         make(more)
@@ -298,8 +300,7 @@ def test_what_measured_is_the_code_that_was_there_before(trained, tmp_path, untr
 
 
 def test_a_changed_metric_of_ones_own_evaluates_again(trained, tmp_path, untrainable):
-    run = tmp_path / "tiny" / trained.directory.name
-    shutil.copytree(trained.directory, run)
+    run = copied(trained, tmp_path)
     own = tmp_path / "my_metric.py"
     own.write_text(
         "from opsin.metrics.classification import accuracy\n"
@@ -318,8 +319,7 @@ def test_a_run_that_does_not_say_how_it_was_evaluated_is_evaluated_again(
     trained, tmp_path, untrainable
 ):
     """Its file is gone, or is of earlier code: neither resumes as an arm that is done."""
-    run = tmp_path / "tiny" / trained.directory.name
-    shutil.copytree(trained.directory, run)
+    run = copied(trained, tmp_path)
     path = evaluations.path_of(run, evaluations.SPLITS)
     whole = json.loads(path.read_text())
     for content in (None, {name: x for name, x in whole.items() if name not in ("of", "own")}):
@@ -338,8 +338,7 @@ def test_a_run_that_does_not_say_how_it_was_evaluated_is_evaluated_again(
 
 def test_what_is_measured_by_another_task_is_measured_again(trained, tmp_path, untrainable):
     """The id of a measurement does not say which sampler it used, or which splits it read."""
-    run = tmp_path / "tiny" / trained.directory.name
-    shutil.copytree(trained.directory, run)
+    run = copied(trained, tmp_path)
     more = tiny(**{"data.eval_splits": {"test": "train"}})
     before = evaluations.read(run, identity(Norm()), 6)
     outcome = ended(more, tmp_path)

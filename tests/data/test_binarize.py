@@ -163,33 +163,6 @@ def test_labels_and_names_stay_and_need_no_images(monkeypatch):
     assert (wrapped.class_names, wrapped.resized) == (names, True)
 
 
-class Several:
-    """Records that read several at a time."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __len__(self):
-        return 300
-
-    def __getitem__(self, index):
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices):
-        self.calls.append(len(indices))
-        return [{"image": np.full((2, 2, 1), i % 256, np.uint8)} for i in indices]
-
-
-def test_several_are_read_at_a_time():
-    records = Several()
-    examples = binarized("train", source=lambda _: Examples(records))
-    image = materialize(examples)["image"]
-    assert max(records.calls) > 1
-    np.testing.assert_array_equal(image[[0, 255]].reshape(2, 4), [[0] * 4, [255] * 4])
-    with pytest.raises(DataError, match='no "label"'):
-        labels(examples)
-
-
 def test_a_batch_of_it_is_binary_after_scale():
     batch = scale(stack(fixed("test").records, range(4)))
     assert set(np.unique(batch["image"])) == {0.0, 1.0}

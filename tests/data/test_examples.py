@@ -1,9 +1,11 @@
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
+from opsin.data.binarize import binarized
 from opsin.data.checks import check_examples
 from opsin.data.examples import (
     Arrays,
@@ -15,6 +17,9 @@ from opsin.data.examples import (
     materialize,
     stack,
 )
+from opsin.data.mirrored import with_mirror_images
+from opsin.data.selection import select
+from opsin.data.validation import with_validation
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,51 @@ def test_stack_gives_the_same_rows_from_memory_and_from_records():
         rows = stack(records, indices)
         np.testing.assert_array_equal(rows["label"], indices)
         np.testing.assert_array_equal(rows["image"][:, 0, 0, 0], indices)
+
+
+class Several:
+    """Records that read several at a time, and count how many."""
+
+    def __init__(self):
+        self.calls: list[int] = []
+
+    def __len__(self):
+        return 300
+
+    def __getitem__(self, index):
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices):
+        self.calls.append(len(indices))
+        return [{"image": np.full((2, 2, 1), index % 256, np.uint8)} for index in indices]
+
+
+SETS: dict[str, tuple[Callable[[Several], Examples], int]] = {
+    "binarized": (lambda records: binarized("train", source=lambda _: Examples(records)), 300),
+    "mirrored": (
+        lambda records: with_mirror_images("train", source=lambda _: Examples(records)),
+        600,
+    ),
+    "selected": (lambda records: select(Examples(records), np.arange(20, 280)), 260),
+    "held out": (
+        lambda records: with_validation("train", source=lambda _: Examples(records)),
+        270,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_sets_over_records_that_read_several_at_a_time_do_so_too(name: str):
+    """One by one, CIFAR-10 takes three times as long."""
+    made, count = SETS[name]
+    records = Several()
+    examples = made(records)
+    records.calls.clear()
+    image = materialize(examples)["image"]
+    assert sum(records.calls) == len(image) == count
+    assert len(records.calls) == -(-count // 256)
+    for place in (0, 7, count - 1):
+        np.testing.assert_array_equal(examples.records[place]["image"], image[place])
 
 
 def test_numbers_of_python_are_read_as_arrays_are():
