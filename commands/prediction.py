@@ -139,7 +139,6 @@ def published(weights: Pretrained) -> Predictor:
     image = (size, size, len(mean))
     shape = jax.ShapeDtypeStruct((1, *image), np.float32)
     variables = weights.load(model.init, jax.random.key(0), shape)
-    interpolation = Image.Resampling[network.seen.interpolation.upper()]
 
     @jit_here
     def ask(variables: Any, images: jax.Array) -> jax.Array:
@@ -154,7 +153,9 @@ def published(weights: Pretrained) -> Predictor:
         result=(len(network.class_names()),),
         resized=True,
         probabilities=lambda images: np.asarray(ask(variables, images)),
-        shown=lambda image: square(_pixels(image), resize, size, interpolation=interpolation),
+        shown=lambda image: square(
+            _pixels(image), resize, size, interpolation=network.seen.interpolation
+        ),
         told=5,
     )
 

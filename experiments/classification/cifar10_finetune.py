@@ -71,7 +71,7 @@ def config() -> Experiment:
         ),
         weights=efficientnet_lite0,
         data=Data(
-            source=partial(squared, source="tfds:cifar10", size=96),
+            source=partial(squared, source="tfds:cifar10", size=96, interpolation="bicubic"),
             select=partial(per_class, n=10),
             batch=64,
             eval_batch=250,

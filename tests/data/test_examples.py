@@ -19,6 +19,7 @@ from opsin.data.examples import (
 )
 from opsin.data.mirrored import with_mirror_images
 from opsin.data.selection import select
+from opsin.data.squares import squared
 from opsin.data.validation import with_validation
 
 
@@ -77,6 +78,10 @@ SETS: dict[str, tuple[Callable[[Several], Examples], int]] = {
     "mirrored": (
         lambda records: with_mirror_images("train", source=lambda _: Examples(records)),
         600,
+    ),
+    "squared": (
+        lambda records: squared("train", source=lambda _: Examples(records), size=2),
+        300,
     ),
     "selected": (lambda records: select(Examples(records), np.arange(20, 280)), 260),
     "held out": (

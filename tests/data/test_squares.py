@@ -49,6 +49,19 @@ def test_resize_then_crop_is_one_cut():
     assert np.abs(found[inner, inner, 1].T - (expected[inner] - 32)).max() <= 1
 
 
+def test_images_of_a_set_are_interpolated_as_asked():
+    noise = {"image": np.random.default_rng(0).integers(0, 256, (2, 40, 60, 3), np.uint8)}
+    source = partial(squared, source=lambda split: Examples(Arrays(noise)), size=32)
+    for name, examples in (
+        ("bilinear", source("test")),
+        ("bicubic", source("test", interpolation="bicubic")),
+    ):
+        expected = [square(image, 32, 32, interpolation=name) for image in noise["image"]]
+        np.testing.assert_array_equal(stack(examples.records, [0, 1])["image"], expected)
+    with pytest.raises(DataError, match="'bilinear' or 'bicubic'"):
+        squared("test", source=photographs, size=32, interpolation="cubic")  # pyright: ignore
+
+
 def test_training_keeps_the_whole_square_and_testing_its_centre():
     source = partial(squared, source=photographs, size=32, held_out=28)
     train, part, test = (source(split) for split in ("train", "train[:50%]", "validation"))
@@ -107,17 +120,16 @@ def test_masks_and_weights_move_with_their_image(shape, sizes):
 
 @pytest.mark.parametrize("shape", [(64, 64), (300, 451), (451, 300), (427, 640), (97, 1001)])
 @pytest.mark.parametrize("sizes", [(64, 56), (64, 64), (60, 53)])
-@pytest.mark.parametrize("interpolation", ["BILINEAR", "BICUBIC"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_it_is_resize_and_crop_at_whole_pixels(shape, sizes, interpolation):
     """As torchvision does it: ``Resize`` to int(size · long / short), ``CenterCrop`` by round."""
     size, cropped = sizes
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     height, width = (int(size * side / min(shape)) for side in shape)
     top, left = (round((side - cropped) / 2.0) for side in (height, width))
-    chosen = Image.Resampling[interpolation]
-    whole = Image.fromarray(image).resize((width, height), chosen)
+    whole = Image.fromarray(image).resize((width, height), Image.Resampling[interpolation.upper()])
     expected = np.asarray(whole)[top : top + cropped, left : left + cropped]
-    off = np.abs(square(image, size, cropped, interpolation=chosen).astype(int) - expected)
+    off = np.abs(square(image, size, cropped, interpolation=interpolation).astype(int) - expected)
     assert off.max() <= 2  # Pillow sees the box in float32, which decides ties, in both directions
     assert off.mean() <= 0.06
 
