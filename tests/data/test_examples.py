@@ -103,6 +103,13 @@ def test_sets_over_records_that_read_several_at_a_time_do_so_too(name: str):
     assert len(records.calls) == -(-count // 256)
     for place in (0, 7, count - 1):
         np.testing.assert_array_equal(examples.records[place]["image"], image[place])
+    with pytest.raises(DataError, match='no "label"'):
+        labels(examples)
+
+
+def test_black_and_white_stay_so_where_several_are_binarised_at_a_time():
+    image = materialize(SETS["binarized"][0](Several()))["image"]
+    np.testing.assert_array_equal(image[[0, 255]].reshape(2, 4), [[0] * 4, [255] * 4])
 
 
 def test_numbers_of_python_are_read_as_arrays_are():

@@ -39,10 +39,10 @@ def answers(
     answer: Callable[[Any], Any], image: tuple[int, int, int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Of one and of three images: what onnxruntime says, and what the function does."""
-    model = onnx.model_of(answer, image)
+    model, mapped = onnx.model_of(answer, image), jax.jit(jax.vmap(answer))
     for batch in (1, 3):
         images = pixels(batch, *image)
-        yield run(model, images), np.asarray(jax.jit(jax.vmap(answer))(images))
+        yield run(model, images), np.asarray(mapped(images))
 
 
 def test_what_jax2onnx_does_not_take_is_written_otherwise():
