@@ -31,13 +31,13 @@ from opsin.report.run_files import read_config, read_summary
 from opsin.report.starts import Start, other_code, read_starts
 from opsin.train.checkpoint import saved_step
 from opsin.train.experiment import Experiment
+from opsin.train.finished import check_files
 from opsin.train.host.processes import ProcessError, check_same, is_first, of_first
 from opsin.train.host.profiling import Steps
 from opsin.train.logging import JsonLines, TensorBoard, WeightsAndBiases, Writer
 from opsin.train.loop import fit
 from opsin.train.measurements import Measurement
 from opsin.train.paths import json_leaves
-from opsin.train.sets import check_files
 
 
 class RunError(UserError):

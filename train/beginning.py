@@ -50,7 +50,8 @@ def said_of_start(experiment: Experiment, state: State, feed: FeedSpec) -> Itera
         yield f"weights: random is {_some([x.removeprefix('params/') for x in left])}"
     for player in experiment.task.players():
         optimizer = player.optimizer or experiment.optimizer
-        yield from _thawed(experiment, player, optimizer.freeze, state, feed.batch)
+        held = optimizer.freeze + tuple(pattern for pattern, _ in optimizer.unfreeze)
+        yield from _thawed(experiment, player, held, state, feed.batch)
 
 
 def _named(weights: Weights) -> str:
@@ -87,7 +88,7 @@ def _thawed(
     if found:
         names = _some([x.partition("/")[2] for x in found])
         yield (
-            f"optimizer.freeze: {names} still normalise by the batch, so that the output of what "
+            f"optimizer: {names} still normalise by the batch, so that the output of what "
             "is frozen depends on it: partial(batch_norm, frozen_statistics=True) as their norm "
             "takes the running statistics"
         )

@@ -115,7 +115,8 @@ def traced(what: str) -> Iterator[None]:
 
 def _patterns(optimizer: Optimizer) -> Iterator[tuple[str, str]]:
     """Field and pattern of everything in an optimizer that goes by path."""
-    scaled = tuple(pattern for pattern, _ in optimizer.lr_scale)
-    fields = {"freeze": optimizer.freeze, "no_decay": optimizer.no_decay, "lr_scale": scaled}
+    fields = {"freeze": optimizer.freeze, "no_decay": optimizer.no_decay}
+    fields |= {"unfreeze": tuple(pattern for pattern, _ in optimizer.unfreeze)}
+    fields |= {"lr_scale": tuple(pattern for pattern, _ in optimizer.lr_scale)}
     for field, patterns in fields.items():
         yield from ((field, pattern) for pattern in patterns)

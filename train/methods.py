@@ -7,8 +7,9 @@ Each is ``(learning_rate, weight_decay, mask, *, …) -> optax.GradientTransform
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -124,19 +125,40 @@ def scale_by_path(
 ) -> optax.GradientTransformation:
     """Multiplies each update by the factor of the first pattern found in its path, or by 1."""
 
-    def factor(path: str, update: jax.Array) -> jax.Array | float:
-        for pattern, scale in scales:
-            if re.search(pattern, path):
-                if isinstance(scale, tuple):
-                    return jnp.asarray(scale, update.dtype).reshape(-1, *[1] * (update.ndim - 1))
-                return scale
-        return 1.0
+    def scaled(path: str, update: jax.Array) -> jax.Array:
+        scale = _first_found(scales, path, 1.0)
+        if isinstance(scale, tuple):
+            scale = jnp.asarray(scale, update.dtype).reshape(-1, *[1] * (update.ndim - 1))
+        return update * scale
 
-    def update(updates: PyTree, state: optax.OptState, params: PyTree = None) -> tuple[PyTree, Any]:
-        scaled = {path: leaf * factor(path, leaf) for path, leaf in flatten(updates).items()}
-        return unflatten(scaled), state
+    return optax.stateless(
+        lambda updates, _: unflatten(
+            {path: scaled(path, x) for path, x in flatten(updates).items()}
+        )
+    )
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+def hold_by_path(shares: tuple[tuple[str, float], ...], steps: int) -> optax.GradientTransformation:
+    """No updates for the share of the steps of the first pattern found in a path; others pass.
+
+    Moments are not held: they have seen all gradients when the first update passes.
+    """
+
+    def begins(params: PyTree) -> PyTree:
+        return unflatten({x: round(steps * _first_found(shares, x, 0)) for x in flatten(params)})
+
+    def passes(first: int, step: Any) -> Any:
+        return step >= first
+
+    held: dict[Hashable, optax.GradientTransformation] = {
+        first: optax.scale_by_schedule(partial(passes, first))
+        for first in {round(steps * share) for _, share in (*shares, ("", 0))}
+    }
+    return optax.partition(held, begins)
+
+
+def _first_found(values: Iterable[tuple[str, Any]], path: str, otherwise: Any) -> Any:
+    return next((value for pattern, value in values if re.search(pattern, path)), otherwise)
 
 
 class LookaheadState(NamedTuple):

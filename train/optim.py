@@ -9,9 +9,9 @@ from fractions import Fraction
 import optax
 from jaxtyping import PyTree
 
-from opsin.ranges import Count, NonNegative, Positive
+from opsin.ranges import Count, NonNegative, Positive, Probability
 from opsin.train.durations import check_ends, in_steps
-from opsin.train.methods import Lookahead, Method, adamw, scale_by_path
+from opsin.train.methods import Lookahead, Method, adamw, hold_by_path, scale_by_path
 from opsin.train.paths import flatten, unflatten
 from opsin.train.schedules import MakesSchedule, Schedule, cosine
 
@@ -32,6 +32,8 @@ class Optimizer:
             biases, scales of norms, positions or tokens, whatever their number of axes.
         clip_norm: largest global norm of the gradient, or None.
         freeze: paths that are not trained: no gradient is computed for them.
+        unfreeze: ``(pattern, share)`` pairs: the first pattern found in a path holds it for this
+            share of the steps (Howard & Ruder, 2018, arXiv:1801.06146, section 3.3).
         lr_scale: ``(pattern, factor)`` pairs; the first pattern found in a path scales its updates.
             A tuple of factors scales along the leading axis, for layers stacked by ``nn.scan``.
         lookahead: slow weights that every few steps take the place of the fast ones, or None.
@@ -46,6 +48,7 @@ class Optimizer:
     no_decay: tuple[str, ...] = ()
     clip_norm: Positive | None = None
     freeze: tuple[str, ...] = ()
+    unfreeze: tuple[tuple[str, Probability], ...] = ()
     lr_scale: tuple[tuple[str, NonNegative | tuple[NonNegative, ...]], ...] = ()
     lookahead: Lookahead | None = None
 
@@ -63,8 +66,8 @@ class Optimizer:
         schedule = self.schedule(self.learning_rate * scale, steps, warmup)
         parts = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
         parts.append(self.method(schedule, self.weight_decay, self.decay_mask))
-        if self.lr_scale:
-            parts.append(scale_by_path(self.lr_scale))
+        parts += [scale_by_path(self.lr_scale)] if self.lr_scale else []
+        parts += [hold_by_path(self.unfreeze, steps)] if self.unfreeze else []
         transform = optax.chain(*parts)
         return self.lookahead.around(transform, steps) if self.lookahead else transform, schedule
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,18 +13,15 @@ import numpy as np
 from opsin.data.augment import Batch
 from opsin.data.checks import check_splits
 from opsin.data.examples import (
-    DataError,
     Examples,
-    check_same_data,
     fits_in_memory,
     labels,
     materialize,
     stack,
 )
-from opsin.data.fingerprint import drawn_labels, source_fingerprint
+from opsin.data.fingerprint import drawn_labels
 from opsin.data.selection import drawn_places, select
 from opsin.data.sources import open_source
-from opsin.train.checkpoint import Checkpoints, saved_step
 from opsin.train.experiment import Data, Experiment
 from opsin.train.preparation import augmented, prepared
 
@@ -73,28 +68,6 @@ def open_sets(experiment: Experiment) -> Sets:
     experiment.task.check(sets["train"].class_names, partial(_look, sets, data))
     in_memory = {name: _in_memory(sets[name], data) for name in data.eval_splits}
     return Sets(sets, in_memory, drawn_labels(sets["train"]))
-
-
-def files_of(data: Data) -> dict[str, str]:
-    """``Examples.files`` of each set that is there, without opening one; others are left out."""
-    found: dict[str, str | None] = {}
-    for name, split in {"train": data.train_split, **data.eval_splits}.items():
-        with suppress(DataError):
-            found[name] = source_fingerprint(data.source, split)
-    return {name: text for name, text in found.items() if text}
-
-
-def check_files(checkpoints: Path, data: Data) -> None:
-    """Compares the files of a finished run's data, unopened, to those that it was trained on.
-
-    Raises:
-        DataError: if they are others now. A split that is gone is not compared, and nothing where
-            the checkpoint is.
-    """
-    files = files_of(data)
-    if files and saved_step(checkpoints) is not None:
-        with Checkpoints(checkpoints, create=False) as opened:
-            check_same_data(opened.metadata().get("data", {}), {"files": files})
 
 
 def open_training(experiment: Experiment) -> Examples:

@@ -60,8 +60,14 @@ def test_frozen_norms_that_see_the_batch_are_told_with_the_remedy(norm, freeze, 
     lines = said(experiment)
     assert len(lines) == warned
     for line in lines:
-        assert line.startswith("optimizer.freeze: norm still normalise by the batch")
+        assert line.startswith("optimizer: norm still normalise by the batch")
         assert "partial(batch_norm, frozen_statistics=True)" in line
+
+
+def test_norms_that_are_unfrozen_later_are_told_too():
+    held = {"optimizer.unfreeze": (("norm", 0.5),)}
+    (line,) = said(override(make_tiny(), held))
+    assert line.startswith("optimizer: norm still normalise by the batch")
 
 
 def test_the_weights_that_a_run_begins_with_are_told_with_what_stays_random(tmp_path: Path):

@@ -198,6 +198,26 @@ def test_learning_rates_scale_by_path_and_along_stacked_layers():
     assert (updates["head"]["kernel"] == 0).all()
 
 
+def test_what_is_unfrozen_later_goes_on_as_if_its_moments_had_seen_all():
+    """By the first pattern; decay does not move it either; the same updates as ever after it."""
+    plain = Optimizer(method=adamw, learning_rate=0.1, schedule=constant, weight_decay=0.5)
+    later = replace(plain, unfreeze=(("layer/bias", 0.26), ("layer", 0.5), ("norm", 1.0)))
+    begins = {"layer/bias": 3, "layer/kernel": 5, "norm/scale": 10, "head/kernel": 0}
+    both = []
+    for optimizer in (plain, later):
+        transform, _ = optimizer.build(10, Fraction(1), 128)
+        state, update, found = transform.init(PARAMS), jax.jit(transform.update), []
+        for step in range(10):
+            gradients = jax.tree.map(lambda x, step=step: np.full_like(x, step - 4.5), PARAMS)
+            updates, state = update(gradients, state, PARAMS)
+            found.append(flatten(jax.device_get(updates)))
+        both.append(found)
+    for step, (before, now) in enumerate(zip(*both, strict=True)):
+        for path, first in begins.items():
+            assert (before[path] != 0).all()
+            np.testing.assert_array_equal(now[path], before[path] * (step >= first))
+
+
 def test_lookahead_goes_on_from_slow_weights_and_ends_with_them():
     """Against the algorithm, step by step, with gradients that depend on the weights."""
     steps, rate = 7, 0.3

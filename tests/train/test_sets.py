@@ -15,8 +15,9 @@ from opsin.data.fingerprint import drawn_labels
 from opsin.data.selection import select
 from opsin.train.evaluate import draw
 from opsin.train.experiment import Data
+from opsin.train.finished import files_of
 from opsin.train.loop import fit
-from opsin.train.sets import files_of, open_sets
+from opsin.train.sets import open_sets
 from opsin.train.settings import SettingError
 from opsin.train.sharding import Parallel, make_mesh
 from opsin.train.tasks.classify import Classify

@@ -15,10 +15,12 @@ from opsin.config.tree import override
 from opsin.data.geometry import random_crop
 from opsin.errors import ConfigError
 from opsin.losses.classification import cross_entropy_loss
+from opsin.models.layers import batch_norm
 from opsin.train.checks import traced
 from opsin.train.experiment import Experiment
 from opsin.train.feed import Feed
 from opsin.train.methods import sgd
+from opsin.train.paths import flatten
 from opsin.train.program import Program, build
 from opsin.train.sets import open_training
 from opsin.train.settings import SettingError
@@ -175,6 +177,25 @@ def test_frozen_parameters_stay_and_cost_no_backward_work(tiny_one_device: Exper
     assert flops(frozen) < 0.55 * flops(tiny_one_device)
 
 
+def test_what_trains_later_is_bit_equal_until_then_statistics_too(tiny_one_device: Experiment):
+    """Fine-tuning in steps: the head, then what is below it, then all, at rates of their own."""
+    norm = partial(batch_norm, frozen_statistics=True)
+    in_steps = {
+        "task.model.norm": norm,
+        "optimizer.unfreeze": (("hidden", 2 / 6), ("conv|norm", 4 / 6)),
+        "optimizer.lr_scale": (("conv|norm", 0.1),),
+    }
+    states, _ = run(override(tiny_one_device, in_steps), steps=6)
+    assert_trees_equal([state.mutable for state in states], [states[0].mutable] * 7)
+    begins = {"head": 1, "hidden": 3, "conv": 5, "norm": 5}
+    for module, first in begins.items():
+        for step in range(1, 7):
+            before, after = (flatten(states[n].params[module]) for n in (step - 1, step))
+            for name, array in after.items():
+                moved = not np.array_equal(array, before[name])
+                assert moved == (step >= first), (module, name, step)
+
+
 def test_the_moving_average_follows_every_step(reference):
     """Recomputed on the host from the parameters after each step: e ← d e + (1 − d) p."""
     states, _ = reference
@@ -242,6 +263,7 @@ def test_l2_is_a_named_term_of_the_loss():
         ({"data.mean": (0.1, 0.2)}, "mean has 2 numbers, images 1 channels"),
         ({"optimizer.freeze": ("bakbone",)}, "no parameter has 'bakbone' in its path"),
         ({"optimizer.lr_scale": (("headd", 0.1),)}, "there is 'head/"),
+        ({"optimizer.unfreeze": (("headd", 0.1),)}, "optimizer.unfreeze: .* there is 'head/"),
         ({"optimizer.no_decay": ("(",)}, "'\\(' is no pattern"),
     ],
 )
