@@ -8,7 +8,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c 
 # Tests start a hundred processes, and without bytecode each compiles every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test proofs slow check docs bench clean
+.PHONY: run test proofs parity slow check docs bench clean
 
 run: $(VENV)/.run
 	$(VENV)/bin/opsin run digits_lenet
@@ -37,6 +37,10 @@ docs: $(VENV)/.dev
 	$(VENV)/bin/python -m opsin.pages.links build/site
 	@echo "open build/site/index.html"
 
+# Beside PyTorch, torchvision and timm, which nothing else here needs.
+parity: $(VENV)/.parity
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m proofs tests/interchange/test_parity.py
+
 # Long, on two cores that should have nothing else to do.
 bench: $(VENV)/.bench
 	$(VENV)/bin/python -m opsin.benchmarks
@@ -57,8 +61,16 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	@touch $@
 
 # PyTorch's own index has wheels without CUDA, which those of PyPI bring along on Linux.
+PYTORCH := $(PIP) --no-deps --extra-index-url https://download.pytorch.org/whl/cpu
+
 $(VENV)/.bench: $(VENV)/.run
-	@$(PIP) -e '.[bench]' --extra-index-url https://download.pytorch.org/whl/cpu
+	@$(PYTORCH) torch
+	@$(PIP) -e '.[bench]'
+	@touch $@
+
+$(VENV)/.parity: $(VENV)/.dev $(VENV)/.bench
+	@$(PYTORCH) torchvision
+	@$(PIP) -e '.[parity]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
