@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,16 @@ from jaxtyping import Array, Float, PyTree
 
 from opsin.analysis.batches import over_batches
 from opsin.analysis.checks import check_task
+from opsin.analysis.classifiers import (
+    CLASSIFIER,
+    Classifier,
+    classification_numbers,
+    mean_probabilities,
+)
 from opsin.analysis.sets import split_of
 from opsin.data.augment import Batch
 from opsin.data.examples import Examples, labels, materialize
 from opsin.data.images import recoded
-from opsin.metrics import classification
 from opsin.ranges import Count
 from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
@@ -28,19 +33,6 @@ from opsin.train.settings import SettingError
 Images = Float[Array, "batch height width channels"]
 Views = Callable[[Images], Float[Array, "views batch _ _ _"]]
 """From images, as the network sees them, to views of each."""
-
-CLASSIFIER = "a classifier"
-
-
-@runtime_checkable
-class Classifier(Protocol):
-    """A task that says of each image how likely each class is."""
-
-    def logits(
-        self, params: PyTree, mutable: PyTree, images: Images
-    ) -> Float[Array, "batch classes"]:
-        """What the model gives for images as it sees them."""
-        ...
 
 
 def mirror_views(images: Images) -> Float[Array, "2 batch height width channels"]:
@@ -76,14 +68,6 @@ def ten_crops(images: Images, *, size: Count) -> Float[Array, "10 batch {size} {
     places = [(0, 0), (0, across), (down, 0), (down, across), (down // 2, across // 2)]
     crops = [mirror_views(images[:, y : y + size, x : x + size]) for y, x in places]
     return jnp.concatenate(crops)
-
-
-def mean_probabilities(
-    logits: Float[Array, "members batch classes"],
-) -> Float[Array, "batch classes"]:
-    """Logarithms of the mean probabilities of several predictions of each image."""
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-    return jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(len(logits))
 
 
 @dataclass(frozen=True)
@@ -136,7 +120,9 @@ class AveragedViews:
         means, single = over_batches(
             predictions, subject, arrays, batch=self.batch, what="views of images"
         )
-        found = {f"{name}_tta": x for name, x in _numbers(means, arrays["label"]).items()}
+        found = {
+            f"{name}_tta": x for name, x in classification_numbers(means, arrays["label"]).items()
+        }
         found["nll_one_view"] = float(np.mean(single))
         return {f"{self.split}/{name}": value for name, value in found.items()}
 
@@ -197,15 +183,5 @@ class Recoded:
                 what=f"JPEG of quality {quality}",
             )
             name = f"{self.split}/accuracy_jpeg{quality}"
-            found[name] = _numbers(logits, arrays["label"])["accuracy"]
+            found[name] = classification_numbers(logits, arrays["label"])["accuracy"]
         return found
-
-
-def _numbers(logits: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    given = jnp.asarray(logits), jnp.asarray(truth)
-    states = {
-        "accuracy": classification.accuracy(*given),
-        "nll": classification.negative_log_likelihood(*given),
-        "ece": classification.calibration(*given),
-    }
-    return {name: float(state.compute()[""]) for name, state in states.items()}

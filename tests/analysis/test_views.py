@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from scipy import special
 
+from opsin.analysis.classifiers import mean_probabilities
 from opsin.analysis.sampling import untracked
 from opsin.analysis.views import (
     AveragedViews,
     Recoded,
-    mean_probabilities,
     mirror_views,
     shift_views,
     ten_crops,

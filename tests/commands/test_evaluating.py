@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from opsin.analysis.diffusion import Inpainting, VariationalBound
+from opsin.analysis.diffusion import Inpainting, SampledBy, VariationalBound
 from opsin.analysis.generators import SampleQuality
 from opsin.analysis.latents import LatentClassifier
 from opsin.analysis.likelihoods import ImportanceNLL
@@ -22,18 +22,20 @@ from opsin.analysis.probes import Probe
 from opsin.analysis.sampling import untracked
 from opsin.commands import runtime
 from opsin.commands.evaluating import Evaluated, evaluate_run, known_measurements
+from opsin.commands.exporting import export
 from opsin.commands.main import main
 from opsin.commands.runs import Options, Outcome, RunError, execute, state_of
 from opsin.config import catalogue
 from opsin.config.identity import evaluation_id, identity
 from opsin.config.own_files import load
-from opsin.config.sweep import identity_of, key_of
+from opsin.config.sweep import identity_of, key_of, known
 from opsin.config.table import Arm, Key, ReportError
 from opsin.config.tree import override, resolve
 from opsin.data.files import WriteError, read_lines
 from opsin.errors import ConfigError
 from opsin.experiments.extractors import LENET
 from opsin.metrics.state import Mean
+from opsin.ops.diffusion.sampling import Sampling
 from opsin.report import evaluations
 from opsin.report.rows import collect
 from opsin.report.run_files import read_config
@@ -42,6 +44,7 @@ from opsin.train.experiment import Experiment
 from opsin.train.measurements import Subject, measure
 from opsin.train.program import build
 from opsin.train.settings import SettingError
+from opsin.train.weights import digest_of
 from tests.commands.tiny import Small
 from tests.train.conftest import make_tiny
 
@@ -163,6 +166,21 @@ def test_a_measurement_that_a_run_never_had(trained, untrainable):
     wide, narrow = evaluated(trained.directory, "Probe", "images=20", "Norm", "power=3")
     assert resolve(replace(PROBE, images=20)) == json.loads(wide.path.read_text())["measurement"]
     assert narrow.metrics["test_ema/norm"] < two.metrics["test_ema/norm"]
+
+
+def test_files_that_a_measurement_names_are_known_by_their_bytes(trained, untrainable, tmp_path):
+    """An ensemble of a run with itself is the run; what is kept of it says which bytes it saw."""
+    path = tmp_path / "same.safetensors"
+    export(trained.directory, path)
+    (found,) = evaluated(trained.directory, "Ensemble", f"members=({str(path)!r},)")
+    for name in ("accuracy", "nll", "ece"):
+        own = trained.metrics[f"test_ema/{name}"]
+        assert found.metrics[f"test_ema/{name}_ensemble"] == pytest.approx(own, rel=1e-4)
+    kept = json.loads(found.path.read_text())["measurement"]
+    assert kept["sha256"] == [digest_of(path)]
+    nested = SampledBy(Sampling(), SampleQuality(replace(LENET, sha256=None)))
+    assert known(nested).measurement == SampleQuality(LENET)
+    assert known(PROBE) is PROBE
 
 
 def test_a_finished_run_makes_the_measurements_that_it_lacks(trained, untrainable):
@@ -514,8 +532,8 @@ def test_by_default_the_splits_are_evaluated_as_its_recipe_says_now(opsin, untra
 
 def test_what_can_be_measured_is_found_by_name():
     assert known_measurements().keys() == {
-        "AveragedViews", "ImportanceNLL", "Inpainting", "LatentClassifier", "Probe", "Recoded",
-        "SampleQuality", "SampledBy", "VariationalBound",
+        "AveragedViews", "Ensemble", "ImportanceNLL", "Inpainting", "LatentClassifier", "Probe",
+        "Recoded", "SampleQuality", "SampledBy", "VariationalBound",
     }  # fmt: skip
 
 
@@ -527,6 +545,7 @@ def test_what_can_be_measured_is_found_by_name():
         (["images=3"], ConfigError, "images=3 has no measurement: name one before it"),
         (["Probe", "image=3"], ConfigError, "no 'image' to override: did you mean 'images'"),
         (["SampleQuality"], ConfigError, "give extractor=…, as in extractor=experiments.extrac"),
+        (["Ensemble"], ConfigError, r"give members=…, as in members=\"\('FILE',\)\"$"),
         (["SampledBy"], ConfigError, "give sampling=…, as in sampling=ops.diffusion.sampling:Sam"),
         (
             ["SampledBy", SAMPLING], ConfigError,

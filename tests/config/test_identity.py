@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import pytest
 
 from opsin.analysis.diffusion import Inpainting, VariationalBound
+from opsin.analysis.ensembles import Ensemble
 from opsin.analysis.generators import SampleQuality
 from opsin.analysis.likelihoods import ImportanceNLL
 from opsin.analysis.views import AveragedViews, Recoded
@@ -383,6 +384,7 @@ BATCHED = (
     ImportanceNLL(),
     AveragedViews(),
     Recoded(),
+    Ensemble(("a",)),
     SampleQuality(LENET),
 )
 
