@@ -17,6 +17,7 @@ def embed(
     /,
     *,
     n: Annotated[int, whole(3, 1_000_000)] = 2000,
+    before: bool = False,
     output: Folder[Path | None] = None,
     allow: Allow = (),
     features: Features,
@@ -27,6 +28,7 @@ def embed(
     Args:
         data: such as folder:PATH; default: the data of the run
         n: largest number of images
+        before: also by the network as it was before training, to compare
         output: default: RUN/embedding
     """
     runtime.set_up()
@@ -38,6 +40,7 @@ def embed(
         data,
         split=features.split,
         count=n,
+        before=before,
         layer=features.layer,
         seed=features.seed,
         output=output or run / "embedding",

@@ -13,17 +13,22 @@ import numpy as np
 
 from opsin.analysis.features import Layer, check_features, extract_features
 from opsin.commands.runs import RunError
-from opsin.commands.trained import Trained, open_run
+from opsin.commands.trained import Trained, as_begun, reopen, trained_of
 from opsin.config.tree import resolve
 from opsin.data.examples import Examples, materialize
 from opsin.data.files import check_new, replacing, writing
 from opsin.data.folder import folder
 from opsin.data.selection import drawn_places, select
 from opsin.data.sources import open_source
+from opsin.metrics.representation import knn_accuracy
 from opsin.pictures import figures
+from opsin.pictures.maps import scatter
 from opsin.train.measurements import Subject, Track
 from opsin.train.preparation import prepared
 from opsin.train.tensors import fingerprint
+
+NEIGHBOURS = 10
+"""Nearest neighbours that vote for the class of an image."""
 
 
 def embed(
@@ -36,6 +41,7 @@ def embed(
     seed: int,
     output: Path,
     track: Track,
+    before: bool = False,
     allow: Sequence[str] = (),
 ) -> list[Path]:
     """Writes ``embedding.npz``, features of images, and ``embedding.png``, two maps of them.
@@ -44,7 +50,16 @@ def embed(
     the place in the split, ``label`` int32 [count] where there are classes, ``pca`` and ``tsne``
     [count, 2], and ``made``, JSON that names the weights, layer, data and normalisation. Maps are
     made of features at unit length; t-SNE (van der Maaten & Hinton, 2008, JMLR 9) is
-    scikit-learn's.
+    scikit-learn's. It keeps neighbours together and nothing else: distances between clusters and
+    their sizes mean nothing, and other seeds or perplexities give other pictures.
+
+    The number beside the maps is therefore one of the features: the accuracy of the 10 nearest
+    neighbours (see ``knn_accuracy``), each half of the images, cut at random, classified by the
+    other half. There is none where an image has no class, which a negative label says.
+
+    With ``before``, the same images are embedded by the network before its first step too, with
+    the weights that the run took and the statistics that its norms began with: a row of maps above
+    the others, and ``before_features``, ``before_pca`` and ``before_tsne``.
 
     Args:
         run: of a classifier or of contrastive learning.
@@ -56,36 +71,51 @@ def embed(
         seed: of the draw and of the map.
         output: directory.
         track: shows how far it has come.
+        before: whether to embed them by the network as the run began it, too.
         allow: see ``reopen``.
 
     Raises:
         RunError: if this is no run, the images have another size, or nothing can be written.
+        WeightsError: if the run began with weights whose file is gone, and ``before`` needs it.
         SettingError: if the network has no features, or they are not finite.
         DataError: if the data cannot be read.
         WriteError: a file of one of these names is there.
     """
-    check_new(output / name for name in ("embedding.png", "embedding.npz"))
-    trained = open_run(run, allow=allow)
+    picture, file = output / "embedding.png", output / "embedding.npz"
+    check_new((picture, file))
+    reopened = reopen(run, allow=allow)
+    trained = trained_of(reopened)
+    networks = {"": trained}
+    if before:
+        networks = {"before": trained_of(as_begun(reopened)), "after": trained}
     data, task = trained.experiment.data, trained.experiment.task
     check_features(task, trained.image)
     examples = _opened(trained, source, split)
     ids, images = _drawn(trained, examples, count, seed)
-    variables, prepare = (trained.params, trained.mutable), partial(prepared, data=data)
-    subject = Subject(task, variables, {split: examples}, prepare, track)
-    found = extract_features(subject, {split: images})
-    features = found[split][layer]
-    maps = {name: make() for name, make in track(_maps(features, seed).items(), "maps")}
     labels = images.get("label")
+    arrays = {"id": ids, **({} if labels is None else {"label": labels})}
     described = {"layer": layer, **_described(trained), "images": {"of": source, "split": split}}
-    arrays = {
-        "features": features,
-        "id": ids,
-        **({} if labels is None else {"label": labels}),
-        **maps,
-        "made": np.array(json.dumps(described)),
-    }
-    title = f"{type(task).__name__}, {layer} of {len(features)} images"
-    return _write(output, arrays, examples.class_names, title)
+    columns = "PCA", f"t-SNE, perplexity {_perplexity(len(ids)):.3g}, seed {seed}"
+    rows, prepare = {}, partial(prepared, data=data)
+    for when, network in networks.items():
+        front, said = "before_" if when == "before" else "", [when] if when else []
+        variables = network.params, network.mutable
+        subject = Subject(task, variables, {split: examples}, prepare, track)
+        features = extract_features(subject, {split: images})[split][layer]
+        maps = {name: make() for name, make in track(_maps(features, seed).items(), "maps")}
+        arrays |= {f"{front}{name}": x for name, x in {"features": features, **maps}.items()}
+        described[f"{front}checkpoint"] = _checkpoint(network)
+        if labels is not None and labels.min() >= 0:
+            accuracy = described[f"{front}knn_accuracy"] = _accuracy(features, labels, seed)
+            said.append(f"accuracy of {NEIGHBOURS} neighbours {accuracy:.1%}")
+        rows[": ".join(said)] = dict(zip(columns, maps.values(), strict=True))
+    arrays["made"] = np.array(json.dumps(described))
+    title = f"{type(task).__name__}, {layer} of {len(ids)} images"
+    with writing(output, "choose another directory with --output"):
+        figures.save(scatter(rows, labels, examples.class_names, title), picture)
+        with replacing(file) as opened:
+            np.savez_compressed(opened, **arrays)  # pyright: ignore[reportArgumentType]
+    return [picture, file]
 
 
 def _opened(trained: Trained, source: str | None, split: str) -> Examples:
@@ -118,19 +148,6 @@ def _drawn(
     return ids, images
 
 
-def _write(
-    output: Path, arrays: Mapping[str, np.ndarray], class_names: Sequence[str], title: str
-) -> list[Path]:
-    """The picture and the arrays; their paths."""
-    picture, file = output / "embedding.png", output / "embedding.npz"
-    points = {"PCA": arrays["pca"], "t-SNE": arrays["tsne"]}
-    with writing(output, "choose another directory with --output"):
-        figures.save(figures.scatter(points, arrays.get("label"), class_names, title), picture)
-        with replacing(file) as opened:
-            np.savez_compressed(opened, **arrays)  # pyright: ignore[reportArgumentType]
-    return [picture, file]
-
-
 def _maps(features: np.ndarray, seed: int) -> Mapping[str, Callable[[], np.ndarray]]:
     """Two coordinates an image, by name; made when they are called."""
     # Imported where it is used: it takes a second.
@@ -139,20 +156,39 @@ def _maps(features: np.ndarray, seed: int) -> Mapping[str, Callable[[], np.ndarr
 
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     unit = features / np.maximum(lengths, 1e-12)
-    perplexity = min(30.0, (len(unit) - 1) / 3)
-    tsne = TSNE(init="pca", perplexity=perplexity, random_state=seed)
+    tsne = TSNE(init="pca", perplexity=_perplexity(len(unit)), random_state=seed)
     return {
         "pca": partial(PCA(n_components=2, random_state=seed).fit_transform, unit),
         "tsne": partial(tsne.fit_transform, unit),
     }
 
 
-def _described(trained: Trained) -> dict[str, Any]:
-    """Which weights, and how images reached them."""
-    data = trained.experiment.data
+def _perplexity(count: int) -> float:
+    """Of t-SNE of so many images: scikit-learn's default, or what few of them allow."""
+    return min(30.0, (count - 1) / 3)
+
+
+def _accuracy(features: np.ndarray, labels: np.ndarray, seed: int) -> float:
+    """Share of images whose nearest neighbours in the other half of them have their class."""
+    halves = np.array_split(np.random.default_rng(seed).permutation(len(labels)), 2)
+    right = 0.0
+    for bank, queries in (halves, halves[::-1]):
+        pairs = features[bank], labels[bank], features[queries], labels[queries]
+        options: Any = {"classes": int(labels.max()) + 1, "k": min(NEIGHBOURS, len(bank))}
+        right += len(queries) * knn_accuracy(*pairs, **options)
+    return right / len(labels)
+
+
+def _checkpoint(trained: Trained) -> dict[str, Any]:
+    """Which weights."""
     variables = {"params": trained.params, **trained.mutable}
+    return {"step": trained.step, "sha256": fingerprint(variables)}
+
+
+def _described(trained: Trained) -> dict[str, Any]:
+    """How images reached the weights."""
+    data = trained.experiment.data
     return {
-        "checkpoint": {"step": trained.step, "sha256": fingerprint(variables)},
         "normalization": {"mean": list(data.mean), "std": list(data.std)},
         "data": resolve(replace(data, augment=())),
     }

@@ -19,6 +19,7 @@ from opsin.config.tree import rebuild
 from opsin.data.enclosure import check_enclosed
 from opsin.errors import ConfigError
 from opsin.report.run_files import read_config
+from opsin.train.beginning import new_state
 from opsin.train.best import BEST
 from opsin.train.checkpoint import Checkpoints, saved_step
 from opsin.train.experiment import Experiment
@@ -143,13 +144,29 @@ def open_run(
         CheckpointError: if it has no checkpoint that can be read.
     """
     reopened = reopen(run, allow=allow)
-    state, described = reopened.state, reopened.described
-    if weights == "ema" and not state.ema:
+    if weights == "ema" and not reopened.state.ema:
         raise RunError(
             f"{run} kept no moving average of its weights: take the others, or train with "
             "loop.ema_decay=0.999"
         )
-    averaged = None if weights == "raw" else state.ema
+    return trained_of(reopened, average=weights != "raw")
+
+
+def as_begun(reopened: Reopened) -> Reopened:
+    """A run as it was before its first step, bit for bit on the hardware that trained it.
+
+    Raises:
+        WeightsError: if it began with weights whose file is missing, or is another one by now.
+    """
+    image = tuple(reopened.described["arrays"]["image"][0])
+    state = new_state(reopened.experiment, reopened.program, image)
+    return replace(reopened, state=state)
+
+
+def trained_of(reopened: Reopened, *, average: bool = True) -> Trained:
+    """What a run knows, with the moving average of its weights if that is asked for and there."""
+    state, described = reopened.state, reopened.described
+    averaged = state.ema if average else None
     variables: Any = averaged or {"params": state.params, "mutable": state.mutable}
     variables = jax.device_get(variables)
     return Trained(

@@ -116,47 +116,6 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
     return figure
 
 
-def scatter(
-    maps: Mapping[str, np.ndarray],
-    labels: np.ndarray | None,
-    class_names: Sequence[str],
-    title: str,
-) -> Figure:
-    """Images as points in the plane, coloured by class, one panel a map.
-
-    Args:
-        maps: name → [n, 2].
-        labels: class of each point [n]; None draws all alike.
-        class_names: by label.
-        title: written above.
-    """
-    figure = Figure(figsize=(5.2 * len(maps) + 1.6, 5.2), dpi=120, layout="constrained")
-    row = figure.subplots(1, len(maps), squeeze=False)[0]
-    classes = np.zeros(len(next(iter(maps.values()))), int) if labels is None else labels
-    found, handles = np.unique(classes), []
-    for axes, (name, points) in zip(row, maps.items(), strict=True):
-        handles = [
-            axes.scatter(
-                *points[classes == label].T,
-                s=9,
-                alpha=0.7,
-                linewidths=0,
-                color=palette.AREAS[index % len(palette.AREAS)],
-            )
-            for index, label in enumerate(found)
-        ]
-        axes.set_title(as_written(name))
-        axes.set_xticks([])
-        axes.set_yticks([])
-    if labels is not None:
-        shown = [class_name(int(label), class_names) for label in found]
-        # Classes that do not fit into the legend are recognised by their place alone.
-        place: Any = {"loc": "outside right center", "frameon": False, "markerscale": 2}
-        legend(figure, handles[:25], shown[:25], **place)
-    figure.suptitle(as_written(title))
-    return figure
-
-
 @singledispatch
 def draw(picture: Picture | Chart, class_names: Sequence[str], title: str) -> Figure:
     """What a task shows of a batch, or of the counts of an evaluation."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from opsin.data.examples import check_same_data
 from opsin.data.files import aside, writing
+from opsin.train.beginning import new_state
 from opsin.train.best import BEST
 from opsin.train.checkpoint import Checkpoints, saved_step
 from opsin.train.experiment import Experiment
@@ -20,7 +20,6 @@ from opsin.train.program import Program
 from opsin.train.sets import Sets
 from opsin.train.sharding import batch_shards
 from opsin.train.state import State
-from opsin.train.weights import start_from
 
 
 def first_state(
@@ -39,10 +38,7 @@ def first_state(
     if checkpoints.latest() is None:
         if is_first():
             _keep_earlier(checkpoints.directory.parent)
-        images = experiment.preprocessing(feed.spec.batch["image"].shape[1:])
-        state = start_from(experiment.weights, program.init(), images)
-        if experiment.weights:
-            state = replace(state, opt_state=program.init_optimizers(state.params))
+        state = new_state(experiment, program, spec.batch["image"].shape[1:])
         return state, {"seconds": 0.0, "window": None}
     state, saved = checkpoints.restore(program.state, config, essence)
     check_same_data(saved.get("data", {}), feed.description() | sets.description())

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 from opsin.data.masks import IGNORE
-from opsin.pictures import figures, palette
+from opsin.pictures import figures, maps, palette
 from opsin.pictures.kinds import Curve, MaskPreview, Panels, Preview
 from opsin.pictures.text import class_caption
 
@@ -165,12 +165,25 @@ def test_names_are_drawn_as_they_are_written(kind):
             np.zeros((4, 2, 2, 1)), labels=labels, class_names=NAMES, title=title
         ),
         "masks": lambda: figures.draw(preview(masks, masks), NAMES, title),
-        "maps": lambda: figures.scatter({"pca": np.eye(4)[:, :2]}, labels, NAMES, title),
+        "maps": lambda: maps.scatter({"$a$": {"pca": np.eye(4)[:, :2]}}, labels, NAMES, title),
         "panels": lambda: figures.panels(np.zeros((4, 1, 2, 2, 1)), rows=NAMES, title=title),
     }
     texts = shown_texts(draw[kind]())
     assert {*NAMES[:3], r"caf\udce9"} <= texts  # a byte of a name that is not UTF-8
     assert any(text.startswith(title) for text in texts)
+
+
+def test_maps_stand_in_rows_and_columns_that_are_named_once():
+    points = np.arange(24.0).reshape(2, 2, 3, 2)
+    rows = {row: dict(zip("PT", own, strict=True)) for row, own in zip("ab", points, strict=True)}
+    axes = maps.scatter(rows, np.array([1, 0, 1]), NAMES, "t").axes
+    assert [(x.get_ylabel(), x.get_title()) for x in axes] == [
+        ("a", "P"), ("", "T"), ("b", ""), ("", "")
+    ]  # fmt: skip
+    for each, expected in zip(axes, points.reshape(4, 3, 2), strict=True):
+        first, second = (x.get_offsets() for x in each.collections)
+        np.testing.assert_array_equal(first, expected[[1]])
+        np.testing.assert_array_equal(second, expected[[0, 2]])
 
 
 def test_a_soft_label_is_in_one_line():
@@ -252,11 +265,13 @@ def test_no_text_reaches_matplotlib_but_as_it_is_written():
         if "import matplotlib" in (text := path.read_text()) or "from matplotlib" in text
     }
     assert set(drawing) == {
-        *("pictures/figures.py", "pictures/fonts.py", "pictures/text.py", "report/figure.py")
+        *("pictures/figures.py", "pictures/fonts.py", "pictures/maps.py", "pictures/text.py"),
+        "report/figure.py",
     }
     assert {x: unwritten(tree) for x, tree in drawing.items() if x != "pictures/text.py"} == {
         "pictures/figures.py": [],
         "pictures/fonts.py": [],
+        "pictures/maps.py": [],
         "report/figure.py": [],
     }
     bad = "axes.set_title(name); axes.legend(); axes.plot(x, label=name); axes.text(0, 1, f'{x}')"
