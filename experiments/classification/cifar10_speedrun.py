@@ -58,6 +58,16 @@ TABLE = Table(
     seeds=3,
 )
 CROP = partial(random_crop, padding=2, mode="reflect")
+PIXELS = Arm(
+    "pixels",
+    {
+        "task.model": Linear(num_classes=10),
+        "weights": None,
+        "optimizer.freeze": (),
+        "optimizer.lookahead": None,
+        "optimizer.learning_rate": 0.01,
+    },
+)
 
 
 def config() -> Experiment:
@@ -104,11 +114,4 @@ def config() -> Experiment:
 def sweep() -> Iterator[Arm]:
     """The network, and logistic regression on pixels."""
     yield Arm("airbench")
-    plain = {
-        "task.model": Linear(num_classes=10),
-        "weights": None,
-        "optimizer.freeze": (),
-        "optimizer.lookahead": None,
-        "optimizer.learning_rate": 0.01,
-    }
-    yield Arm("pixels", plain)
+    yield PIXELS
