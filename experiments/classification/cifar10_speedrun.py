@@ -64,6 +64,8 @@ PIXELS = Arm(
         "task.model": Linear(num_classes=10),
         "weights": None,
         "optimizer.freeze": (),
+        "optimizer.no_decay": (),
+        "optimizer.lr_scale": (),
         "optimizer.lookahead": None,
         "optimizer.learning_rate": 0.01,
     },

@@ -215,6 +215,22 @@ def test_the_programs_of_a_small_run_are_traced(name, tmp_path, monkeypatch):
         assert jax.eval_shape(program.preview, *variables, few)
 
 
+@pytest.mark.proofs
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in TABLED])
+def test_arms_that_never_ran_are_laid_out(name, tmp_path, monkeypatch):
+    """Each with what it changes of the network and the optimiser; smoke runs are of one arm."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))
+    module = catalogue.find(name)
+    smoke = override(module.config(), {**module.SMOKE, "parallel.data": 1})
+    mesh, data = make_mesh(smoke.parallel), smoke.data
+    feed = FeedSpec.of(mesh, open_sets(smoke).train, data.batch, 1024)
+    small = {f"data.{field}": getattr(data, field) for field in ("batch", "mean", "std")}
+    arms = catalogue.arms(module)
+    for arm in arms if len(arms) > 1 else ():
+        changes = {**arm.overrides, **small, "parallel.data": 1}
+        assert build(override(module.config(), changes), feed).steps, arm.name
+
+
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=() if n == SMOKED else pytest.mark.proofs) for n in sorted(SMOKES)],
