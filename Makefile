@@ -37,7 +37,7 @@ docs: $(VENV)/.dev
 	$(VENV)/bin/python -m opsin.pages.links build/site
 	@echo "open build/site/index.html"
 
-# Beside PyTorch, torchvision and timm, which nothing else here needs.
+# Beside torchvision and timm, which it installs.
 parity: $(VENV)/.parity
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m proofs tests/interchange/test_parity.py
 

@@ -42,8 +42,8 @@ class Ensemble:
 
     Attributes:
         members: the other networks, files of ``opsin export``.
-        sha256: of these files, in their order; None takes any, and what is kept of the measurement
-            has those that it found.
+        sha256: of these files, in their order; None takes any, and those that it took are kept with
+            what was measured.
         batch: images that are in memory together.
         split: of the data.
     """
@@ -53,19 +53,12 @@ class Ensemble:
     batch: Count = field(default=500, metadata={"identity": False})
     split: str = "test"
 
-    def known(self) -> Ensemble:
-        """The same with the sha256 of all files.
-
-        Raises:
-            WeightsError: if a file is missing or cannot be read.
-        """
-        return replace(self, sha256=tuple(str(each.known().sha256) for each in self._files()))
-
     def check(self, task: Any, sets: Mapping[str, Examples]) -> None:
-        """Looks at the data and the files.
+        """Looks at the data and the files, but not at how their networks saw images.
 
         Raises:
-            SettingError: for a task that is no classification, no such split, or no members.
+            SettingError: for a task that is no classification, no such split, no members, or one
+                that is named twice.
             DataError: if the images have no classes.
             WeightsError: if a file is missing, damaged or of another network.
         """
@@ -125,11 +118,13 @@ class Ensemble:
         }
 
     def _files(self) -> list[Weights]:
-        digests = self.sha256 or (None,) * len(self.members)
+        digests = (None,) * len(self.members) if self.sha256 is None else self.sha256
         if len(digests) != len(self.members):
             raise SettingError(
                 f"Ensemble: {len(digests)} sha256 for {len(self.members)} members: one for each"
             )
+        if len(set(self.members)) < len(self.members):
+            raise SettingError("Ensemble: a file stands twice in members: once is enough")
         return [Weights(path, sha256) for path, sha256 in zip(self.members, digests, strict=True)]
 
     def _variables(

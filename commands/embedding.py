@@ -107,7 +107,7 @@ def embed(
         described[f"{front}checkpoint"] = _checkpoint(network)
         if labels is not None and labels.min() >= 0:
             accuracy = described[f"{front}knn_accuracy"] = _accuracy(features, labels, seed)
-            said.append(f"accuracy of {NEIGHBOURS} neighbours {accuracy:.1%}")
+            said.append(f"accuracy of {_neighbours(len(ids))} neighbours {accuracy:.1%}")
         rows[": ".join(said)] = dict(zip(columns, maps.values(), strict=True))
     arrays["made"] = np.array(json.dumps(described))
     title = f"{type(task).__name__}, {layer} of {len(ids)} images"
@@ -168,13 +168,18 @@ def _perplexity(count: int) -> float:
     return min(30.0, (count - 1) / 3)
 
 
+def _neighbours(count: int) -> int:
+    """Of an image, in the other half of so many."""
+    return min(NEIGHBOURS, count // 2)
+
+
 def _accuracy(features: np.ndarray, labels: np.ndarray, seed: int) -> float:
     """Share of images whose nearest neighbours in the other half of them have their class."""
     halves = np.array_split(np.random.default_rng(seed).permutation(len(labels)), 2)
     right = 0.0
     for bank, queries in (halves, halves[::-1]):
         pairs = features[bank], labels[bank], features[queries], labels[queries]
-        options: Any = {"classes": int(labels.max()) + 1, "k": min(NEIGHBOURS, len(bank))}
+        options: Any = {"classes": int(labels.max()) + 1, "k": _neighbours(len(labels))}
         right += len(queries) * knn_accuracy(*pairs, **options)
     return right / len(labels)
 

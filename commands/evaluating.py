@@ -8,7 +8,7 @@ import pkgutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from opsin.config import catalogue
 from opsin.config.hints import field_hint
 from opsin.config.identity import identity
 from opsin.config.names import full_name
-from opsin.config.sweep import identity_of, known
+from opsin.config.sweep import identity_of
 from opsin.config.tree import named, override, parse, required
 from opsin.data.checks import check_splits
 from opsin.data.examples import Examples, check_same_data
@@ -85,7 +85,6 @@ def _evaluated(
     reopened = reopen(run, partial(_as_it_stands, run), allow=allow)
     experiment = reopened.experiment
     chosen_ones = _parsed(asked, experiment.measurements) if asked else experiment.measurements
-    chosen_ones = known(chosen_ones)
     sets = {"train": open_training(experiment)}
     for name, split in experiment.data.eval_splits.items():
         sets[name] = open_source(experiment.data.source, split)
@@ -193,13 +192,13 @@ def _new(kind: Any, overrides: dict[str, Any], front: str) -> Measurement:
 
 def _example(kind: Any, field: str) -> str:
     """What a field without a default may be, as it is typed."""
-    hint = field_hint(kind, field)
+    hint, (declared,) = field_hint(kind, field), [x for x in fields(kind) if x.name == field]
+    if "known_by" in declared.metadata:
+        return "\"('FILE',)\""
     if hint is Extractor:
         return "experiments.extractors:LENET"
     if is_dataclass(hint) and isinstance(hint, type) and not required(hint):
         return full_name(hint)
-    if hint == tuple[str, ...]:
-        return "\"('FILE',)\""
     if hint == Measurement:
         return full_name(SampleQuality)
     return "package.module:NAME"

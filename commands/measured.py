@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from opsin.commands.provenance import evaluating_code, own_code
+from opsin.commands.provenance import evaluating_code, named_files, own_code
 from opsin.config.identity import evaluation_id, identity
 from opsin.config.tree import resolve
 from opsin.report import evaluations
@@ -20,7 +20,8 @@ class Code:
 
     Attributes:
         commit: of this house, or None.
-        own: of the user's own in how splits are evaluated, name → digest.
+        own: of the user's own in how splits are evaluated, name → digest, and of files that are
+            named there without their sha256.
         by_id: likewise of each measurement, by its id.
     """
 
@@ -37,7 +38,9 @@ class Code:
     ) -> Code:
         """That of now."""
         own = evaluating_code(experiment)
-        by_id = {identity(each): {**own, **own_code(each)} for each in measurements}
+        by_id = {
+            identity(each): {**own, **own_code(each), **named_files(each)} for each in measurements
+        }
         return cls(commit, own, by_id)
 
 

@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from importlib.util import resolve_name
 from pathlib import Path
@@ -21,6 +22,7 @@ import jax
 
 from opsin.config.names import is_users
 from opsin.config.tree import children
+from opsin.train.weights import Weights, WeightsError, digest_of
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "opsin")
 
@@ -62,9 +64,27 @@ def evaluating_code(experiment: Any) -> dict[str, str]:
         apart = {f.name for f in fields if f.metadata.get("identity", True) == "evaluation"}
         for name, child in children(node).items():
             if name in apart:
-                found |= own_code(child)
+                found |= own_code(child) | named_files(child)
             else:
                 nodes.append(child)
+    return found
+
+
+def named_files(node: Any) -> dict[str, str]:
+    """Path → sha256 of files that a tree names without it; one that is gone is left out.
+
+    What was measured by other bytes under the same path is then not taken for the same.
+    """
+    found = {}
+    for field in dataclasses.fields(node) if dataclasses.is_dataclass(node) else ():
+        known_by = field.metadata.get("known_by")
+        if known_by and getattr(node, known_by) is None:
+            value = getattr(node, field.name)
+            for path in (value,) if isinstance(value, str) else value:
+                with suppress(WeightsError):
+                    found[path] = digest_of(Weights(path).file())
+    for child in children(node).values():
+        found |= named_files(child)
     return found
 
 

@@ -16,6 +16,7 @@ import jax
 from filelock import FileLock, Timeout
 
 from opsin.commands.endings import stop_signals
+from opsin.commands.finished import check_files
 from opsin.commands.measured import Code, write_measured, write_splits
 from opsin.commands.provenance import environment, own_code
 from opsin.config.identity import essence, essence_of_resolved, evaluation_id, identity
@@ -31,7 +32,6 @@ from opsin.report.run_files import read_config, read_summary
 from opsin.report.starts import Start, other_code, read_starts
 from opsin.train.checkpoint import saved_step
 from opsin.train.experiment import Experiment
-from opsin.train.finished import check_files
 from opsin.train.host.processes import ProcessError, check_same, is_first, of_first
 from opsin.train.host.profiling import Steps
 from opsin.train.logging import JsonLines, TensorBoard, WeightsAndBiases, Writer

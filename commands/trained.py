@@ -19,12 +19,12 @@ from opsin.config.tree import rebuild
 from opsin.data.enclosure import check_enclosed
 from opsin.errors import ConfigError
 from opsin.report.run_files import read_config
-from opsin.train.beginning import new_state
 from opsin.train.best import BEST
 from opsin.train.checkpoint import Checkpoints, saved_step
 from opsin.train.experiment import Experiment
 from opsin.train.feed import FeedSpec
 from opsin.train.program import Program, build
+from opsin.train.resume import new_state
 from opsin.train.sharding import Parallel, make_mesh
 from opsin.train.state import State
 

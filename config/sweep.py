@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
-
-import flax.linen as nn
+from dataclasses import dataclass, replace
+from typing import Any
 
 from opsin.config.identity import evaluation_id, identity
 from opsin.config.table import Arm, Key
@@ -16,18 +13,8 @@ from opsin.config.tree import override
 from opsin.errors import ConfigError
 from opsin.train.experiment import Experiment
 
-T = TypeVar("T")
 CUSTOM = "custom"
 """What is no arm of its ablation."""
-
-
-@runtime_checkable
-class Known(Protocol):
-    """What names a file, and finds out its sha256."""
-
-    def known(self) -> Any:
-        """The same with the sha256."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -80,39 +67,20 @@ def expand(
 
 
 def pinned(experiment: Experiment) -> Experiment:
-    """The experiment with the sha256 of all files that it begins with, or is measured by.
-
-    Other bytes are another run, or another measurement.
+    """The experiment with the sha256 of all files of weights: other bytes are another run.
 
     Raises:
         WeightsError: if a file is needed for that and missing.
     """
-    weights, measurements = map(known, (experiment.weights, experiment.measurements))
-    return replace(experiment, weights=weights, measurements=measurements)
-
-
-def known(value: T) -> T:
-    """What names files without their sha256, with it: a ``Weights``, or what holds one.
-
-    Raises:
-        WeightsError: if a file is missing or cannot be read.
-    """
-    if isinstance(value, Known):
-        return value.known()
-    if isinstance(value, tuple):
-        found = tuple(map(known, value))
-        return value if all(map(operator.is_, found, value)) else cast(T, found)
-    if is_dataclass(value) and not isinstance(value, type | nn.Module):
-        held = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
-        changed = {name: found for name, x in held.items() if (found := known(x)) is not x}
-        return replace(value, **changed) if changed else value
-    return value
+    weights = experiment.weights
+    if isinstance(weights, tuple):
+        return replace(experiment, weights=tuple(each.known() for each in weights))
+    return replace(experiment, weights=weights and weights.known())
 
 
 def identities(experiment: Experiment) -> tuple[str, str | None]:
     """The id of a run and that of its measurements, or None: two runs of a sweep differ in them."""
-    experiment = pinned(experiment)
-    return identity(experiment), "+".join(map(identity, experiment.measurements)) or None
+    return identity(pinned(experiment)), "+".join(map(identity, experiment.measurements)) or None
 
 
 def key_of(experiment: Experiment) -> Key:

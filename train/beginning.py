@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +19,12 @@ from opsin.train.experiment import Experiment
 from opsin.train.feed import FeedSpec
 from opsin.train.paths import flatten
 from opsin.train.preparation import augmented
-from opsin.train.program import Program
 from opsin.train.state import State
 from opsin.train.tasks.task import Batch, Player
-from opsin.train.weights import Weights, start_from
+from opsin.train.weights import Weights
 
 SHOWN = 3
 """Names in a line; of more, their number."""
-
-
-def new_state(experiment: Experiment, program: Program, image: tuple[int, ...]) -> State:
-    """The state before the first step: weights of files, and random ones of the seed elsewhere.
-
-    Args:
-        experiment: what begins.
-        program: of it.
-        image: height, width and channels of its training images.
-
-    Raises:
-        WeightsError: if a file of weights is missing, or does not fit.
-    """
-    state = start_from(experiment.weights, program.init(), experiment.preprocessing(image))
-    if experiment.weights:
-        state = replace(state, opt_state=program.init_optimizers(state.params))
-    return state
 
 
 def said_of_start(experiment: Experiment, state: State, feed: FeedSpec) -> Iterator[str]:

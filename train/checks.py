@@ -90,13 +90,30 @@ def check_precision(trained: Mapping[str, jax.ShapeDtypeStruct]) -> None:
 
 
 def check_found(optimizer: Optimizer, paths: list[str]) -> None:
-    """Raises SettingError for a pattern that matches no path: it would silently do nothing."""
+    """Raises SettingError for a pattern that matches no path: it would silently do nothing.
+
+    Nor may one of ``unfreeze`` find but what is frozen, or found by an earlier one.
+    """
     for field, pattern in _patterns(optimizer):
         if not any(re.search(pattern, path) for path in paths):
             near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)[0]
             raise SettingError(
                 f"optimizer.{field}: no parameter has {pattern!r} in its path; there is {near!r}"
             )
+    if optimizer.unfreeze and optimizer.clip_norm is not None:
+        raise SettingError(
+            "optimizer.clip_norm would count the gradients of what optimizer.unfreeze holds: leave "
+            "one of them out"
+        )
+    left = [path for path in paths if not any(re.search(x, path) for x in optimizer.freeze)]
+    for pattern, _ in optimizer.unfreeze:
+        found = {path for path in left if re.search(pattern, path)}
+        if not found:
+            raise SettingError(
+                f"optimizer.unfreeze: all that {pattern!r} finds is frozen, or found by an earlier "
+                "pattern: put the narrower one first"
+            )
+        left = [path for path in left if path not in found]
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import flax.linen as nn
@@ -44,10 +44,6 @@ class Extractor:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise WeightsError(f"an extractor's batch is at least 1, got {self.batch}")
-
-    def known(self) -> Extractor:
-        """The same with the sha256 of the file, if it had none; raises WeightsError as ``load``."""
-        return replace(self, sha256=Weights(self.path, self.sha256).known().sha256)
 
     def load(self) -> Extract:
         """Reads the file and checks it.

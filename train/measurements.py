@@ -54,8 +54,7 @@ class Subject(Generic[TaskT]):
 
 Measurement = Callable[[Subject[Any]], Mapping[str, float]]
 """``subject -> {"split/metric": number}``, a frozen dataclass. It may have ``check(task, sets)``,
-which raises, before anything is trained, what would keep it from being made afterwards. One that
-names files without their sha256 has ``known()``, the same with it, by which it is identified."""
+which raises, before anything is trained, what would keep it from being made afterwards."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Optimizer:
         clip_norm: largest global norm of the gradient, or None.
         freeze: paths that are not trained: no gradient is computed for them.
         unfreeze: ``(pattern, share)`` pairs: the first pattern found in a path holds it for this
-            share of the steps (Howard & Ruder, 2018, arXiv:1801.06146, section 3.3).
+            share of the steps (Howard & Ruder, 2018, arXiv:1801.06146), but no statistics of norms.
         lr_scale: ``(pattern, factor)`` pairs; the first pattern found in a path scales its updates.
             A tuple of factors scales along the leading axis, for layers stacked by ``nn.scan``.
         lookahead: slow weights that every few steps take the place of the fast ones, or None.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from opsin.data.examples import check_same_data
 from opsin.data.files import aside, writing
-from opsin.train.beginning import new_state
 from opsin.train.best import BEST
 from opsin.train.checkpoint import Checkpoints, saved_step
 from opsin.train.experiment import Experiment
@@ -20,6 +20,7 @@ from opsin.train.program import Program
 from opsin.train.sets import Sets
 from opsin.train.sharding import batch_shards
 from opsin.train.state import State
+from opsin.train.weights import start_from
 
 
 def first_state(
@@ -44,6 +45,18 @@ def first_state(
     check_same_data(saved.get("data", {}), feed.description() | sets.description())
     feed.seek(saved["position"])
     return state, saved
+
+
+def new_state(experiment: Experiment, program: Program, image: tuple[int, ...]) -> State:
+    """The state before the first step: weights of files, and random ones of the seed elsewhere.
+
+    ``image`` is the shape of a training image. Raises WeightsError for a file that is missing or
+    does not fit.
+    """
+    state = start_from(experiment.weights, program.init(), experiment.preprocessing(image))
+    if experiment.weights:
+        state = replace(state, opt_state=program.init_optimizers(state.params))
+    return state
 
 
 def _keep_earlier(directory: Path) -> None:

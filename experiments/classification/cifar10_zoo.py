@@ -3,9 +3,9 @@
 Parameters, operations and images per second put networks in different orders (Dehghani et al.,
 2021, arXiv:2110.12894). Papers compare them after hundreds of epochs; here each gets 6 TFLOP of
 training (multiplications and additions of convolutions and matrix products, forward and backward),
-on CIFAR-10 from nothing: a network of cheap steps sees each image many times, an expensive one only
-some of them. One recipe for all, and nothing tuned for any: AdamW, a cosine schedule, shifts and
-mirror images. Networks are small sisters of those of their papers.
+on CIFAR-10 from nothing: networks of cheap steps make three and a half passes over the images, the
+most expensive half of one. One recipe for all, and nothing tuned for any: AdamW, a cosine schedule,
+shifts and mirror images. Networks are small sisters of those of their papers.
 
 Not run yet: there is no table.
 
@@ -104,7 +104,7 @@ def config() -> Experiment:
         loop=Loop(
             duration=_duration("ResNet-20"),
             log_every="20 steps",
-            evaluate_every="10 epochs",
+            evaluate_every="1 epoch",
             checkpoint_every="100 steps",
         ),
     )

@@ -11,7 +11,6 @@ from scipy import special
 from opsin.analysis.ensembles import Ensemble
 from opsin.analysis.sampling import untracked
 from opsin.config.identity import identity
-from opsin.config.sweep import known
 from opsin.data.augment import scale
 from opsin.data.examples import Arrays, Examples
 from opsin.models.layers import batch_norm
@@ -114,36 +113,33 @@ def test_a_network_with_its_own_copy_is_itself(subject, files):
         np.testing.assert_allclose(kinds, kinds[0], rtol=1e-5)
 
 
-def test_other_bytes_under_the_same_path_are_another_measurement(subject, tmp_path):
+def test_a_digest_says_which_bytes_are_meant_and_nothing_else_is_taken(subject, tmp_path):
     path = tmp_path / "a.safetensors"
-    save_weights(path, variables(1), SEEN)
-    asked = Ensemble((str(path),))
-    first = known(asked)
+    sha256 = save_weights(path, variables(1), SEEN)
+    meant = Ensemble((str(path),), (sha256,))
+    meant.check(subject.task, subject.sets)
+    assert identity(meant) == identity(replace(meant, members=("elsewhere",)))
     save_weights(path, variables(2), SEEN)
-    assert identity(known(asked)) != identity(first)
-    assert known(first) == first
     with pytest.raises(WeightsError, match="these are other weights"):
-        first.check(subject.task, subject.sets)
-    elsewhere = path.rename(tmp_path / "b.safetensors")
-    moved = known(Ensemble((str(elsewhere),)))
-    assert identity(moved) == identity(known(replace(moved, members=("gone",))))
+        meant.check(subject.task, subject.sets)
 
 
 def test_what_is_no_member_is_told_in_one_line(subject, files, tmp_path):
     def refused(*members: str, task=subject.task, **fields) -> str:
-        measurement = Ensemble(members, **fields)
-        with pytest.raises((SettingError, WeightsError)) as raised:  # noqa: PT012, either
-            measurement.check(task, subject.sets)
-            measurement(subject)
+        with pytest.raises((SettingError, WeightsError)) as raised:
+            Ensemble(members, **fields).check(task, subject.sets)
         (line,) = str(raised.value).splitlines()
         return line
 
     assert "members=() are no others" in refused()
     assert "there is no " in refused(str(tmp_path / "gone"))
+    assert "stands twice" in refused(files[0], files[1], files[0])
+    assert "0 sha256 for 1 members" in refused(files[0], sha256=())
     assert "2 sha256 for 1 members" in refused(files[0], sha256=("0" * 64,) * 2)
     assert "needs a classifier, not Segment" in refused(*files, task=Segment(Model()))
     assert "no split 'val'" in refused(*files, split="val")
     assert "is of another network" in refused(*files, task=Classify(Model(num_classes=5)))
     scaled = tmp_path / "scaled.safetensors"
     save_weights(scaled, variables(1), SEEN | {"std": [0.5] * 3})
-    assert "and the run scales them otherwise: leave it out" in refused(str(scaled))
+    with pytest.raises(SettingError, match="and the run scales them otherwise: leave it out"):
+        Ensemble((str(scaled),))(subject)

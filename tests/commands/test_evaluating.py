@@ -15,6 +15,7 @@ import pytest
 from filelock import FileLock
 
 from opsin.analysis.diffusion import Inpainting, SampledBy, VariationalBound
+from opsin.analysis.ensembles import Ensemble
 from opsin.analysis.generators import SampleQuality
 from opsin.analysis.latents import LatentClassifier
 from opsin.analysis.likelihoods import ImportanceNLL
@@ -24,11 +25,12 @@ from opsin.commands import runtime
 from opsin.commands.evaluating import Evaluated, evaluate_run, known_measurements
 from opsin.commands.exporting import export
 from opsin.commands.main import main
+from opsin.commands.provenance import named_files
 from opsin.commands.runs import Options, Outcome, RunError, execute, state_of
 from opsin.config import catalogue
 from opsin.config.identity import evaluation_id, identity
 from opsin.config.own_files import load
-from opsin.config.sweep import identity_of, key_of, known
+from opsin.config.sweep import identity_of, key_of
 from opsin.config.table import Arm, Key, ReportError
 from opsin.config.tree import override, resolve
 from opsin.data.files import WriteError, read_lines
@@ -176,11 +178,20 @@ def test_files_that_a_measurement_names_are_known_by_their_bytes(trained, untrai
     for name in ("accuracy", "nll", "ece"):
         own = trained.metrics[f"test_ema/{name}"]
         assert found.metrics[f"test_ema/{name}_ensemble"] == pytest.approx(own, rel=1e-4)
-    kept = json.loads(found.path.read_text())["measurement"]
-    assert kept["sha256"] == [digest_of(path)]
-    nested = SampledBy(Sampling(), SampleQuality(replace(LENET, sha256=None)))
-    assert known(nested).measurement == SampleQuality(LENET)
-    assert known(PROBE) is PROBE
+    assert json.loads(found.path.read_text())["own"] == {str(path): digest_of(path)}
+    asked = tiny(measurements=(Ensemble((str(path),)),))
+    assert state_of(trained.directory, asked) == "DONE"
+    reported = collect(trained.directory.parent, ["arm"], lambda *_: key_of(asked))
+    path.write_bytes(path.read_bytes() + b" ")
+    assert state_of(trained.directory, asked) == "to measure"  # other bytes under the same path
+    path.unlink()
+    assert collect(trained.directory.parent, ["arm"], lambda *_: key_of(asked)) == reported != []
+
+
+def test_files_that_are_named_without_a_digest_are_found_wherever_they_stand():
+    unknown = replace(LENET, sha256=None)
+    assert named_files(SampledBy(Sampling(), SampleQuality(unknown))) == {LENET.path: LENET.sha256}
+    assert named_files(SampleQuality(LENET)) == named_files(replace(unknown, path="gone")) == {}
 
 
 def test_a_finished_run_makes_the_measurements_that_it_lacks(trained, untrainable):

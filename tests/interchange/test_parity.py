@@ -22,7 +22,7 @@ from opsin.models.segmentation.fcn import FCNResNet50
 
 pytestmark = pytest.mark.proofs
 
-torch = pytest.importorskip("torch", reason="needs the extra bench")
+torch = pytest.importorskip("torch", reason="make parity installs it")
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from opsin.commands.finished import files_of
 from opsin.config.tree import override
 from opsin.data.examples import Arrays, DataError, Examples
 from opsin.data.fingerprint import drawn_labels
 from opsin.data.selection import select
 from opsin.train.evaluate import draw
 from opsin.train.experiment import Data
-from opsin.train.finished import files_of
 from opsin.train.loop import fit
 from opsin.train.sets import open_sets
 from opsin.train.settings import SettingError

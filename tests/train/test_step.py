@@ -177,7 +177,7 @@ def test_frozen_parameters_stay_and_cost_no_backward_work(tiny_one_device: Exper
     assert flops(frozen) < 0.55 * flops(tiny_one_device)
 
 
-def test_what_trains_later_is_bit_equal_until_then_statistics_too(tiny_one_device: Experiment):
+def test_what_trains_later_is_bit_equal_until_then(tiny_one_device: Experiment):
     """Fine-tuning in steps: the head, then what is below it, then all, at rates of their own."""
     norm = partial(batch_norm, frozen_statistics=True)
     in_steps = {
@@ -264,6 +264,18 @@ def test_l2_is_a_named_term_of_the_loss():
         ({"optimizer.freeze": ("bakbone",)}, "no parameter has 'bakbone' in its path"),
         ({"optimizer.lr_scale": (("headd", 0.1),)}, "there is 'head/"),
         ({"optimizer.unfreeze": (("headd", 0.1),)}, "optimizer.unfreeze: .* there is 'head/"),
+        (
+            {"optimizer.unfreeze": (("", 0.5), ("head", 0.1))},
+            "all that 'head' finds is frozen, or found by an earlier pattern",
+        ),
+        (
+            {"optimizer.unfreeze": (("head", 0.5),), "optimizer.freeze": ("head",)},
+            "all that 'head' finds is frozen",
+        ),
+        (
+            {"optimizer.unfreeze": (("head", 0.5),), "optimizer.clip_norm": 1.0},
+            "clip_norm would count the gradients of what optimizer.unfreeze holds",
+        ),
         ({"optimizer.no_decay": ("(",)}, "'\\(' is no pattern"),
     ],
 )
