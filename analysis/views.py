@@ -40,17 +40,20 @@ def mirror_views(images: Images) -> Float[Array, "2 batch height width channels"
     return jnp.stack([images, images[:, :, ::-1]])
 
 
-def shift_views(images: Images, *, by: Count = 1) -> Float[Array, "6 batch height width channels"]:
-    """Each image, and moved ``by`` pixels along both diagonals, as they are and mirrored.
+def shift_views(
+    images: Images, *, by: Count = 1, mirrored: bool = True
+) -> Float[Array, "views batch height width channels"]:
+    """Each image, and moved ``by`` pixels along one diagonal, as they are and mirrored: six views.
 
     Borders are reflected. Jordan, 2024, arXiv:2404.00498, section 3.5, whose mean gives the image
-    in its place half of the weight.
+    in its place half of the weight. Digits and letters read otherwise in a mirror: without
+    ``mirrored`` there are three views.
     """
     height, width = images.shape[1:3]
     padded = jnp.pad(images, ((0, 0), (by, by), (by, by), (0, 0)), "reflect")
     places = [(by, by), (0, 0), (2 * by, 2 * by)]
-    moved = [mirror_views(padded[:, y : y + height, x : x + width]) for y, x in places]
-    return jnp.concatenate(moved)
+    moved = (padded[:, y : y + height, x : x + width] for y, x in places)
+    return jnp.concatenate([mirror_views(x) if mirrored else x[None] for x in moved])
 
 
 def ten_crops(images: Images, *, size: Count) -> Float[Array, "10 batch {size} {size} channels"]:

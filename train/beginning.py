@@ -53,6 +53,8 @@ def said_of_start(experiment: Experiment, state: State, feed: FeedSpec) -> Itera
         yield f"weights: random is {_some([x.removeprefix('params/') for x in left])}"
     for player in experiment.task.players():
         optimizer = player.optimizer or experiment.optimizer
+        for pattern, share in optimizer.unfreeze:
+            yield f"optimizer.unfreeze: {pattern!r} is held for {share:.0%} of the steps"
         held = optimizer.freeze + tuple(pattern for pattern, _ in optimizer.unfreeze)
         yield from _thawed(experiment, player, held, state, feed.batch)
 

@@ -45,6 +45,8 @@ def test_shift_views_reflect_what_they_do_not_have():
     np.testing.assert_array_equal(views[2], padded[:, :6, :5])
     np.testing.assert_array_equal(views[4], padded[:, 4:, 4:])
     np.testing.assert_array_equal(views[1::2], views[::2, :, :, ::-1])
+    upright = shift_views(jnp.asarray(IMAGES), by=2, mirrored=False)
+    np.testing.assert_array_equal(upright, views[::2])
 
 
 def test_ten_crops():

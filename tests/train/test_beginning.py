@@ -66,7 +66,8 @@ def test_frozen_norms_that_see_the_batch_are_told_with_the_remedy(norm, freeze, 
 
 def test_norms_that_are_unfrozen_later_are_told_too():
     held = {"optimizer.unfreeze": (("norm", 0.5),)}
-    (line,) = said(override(make_tiny(), held))
+    share, line = said(override(make_tiny(), held))
+    assert share == "optimizer.unfreeze: 'norm' is held for 50% of the steps"
     assert line.startswith("optimizer: norm still normalise by the batch")
 
 
