@@ -152,13 +152,16 @@ LISTED = dict.fromkeys((*KINDS, "runs"), False) | {"workdir": Path("runs")}
         (
             "embed a/run",
             (Path("a/run"), None),
-            {"allow": (), "n": 2000, "output": None, "features": Features(), "runtime": HERE},
+            {
+                "allow": (), "n": 2000, "before": False, "output": None, "features": Features(),
+                "runtime": HERE,
+            },
         ),
         (
-            "embed a/run folder:photos --n 5 --output e --layer head --split val --seed 2",
+            "embed a/run folder:photos --n 5 --before --output e --layer head --split val --seed 2",
             (Path("a/run"), "folder:photos"),
             {
-                "allow": (), "n": 5, "output": Path("e"), "runtime": HERE,
+                "allow": (), "n": 5, "before": True, "output": Path("e"), "runtime": HERE,
                 "features": Features("head", "val", 2),
             },
         ),
