@@ -40,7 +40,7 @@ from opsin.train.evaluate import evaluate
 from opsin.train.experiment import Experiment
 from opsin.train.logging import JsonLines, NonFiniteError, last_evaluation
 from opsin.train.loop import fit
-from opsin.train.methods import sgd
+from opsin.train.methods import Lookahead, sgd
 from opsin.train.settings import SettingError
 from opsin.train.state import State
 from opsin.train.tasks.classify import Classify
@@ -129,8 +129,13 @@ def test_killed_and_resumed_is_the_straight_run_bit_for_bit(experiment, straight
             {"parallel.data": 2, "loop.strategy": "pmap", "loop.replicas": 2},
             marks=pytest.mark.proofs,
         ),
+        pytest.param(
+            {"optimizer.unfreeze": (("hidden", 0.5), ("conv|norm", 0.7))}
+            | {"optimizer.lookahead": Lookahead(every=2)},
+            marks=pytest.mark.proofs,
+        ),
     ],
-    ids=["streamed-two-a-dispatch", "fsdp", "pmap"],
+    ids=["streamed-two-a-dispatch", "fsdp", "pmap", "unfrozen-in-steps"],
 )
 def test_stopped_and_resumed_is_the_straight_run_bit_for_bit(experiment, layout, tmp_path: Path):
     """Logged every four steps, so that the open window of metrics outlives the stop as well."""

@@ -19,7 +19,7 @@ from opsin.models.layers import batch_norm
 from opsin.train.checks import traced
 from opsin.train.experiment import Experiment
 from opsin.train.feed import Feed
-from opsin.train.methods import sgd
+from opsin.train.methods import Lookahead, sgd
 from opsin.train.paths import flatten
 from opsin.train.program import Program, build
 from opsin.train.sets import open_training
@@ -194,6 +194,28 @@ def test_what_trains_later_is_bit_equal_until_then(tiny_one_device: Experiment):
             for name, array in after.items():
                 moved = not np.array_equal(array, before[name])
                 assert moved == (step >= first), (module, name, step)
+
+
+@pytest.mark.proofs
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"parallel.data": 2, "parallel.fsdp": 2, "parallel.min_shard_size": 8},
+        {"parallel.data": 8, "loop.strategy": "pmap", "loop.replicas": 8},
+        {"loop.accumulate": 4},
+    ],
+    ids=("data-2-fsdp-2", "pmap-8", "microbatches"),
+)
+def test_what_trains_later_does_so_in_every_layout(tiny_one_device: Experiment, layout):
+    """With slow weights around it, which wrap the count of steps too."""
+    held = {
+        "optimizer.unfreeze": (("hidden", 1 / 3), ("conv|norm", 2 / 3)),
+        "optimizer.lookahead": Lookahead(every=2),
+        "loop.duration": "3 steps",
+        "optimizer.warmup": "0 steps",
+    }
+    experiment = override(without_batch_norm(tiny_one_device), held)
+    assert_same_run(run(override(experiment, layout)), run(experiment))
 
 
 def test_the_moving_average_follows_every_step(reference):
