@@ -341,7 +341,8 @@ def _checked(value: Any, hint: Any, path: str, present: Any) -> Any:
     if not hints.fits(fitted, hint):
         default = "; it has no default"
         if present is not _REQUIRED:
-            default = "" if present is _UNSAID else f"; it is {_shown(present)} by default"
+            unsaid = present is _UNSAID or present is value  # an object made of what was typed
+            default = "" if unsaid else f"; it is {_shown(present)} by default"
         raise ConfigError(
             f"{path} takes {hints.in_words(hint)}, not {_shown(value)}{default}"
             f"{beside(value, present)}{_not_found(value)}"

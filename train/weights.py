@@ -214,6 +214,10 @@ class Weights:
         for path in (here, ROOT / self.path):
             if path.is_file():
                 return path
+        if here.is_dir():
+            raise WeightsError(
+                f"{here} is a directory: of a run, `opsin export {in_shell(here)} FILE` makes one"
+            )
         raise WeightsError(f"there is no {here}: {AGAIN} {in_shell(here)}`")
 
     def _check_digest(self, path: Path) -> None:

@@ -46,7 +46,7 @@ from opsin.train.experiment import Experiment
 from opsin.train.measurements import Subject, measure
 from opsin.train.program import build
 from opsin.train.settings import SettingError
-from opsin.train.weights import digest_of
+from opsin.train.weights import WeightsError, digest_of
 from tests.commands.tiny import Small
 from tests.train.conftest import make_tiny
 
@@ -556,6 +556,8 @@ def test_what_can_be_measured_is_found_by_name():
         (["images=3"], ConfigError, "images=3 has no measurement: name one before it"),
         (["Probe", "image=3"], ConfigError, "no 'image' to override: did you mean 'images'"),
         (["SampleQuality"], ConfigError, "give extractor=…, as in extractor=experiments.extrac"),
+        (["Ensemble", "members=a"], ConfigError, r"takes tuple\[str, ...\], not 'a'$"),
+        (["Ensemble", "members=('.',)"], WeightsError, "is a directory: of a run, `opsin export"),
         (["Ensemble"], ConfigError, r"give members=…, as in members=\"\('FILE',\)\"$"),
         (["SampledBy"], ConfigError, "give sampling=…, as in sampling=ops.diffusion.sampling:Sam"),
         (
