@@ -186,10 +186,13 @@ def one_line(caught: pytest.ExceptionInfo[WeightsError]) -> str:
 
 
 def test_a_missing_file_is_told_with_the_command_that_makes_it(lenet: Extractor, tmp_path: Path):
-    for path in (tmp_path / "none.safetensors", tmp_path):
-        with pytest.raises(WeightsError, match="there is no") as caught:
-            replace(lenet, path=str(path)).load()
-        assert f"`opsin export RUN {path}`" in one_line(caught)
+    path = tmp_path / "none.safetensors"
+    with pytest.raises(WeightsError, match="there is no") as caught:
+        replace(lenet, path=str(path)).load()
+    assert f"`opsin export RUN {path}`" in one_line(caught)
+    with pytest.raises(WeightsError, match="is a directory") as caught:
+        replace(lenet, path=str(tmp_path)).load()
+    assert f"`opsin export {tmp_path} FILE`" in one_line(caught)
 
 
 def test_other_weights_are_told_by_their_hash(lenet: Extractor, tmp_path: Path):
