@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from opsin.analysis.checks import check_task
+from opsin.analysis.sets import split_of
+from opsin.data.augment import Batch
+from opsin.data.examples import Examples, labels
 from opsin.metrics import classification
-
-CLASSIFIER = "a classifier"
+from opsin.train.measurements import Subject
 
 
 @runtime_checkable
@@ -23,6 +27,31 @@ class Classifier(Protocol):
     ) -> Float[Array, "batch classes"]:
         """What the model gives for images as it sees them."""
         ...
+
+
+def labelled_split(
+    measurement: object, task: Any, sets: Mapping[str, Examples], split: str
+) -> Examples:
+    """The images that a measurement of a classifier is to be made on.
+
+    Raises:
+        SettingError: for a task that is no classification, or no such split.
+        DataError: if the images have no classes.
+    """
+    check_task(measurement, task, Classifier, "a classifier")
+    examples = split_of(sets, split)
+    labels(examples)
+    return examples
+
+
+def predictor(subject: Subject[Classifier]) -> Callable[..., Float[Array, "batch classes"]]:
+    """The logits of whole images, for ``over_batches``, which compiles the same one once."""
+
+    def predictions(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:
+        del indices
+        return subject.task.logits(params, mutable, subject.prepare(batch)["image"])
+
+    return predictions
 
 
 def mean_probabilities(

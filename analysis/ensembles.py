@@ -10,19 +10,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from opsin.analysis.batches import over_batches
-from opsin.analysis.checks import check_task
 from opsin.analysis.classifiers import (
-    CLASSIFIER,
     Classifier,
     classification_numbers,
+    labelled_split,
     mean_probabilities,
+    predictor,
 )
 from opsin.analysis.sets import split_of
-from opsin.data.augment import Batch
-from opsin.data.examples import Examples, labels, materialize
+from opsin.data.examples import Examples, materialize
 from opsin.ranges import Count
 from opsin.train.measurements import Subject
 from opsin.train.settings import SettingError
@@ -62,9 +61,7 @@ class Ensemble:
             DataError: if the images have no classes.
             WeightsError: if a file is missing, damaged or of another network.
         """
-        check_task(self, task, Classifier, CLASSIFIER)
-        examples = split_of(sets, self.split)
-        labels(examples)
+        examples = labelled_split(self, task, sets, self.split)
         if not self.members:
             raise SettingError(
                 "Ensemble: members=() are no others: name files of opsin export, as in "
@@ -87,21 +84,18 @@ class Ensemble:
         """
         arrays = materialize(split_of(subject.sets, self.split))
 
-        def predictions(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:
-            del indices
-            return subject.task.logits(params, mutable, subject.prepare(batch)["image"])
+        predictions = predictor(subject)
 
         def logits_of(variables: tuple[PyTree, PyTree], what: str) -> np.ndarray:
             each = replace(subject, variables=variables)
             return over_batches(predictions, each, arrays, batch=self.batch, what=what)
 
-        total = count = 0
+        total: PyTree = None
         every: list[np.ndarray] = []
         for variables in self._variables(subject, arrays["image"]):
-            every.append(logits_of(variables, f"member {count}"))
-            total = variables if count == 0 else jax.tree.map(jnp.add, total, variables)
-            count += 1
-        soup = jax.tree.map(lambda x: (x / count).astype(x.dtype), total)
+            total = jax.tree.map(jnp.add, total, variables) if every else variables
+            every.append(logits_of(variables, f"member {len(every)}"))
+        soup = jax.tree.map(lambda x: (x / len(every)).astype(x.dtype), total)
         truth = arrays["label"]
         single = [classification_numbers(logits, truth) for logits in every]
         found = {

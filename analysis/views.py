@@ -15,16 +15,16 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from opsin.analysis.batches import over_batches
-from opsin.analysis.checks import check_task
 from opsin.analysis.classifiers import (
-    CLASSIFIER,
     Classifier,
     classification_numbers,
+    labelled_split,
     mean_probabilities,
+    predictor,
 )
 from opsin.analysis.sets import split_of
 from opsin.data.augment import Batch
-from opsin.data.examples import Examples, labels, materialize
+from opsin.data.examples import Examples, materialize
 from opsin.data.images import recoded
 from opsin.ranges import Count
 from opsin.train.measurements import Subject
@@ -98,9 +98,7 @@ class AveragedViews:
                 fit the images.
             DataError: if the images have no classes.
         """
-        check_task(self, task, Classifier, CLASSIFIER)
-        examples = split_of(sets, self.split)
-        labels(examples)
+        examples = labelled_split(self, task, sets, self.split)
         image = np.shape(examples.records[0]["image"])
         try:
             jax.eval_shape(self.views, jax.ShapeDtypeStruct((1, *image), jnp.float32))
@@ -155,9 +153,7 @@ class Recoded:
                 or images that JPEG does not code.
             DataError: if the images have no classes.
         """
-        check_task(self, task, Classifier, CLASSIFIER)
-        examples = split_of(sets, self.split)
-        labels(examples)
+        examples = labelled_split(self, task, sets, self.split)
         if not self.qualities or max(self.qualities) > 95:
             raise SettingError(
                 f"Recoded: qualities={self.qualities} are from 1 to 95, one at least"
@@ -170,11 +166,7 @@ class Recoded:
         """The accuracy at each quality."""
         arrays = materialize(split_of(subject.sets, self.split))
 
-        def predictions(params: PyTree, mutable: PyTree, batch: Batch, indices: Array) -> Array:
-            del indices
-            return subject.task.logits(params, mutable, subject.prepare(batch)["image"])
-
-        found = {}
+        predictions, found = predictor(subject), {}
         for quality in self.qualities:
             with ThreadPoolExecutor() as pool:
                 coded = list(pool.map(partial(recoded, quality=quality), arrays["image"]))

@@ -1,7 +1,4 @@
-"""How a new run begins, and what it says of itself.
-
-That is which weights it takes, and what is not as frozen as it was asked to be.
-"""
+"""What a new run says of itself: its weights, and what is not as frozen as it was asked to be."""
 
 from __future__ import annotations
 

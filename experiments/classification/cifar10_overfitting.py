@@ -18,6 +18,7 @@ from typing import Any
 from opsin.config.table import Arm, Table
 from opsin.data.geometry import random_crop, random_flip
 from opsin.data.sources import synthetic
+from opsin.experiments.whitening import MEAN, STD
 from opsin.models.classification.linear import Linear
 from opsin.models.classification.small_cnn import SmallCNN
 from opsin.train.experiment import Data, Experiment, Loop
@@ -56,8 +57,8 @@ def config() -> Experiment:
             eval_splits={"test": "test", "seen": "train[:1000]"},
             batch=64,
             eval_batch=500,
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
+            mean=MEAN,
+            std=STD,
         ),
         optimizer=Optimizer(method=adamw, learning_rate=1e-3, schedule=cosine, warmup="50 steps"),
         loop=Loop(

@@ -26,6 +26,7 @@ from functools import partial
 from opsin.config.table import Arm, Table
 from opsin.data.geometry import random_crop, random_flip
 from opsin.data.sources import shrunk, synthetic
+from opsin.experiments.whitening import MEAN, STD
 from opsin.models.classification.resnet import cifar_resnet
 from opsin.train.experiment import Data, Experiment, Loop
 from opsin.train.methods import sgd
@@ -69,8 +70,8 @@ def config() -> Experiment:
             eval_splits={"test": "test", "first_10k": "train[:10000]"},
             batch=64,
             augment=(partial(random_crop, padding=2), random_flip),
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
+            mean=MEAN,
+            std=STD,
         ),
         optimizer=Optimizer(
             method=partial(sgd, momentum=0.9, nesterov=False),

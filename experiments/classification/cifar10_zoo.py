@@ -21,6 +21,7 @@ import flax.linen as nn
 from opsin.config.table import Arm, Table
 from opsin.data.geometry import random_crop, random_flip
 from opsin.data.sources import synthetic
+from opsin.experiments.whitening import MEAN, STD
 from opsin.models.classification.airbench import Airbench
 from opsin.models.classification.convnext import ConvNeXt
 from opsin.models.classification.linear import Linear
@@ -95,8 +96,8 @@ def config() -> Experiment:
             batch=BATCH,
             eval_batch=250,
             augment=(partial(random_crop, padding=4, mode="reflect"), random_flip),
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
+            mean=MEAN,
+            std=STD,
         ),
         optimizer=Optimizer(
             method=adamw, learning_rate=2e-3, schedule=cosine, warmup="50 steps", weight_decay=0.05
